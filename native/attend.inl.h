@@ -1,0 +1,278 @@
+// THE kernel, written once. A target file defines a vector vocabulary in its own namespace and includes this file
+// there; nothing may leave that namespace, because every target is compiled with other flags.
+//
+// Accumulators are float32. Tails: keys are padded with zeros to whole panels and hidden by score -inf; value columns
+// are padded with zeros to value_width; rows have a tile of their own height. Vocabulary: see targets/portable.cpp.
+
+#include "exp.inl.h"
+#include "pack.inl.h"
+#include "visible.inl.h"
+
+static constexpr float kLog2e = 1.44269504088896340736f;
+static constexpr float kLn2 = 0.693147180559945309417f;
+static constexpr float kInfinity = __builtin_inff();
+
+// Scores pass through a transform when a plain multiplication inside the exponential does not do.
+static inline bool transforms(const Problem& problem) {
+  return problem.softcap > 0.0f || problem.bias.data || !(problem.scale > 0.0f);
+}
+
+// What a stored score is multiplied with to be in base 2.
+static inline float score_multiplier(const Problem& problem) {
+  return transforms(problem) ? 1.0f : problem.scale * kLog2e;
+}
+
+static inline bool uses_pairs(const Problem& problem) { return kDotsPairs && problem.dtype == Dtype::bfloat16; }
+
+// scores[R][kBlockKeys] = queries[depth][R] . panel[depth][kPanelKeys]; all accumulators stay in registers.
+template <int R, bool kPairs>
+static void score_tile(const float* queries, const float* panel, int64_t depth, float* scores) {
+  Vec left[R], right[R];
+  for (int r = 0; r < R; ++r) left[r] = right[r] = zero();
+  for (int64_t d = 0; d < depth; ++d, queries += R, panel += kPanelKeys) {
+    const Vec key_left = load(panel), key_right = load(panel + kLanes);
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) {
+      const Vec query = broadcast(queries[r]);
+      left[r] = kPairs ? dot_pairs(query, key_left, left[r]) : mul_add(query, key_left, left[r]);
+      right[r] = kPairs ? dot_pairs(query, key_right, right[r]) : mul_add(query, key_right, right[r]);
+    }
+  }
+  for (int r = 0; r < R; ++r) {
+    store(scores + r * kBlockKeys, left[r]);
+    store(scores + r * kBlockKeys + kLanes, right[r]);
+  }
+}
+
+template <int R, bool kPairs>
+static void score_rows(int64_t rows, const float* queries, const float* panel, int64_t depth, float* scores) {
+  if constexpr (R > 1) {
+    if (rows < R) return score_rows<R - 1, kPairs>(rows, queries, panel, depth, scores);
+  }
+  score_tile<R, kPairs>(queries, panel, depth, scores);
+}
+
+// outputs[R][C kLanes] = outputs x rescale[R] + weights[R][keys] . values[keys][C kLanes]
+template <int R, int C>
+static void value_tile(const float* weights, const float* values, int64_t keys, int64_t width, const float* rescale,
+                       float* outputs) {
+  Vec sum[R][C];
+  for (int r = 0; r < R; ++r)
+    for (int c = 0; c < C; ++c) sum[r][c] = mul(broadcast(rescale[r]), load(outputs + r * width + c * kLanes));
+  for (int64_t key = 0; key < keys; ++key, values += width) {
+    Vec value[C];
+#pragma GCC unroll 16
+    for (int c = 0; c < C; ++c) value[c] = load(values + c * kLanes);
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) {
+      const Vec weight = broadcast(weights[r * kBlockKeys + key]);
+#pragma GCC unroll 16
+      for (int c = 0; c < C; ++c) sum[r][c] = mul_add(weight, value[c], sum[r][c]);
+    }
+  }
+  for (int r = 0; r < R; ++r)
+    for (int c = 0; c < C; ++c) store(outputs + r * width + c * kLanes, sum[r][c]);
+}
+
+template <int R, int C>
+static void value_rows(int64_t rows, int64_t columns, const float* weights, const float* values, int64_t keys,
+                       int64_t width, const float* rescale, float* outputs) {
+  if constexpr (R > 1) {
+    if (rows < R) return value_rows<R - 1, C>(rows, columns, weights, values, keys, width, rescale, outputs);
+  }
+  if constexpr (C > 1) {
+    if (columns < C) return value_rows<R, C - 1>(rows, columns, weights, values, keys, width, rescale, outputs);
+  }
+  value_tile<R, C>(weights, values, keys, width, rescale, outputs);
+}
+
+static void add_values(int64_t rows, const float* weights, const float* values, int64_t keys, int64_t width,
+                       const float* rescale, float* outputs) {
+  for (int64_t r = 0; r < rows; r += kValueRows)
+    for (int64_t d = 0; d < width; d += kValueVectors * kLanes)
+      value_rows<kValueRows, kValueVectors>(rows - r, (width - d) / kLanes, weights + r * kBlockKeys, values + d, keys,
+                                            width, rescale + r, outputs + r * width + d);
+}
+
+// As add_values, but a weight of 0 never meets its value: what a mask hides may be NaN or infinite.
+static void add_values_around_poison(int64_t rows, const float* weights, const float* values, int64_t keys,
+                                     int64_t width, const float* rescale, float* outputs) {
+  for (int64_t r = 0; r < rows; ++r) {
+    for (int64_t d = 0; d < width; d += kLanes) {
+      Vec sum = mul(broadcast(rescale[r]), load(outputs + r * width + d));
+      for (int64_t key = 0; key < keys; ++key) {
+        const float weight = weights[r * kBlockKeys + key];
+        if (weight != 0.0f) sum = mul_add(broadcast(weight), load(values + key * width + d), sum);
+      }
+      store(outputs + r * width + d, sum);
+    }
+  }
+}
+
+// Scale, softcap and bias, ending in base 2; `line` is scratch for a block of bias.
+static void transform_row(const Problem& problem, int64_t item, int64_t head, int64_t token, int64_t block,
+                          int64_t begin, int64_t end, float* line, float* scores) {
+  const Vec scale = broadcast(problem.softcap > 0.0f ? problem.scale / problem.softcap : problem.scale);
+  const Vec cap = broadcast(problem.softcap), base = broadcast(kLog2e);
+  const Bias& bias = problem.bias;
+  if (bias.data) {
+    const int64_t known = problem.keys - block < end ? problem.keys - block : end;
+    const int64_t first = item * bias.stride[0] + head * bias.stride[1] + token * bias.stride[2];
+    for (int64_t j = begin; j < known; ++j)
+      line[j] = element(bias.data, bias.dtype, first + (block + j) * bias.stride[3]);
+    for (int64_t j = known; j < end; ++j) line[j] = 0.0f;
+  }
+  for (int64_t j = begin; j < end; j += kLanes) {
+    Vec score = mul(load(scores + j), scale);
+    if (problem.softcap > 0.0f) score = mul(cap, hyperbolic_tangent(score));
+    if (bias.data) score = add(score, load(line + j));
+    // A finite score stays finite in base 2, so that a row biased by the smallest float everywhere is still a row.
+    const Vec finite = maximum(broadcast(-3e38f), mul(score, base));
+    store(scores + j, less_than_choose(score, broadcast(-__FLT_MAX__), score, finite));
+  }
+}
+
+// Puts the scores above the smallest kept one into the row's list, largest first, ties to the lower key.
+static void keep_top(const float* scores, int64_t begin, int64_t end, int64_t first_key, int64_t top, float* top_scores,
+                     int32_t* top_keys) {
+  for (int64_t j = begin; j < end; j += kLanes) {
+    if (!any_above(load(scores + j), broadcast(top_scores[top - 1]))) continue;
+    for (int64_t i = j; i < j + kLanes; ++i) {
+      if (!(scores[i] > top_scores[top - 1])) continue;
+      int64_t place = top - 1;
+      for (; place > 0 && scores[i] > top_scores[place - 1]; --place) {
+        top_scores[place] = top_scores[place - 1];
+        top_keys[place] = top_keys[place - 1];
+      }
+      top_scores[place] = scores[i];
+      top_keys[place] = int32_t(first_key + i);
+    }
+  }
+}
+
+// Scores become weights exp2(score - peak) in place; peak, total and moment move on. Returns the factor for what the
+// row gathered before.
+static float weigh_row(float multiplier, bool moments, int64_t begin, int64_t end, float* scores, const State& state,
+                       int64_t row) {
+  Vec largest = broadcast(-kInfinity);
+  for (int64_t j = begin; j < end; j += kLanes) largest = maximum(load(scores + j), largest);
+  const float before = state.peak[row], here = reduce_maximum(largest) * multiplier;
+  const float peak = here > before ? here : before;
+  // A row that has seen no key yet keeps total 0: its weights come out as 0 against any finite anchor.
+  const float anchor = peak == -kInfinity ? 0.0f : peak;
+  float rescale = 1.0f;
+  if (peak > before) {
+    rescale = before == -kInfinity ? 0.0f : __builtin_exp2f(before - peak);
+    if (moments && before != -kInfinity)
+      state.moment[row] = rescale * (state.moment[row] + (before - peak) * state.total[row]);
+    state.total[row] *= rescale;
+    state.peak[row] = peak;
+  }
+  const Vec factor = broadcast(multiplier), shift = broadcast(-anchor);
+  Vec total = zero(), moment = zero();
+  if (moments) {
+    // Weights below 2^-126 are 0, so the clamp changes nothing but keeps -inf x 0 out.
+    const Vec lowest = broadcast(-200.0f);
+    for (int64_t j = begin; j < end; j += kLanes) {
+      const Vec x = mul_add(load(scores + j), factor, shift);
+      const Vec weight = exp2_nonpositive(x);
+      moment = mul_add(weight, maximum(lowest, x), moment);
+      total = add(total, weight);
+      store(scores + j, weight);
+    }
+    state.moment[row] += sum(moment);
+  } else {
+    for (int64_t j = begin; j < end; j += kLanes) {
+      const Vec weight = exp2_nonpositive(mul_add(load(scores + j), factor, shift));
+      total = add(total, weight);
+      store(scores + j, weight);
+    }
+  }
+  state.total[row] += sum(total);
+  return rescale;
+}
+
+static void clear_state(const Problem& problem, const Task& task, const State& state) {
+  const int64_t rows = task.rows(), top = problem.reads ? problem.reading.top : 0;
+  for (int64_t row = 0; row < rows; ++row) {
+    state.peak[row] = -kInfinity;
+    state.total[row] = state.moment[row] = 0.0f;
+  }
+  __builtin_memset(state.values, 0, std::size_t(rows * problem.value_width()) * sizeof(float));
+  for (int64_t i = 0; i < rows * top; ++i) {
+    state.top_scores[i] = -kInfinity;
+    state.top_keys[i] = -1;
+  }
+}
+
+static void compute(const Problem& problem, const Task& task, const Workspace& workspace, const State& state,
+                    const Strip* strip) {
+  const bool pairs = uses_pairs(problem), transformed = transforms(problem);
+  const bool by_key = problem.visibility.documents || problem.visibility.allowed;
+  const bool moments = problem.reads;
+  const float multiplier = score_multiplier(problem);
+  const int64_t depth = key_depth(problem, pairs), width = problem.value_width(), group = problem.group();
+  const int64_t rows = task.rows(), top = problem.reads ? problem.reading.top : 0;
+  Span* spans = reinterpret_cast<Span*>(workspace.spans);
+  for (int64_t row = 0; row < rows; ++row) spans[row] = span_of(problem, task.item, (task.first_row + row) / group);
+  clear_state(problem, task, state);
+  pack_queries(problem, task, pairs, workspace.queries);
+
+  int64_t block_number = 0;
+  for (int64_t block = task.first_key; block < task.last_key; block += kBlockKeys, ++block_number) {
+    const int64_t block_end = task.last_key - block < kBlockKeys ? task.last_key - block : kBlockKeys;
+    int32_t* strip_begin = strip ? strip->begin + block_number * rows : nullptr;
+    int32_t* strip_end = strip ? strip->end + block_number * rows : nullptr;
+    for (int64_t row = 0; strip && row < rows; ++row) strip_begin[row] = strip_end[row] = 0;
+    int64_t seen = block_end, seen_end = 0;
+    for (int64_t row = 0; row < rows; ++row) widen_to(spans[row], block, block_end, seen, seen_end);
+    if (seen >= seen_end) continue;
+
+    const int64_t packed = seen / kPanelKeys * kPanelKeys;
+    pack_keys(problem, task, block + packed, block + seen_end, pairs, workspace.keys);
+    const bool finite = pack_values(problem, task, block + seen, block + seen_end, workspace.values);
+
+    const float* queries = workspace.queries;
+    for (int64_t first = 0; first < rows; first += kTileRows, queries += depth * kTileRows) {
+      const int64_t height = rows - first < kTileRows ? rows - first : kTileRows;
+      int64_t begin = block_end, end = 0;
+      for (int64_t r = 0; r < height; ++r) widen_to(spans[first + r], block, block_end, begin, end);
+      if (begin >= end) continue;
+      const int64_t panel_begin = begin / kPanelKeys * kPanelKeys, panel_end = round_up(end, kPanelKeys);
+      float* scores = strip ? strip->weights + (block_number * rows + first) * kBlockKeys : workspace.scores;
+      for (int64_t j = panel_begin; j < panel_end; j += kPanelKeys) {
+        const float* panel = workspace.keys + (j - packed) * depth;
+        if (pairs)
+          score_rows<kTileRows, kDotsPairs>(height, queries, panel, depth, scores + j);
+        else
+          score_rows<kTileRows, false>(height, queries, panel, depth, scores + j);
+      }
+
+      bool hides = by_key;
+      for (int64_t r = 0; r < height; ++r) {
+        const int64_t row = first + r, token = (task.first_row + row) / group;
+        const int64_t head = task.key_head * group + (task.first_row + row) % group;
+        float* line = scores + r * kBlockKeys;
+        if (transformed)
+          transform_row(problem, task.item, head, token, block, panel_begin, panel_end, workspace.line, line);
+        if (!covers(spans[row], block + panel_begin, block + panel_end)) {
+          hides = true;
+          hide_outside(spans[row], block, panel_begin, panel_end, line);
+        }
+        if (by_key) hide_by_key(problem, task.item, head, token, block, panel_begin, end, line);
+        if (top) keep_top(line, panel_begin, panel_end, block, top, state.top_scores + row * top, state.top_keys + row * top);
+        workspace.rescale[r] = weigh_row(multiplier, moments, panel_begin, panel_end, line, state, row);
+        if (strip) {
+          strip->peaks[block_number * rows + row] = state.peak[row];
+          strip_begin[row] = int32_t(panel_begin);
+          strip_end[row] = int32_t(end);
+        }
+      }
+      const auto add = hides && !finite ? add_values_around_poison : add_values;
+      add(height, scores + begin, workspace.values + (begin - seen) * width, end - begin, width, workspace.rescale,
+          state.values + first * width);
+    }
+  }
+}
+
+#include "finish.inl.h"

@@ -1,0 +1,216 @@
+// The only file that knows Python: arrays in, GIL released, nothing else.
+
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
+
+#include <optional>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "core.h"
+
+namespace nb = nanobind;
+
+namespace {
+
+using keywise::Dtype;
+template <typename T, int N>
+using Input = nb::ndarray<const T, nb::ndim<N>, nb::device::cpu>;
+using Tokens = nb::ndarray<nb::ro, nb::ndim<4>, nb::device::cpu>;
+template <typename T>
+using Output = nb::ndarray<T, nb::device::cpu>;
+
+// One call, as kernels.py fills it. The arrays have been validated there and are held here while the call runs.
+struct Call {
+  std::string dtype;
+  Tokens query, key, value;
+  std::optional<Tokens> bias;
+  std::string bias_dtype;
+  std::optional<Input<float, 1>> sinks;
+  float scale = 1.0f, softcap = 0.0f;
+
+  bool causal = false;
+  int64_t left = -1, right = -1, keep_first = 0, first_key = 0;
+  Input<int64_t, 1> lengths, starts;
+  std::optional<Input<int32_t, 2>> documents;
+  std::optional<Input<bool, 4>> allowed;
+
+  std::optional<nb::ndarray<nb::ndim<4>, nb::device::cpu>> output;
+  std::optional<Output<float>> peak, total, values;
+
+  int64_t first_row = 0, last_row = 0, top = 0;
+  std::optional<Output<float>> lse, entropy, top_weights, key_mass, segment_mass;
+  std::optional<Output<int32_t>> top_keys;
+  std::optional<Input<int64_t, 2>> runs;
+  std::optional<Input<float, 3>> row_weights;
+};
+
+Dtype dtype_of(const std::string& name) {
+  if (name == "float32") return Dtype::float32;
+  if (name == "float16") return Dtype::float16;
+  if (name == "bfloat16") return Dtype::bfloat16;
+  throw nb::value_error(("no kernel for dtype " + name).c_str());
+}
+
+template <typename Array>
+void copy_strides(const Array& array, int64_t* stride) {
+  for (size_t axis = 0; axis < array.ndim(); ++axis) stride[axis] = array.stride(axis);
+}
+
+template <typename T>
+T* data_of(const std::optional<Output<T>>& array) {
+  return array ? array->data() : nullptr;
+}
+
+keywise::Problem problem_of(const Call& call) {
+  keywise::Problem p;
+  p.batch = call.query.shape(0);
+  p.query_heads = call.query.shape(1);
+  p.queries = call.query.shape(2);
+  p.head_dim = call.query.shape(3);
+  p.key_heads = call.value.shape(1);
+  p.keys = call.value.shape(2);
+  p.value_dim = call.value.shape(3);
+  p.dtype = dtype_of(call.dtype);
+  p.query.data = call.query.data();
+  copy_strides(call.query, p.query.stride);
+  p.key.data = call.key.data();
+  copy_strides(call.key, p.key.stride);
+  p.value.data = call.value.data();
+  copy_strides(call.value, p.value.stride);
+  if (call.bias) {
+    p.bias.data = call.bias->data();
+    p.bias.dtype = dtype_of(call.bias_dtype);
+    copy_strides(*call.bias, p.bias.stride);
+  }
+  if (call.sinks) p.sinks = call.sinks->data();
+  p.scale = call.scale;
+  p.softcap = call.softcap;
+
+  keywise::Visibility& v = p.visibility;
+  v.causal = call.causal;
+  v.left = call.left;
+  v.right = call.right;
+  v.keep_first = call.keep_first;
+  v.first_key = call.first_key;
+  v.lengths = call.lengths.data();
+  v.starts = call.starts.data();
+  if (call.documents) {
+    v.documents = call.documents->data();
+    v.positions = call.documents->shape(1);
+  }
+  if (call.allowed) {
+    v.allowed = call.allowed->data();
+    copy_strides(*call.allowed, v.allowed_stride);
+  }
+
+  if (call.output) {
+    p.output = call.output->data();
+    copy_strides(*call.output, p.output_stride);
+  }
+  p.peak = data_of(call.peak);
+  p.total = data_of(call.total);
+  p.values = data_of(call.values);
+
+  p.reads = call.lse.has_value();
+  keywise::Reading& r = p.reading;
+  r.first_row = call.first_row;
+  r.last_row = call.last_row;
+  r.lse = data_of(call.lse);
+  r.entropy = data_of(call.entropy);
+  r.top = call.top;
+  r.top_keys = data_of(call.top_keys);
+  r.top_weights = data_of(call.top_weights);
+  r.key_mass = data_of(call.key_mass);
+  r.segment_mass = data_of(call.segment_mass);
+  if (call.segment_mass) r.segments = int64_t(call.segment_mass->shape(3));
+  if (call.runs) {
+    r.runs = call.runs->data();
+    r.run_count = int64_t(call.runs->shape(0));
+  }
+  if (call.row_weights) {
+    r.row_weights = call.row_weights->data();
+    copy_strides(*call.row_weights, r.row_weight_stride);
+  }
+  return p;
+}
+
+bool python_signal() {
+  const nb::gil_scoped_acquire gil;
+  return PyErr_CheckSignals() != 0;
+}
+
+void run(const Call& call, const std::string& target, int threads) {
+  const keywise::Candidate* list;
+  const int count = keywise::candidates(&list);
+  for (int i = 0; i < count; ++i) {
+    if (target != list[i].target->name) continue;
+    if (*list[i].reason) throw nb::value_error((target + ": " + list[i].reason).c_str());
+    const keywise::Problem problem = problem_of(call);
+    bool finished;
+    {
+      const nb::gil_scoped_release nogil;
+      finished = keywise::run(problem, *list[i].target, threads, python_signal);
+    }
+    if (!finished) throw nb::python_error();
+    return;
+  }
+  throw nb::value_error(("no target named " + target).c_str());
+}
+
+std::vector<std::tuple<std::string, std::string>> candidates() {
+  const keywise::Candidate* list;
+  const int count = keywise::candidates(&list);
+  std::vector<std::tuple<std::string, std::string>> names;
+  for (int i = 0; i < count; ++i) names.emplace_back(list[i].target->name, list[i].reason);
+  return names;
+}
+
+}  // namespace
+
+NB_MODULE(_native, module) {
+  module.doc() = "The kernels of keywise. Private: keywise.attention.kernels is the only caller.";
+  nb::class_<Call>(module, "Call", "One call of attention; arrays are validated by the caller.")
+      .def(nb::init<>())
+      .def_rw("dtype", &Call::dtype)
+      .def_rw("query", &Call::query)
+      .def_rw("key", &Call::key)
+      .def_rw("value", &Call::value)
+      .def_rw("bias", &Call::bias, nb::for_setter(nb::arg().none()))
+      .def_rw("bias_dtype", &Call::bias_dtype)
+      .def_rw("sinks", &Call::sinks, nb::for_setter(nb::arg().none()))
+      .def_rw("scale", &Call::scale)
+      .def_rw("softcap", &Call::softcap)
+      .def_rw("causal", &Call::causal)
+      .def_rw("left", &Call::left)
+      .def_rw("right", &Call::right)
+      .def_rw("keep_first", &Call::keep_first)
+      .def_rw("first_key", &Call::first_key)
+      .def_rw("lengths", &Call::lengths)
+      .def_rw("starts", &Call::starts)
+      .def_rw("documents", &Call::documents, nb::for_setter(nb::arg().none()))
+      .def_rw("allowed", &Call::allowed, nb::for_setter(nb::arg().none()))
+      .def_rw("output", &Call::output, nb::for_setter(nb::arg().none()))
+      .def_rw("peak", &Call::peak, nb::for_setter(nb::arg().none()))
+      .def_rw("total", &Call::total, nb::for_setter(nb::arg().none()))
+      .def_rw("values", &Call::values, nb::for_setter(nb::arg().none()))
+      .def_rw("first_row", &Call::first_row)
+      .def_rw("last_row", &Call::last_row)
+      .def_rw("top", &Call::top)
+      .def_rw("lse", &Call::lse, nb::for_setter(nb::arg().none()))
+      .def_rw("entropy", &Call::entropy, nb::for_setter(nb::arg().none()))
+      .def_rw("top_keys", &Call::top_keys, nb::for_setter(nb::arg().none()))
+      .def_rw("top_weights", &Call::top_weights, nb::for_setter(nb::arg().none()))
+      .def_rw("key_mass", &Call::key_mass, nb::for_setter(nb::arg().none()))
+      .def_rw("segment_mass", &Call::segment_mass, nb::for_setter(nb::arg().none()))
+      .def_rw("runs", &Call::runs, nb::for_setter(nb::arg().none()))
+      .def_rw("row_weights", &Call::row_weights, nb::for_setter(nb::arg().none()));
+  module.def("run", &run, nb::arg("call"), nb::arg("target"), nb::arg("threads"),
+             "Run a call on a target; Ctrl-C between blocks raises KeyboardInterrupt.");
+  module.def("candidates", &candidates, "Targets compiled in, best first, with the reason each cannot run here or ''.");
+}

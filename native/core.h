@@ -1,0 +1,154 @@
+// The whole C++ interface: a validated problem goes in, arrays are filled. Nothing here knows Python.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace keywise {
+
+enum class Dtype { float32, float16, bfloat16 };
+
+// Keys are taken in blocks of this many: a tile of scores (12 x 256 floats) stays in the first-level cache.
+constexpr int64_t kBlockKeys = 256;
+// Rows of value vectors are padded to this many floats, a multiple of every target's vector width.
+constexpr int64_t kPad = 16;
+
+// Always inlined: target files are compiled with other flags, and no copy of theirs may serve the rest.
+#define KEYWISE_INLINE [[gnu::always_inline]] inline
+
+KEYWISE_INLINE constexpr int64_t round_up(int64_t number, int64_t step) { return (number + step - 1) / step * step; }
+
+// Strides count elements; axes are [batch, heads, tokens, head_dim]; the last one is contiguous.
+struct Tensor {
+  const void* data = nullptr;
+  int64_t stride[4] = {0, 0, 0, 0};
+};
+
+struct Bias {
+  const void* data = nullptr;
+  Dtype dtype = Dtype::float32;
+  int64_t stride[4] = {0, 0, 0, 0};
+};
+
+// All positions are absolute: key j of this problem stands at first_key + j.
+struct Visibility {
+  bool causal = false;
+  int64_t left = -1;   // keys seen before the query's own position, -1 for all
+  int64_t right = -1;  // and after it
+  int64_t keep_first = 0;
+  int64_t first_key = 0;
+  const int64_t* lengths = nullptr;    // [batch]
+  const int64_t* starts = nullptr;     // [batch]
+  const int32_t* documents = nullptr;  // [batch, positions]
+  int64_t positions = 0;
+  const bool* allowed = nullptr;  // broadcast by zero strides
+  int64_t allowed_stride[4] = {0, 0, 0, 0};
+};
+
+// Where a reading goes. Rows are the query tokens first_row .. last_row - 1; arrays are contiguous.
+struct Reading {
+  int64_t first_row = 0;
+  int64_t last_row = 0;
+  float* lse = nullptr;      // [batch, query heads, rows]
+  float* entropy = nullptr;  // [batch, query heads, rows]
+  int64_t top = 0;
+  int32_t* top_keys = nullptr;   // [batch, query heads, rows, top]
+  float* top_weights = nullptr;  // [batch, query heads, rows, top]
+  float* key_mass = nullptr;     // [batch, query heads, keys]
+  float* segment_mass = nullptr;  // [batch, query heads, rows, segments]
+  int64_t segments = 0;
+  const int64_t* runs = nullptr;  // [run_count, 3]: first key, key after the last, segment
+  int64_t run_count = 0;
+  const float* row_weights = nullptr;  // broadcast by zero strides; null for 1 everywhere
+  int64_t row_weight_stride[3] = {0, 0, 0};
+};
+
+struct Problem {
+  int64_t batch = 0, query_heads = 0, key_heads = 0, queries = 0, keys = 0, head_dim = 0, value_dim = 0;
+  Dtype dtype = Dtype::float32;
+  Tensor query, key, value;
+  Bias bias;
+  const float* sinks = nullptr;  // [query heads]
+  float scale = 1.0f;
+  float softcap = 0.0f;  // 0 for none
+  Visibility visibility;
+
+  // Either the output in the problem's dtype, or the partial in float32, contiguous.
+  void* output = nullptr;
+  int64_t output_stride[4] = {0, 0, 0, 0};
+  float* peak = nullptr;
+  float* total = nullptr;
+  float* values = nullptr;
+
+  bool reads = false;
+  Reading reading;
+
+  KEYWISE_INLINE int64_t group() const { return query_heads / key_heads; }
+  KEYWISE_INLINE int64_t value_width() const { return round_up(value_dim, kPad); }
+};
+
+// Part of a problem: some query rows of one key head against some keys. Row r is head r % group of token r / group.
+struct Task {
+  int64_t item = 0, key_head = 0;
+  int64_t first_row = 0, last_row = 0;
+  int64_t first_key = 0, last_key = 0;
+  KEYWISE_INLINE int64_t rows() const { return last_row - first_row; }
+};
+
+// The partial of a task. Scores are in base 2 (score x log2 e) so that the kernels need exp2 only.
+struct State {
+  float* peak = nullptr;     // [rows]
+  float* total = nullptr;    // [rows]
+  float* moment = nullptr;   // [rows] sum of weight x (score - peak), for the entropy
+  float* values = nullptr;   // [rows, value_width]
+  float* top_scores = nullptr;  // [rows, top] largest first; raw scores, before the score multiplier
+  int32_t* top_keys = nullptr;  // [rows, top] -1 where there is none
+};
+
+// Weights kept for the readings: exp2(score - the peak of its row when its block was done).
+struct Strip {
+  int64_t first_key = 0;
+  int64_t blocks = 0;
+  float* weights = nullptr;  // [blocks, rows, kBlockKeys]
+  float* peaks = nullptr;    // [blocks, rows]
+  int32_t* begin = nullptr;  // [blocks, rows] written part of each row of a block
+  int32_t* end = nullptr;
+};
+
+// Scratch of one thread; what each pointer holds is said where it is carved out (core.cpp).
+struct Workspace {
+  float* queries = nullptr;
+  float* keys = nullptr;
+  float* values = nullptr;
+  float* scores = nullptr;
+  float* line = nullptr;
+  float* rescale = nullptr;
+  int64_t* spans = nullptr;
+};
+constexpr int64_t kSpanNumbers = 4;
+constexpr int64_t kMaximumTileRows = 16;
+
+// One instruction set. Both functions allocate nothing and throw nothing.
+struct Target {
+  const char* name;
+  // Fills the state, and the strip when it is not null.
+  void (*compute)(const Problem&, const Task&, const Workspace&, const State&, const Strip*);
+  // Turns the state into outputs and readings; adds key mass to columns [group, keys] when it is not null.
+  void (*finish)(const Problem&, const Task&, const Workspace&, const State&, const Strip*, int64_t strips,
+                 double* columns);
+};
+
+// dispatch.cpp: every target compiled in, best first, and why it cannot run here (empty: it can).
+struct Candidate {
+  const Target* target;
+  const char* reason;
+};
+int candidates(const Candidate** list);
+
+// Asked now and then on the calling thread; true stops the run.
+using Interrupted = bool (*)();
+
+// Runs a problem; the result does not depend on the number of threads. False when it was interrupted.
+bool run(const Problem& problem, const Target& target, int threads, Interrupted interrupted);
+
+}  // namespace keywise

@@ -1,0 +1,159 @@
+// From the state of some rows to outputs and readings. Included by attend.inl.h only.
+
+// log2 of the denominator and its inverse, sinks included; a row without keys has none.
+struct Norm {
+  bool empty;
+  float inverse;   // 1 / (total + what the sink takes)
+  float log_base2;  // log2 of the denominator, relative to the peak
+};
+
+static inline Norm norm_of(const Problem& problem, int64_t head, float peak, float total) {
+  if (total == 0.0f) return {true, 0.0f, 0.0f};
+  if (!problem.sinks) return {false, 1.0f / total, __builtin_log2f(total)};
+  const float sink = problem.sinks[head] * kLog2e - peak;
+  if (sink <= 0.0f) {
+    const float denominator = total + __builtin_exp2f(sink);
+    return {false, 1.0f / denominator, __builtin_log2f(denominator)};
+  }
+  // A sink above the peak is factored out: its exponential could overflow.
+  const float shrink = __builtin_exp2f(-sink), rest = total * shrink + 1.0f;
+  return {false, shrink / rest, sink + __builtin_log2f(rest)};
+}
+
+static void write_output(const Problem& problem, int64_t item, int64_t head, int64_t token, const float* values,
+                         float inverse) {
+  const int64_t first =
+      item * problem.output_stride[0] + head * problem.output_stride[1] + token * problem.output_stride[2];
+  if (problem.dtype == Dtype::float32) {
+    float* out = static_cast<float*>(problem.output) + first;
+    for (int64_t d = 0; d < problem.value_dim; ++d) out[d] = values[d] * inverse;
+  } else {
+    uint16_t* out = static_cast<uint16_t*>(problem.output) + first;
+    const bool half = problem.dtype == Dtype::float16;
+    for (int64_t d = 0; d < problem.value_dim; ++d) out[d] = narrow(values[d] * inverse, half);
+  }
+}
+
+static void write_partial(const Problem& problem, int64_t row, float peak, float total, const float* values) {
+  problem.peak[row] = peak * kLn2;
+  problem.total[row] = total;
+  __builtin_memcpy(problem.values + row * problem.value_dim, values, std::size_t(problem.value_dim) * sizeof(float));
+}
+
+static float sum_of(const float* numbers, int64_t count) {
+  Vec total = zero();
+  int64_t j = 0;
+  for (; j + kLanes <= count; j += kLanes) total = add(total, load(numbers + j));
+  if (j < count) total = add(total, load_first(numbers + j, int(count - j)));
+  return sum(total);
+}
+
+// Segment mass of one row: its weights, block by block, against the runs.
+static void write_segments(const Problem& problem, const Strip* strips, int64_t strip_count, int64_t rows, int64_t row,
+                           float peak, float inverse, float* mass) {
+  const Reading& reading = problem.reading;
+  for (int64_t s = 0; s < reading.segments; ++s) mass[s] = 0.0f;
+  int64_t run = 0;
+  for (int64_t number = 0; number < strip_count; ++number) {
+    const Strip& strip = strips[number];
+    for (int64_t block = 0; block < strip.blocks; ++block) {
+      const int64_t place = block * rows + row;
+      if (strip.begin[place] >= strip.end[place] || strip.peaks[place] == -kInfinity) continue;
+      const int64_t first_key = strip.first_key + block * kBlockKeys;
+      const int64_t begin = first_key + strip.begin[place], end = first_key + strip.end[place];
+      const float factor = __builtin_exp2f(strip.peaks[place] - peak) * inverse;
+      const float* weights = strip.weights + place * kBlockKeys - first_key;
+      while (run < reading.run_count && reading.runs[3 * run + 1] <= begin) ++run;
+      for (int64_t i = run; i < reading.run_count && reading.runs[3 * i] < end; ++i) {
+        const int64_t from = reading.runs[3 * i] > begin ? reading.runs[3 * i] : begin;
+        const int64_t to = reading.runs[3 * i + 1] < end ? reading.runs[3 * i + 1] : end;
+        mass[reading.runs[3 * i + 2]] += factor * sum_of(weights + from, to - from);
+      }
+    }
+  }
+}
+
+static void write_row_readings(const Problem& problem, int64_t row, const Norm& norm, float peak, float total,
+                               float moment, const float* top_scores, const int32_t* top_keys) {
+  const Reading& reading = problem.reading;
+  const float natural = norm.log_base2 * kLn2;
+  reading.lse[row] = norm.empty ? -kInfinity : peak * kLn2 + natural;
+  reading.entropy[row] = norm.empty ? 0.0f : norm.inverse * (natural * total - kLn2 * moment);
+  const float multiplier = score_multiplier(problem);
+  for (int64_t i = 0; i < reading.top; ++i) {
+    const bool found = top_keys[i] >= 0;
+    reading.top_keys[row * reading.top + i] = top_keys[i];
+    reading.top_weights[row * reading.top + i] =
+        found ? __builtin_exp2f(top_scores[i] * multiplier - peak) * norm.inverse : 0.0f;
+  }
+}
+
+// Adds row_weight x weight of every row of the task to columns [group, keys]: per block in float32, across blocks in
+// float64. norms[row] is the row's inverse denominator.
+static void add_columns(const Problem& problem, const Task& task, const State& state, const Strip& strip,
+                        const float* norms, float* line, double* columns) {
+  const Reading& reading = problem.reading;
+  const int64_t rows = task.rows(), group = problem.group();
+  for (int64_t block = 0; block < strip.blocks; ++block) {
+    const int64_t first_key = strip.first_key + block * kBlockKeys;
+    const int64_t known = problem.keys - first_key < kBlockKeys ? problem.keys - first_key : kBlockKeys;
+    for (int64_t head = 0; head < group; ++head) {
+      bool touched = false;
+      for (int64_t row = (head - task.first_row % group + group) % group; row < rows; row += group) {
+        const int64_t place = block * rows + row, token = (task.first_row + row) / group;
+        if (strip.begin[place] >= strip.end[place] || strip.peaks[place] == -kInfinity) continue;
+        if (token < reading.first_row || token >= reading.last_row) continue;
+        float factor = norms[row] * __builtin_exp2f(strip.peaks[place] - state.peak[row]);
+        if (reading.row_weights)
+          factor *= reading.row_weights[task.item * reading.row_weight_stride[0] +
+                                        (task.key_head * group + head) * reading.row_weight_stride[1] +
+                                        token * reading.row_weight_stride[2]];
+        if (factor == 0.0f) continue;
+        if (!touched) {
+          for (int64_t j = 0; j < kBlockKeys; j += kLanes) store(line + j, zero());
+          touched = true;
+        }
+        const float* weights = strip.weights + place * kBlockKeys;
+        if (factor != factor) {  // a NaN row is counted where it looked, not where it could not look
+          for (int64_t j = strip.begin[place]; j < strip.end[place]; ++j)
+            if (weights[j] != 0.0f) line[j] += factor;
+          continue;
+        }
+        const Vec spread = broadcast(factor);
+        for (int64_t j = strip.begin[place]; j < strip.end[place]; j += kLanes)
+          store(line + j, mul_add(load(weights + j), spread, load(line + j)));
+      }
+      double* column = columns + head * problem.keys + first_key;
+      for (int64_t j = 0; touched && j < known; ++j) column[j] += double(line[j]);
+    }
+  }
+}
+
+static void finish(const Problem& problem, const Task& task, const Workspace& workspace, const State& state,
+                   const Strip* strips, int64_t strip_count, double* columns) {
+  const Reading& reading = problem.reading;
+  const int64_t group = problem.group(), width = problem.value_width(), rows = task.rows();
+  const int64_t tokens_read = reading.last_row - reading.first_row;
+  for (int64_t row = 0; row < rows; ++row) {
+    const int64_t token = (task.first_row + row) / group;
+    const int64_t head = task.key_head * group + (task.first_row + row) % group;
+    const int64_t heads_before = task.item * problem.query_heads + head;
+    const float* values = state.values + row * width;
+    if (problem.peak) {
+      write_partial(problem, heads_before * problem.queries + token, state.peak[row], state.total[row], values);
+      continue;
+    }
+    const Norm norm = norm_of(problem, head, state.peak[row], state.total[row]);
+    write_output(problem, task.item, head, token, values, norm.inverse);
+    workspace.rescale[row] = norm.inverse;
+    if (!problem.reads || token < reading.first_row || token >= reading.last_row) continue;
+    const int64_t place = heads_before * tokens_read + token - reading.first_row;
+    write_row_readings(problem, place, norm, state.peak[row], state.total[row], state.moment[row],
+                       state.top_scores + row * reading.top, state.top_keys + row * reading.top);
+    if (reading.segment_mass)
+      write_segments(problem, strips, strip_count, rows, row, state.peak[row], norm.inverse,
+                     reading.segment_mass + place * reading.segments);
+  }
+  for (int64_t i = 0; columns && i < strip_count; ++i)
+    add_columns(problem, task, state, strips[i], workspace.rescale, workspace.line, columns);
+}

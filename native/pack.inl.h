@@ -1,0 +1,150 @@
+// Rows of any float type and stride become float32 panels in the layout the tiles read. Included by attend.inl.h only.
+
+static inline float widen(uint16_t bits, bool half) {
+  uint32_t wide;
+  if (!half) {
+    wide = uint32_t(bits) << 16;
+  } else {
+    const uint32_t sign = uint32_t(bits & 0x8000u) << 16, exponent = (bits >> 10) & 31u, fraction = bits & 0x3ffu;
+    if (exponent == 31) {
+      wide = sign | 0x7f800000u | (fraction << 13);
+    } else if (exponent) {
+      wide = sign | ((exponent + 112) << 23) | (fraction << 13);
+    } else {  // zero and subnormal numbers: fraction x 2^-24
+      const float value = float(fraction) * 0x1p-24f;
+      __builtin_memcpy(&wide, &value, 4);
+      wide |= sign;
+    }
+  }
+  float value;
+  __builtin_memcpy(&value, &wide, 4);
+  return value;
+}
+
+// To nearest, ties to even.
+static inline uint16_t narrow(float value, bool half) {
+  uint32_t bits;
+  __builtin_memcpy(&bits, &value, 4);
+  const uint32_t sign = (bits >> 16) & 0x8000u;
+  const uint32_t size = bits & 0x7fffffffu;
+  if (!half) return uint16_t(size > 0x7f800000u ? (bits >> 16) | 0x40u : (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+  if (size > 0x7f800000u) return uint16_t(sign | 0x7e00u);
+  if (size >= 0x477ff000u) return uint16_t(sign | 0x7c00u);  // rounds past the largest half
+  if (size >= 0x38800000u) return uint16_t(sign | ((size - 0x38000000u + 0xfffu + ((size >> 13) & 1u)) >> 13));
+  float magnitude;
+  __builtin_memcpy(&magnitude, &size, 4);
+  // Subnormal: adding 2^-1 x 2^-24 x 2^24 aligns the last half bit with the last float bit, rounding on the way.
+  magnitude += 0.5f;
+  __builtin_memcpy(&bits, &magnitude, 4);
+  return uint16_t(sign | (bits - 0x3f000000u));
+}
+
+static inline float element(const void* data, Dtype dtype, int64_t index) {
+  if (dtype == Dtype::float32) return static_cast<const float*>(data)[index];
+  return widen(static_cast<const uint16_t*>(data)[index], dtype == Dtype::float16);
+}
+
+static inline const char* row_of(const Tensor& tensor, Dtype dtype, int64_t item, int64_t head, int64_t token) {
+  const int64_t offset = item * tensor.stride[0] + head * tensor.stride[1] + token * tensor.stride[2];
+  return static_cast<const char*>(tensor.data) + offset * (dtype == Dtype::float32 ? 4 : 2);
+}
+
+// Up to kLanes elements from `index` on as float32, zeros behind the last.
+static inline Vec load_elements(const char* row, Dtype dtype, int64_t index, int64_t count) {
+  if (dtype == Dtype::float32) {
+    const float* source = reinterpret_cast<const float*>(row) + index;
+    return count >= kLanes ? load(source) : load_first(source, int(count));
+  }
+  const uint16_t* source = reinterpret_cast<const uint16_t*>(row) + index;
+  uint16_t line[kLanes];
+  if (count < kLanes) {
+    __builtin_memset(line, 0, sizeof line);
+    __builtin_memcpy(line, source, std::size_t(count) * 2);
+    source = line;
+  }
+  return dtype == Dtype::bfloat16 ? load_bfloat16(source) : load_float16(source);
+}
+
+// Up to 2 kLanes bfloat16 elements as kLanes pairs of bits, zeros behind the last.
+static inline Vec load_pairs(const char* row, int64_t index, int64_t count) {
+  const uint16_t* source = reinterpret_cast<const uint16_t*>(row) + index;
+  uint16_t line[2 * kLanes];
+  if (count < 2 * kLanes) {
+    __builtin_memset(line, 0, sizeof line);
+    __builtin_memcpy(line, source, std::size_t(count) * 2);
+    source = line;
+  }
+  return load(reinterpret_cast<const float*>(source));
+}
+
+static constexpr int64_t kPanelKeys = 2 * kLanes;
+
+// Lanes per key in a packed panel: head_dim floats, or half as many pairs of bfloat16.
+static inline int64_t key_depth(const Problem& problem, bool pairs) {
+  return pairs ? (problem.head_dim + 1) / 2 : problem.head_dim;
+}
+
+// Keys first .. last - 1 as panels [depth][kPanelKeys], keys behind the last as zeros.
+static void pack_keys(const Problem& problem, const Task& task, int64_t first, int64_t last, bool pairs, float* panels) {
+  const int64_t depth = key_depth(problem, pairs), step = pairs ? 2 : 1;
+  for (int64_t panel = first; panel < last; panel += kPanelKeys, panels += depth * kPanelKeys) {
+    for (int64_t half = 0; half < kPanelKeys; half += kLanes) {
+      for (int64_t d = 0; d < depth; d += kLanes) {
+        Vec tile[kLanes];
+        for (int i = 0; i < kLanes; ++i) {
+          const int64_t key = panel + half + i;
+          if (key >= last) {
+            tile[i] = zero();
+            continue;
+          }
+          const char* row = row_of(problem.key, problem.dtype, task.item, task.key_head, key);
+          const int64_t left = problem.head_dim - d * step;
+          tile[i] = pairs ? load_pairs(row, d * step, left) : load_elements(row, problem.dtype, d, left);
+        }
+        transpose(tile);
+        const int64_t rows = depth - d < kLanes ? depth - d : kLanes;
+        for (int64_t i = 0; i < rows; ++i) store(panels + (d + i) * kPanelKeys + half, tile[i]);
+      }
+    }
+  }
+}
+
+// Values first .. last - 1 as rows of value_width floats. True when all of them are finite.
+static bool pack_values(const Problem& problem, const Task& task, int64_t first, int64_t last, float* values) {
+  const int64_t width = problem.value_width();
+  Vec poison = zero();  // 0 x NaN and 0 x inf are NaN
+  for (int64_t key = first; key < last; ++key, values += width) {
+    const char* row = row_of(problem.value, problem.dtype, task.item, task.key_head, key);
+    for (int64_t d = 0; d < width; d += kLanes) {
+      const int64_t left = problem.value_dim - d;
+      const Vec value = left > 0 ? load_elements(row, problem.dtype, d, left) : zero();
+      poison = mul_add(value, zero(), poison);
+      store(values + d, value);
+    }
+  }
+  return sum(poison) == 0.0f;
+}
+
+// The task's rows as panels of tile_rows: [depth][rows of the tile], as floats or as pairs of bfloat16.
+static void pack_queries(const Problem& problem, const Task& task, bool pairs, float* panels) {
+  const int64_t depth = key_depth(problem, pairs), group = problem.group();
+  for (int64_t first = task.first_row; first < task.last_row; first += kTileRows) {
+    const int64_t rows = task.last_row - first < kTileRows ? task.last_row - first : kTileRows;
+    for (int64_t r = 0; r < rows; ++r) {
+      const int64_t head = task.key_head * group + (first + r) % group;
+      const char* row = row_of(problem.query, problem.dtype, task.item, head, (first + r) / group);
+      for (int64_t d = 0; d < depth; ++d) {
+        float& place = panels[d * rows + r];
+        if (pairs) {
+          const int64_t count = 2 * d + 1 < problem.head_dim ? 2 : 1;
+          uint16_t pair[2] = {0, 0};
+          __builtin_memcpy(pair, row + 4 * d, std::size_t(count) * 2);
+          __builtin_memcpy(&place, pair, 4);
+        } else {
+          place = element(row, problem.dtype, d);
+        }
+      }
+    }
+    panels += depth * rows;
+  }
+}

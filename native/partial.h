@@ -1,0 +1,45 @@
+// The algebra: two partials over different keys of the same rows become one; peak -inf, total 0 is the identity.
+#pragma once
+
+#include <cmath>
+
+#include "core.h"
+
+namespace keywise {
+
+// Puts `from`, whose keys come after those of `into`, into `into`.
+inline void merge(const State& into, const State& from, int64_t rows, int64_t width, int64_t top) {
+  for (int64_t row = 0; row < rows; ++row) {
+    const float left = into.peak[row], right = from.peak[row];
+    const float peak = left > right ? left : right;
+    const bool none = peak == -INFINITY;
+    const float keep = none ? 1.0f : std::exp2(left - peak), add = none ? 1.0f : std::exp2(right - peak);
+    // A shift of -inf belongs to an empty side, whose total and moment are 0.
+    const float left_shift = left == -INFINITY ? 0.0f : left - peak;
+    const float right_shift = right == -INFINITY ? 0.0f : right - peak;
+    into.moment[row] = keep * (into.moment[row] + left_shift * into.total[row]) +
+                       add * (from.moment[row] + right_shift * from.total[row]);
+    into.total[row] = keep * into.total[row] + add * from.total[row];
+    into.peak[row] = peak;
+    float* values = into.values + row * width;
+    const float* others = from.values + row * width;
+    for (int64_t i = 0; i < width; ++i) values[i] = keep * values[i] + add * others[i];
+
+    float* scores = into.top_scores + row * top;
+    int32_t* keys = into.top_keys + row * top;
+    for (int64_t i = 0; i < top; ++i) {
+      const float score = from.top_scores[row * top + i];
+      // Strictly larger only: on a tie the lower key, already there, stays in front.
+      if (!(score > scores[top - 1])) break;
+      int64_t place = top - 1;
+      for (; place > 0 && score > scores[place - 1]; --place) {
+        scores[place] = scores[place - 1];
+        keys[place] = keys[place - 1];
+      }
+      scores[place] = score;
+      keys[place] = from.top_keys[row * top + i];
+    }
+  }
+}
+
+}  // namespace keywise

@@ -1,0 +1,19 @@
+// x86-64 with AVX-512 F, BW, DQ and VL; bfloat16 is widened to float32.
+
+#include <immintrin.h>
+
+#include "../core.h"
+
+namespace keywise::avx512 {
+
+#include "avx512.inl.h"
+
+static constexpr bool kDotsPairs = false;
+static inline Vec dot_pairs(Vec, Vec, Vec accumulator) { return accumulator; }
+
+#include "../attend.inl.h"
+
+extern const Target target;
+const Target target = {"avx512", compute, finish};
+
+}  // namespace keywise::avx512

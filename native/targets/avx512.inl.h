@@ -1,0 +1,66 @@
+// The AVX-512 vocabulary: sixteen lanes, thirty-two registers. Shared by the two AVX-512 targets; see portable.cpp.
+
+typedef __m512 Vec;
+
+static constexpr int kLanes = 16;
+static constexpr int kTileRows = 12;  // 24 accumulators, 2 keys, 1 query
+static constexpr int kValueRows = 6;
+static constexpr int kValueVectors = 4;
+
+static inline Vec zero() { return _mm512_setzero_ps(); }
+static inline Vec broadcast(float x) { return _mm512_set1_ps(x); }
+static inline Vec load(const float* p) { return _mm512_loadu_ps(p); }
+static inline Vec load_first(const float* p, int count) {
+  return _mm512_maskz_loadu_ps(__mmask16((1u << count) - 1u), p);
+}
+static inline void store(float* p, Vec v) { _mm512_storeu_ps(p, v); }
+static inline Vec add(Vec a, Vec b) { return _mm512_add_ps(a, b); }
+static inline Vec sub(Vec a, Vec b) { return _mm512_sub_ps(a, b); }
+static inline Vec mul(Vec a, Vec b) { return _mm512_mul_ps(a, b); }
+static inline Vec div(Vec a, Vec b) { return _mm512_div_ps(a, b); }
+static inline Vec mul_add(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
+static inline Vec maximum(Vec a, Vec b) { return _mm512_max_ps(a, b); }
+static inline Vec less_than_choose(Vec x, Vec limit, Vec a, Vec b) {
+  return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(x, limit, _CMP_LT_OQ), b, a);
+}
+static inline Vec absolute(Vec x) { return _mm512_abs_ps(x); }
+static inline Vec with_sign(Vec size, Vec sign) {
+  return _mm512_or_ps(_mm512_abs_ps(size), _mm512_and_ps(_mm512_set1_ps(-0.0f), sign));
+}
+static inline Vec round_nearest(Vec x) { return _mm512_roundscale_ps(x, 0); }
+static inline Vec times_power_of_two(Vec p, Vec n) { return _mm512_scalef_ps(p, n); }
+static inline bool any_above(Vec a, Vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ) != 0; }
+static inline float sum(Vec v) { return _mm512_reduce_add_ps(v); }
+static inline float reduce_maximum(Vec v) { return _mm512_reduce_max_ps(v); }
+static inline Vec load_bfloat16(const uint16_t* p) {
+  const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
+}
+static inline Vec load_float16(const uint16_t* p) {
+  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+}
+static inline void transpose(Vec* t) {
+  Vec a[16], b[16];
+  for (int i = 0; i < 16; i += 2) {
+    a[i] = _mm512_unpacklo_ps(t[i], t[i + 1]);
+    a[i + 1] = _mm512_unpackhi_ps(t[i], t[i + 1]);
+  }
+  for (int i = 0; i < 16; i += 4) {
+    b[i] = _mm512_shuffle_ps(a[i], a[i + 2], 0x44);
+    b[i + 1] = _mm512_shuffle_ps(a[i], a[i + 2], 0xee);
+    b[i + 2] = _mm512_shuffle_ps(a[i + 1], a[i + 3], 0x44);
+    b[i + 3] = _mm512_shuffle_ps(a[i + 1], a[i + 3], 0xee);
+  }
+  for (int i = 0; i < 4; ++i) {
+    a[i] = _mm512_shuffle_f32x4(b[i], b[i + 4], 0x88);
+    a[i + 4] = _mm512_shuffle_f32x4(b[i], b[i + 4], 0xdd);
+    a[i + 8] = _mm512_shuffle_f32x4(b[i + 8], b[i + 12], 0x88);
+    a[i + 12] = _mm512_shuffle_f32x4(b[i + 8], b[i + 12], 0xdd);
+  }
+  for (int i = 0; i < 4; ++i) {
+    t[i] = _mm512_shuffle_f32x4(a[i], a[i + 8], 0x88);
+    t[i + 8] = _mm512_shuffle_f32x4(a[i], a[i + 8], 0xdd);
+    t[i + 4] = _mm512_shuffle_f32x4(a[i + 4], a[i + 12], 0x88);
+    t[i + 12] = _mm512_shuffle_f32x4(a[i + 4], a[i + 12], 0xdd);
+  }
+}

@@ -1,0 +1,93 @@
+// Any CPU: four lanes through the compiler's vector extension, no instruction beyond the architecture's floor.
+//
+// The vocabulary every target defines:
+//   Vec, kLanes                     a vector of float32 and its width
+//   kTileRows                       rows of a score tile (x 2 vectors of keys); accumulators must fit the registers
+//   kValueRows, kValueVectors       rows x vectors of a value tile
+//   kDotsPairs, dot_pairs           whether bfloat16 pairs are multiplied directly: accumulator + a0 b0 + a1 b1
+//   maximum(a, b)                   b where either is NaN
+//   less_than_choose(x, l, a, b)    a where x < l, else b (b where x is NaN)
+//   times_power_of_two(p, n)        p x 2^n for whole n in [-126, 127]; NaN stays NaN
+//   load_first(p, n)                the first n < kLanes numbers, zeros behind them; reads no further
+//   transpose(tile)                 kLanes vectors as a square of 32-bit lanes
+
+#include "../core.h"
+
+namespace keywise::portable {
+
+typedef float Vec __attribute__((vector_size(16)));
+typedef int32_t Whole __attribute__((vector_size(16)));
+
+static constexpr int kLanes = 4;
+static constexpr int kTileRows = 6;
+static constexpr int kValueRows = 6;
+static constexpr int kValueVectors = 2;
+static constexpr bool kDotsPairs = false;
+
+static inline Vec zero() { return Vec{0, 0, 0, 0}; }
+static inline Vec broadcast(float x) { return Vec{x, x, x, x}; }
+static inline Vec load(const float* p) {
+  Vec v;
+  __builtin_memcpy(&v, p, sizeof v);
+  return v;
+}
+static inline Vec load_first(const float* p, int count) {
+  Vec v = zero();
+  for (int i = 0; i < count; ++i) v[i] = p[i];
+  return v;
+}
+static inline void store(float* p, Vec v) { __builtin_memcpy(p, &v, sizeof v); }
+static inline Vec add(Vec a, Vec b) { return a + b; }
+static inline Vec sub(Vec a, Vec b) { return a - b; }
+static inline Vec mul(Vec a, Vec b) { return a * b; }
+static inline Vec div(Vec a, Vec b) { return a / b; }
+static inline Vec mul_add(Vec a, Vec b, Vec c) { return a * b + c; }
+static inline Vec dot_pairs(Vec, Vec, Vec accumulator) { return accumulator; }
+static inline Vec choose(Whole condition, Vec a, Vec b) {
+  return (Vec)((condition & (Whole)a) | (~condition & (Whole)b));
+}
+static inline Vec maximum(Vec a, Vec b) { return choose(a > b, a, b); }
+static inline Vec less_than_choose(Vec x, Vec limit, Vec a, Vec b) { return choose(x < limit, a, b); }
+static inline Vec absolute(Vec x) { return (Vec)((Whole)x & 0x7fffffff); }
+static inline Vec with_sign(Vec size, Vec sign) {
+  return (Vec)(((Whole)size & 0x7fffffff) | ((Whole)sign & int32_t(0x80000000)));
+}
+// Adding 1.5 x 2^23 leaves no room for a fraction, so the sum is rounded to a whole number.
+static inline Vec round_nearest(Vec x) {
+  const Vec magic = broadcast(12582912.0f);
+  return (x + magic) - magic;
+}
+static inline Vec times_power_of_two(Vec p, Vec n) {
+  const Whole exponent = (Whole)(n + broadcast(12582912.0f)) - 0x4b400000;
+  return p * (Vec)((exponent + 127) << 23);
+}
+static inline bool any_above(Vec a, Vec b) {
+  const Whole above = a > b;
+  return (above[0] | above[1] | above[2] | above[3]) != 0;
+}
+static inline float sum(Vec v) { return (v[0] + v[2]) + (v[1] + v[3]); }
+static inline float reduce_maximum(Vec v) {
+  const float a = v[0] > v[1] ? v[0] : v[1], b = v[2] > v[3] ? v[2] : v[3];
+  return a > b ? a : b;
+}
+static inline Vec load_bfloat16(const uint16_t* p) {
+  const Whole bits = {int32_t(uint32_t(p[0]) << 16), int32_t(uint32_t(p[1]) << 16), int32_t(uint32_t(p[2]) << 16),
+                      int32_t(uint32_t(p[3]) << 16)};
+  return (Vec)bits;
+}
+static inline float widen(uint16_t bits, bool half);
+static inline Vec load_float16(const uint16_t* p) {
+  return Vec{widen(p[0], true), widen(p[1], true), widen(p[2], true), widen(p[3], true)};
+}
+static inline void transpose(Vec* t) {
+  const Vec a = {t[0][0], t[1][0], t[2][0], t[3][0]}, b = {t[0][1], t[1][1], t[2][1], t[3][1]};
+  const Vec c = {t[0][2], t[1][2], t[2][2], t[3][2]}, d = {t[0][3], t[1][3], t[2][3], t[3][3]};
+  t[0] = a, t[1] = b, t[2] = c, t[3] = d;
+}
+
+#include "../attend.inl.h"
+
+extern const Target target;
+const Target target = {"portable", compute, finish};
+
+}  // namespace keywise::portable

@@ -1,0 +1,15 @@
+// A small pool of sleeping workers. They wait on a condition variable and never spin, so other pools keep the cores.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+
+#include "core.h"
+
+namespace keywise {
+
+// Calls work(0) .. work(count - 1), each once, on at most `threads` threads, the caller among them. An exception of
+// any call is thrown again here. False when `interrupted` said so; calls that had begun are finished.
+bool parallel_for(int64_t count, int threads, const std::function<void(int64_t)>& work, Interrupted interrupted);
+
+}  // namespace keywise

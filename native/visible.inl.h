@@ -1,0 +1,86 @@
+// Which keys a row sees, as at most two runs of keys plus what must be looked up key by key. Included by attend.inl.h.
+
+// Keys [kept, kept_end) and [near, near_end) of this problem, in this order; either may be empty.
+struct Span {
+  int64_t kept, kept_end, near, near_end;
+};
+static_assert(sizeof(Span) == kSpanNumbers * sizeof(int64_t));
+
+static inline int64_t clamp(int64_t value, int64_t low, int64_t high) {
+  return value < low ? low : value > high ? high : value;
+}
+
+static inline int64_t own_position(const Problem& problem, int64_t item, int64_t token) {
+  return problem.visibility.lengths[item] - problem.queries + token;
+}
+
+static Span span_of(const Problem& problem, int64_t item, int64_t token) {
+  const Visibility& rule = problem.visibility;
+  const int64_t own = own_position(problem, item, token), start = rule.starts[item];
+  int64_t end = rule.lengths[item];
+  if (rule.causal && own + 1 < end) end = own + 1;
+  // A query outside the sequence stands in no document.
+  if (rule.documents && (own < 0 || own >= rule.positions)) end = start;
+  int64_t near = start, near_end = end;
+  if (rule.left >= 0 && own - rule.left > near) near = own - rule.left;
+  if (rule.right >= 0 && own + rule.right + 1 < near_end) near_end = own + rule.right + 1;
+  const int64_t kept_end = start + rule.keep_first < end ? start + rule.keep_first : end;
+  const auto local = [&](int64_t position) { return clamp(position - rule.first_key, 0, problem.keys); };
+  return {local(start), local(kept_end), local(near), local(near_end)};
+}
+
+// Widens [begin, end), counted from the block, to the keys of the block that the row sees.
+static inline void widen_to(const Span& span, int64_t block, int64_t block_end, int64_t& begin, int64_t& end) {
+  const auto include = [&](int64_t first, int64_t last) {
+    first = clamp(first - block, 0, block_end);
+    last = clamp(last - block, 0, block_end);
+    if (first >= last) return;
+    if (first < begin) begin = first;
+    if (last > end) end = last;
+  };
+  include(span.kept, span.kept_end);
+  include(span.near, span.near_end);
+}
+
+static inline bool covers(const Span& span, int64_t first, int64_t last) {
+  return (span.near <= first && last <= span.near_end) || (span.kept <= first && last <= span.kept_end);
+}
+
+// Gives the scores [begin, end) of a block that lie outside the span the score -inf.
+static void hide_outside(const Span& span, int64_t block, int64_t begin, int64_t end, float* scores) {
+  int64_t shown = begin;
+  const auto show = [&](int64_t first, int64_t last) {
+    first = clamp(first - block, begin, end);
+    last = clamp(last - block, begin, end);
+    if (first >= last) return;
+    for (; shown < first; ++shown) scores[shown] = -__builtin_inff();
+    if (last > shown) shown = last;
+  };
+  show(span.kept, span.kept_end);
+  show(span.near, span.near_end);
+  for (; shown < end; ++shown) scores[shown] = -__builtin_inff();
+}
+
+// Documents and the boolean array; keys from `end` on do not exist and are hidden already.
+static void hide_by_key(const Problem& problem, int64_t item, int64_t head, int64_t token, int64_t block, int64_t begin,
+                        int64_t end, float* scores) {
+  const Visibility& rule = problem.visibility;
+  if (rule.documents) {
+    const int64_t own = own_position(problem, item, token);
+    if (own >= 0 && own < rule.positions) {
+      const int32_t* documents = rule.documents + item * rule.positions;
+      const int32_t* of_keys = documents + rule.first_key + block;
+      for (int64_t j = begin; j < end; ++j) scores[j] = of_keys[j] == documents[own] ? scores[j] : -__builtin_inff();
+    }
+  }
+  if (rule.allowed) {
+    const bool* row = rule.allowed + item * rule.allowed_stride[0] + head * rule.allowed_stride[1] +
+                      token * rule.allowed_stride[2] + block * rule.allowed_stride[3];
+    if (rule.allowed_stride[3] == 1) {
+      for (int64_t j = begin; j < end; ++j) scores[j] = row[j] ? scores[j] : -__builtin_inff();
+    } else {
+      for (int64_t j = begin; j < end; ++j)
+        scores[j] = row[j * rule.allowed_stride[3]] ? scores[j] : -__builtin_inff();
+    }
+  }
+}

@@ -1,0 +1,125 @@
+"""The one seam to array libraries: NumPy, torch CPU tensors and whatever speaks DLPack, in and out without a copy."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from keywise.errors import DtypeError, TargetError
+
+FLOATS = ("float32", "float16", "bfloat16", "float64")
+_DLPACK_CPU = 1
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Taken:
+    """An argument as a NumPy array over the same memory; bfloat16 travels as uint16 because NumPy has no such type."""
+
+    data: Array
+    dtype: str
+    like: Any
+
+    def floats(self, dtype: npt.DTypeLike) -> Array:
+        """Give the elements as NumPy floats of `dtype` (a copy where a conversion is needed)."""
+        if self.dtype == "bfloat16":
+            wide = self.data.astype(np.uint32) << 16
+            return wide.view(np.float32).astype(dtype, copy=False)
+        return self.data.astype(dtype, copy=False)
+
+
+def take(name: str, value: Any) -> Taken:
+    """Take an array argument as it is; refuse what is not an array on this CPU without gradients."""
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(value, torch.Tensor):
+        return _take_torch(name, value, torch)
+    if isinstance(value, np.ndarray):
+        return _take_numpy(name, value, value)
+    if hasattr(value, "__dlpack__") and hasattr(value, "__dlpack_device__"):
+        device = value.__dlpack_device__()
+        if device[0] != _DLPACK_CPU:
+            raise TargetError(f"{name} lives on DLPack device {tuple(device)}; keywise computes on the CPU: move it there")
+        if "bfloat16" in str(getattr(value, "dtype", "")):
+            return _take_numpy(name, np.asarray(value), value)
+        return _take_numpy(name, np.from_dlpack(value), value)
+    raise DtypeError(
+        f"{name} is a {type(value).__name__}; give a NumPy array, a torch CPU tensor or an array that speaks DLPack"
+    )
+
+
+def _take_torch(name: str, tensor: Any, torch: Any) -> Taken:
+    if tensor.device.type != "cpu":
+        raise TargetError(f"{name} lives on device '{tensor.device}'; keywise computes on the CPU: use {name}.cpu()")
+    if tensor.layout != torch.strided:
+        raise DtypeError(f"{name} has layout {tensor.layout}; use {name}.to_dense()")
+    if tensor.requires_grad and torch.is_grad_enabled():
+        raise TargetError(
+            f"{name} requires gradients and keywise has no backward pass: call inside torch.no_grad(), "
+            f"or pass {name}.detach()"
+        )
+    tensor = tensor.detach()
+    if tensor.dtype == torch.bfloat16:
+        return Taken(tensor.view(torch.uint16).numpy(), "bfloat16", tensor)
+    try:
+        data = tensor.numpy()
+    except TypeError as error:
+        raise DtypeError(f"{name} has dtype {tensor.dtype}, which keywise does not take") from error
+    return Taken(data, str(data.dtype), tensor)
+
+
+def _take_numpy(name: str, data: Array, like: Any) -> Taken:
+    if not data.dtype.isnative:
+        raise DtypeError(f"{name} has byte order {data.dtype.str}; use {name}.astype({name}.dtype.newbyteorder('='))")
+    if data.dtype.name == "bfloat16":
+        return Taken(data.view(np.uint16), "bfloat16", like)
+    return Taken(data, data.dtype.name, like)
+
+
+def rows_in_place(data: Array) -> Array:
+    """Give the array itself when the kernels can read it in place (contiguous last axis), else a contiguous copy."""
+    itemsize = data.itemsize
+    last_is_contiguous = data.shape[-1] <= 1 or data.strides[-1] == itemsize
+    if last_is_contiguous and data.flags.aligned and all(stride % itemsize == 0 for stride in data.strides):
+        return data
+    return np.ascontiguousarray(data)
+
+
+def empty(shape: tuple[int, ...], dtype: str) -> Array:
+    """Make an uninitialised array; bfloat16 as uint16."""
+    return np.empty(shape, np.uint16 if dtype == "bfloat16" else dtype)
+
+
+def round_to(data: Array, dtype: str) -> Array:
+    """Round float64 results to `dtype`, to nearest even; bfloat16 comes as uint16."""
+    if dtype != "bfloat16":
+        with np.errstate(over="ignore"):
+            return data.astype(dtype)
+    # Rounding to odd in float32 keeps what the second rounding needs: no double rounding.
+    with np.errstate(over="ignore"):
+        single = np.ascontiguousarray(data, np.float64).astype(np.float32)
+    bits = single.view(np.uint32)
+    exact = single.astype(np.float64) == data
+    away = np.abs(single.astype(np.float64)) > np.abs(data)
+    bits = np.where(exact | ~np.isfinite(single), bits, np.where(away, bits - 1, bits) | 1).astype(np.uint32)
+    rounded = ((bits.astype(np.uint64) + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+    return np.where(np.isnan(single), np.uint16(0x7FC0), rounded)
+
+
+def give(data: Array, dtype: str, like: Any) -> Any:
+    """Hand a result back in the library of `like` (the query), without a copy for NumPy and torch."""
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(like, torch.Tensor):
+        tensor = torch.from_numpy(data)
+        return tensor.view(torch.bfloat16) if dtype == "bfloat16" else tensor
+    if dtype == "bfloat16":
+        import ml_dtypes  # noqa: PLC0415  (only those who hold a NumPy bfloat16 array have it)
+
+        data = data.view(ml_dtypes.bfloat16)
+    if isinstance(like, np.ndarray):
+        return data
+    return like.__array_namespace__().asarray(data)

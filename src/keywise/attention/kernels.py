@@ -1,0 +1,251 @@
+"""The targets: which can run here, which one runs, and the only import of the native module."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from keywise.attention import _native, reference
+from keywise.attention.arrays import Array, round_to
+from keywise.attention.partial import Partial
+from keywise.attention.problem import Problem, ReadingPlan, make_problem, whole
+from keywise.attention.reference import Result
+from keywise.errors import OptionError, TargetError
+
+REFERENCE = "reference"
+_REASONS: dict[str, str] = {**dict(_native.candidates()), REFERENCE: ""}
+"""Every target, best first, and why it cannot run here ('' when it can)."""
+
+_chosen: ContextVar[str | None] = ContextVar("keywise_target", default=None)
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Which target runs, and what is said against each of the others.
+
+    Attributes
+    ----------
+    target : str or None
+        The target that runs; None when none can.
+    reasons : dict of str to str
+        Per target, best first: why it does not run this, or '' when it could.
+    threads : int
+        Number of threads a large problem is given.
+    """
+
+    target: str | None
+    reasons: dict[str, str]
+    threads: int
+
+    def __str__(self) -> str:
+        lines = [f"target {self.target}, {self.threads} threads"]
+        for name, reason in self.reasons.items():
+            state = "runs" if name == self.target else reason or "usable, passed over: a target above it is faster"
+            lines.append(f"  {name:<12} {state}")
+        return "\n".join(lines)
+
+
+def targets() -> tuple[str, ...]:
+    """Name the targets that can run on this machine, fastest first; `reference` is always among them.
+
+    Examples
+    --------
+    >>> import keywise as kw
+    >>> kw.targets()[-2:]
+    ('portable', 'reference')
+    """
+    return tuple(name for name, reason in _REASONS.items() if not reason)
+
+
+@contextmanager
+def using(name: str) -> Iterator[None]:
+    """Run everything inside on the named target, or refuse: it is never replaced by another.
+
+    Parameters
+    ----------
+    name : str
+        One of `targets()`.
+
+    Raises
+    ------
+    TargetError
+        When there is no such target, or this machine cannot run it.
+
+    Examples
+    --------
+    >>> import numpy as np, keywise as kw
+    >>> x = np.ones((1, 1, 2, 3))
+    >>> with kw.using("reference"):
+    ...     kw.attend(x, x, x).dtype
+    dtype('float64')
+    """
+    if name not in _REASONS:
+        raise TargetError(f"no target is named {name!r}; this machine can run {', '.join(targets())}")
+    if _REASONS[name]:
+        raise TargetError(f"target {name!r} cannot run here: {_REASONS[name]}; usable are {', '.join(targets())}")
+    token = _chosen.set(name)
+    try:
+        yield
+    finally:
+        _chosen.reset(token)
+
+
+def explain(query: Any = None, key: Any = None, value: Any = None, **options: Any) -> Explanation:
+    """Say which target would run a problem and why the others would not; without arguments, for any problem.
+
+    Parameters
+    ----------
+    query, key, value, **options
+        As in `attend`.
+
+    Examples
+    --------
+    >>> import numpy as np, keywise as kw
+    >>> x = np.ones((1, 1, 2, 3))
+    >>> print(kw.explain(x, x, x).reasons["portable"])
+    float64 is computed by the reference only
+    """
+    dtype = None
+    if query is not None or key is not None or value is not None or options:
+        names = ("mask", "bias", "scale", "softcap", "sinks")
+        unknown = sorted(set(options) - set(names))
+        if unknown:
+            raise OptionError(f"explain() got {', '.join(unknown)}; it takes query, key, value, {', '.join(names)}")
+        dtype = make_problem(query, key, value, **{name: options.get(name) for name in names}).dtype
+    reasons = {name: _reason(name, dtype) for name in _REASONS}
+    target = next((name for name, reason in reasons.items() if not reason), None)
+    return Explanation(target, reasons, get_threads())
+
+
+def _reason(name: str, dtype: str | None) -> str:
+    if _REASONS[name]:
+        return _REASONS[name]
+    asked = _chosen.get()
+    if asked is not None and name != asked:
+        return f"target {asked!r} was asked for by name"
+    if dtype == "float64" and name != REFERENCE:
+        return "float64 is computed by the reference only"
+    return ""
+
+
+def _target(dtype: str) -> str:
+    reasons = {name: _reason(name, dtype) for name in _REASONS}
+    for name, reason in reasons.items():
+        # The definition is slow and stores every score: it runs when it is asked for by name, never in silence.
+        if not reason and (name != REFERENCE or _chosen.get() == REFERENCE):
+            return name
+    asked = _chosen.get()
+    detail = f"the target asked for, {asked!r}, " if asked else "no kernel "
+    raise TargetError(f"{detail}computes {dtype}: use float32, or run it inside keywise.using('reference')")
+
+
+_threads: int | None = None
+
+
+def set_threads(threads: int | None) -> None:
+    """Set the number of threads of every later call; None goes back to the default.
+
+    The default is KEYWISE_THREADS, else torch's number when torch is loaded, else the CPUs this process may use. Results
+    do not depend on it.
+
+    Examples
+    --------
+    >>> import keywise as kw
+    >>> kw.set_threads(2); kw.get_threads()
+    2
+    >>> kw.set_threads(None)
+    """
+    global _threads  # noqa: PLW0603  (one number per process, as in torch)
+    _threads = None if threads is None else whole("threads", threads, minimum=1)
+
+
+def get_threads() -> int:
+    """Give the number of threads a large problem runs on."""
+    if _threads is not None:
+        return _threads
+    named = os.environ.get("KEYWISE_THREADS")
+    if named:
+        if not named.isdecimal() or int(named) < 1:
+            raise OptionError(f"KEYWISE_THREADS={named!r}: it is a whole number, 1 or more")
+        return int(named)
+    torch = sys.modules.get("torch")
+    # A torch that is being imported has no get_num_threads yet.
+    if torch is not None and hasattr(torch, "get_num_threads"):
+        return int(torch.get_num_threads())
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def run(problem: Problem, output: Array) -> Result:
+    """Run a problem on the chosen target; `output` [B, Hq, Q, Dv] is written in place."""
+    target = _target(problem.dtype)
+    if target == REFERENCE:
+        result = reference.evaluate(problem)
+        output[...] = round_to(result.output, problem.dtype)
+        return result
+    call = _call(problem)
+    call.output = output
+    found = {} if problem.reading is None else _readings(call, problem, problem.reading)
+    _native.run(call, target, get_threads())
+    return Result(output=output, **found)
+
+
+def run_partial(problem: Problem) -> Partial:
+    """Run a problem over part of the keys on the chosen target."""
+    target = _target(problem.dtype)
+    if target == REFERENCE:
+        result = reference.evaluate(problem)
+        dtype = np.float64 if problem.dtype == "float64" else np.float32
+        parts = (result.peak, result.total, result.values)
+        return Partial(*(part.astype(dtype) for part in parts if part is not None))
+    batch, query_heads, _, queries, _, _, value_dim = problem.shape
+    call = _call(problem)
+    call.peak = np.empty((batch, query_heads, queries), np.float32)
+    call.total = np.empty_like(call.peak)
+    call.values = np.empty((batch, query_heads, queries, value_dim), np.float32)
+    partial = Partial(call.peak, call.total, call.values)
+    _native.run(call, target, get_threads())
+    return partial
+
+
+def _call(problem: Problem) -> _native.Call:
+    call = _native.Call()
+    call.dtype = problem.dtype
+    call.query, call.key, call.value = problem.query.data, problem.key.data, problem.value.data
+    if problem.bias is not None:
+        call.bias, call.bias_dtype = problem.bias.data, problem.bias.dtype
+    if problem.sinks is not None:
+        call.sinks = problem.sinks.astype(np.float32)
+    call.scale = problem.scale
+    call.softcap = problem.softcap or 0.0
+    rule = problem.visibility
+    call.causal, call.left, call.right, call.keep_first = rule.causal, rule.left, rule.right, rule.keep_first
+    call.first_key, call.lengths, call.starts = problem.first_key, rule.lengths, rule.starts
+    call.documents, call.allowed = rule.documents, rule.allowed
+    return call
+
+
+def _readings(call: _native.Call, problem: Problem, plan: ReadingPlan) -> dict[str, Array]:
+    batch, query_heads, _, _, keys, _, _ = problem.shape
+    rows = (batch, query_heads, plan.last_row - plan.first_row)
+    found: dict[str, Array] = {
+        "lse": np.empty(rows, np.float32),
+        "entropy": np.empty(rows, np.float32),
+        "top_keys": np.empty((*rows, plan.top), np.int32),
+        "top_weights": np.empty((*rows, plan.top), np.float32),
+    }
+    if plan.key_mass:
+        found["key_mass"] = np.empty((batch, query_heads, keys), np.float32)
+    if plan.segment_count is not None:
+        found["segment_mass"] = np.empty((*rows, plan.segment_count), np.float32)
+    for name, array in found.items():
+        setattr(call, name, array)
+    call.first_row, call.last_row, call.top = plan.first_row, plan.last_row, plan.top
+    call.runs, call.row_weights = plan.runs, plan.row_weights
+    return found

@@ -1,0 +1,73 @@
+"""Which keys a query may see: one frozen record whose fields combine by AND."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from keywise.errors import DtypeError, OptionError
+
+
+@dataclass(frozen=True, eq=False)
+class Mask:
+    """Say which keys each query may attend to; what is hidden never leaks, NaN included.
+
+    Query ``i`` of batch item ``b`` stands at key position ``lengths[b] - Q + i`` (lower-right alignment).
+
+    Parameters
+    ----------
+    causal : bool
+        A query sees no key after its own position.
+    window : (int or None, int or None), optional
+        Keys visible to the left and to the right of the query's own position; None is unlimited on that side.
+    lengths : int array [B], optional
+        Keys at or after this position are hidden (right padding). Default: the number of keys.
+    starts : int array [B], optional
+        Keys before this position are hidden (left padding). Default: 0.
+    keep_first : int
+        This many keys, counted from ``starts``, stay visible whatever the window says.
+    documents : int array [B, N], optional
+        Ids of packed documents: a query sees only keys of the document that stands at its own position.
+    allowed : bool array, optional
+        Broadcasts to [B, Hq, Q, N]; True where the query may attend.
+
+    Raises
+    ------
+    DtypeError, OptionError
+        When a field is of the wrong type or out of range.
+
+    Examples
+    --------
+    >>> import keywise as kw
+    >>> kw.Mask(causal=True, window=(127, None)).window
+    (127, None)
+    """
+
+    causal: bool = False
+    window: tuple[int | None, int | None] | None = None
+    lengths: Any = None
+    starts: Any = None
+    keep_first: int = 0
+    documents: Any = None
+    allowed: Any = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.causal, bool):
+            raise DtypeError(f"Mask(causal={self.causal!r}): causal is True or False")
+        if isinstance(self.keep_first, bool) or not isinstance(self.keep_first, int):
+            raise DtypeError(f"Mask(keep_first={self.keep_first!r}): keep_first is a number of keys")
+        if self.keep_first < 0:
+            raise OptionError(f"Mask(keep_first={self.keep_first}): keep_first is 0 or more")
+        if self.window is not None:
+            self._check_window()
+
+    def _check_window(self) -> None:
+        if not isinstance(self.window, tuple) or len(self.window) != 2:
+            raise DtypeError(f"Mask(window={self.window!r}): window is a pair (left, right), None for unlimited")
+        for side in self.window:
+            if side is None:
+                continue
+            if isinstance(side, bool) or not isinstance(side, int):
+                raise DtypeError(f"Mask(window={self.window!r}): left and right are whole numbers or None")
+            if side < 0:
+                raise OptionError(f"Mask(window={self.window!r}): left and right are 0 or more; None for unlimited")

@@ -1,0 +1,215 @@
+"""attend, read and partial: the operation as users call it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from keywise.attention import kernels
+from keywise.attention.arrays import Array, empty, give
+from keywise.attention.partial import Partial
+from keywise.attention.problem import Problem, Want, make_problem
+from keywise.attention.reading import Reading
+from keywise.attention.reference import Result
+
+__all__ = ["Want", "attend", "partial", "read", "run"]
+
+
+def attend(
+    query: Any,
+    key: Any,
+    value: Any,
+    *,
+    mask: Any = None,
+    bias: Any = None,
+    scale: float | None = None,
+    softcap: float | None = None,
+    sinks: Any = None,
+) -> Any:
+    """Compute softmax(query . key * scale) . value exactly, in memory linear in the number of tokens.
+
+    Parameters
+    ----------
+    query : [B, Hq, Q, D]
+        NumPy array, torch CPU tensor or DLPack array; float32, float16 or bfloat16 (float64 on the reference target).
+    key : [B, Hkv, N, D]
+        Query head h uses key head h // (Hq / Hkv).
+    value : [B, Hkv, N, Dv]
+        Dv may differ from D.
+    mask : Mask or bool array, optional
+        Which keys a query may see; an array broadcasts to [B, Hq, Q, N], True = may attend.
+    bias : array, optional
+        Added to the scores; broadcasts to [B, Hq, Q, N]; float32 or the query's dtype.
+    scale : float, optional
+        Multiplies the scores; default 1 / sqrt(D).
+    softcap : float, optional
+        Scores become softcap * tanh(score / softcap), before bias and mask.
+    sinks : [Hq], optional
+        An extra score per head that takes weight and gives no value.
+
+    Returns
+    -------
+    [B, Hq, Q, Dv]
+        Of the query's kind and dtype; 0 where a query may see no key.
+
+    Raises
+    ------
+    ShapeError, DtypeError, OptionError, TargetError
+        Naming the argument, its value and what would work.
+
+    Examples
+    --------
+    >>> import numpy as np, keywise as kw
+    >>> x = np.random.default_rng(0).normal(size=(1, 2, 5, 8)).astype(np.float32)
+    >>> kw.attend(x, x, x, mask=kw.Mask(causal=True)).shape
+    (1, 2, 5, 8)
+
+    References
+    ----------
+    Vaswani et al., "Attention Is All You Need", 2017.
+    """
+    return run(query, key, value, mask=mask, bias=bias, scale=scale, softcap=softcap, sinks=sinks)
+
+
+def read(
+    query: Any,
+    key: Any,
+    value: Any,
+    *,
+    mask: Any = None,
+    bias: Any = None,
+    scale: float | None = None,
+    softcap: float | None = None,
+    sinks: Any = None,
+    top: int = 8,
+    segments: Any = None,
+    row_weights: Any = None,
+) -> Reading:
+    """Compute attention and, in the same pass, which keys mattered; memory stays linear in the number of tokens.
+
+    Parameters
+    ----------
+    query, key, value, mask, bias, scale, softcap, sinks
+        As in `attend`.
+    top : int
+        Number of heaviest keys to name per query row.
+    segments : int array, optional
+        S+1 increasing key positions (segment s holds the keys from segments[s] to segments[s+1] - 1), or an id per
+        key, -1 for none. N numbers are ids, unless they increase and end in N.
+    row_weights : array, optional
+        Broadcasts to [B, Hq, Q]; the weight of each query row in `key_mass`, default 1.
+
+    Returns
+    -------
+    Reading
+
+    Raises
+    ------
+    ShapeError, DtypeError, OptionError, TargetError
+        Naming the argument, its value and what would work.
+
+    Examples
+    --------
+    >>> import numpy as np, keywise as kw
+    >>> key = np.eye(4, dtype=np.float32)[None, None] * 9
+    >>> reading = kw.read(key[:, :, 2:3], key, key, top=1, segments=[0, 2, 4])
+    >>> reading.top_keys.item(), reading.segment_mass.round(3).tolist()
+    (2, [[[[0.0, 1.0]]]])
+    """
+    want = Want(top=top, segments=segments, row_weights=row_weights)
+    result = run(query, key, value, mask=mask, bias=bias, scale=scale, softcap=softcap, sinks=sinks, reading=want)
+    assert isinstance(result, Reading)
+    return result
+
+
+def partial(
+    query: Any,
+    key: Any,
+    value: Any,
+    *,
+    mask: Any = None,
+    bias: Any = None,
+    scale: float | None = None,
+    softcap: float | None = None,
+    first_key: int = 0,
+) -> Partial:
+    """Compute attention over part of the keys, to be merged with the other parts.
+
+    Parameters
+    ----------
+    query, key, value, bias, scale, softcap
+        As in `attend`; key, value and bias cover this part only. Sinks enter when the merged partial gives its output.
+    mask : Mask or bool array, optional
+        Positions in a `Mask` are those of the whole: give `lengths` when keys follow this part. An array covers this
+        part only.
+    first_key : int
+        Position of this part's first key in the whole.
+
+    Examples
+    --------
+    >>> import numpy as np, keywise as kw
+    >>> x = np.ones((1, 1, 4, 8), np.float32)
+    >>> whole = kw.Mask(causal=True, lengths=[4])
+    >>> parts = [kw.partial(x, x[:, :, a:b], x[:, :, a:b], mask=whole, first_key=a) for a, b in ((0, 3), (3, 4))]
+    >>> kw.merge(*parts).total.tolist()
+    [[[1.0, 2.0, 3.0, 4.0]]]
+    """
+    problem = make_problem(
+        query, key, value, mask=mask, bias=bias, scale=scale, softcap=softcap, sinks=None, first_key=first_key
+    )
+    return kernels.run_partial(problem)
+
+
+def run(
+    query: Any,
+    key: Any,
+    value: Any,
+    *,
+    mask: Any = None,
+    bias: Any = None,
+    scale: float | None = None,
+    softcap: float | None = None,
+    sinks: Any = None,
+    reading: Want | None = None,
+    transposed_output: bool = False,
+) -> Any:
+    """Run one problem: what `attend`, `read` and the plug-ins share.
+
+    With `reading` the result is a `Reading` whose rows are those the `Want` names, else the output alone.
+    `transposed_output` stores and returns the output as [B, Q, Hq, Dv].
+    """
+    problem = make_problem(query, key, value, mask=mask, bias=bias, scale=scale, softcap=softcap, sinks=sinks)
+    if reading is not None:
+        problem = problem.with_reading(reading)
+    batch, query_heads, _, queries, _, _, value_dim = problem.shape
+    if transposed_output:
+        stored = empty((batch, queries, query_heads, value_dim), problem.dtype)
+        result = kernels.run(problem, stored.swapaxes(1, 2))
+    else:
+        stored = empty((batch, query_heads, queries, value_dim), problem.dtype)
+        result = kernels.run(problem, stored)
+    output = give(stored, problem.dtype, problem.query.like)
+    return output if reading is None else _reading(output, result, problem)
+
+
+def _reading(output: Any, result: Result, problem: Problem) -> Reading:
+    like = problem.query.like
+
+    def hand(data: Array | None) -> Any:
+        if data is None:
+            return None
+        integers = np.issubdtype(data.dtype, np.integer)
+        return give(data.astype(np.int32 if integers else np.float32, copy=False), "readings", like)
+
+    assert result.top_weights is not None
+    return Reading(
+        output=output,
+        lse=hand(result.lse),
+        entropy=hand(result.entropy),
+        top_keys=hand(result.top_keys),
+        top_weights=hand(result.top_weights),
+        covered=hand(result.top_weights.sum(axis=-1)),
+        key_mass=hand(result.key_mass),
+        segment_mass=hand(result.segment_mass),
+    )

@@ -1,0 +1,330 @@
+"""User arrays become one frozen, validated `Problem`; after it nothing checks again."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from keywise.attention.arrays import FLOATS, Array, Taken, rows_in_place, take
+from keywise.attention.mask import Mask
+from keywise.errors import DtypeError, OptionError, ShapeError
+
+MAXIMUM_TOKENS = 2**31 - 1
+
+
+@dataclass(frozen=True, eq=False)
+class Visibility:
+    """A `Mask` resolved against the arrays: absolute positions, per batch item."""
+
+    causal: bool
+    left: int
+    """Keys visible before the query's own position, -1 for all."""
+    right: int
+    lengths: Array
+    starts: Array
+    keep_first: int
+    documents: Array | None
+    """[B, P] int32 over absolute positions."""
+    allowed: Array | None
+    """[B, Hq, Q, N] bool, broadcast by zero strides."""
+
+
+@dataclass(frozen=True, eq=False)
+class Want:
+    """What a reading should find out, and for which query rows.
+
+    Parameters
+    ----------
+    top : int
+        Number of heaviest keys per query row; 0 for none.
+    segments : array, optional
+        S+1 increasing key positions, or one segment id per key (-1: none).
+    row_weights : array, optional
+        Broadcasts to [B, Hq, Q]; weight of each query row in `key_mass`.
+    key_mass : bool
+        Whether to sum the weights per key.
+    rows : (int, int), optional
+        First query row to read and the row after the last; default all.
+    """
+
+    top: int = 8
+    segments: Any = None
+    row_weights: Any = None
+    key_mass: bool = True
+    rows: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class ReadingPlan:
+    """A `Want` resolved against the arrays."""
+
+    top: int
+    key_mass: bool
+    first_row: int
+    last_row: int
+    """One past the last row read."""
+    runs: Array
+    """[R, 3] int64 (first key, key after the last, segment): maximal runs of one segment, in key order."""
+    segment_count: int | None
+    row_weights: Array | None
+    """[B, Hq, Q] float32, broadcast by zero strides; None for 1 everywhere."""
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """One call of attention, validated: shapes fit, dtypes agree, every option is usable."""
+
+    query: Taken
+    key: Taken
+    value: Taken
+    bias: Taken | None
+    sinks: Array | None
+    scale: float
+    softcap: float | None
+    visibility: Visibility
+    first_key: int
+    reading: ReadingPlan | None = None
+
+    @property
+    def dtype(self) -> str:
+        """Element type shared by query, key and value."""
+        return self.query.dtype
+
+    @property
+    def shape(self) -> tuple[int, int, int, int, int, int, int]:
+        """(B, Hq, Hkv, Q, N, D, Dv)."""
+        batch, query_heads, queries, head_dim = self.query.data.shape
+        _, key_heads, keys, value_dim = self.value.data.shape
+        return batch, query_heads, key_heads, queries, keys, head_dim, value_dim
+
+    def with_reading(self, want: Want) -> Problem:
+        """Add what a reading wants, validated."""
+        return replace(self, reading=_plan(want, self.shape))
+
+
+def make_problem(
+    query: Any,
+    key: Any,
+    value: Any,
+    *,
+    mask: Any,
+    bias: Any,
+    scale: float | None,
+    softcap: float | None,
+    sinks: Any,
+    first_key: int = 0,
+) -> Problem:
+    """Validate the arguments of attention and freeze them."""
+    taken = {name: _tokens(name, array) for name, array in (("query", query), ("key", key), ("value", value))}
+    _fit(taken)
+    batch, query_heads, queries, head_dim = taken["query"].data.shape
+    keys = taken["key"].data.shape[2]
+    scores = (batch, query_heads, queries, keys)
+    first_key = whole("first_key", first_key, minimum=0)
+    return Problem(
+        **taken,
+        bias=None if bias is None else _bias(bias, scores, taken["query"].dtype),
+        sinks=None if sinks is None else _sinks(sinks, query_heads),
+        scale=head_dim**-0.5 if scale is None else real("scale", scale),
+        softcap=None if softcap is None else _softcap(softcap),
+        visibility=_resolve(mask, scores, first_key),
+        first_key=first_key,
+    )
+
+
+def whole(name: str, value: Any, *, minimum: int) -> int:
+    """Check a whole number."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise DtypeError(f"{name}={value!r}: {name} is a whole number")
+    if value < minimum:
+        raise OptionError(f"{name}={value}: {name} is {minimum} or more")
+    return int(value)
+
+
+def real(name: str, value: Any) -> float:
+    """Check a finite number."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
+        raise DtypeError(f"{name}={value!r}: {name} is a number")
+    if not math.isfinite(value):
+        raise OptionError(f"{name}={value}: {name} is finite")
+    return float(value)
+
+
+def _softcap(value: Any) -> float:
+    softcap = real("softcap", value)
+    if softcap <= 0:
+        raise OptionError(f"softcap={softcap}: softcap is above 0; None for no cap")
+    return softcap
+
+
+def _tokens(name: str, array: Any) -> Taken:
+    taken = take(name, array)
+    if taken.dtype not in FLOATS:
+        raise DtypeError(f"{name} has dtype {taken.dtype}; keywise takes {', '.join(FLOATS)}")
+    if taken.data.ndim != 4:
+        raise ShapeError(f"{name} has shape {list(taken.data.shape)}; it needs 4 axes [batch, heads, tokens, head_dim]")
+    if taken.data.shape[3] == 0:
+        raise ShapeError(f"{name} has shape {list(taken.data.shape)}; head_dim is 1 or more")
+    if taken.data.shape[2] > MAXIMUM_TOKENS:
+        raise ShapeError(f"{name} has {taken.data.shape[2]} tokens; at most {MAXIMUM_TOKENS} fit one call")
+    return Taken(rows_in_place(taken.data), taken.dtype, taken.like)
+
+
+def _fit(taken: dict[str, Taken]) -> None:
+    query, key, value = (taken[name] for name in ("query", "key", "value"))
+    for name in ("key", "value"):
+        if taken[name].dtype != query.dtype:
+            raise DtypeError(f"{name} has dtype {taken[name].dtype} and query has {query.dtype}; the three share one")
+        if taken[name].data.shape[0] != query.data.shape[0]:
+            raise ShapeError(
+                f"{name} has batch size {taken[name].data.shape[0]} and query has {query.data.shape[0]}; they must agree"
+            )
+    if key.data.shape[3] != query.data.shape[3]:
+        raise ShapeError(f"key has head_dim {key.data.shape[3]} and query has {query.data.shape[3]}; they must agree")
+    if key.data.shape[1:3] != value.data.shape[1:3]:
+        raise ShapeError(
+            f"key has shape {list(key.data.shape)} and value has {list(value.data.shape)}; heads and tokens must agree"
+        )
+    query_heads, key_heads = query.data.shape[1], key.data.shape[1]
+    if key_heads == 0 or query_heads % key_heads:
+        raise ShapeError(f"query has {query_heads} heads and key has {key_heads}; query heads are a multiple of key heads")
+
+
+def _broadcast(name: str, data: Array, shape: tuple[int, ...]) -> Array:
+    try:
+        return np.broadcast_to(data, shape)
+    except ValueError as error:
+        raise ShapeError(f"{name} has shape {list(data.shape)}, which does not broadcast to {list(shape)}") from error
+
+
+def _bias(bias: Any, scores: tuple[int, ...], dtype: str) -> Taken:
+    taken = take("bias", bias)
+    if taken.dtype not in {"float32", dtype}:
+        raise DtypeError(f"bias has dtype {taken.dtype}; it is float32 or the query's {dtype} (a mask is boolean: use mask=)")
+    return Taken(_broadcast("bias", taken.data, scores), taken.dtype, taken.like)
+
+
+def _sinks(sinks: Any, query_heads: int) -> Array:
+    taken = take("sinks", sinks)
+    if taken.dtype not in FLOATS:
+        raise DtypeError(f"sinks has dtype {taken.dtype}; keywise takes {', '.join(FLOATS)}")
+    if taken.data.shape != (query_heads,):
+        raise ShapeError(f"sinks has shape {list(taken.data.shape)}; it needs one score per query head: [{query_heads}]")
+    data = taken.floats(np.float64)
+    if np.isnan(data).any() or np.isposinf(data).any():
+        raise OptionError("sinks holds NaN or +inf; every sink is a finite score (or -inf for none)")
+    return data
+
+
+def _positions(name: str, value: Any, batch: int) -> Array:
+    data = np.asarray(value) if isinstance(value, (int, list, tuple)) else take(name, value).data
+    if data.dtype == np.bool_ or not np.issubdtype(data.dtype, np.integer):
+        raise DtypeError(f"mask.{name} has dtype {data.dtype}; it holds whole numbers")
+    if data.shape not in {(batch,), ()}:
+        raise ShapeError(f"mask.{name} has shape {list(data.shape)}; it needs one position per batch item: [{batch}]")
+    if (data < 0).any():
+        raise OptionError(f"mask.{name} holds {data.min()}; positions are 0 or more")
+    return np.ascontiguousarray(np.broadcast_to(data, (batch,)), np.int64)
+
+
+def _resolve(mask: Any, scores: tuple[int, ...], first_key: int) -> Visibility:
+    if mask is None:
+        mask = Mask()
+    elif not isinstance(mask, Mask):
+        mask = Mask(allowed=mask)
+    batch, _, _, keys = scores
+    end = first_key + keys
+    left, right = mask.window if mask.window is not None else (None, None)
+    return Visibility(
+        causal=mask.causal,
+        left=-1 if left is None else left,
+        right=-1 if right is None else right,
+        lengths=np.full(batch, end, np.int64) if mask.lengths is None else _positions("lengths", mask.lengths, batch),
+        starts=np.zeros(batch, np.int64) if mask.starts is None else _positions("starts", mask.starts, batch),
+        keep_first=mask.keep_first,
+        documents=None if mask.documents is None else _documents(mask.documents, batch, end),
+        allowed=None if mask.allowed is None else _allowed(mask.allowed, scores),
+    )
+
+
+def _documents(documents: Any, batch: int, end: int) -> Array:
+    taken = take("mask.documents", documents)
+    if taken.dtype == "bool" or not np.issubdtype(taken.data.dtype, np.integer):
+        raise DtypeError(f"mask.documents has dtype {taken.dtype}; it holds document ids, whole numbers")
+    if taken.data.ndim != 2 or taken.data.shape[0] != batch or taken.data.shape[1] < end:
+        raise ShapeError(f"mask.documents has shape {list(taken.data.shape)}; it needs an id per key: [{batch}, {end}]")
+    if taken.data.size and (taken.data.min() < -(2**31) or taken.data.max() >= 2**31):
+        raise OptionError("mask.documents holds ids that do not fit 32 bits; number the documents from 0")
+    return np.ascontiguousarray(taken.data, np.int32)
+
+
+def _allowed(allowed: Any, scores: tuple[int, ...]) -> Array:
+    taken = take("mask", allowed)
+    if taken.dtype != "bool":
+        raise DtypeError(
+            f"mask has dtype {taken.dtype}; it is boolean, True where a query may attend (additive scores go in bias=)"
+        )
+    return _broadcast("mask", taken.data, scores)
+
+
+def _plan(want: Want, shape: tuple[int, ...]) -> ReadingPlan:
+    batch, query_heads, _, queries, keys, _, _ = shape
+    first_row, last_row = (0, queries) if want.rows is None else want.rows
+    if not 0 <= first_row <= last_row <= queries:
+        raise OptionError(f"rows={want.rows}: they lie between 0 and the {queries} query rows, in order")
+    runs, segment_count = np.empty((0, 3), np.int64), None
+    if want.segments is not None:
+        runs, segment_count = _runs(want.segments, keys)
+    return ReadingPlan(
+        top=whole("top", want.top, minimum=0),
+        key_mass=want.key_mass,
+        first_row=first_row,
+        last_row=last_row,
+        runs=runs,
+        segment_count=segment_count,
+        row_weights=None if want.row_weights is None else _row_weights(want.row_weights, (batch, query_heads, queries)),
+    )
+
+
+def _row_weights(row_weights: Any, shape: tuple[int, ...]) -> Array:
+    taken = take("row_weights", row_weights)
+    if taken.dtype not in FLOATS:
+        raise DtypeError(f"row_weights has dtype {taken.dtype}; keywise takes {', '.join(FLOATS)}")
+    data = _broadcast("row_weights", taken.floats(np.float32), shape)
+    if not np.isfinite(data).all():
+        raise OptionError("row_weights holds NaN or infinity; every weight is finite")
+    return data
+
+
+def _runs(segments: Any, keys: int) -> tuple[Array, int]:
+    """Turn bounds or ids into runs; an array as long as the keys holds ids, anything else holds bounds."""
+    data = np.asarray(segments) if isinstance(segments, (list, tuple)) else take("segments", segments).data
+    if data.dtype == np.bool_ or not np.issubdtype(data.dtype, np.integer):
+        raise DtypeError(f"segments has dtype {data.dtype}; it holds whole numbers")
+    if data.ndim != 1:
+        raise ShapeError(f"segments has shape {list(data.shape)}; it is one row of bounds [S+1] or of ids [{keys}]")
+    data = data.astype(np.int64)
+    increasing = data.size >= 2 and bool((np.diff(data) > 0).all())
+    # Increasing numbers that start at 0 and end at the number of keys are bounds even when there are N of them.
+    if increasing and data[0] >= 0 and data[-1] <= keys:
+        if data.size != keys or data[-1] == keys:
+            return np.stack([data[:-1], data[1:], np.arange(data.size - 1)], axis=1), data.size - 1
+    if data.size != keys:
+        raise OptionError(
+            f"segments={_short(data)}: give S+1 increasing key positions from 0 to at most {keys}, "
+            f"or {keys} segment ids (-1 for none)"
+        )
+    if data.size and (data.min() < -1 or data.max() >= keys):
+        raise OptionError(f"segments holds ids {data.min()} to {data.max()}; ids lie below {keys}, -1 for none")
+    edges = np.flatnonzero(np.diff(data)) + 1
+    begins = np.concatenate([[0], edges]) if data.size else np.empty(0, np.int64)
+    ends = np.concatenate([edges, [data.size]]) if data.size else np.empty(0, np.int64)
+    runs = np.stack([begins, ends, data[begins.astype(np.int64)]], axis=1).astype(np.int64)
+    return runs[runs[:, 2] >= 0], int(data.max(initial=-1)) + 1
+
+
+def _short(data: Array) -> str:
+    return str(data.tolist()) if data.size <= 8 else f"[{data[0]}, {data[1]}, ..., {data[-1]}] ({data.size} numbers)"

@@ -1,0 +1,158 @@
+"""The definition of attention and of every reading: float64 NumPy, no tricks.
+
+It shares no code with the kernels and stores every score, so its memory grows with Q x N. No other file writes a
+softmax out. Source: Vaswani et al., "Attention Is All You Need" (2017), with softcap (Gemma 2) and sinks (gpt-oss).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from keywise.attention.arrays import Array
+from keywise.attention.problem import Problem, ReadingPlan
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """What a target gives back, before it is rounded and handed to the user's library.
+
+    `peak`, `total` and `values` are the partial (without sinks); `output` is values / total with sinks. A row that may
+    see no key has peak -inf, total 0, values 0, output 0, lse -inf.
+    """
+
+    output: Array
+    peak: Array | None = None
+    total: Array | None = None
+    values: Array | None = None
+    lse: Array | None = None
+    entropy: Array | None = None
+    top_keys: Array | None = None
+    top_weights: Array | None = None
+    key_mass: Array | None = None
+    segment_mass: Array | None = None
+
+
+def visible(problem: Problem) -> Array:
+    """Tell which keys each query may see: bool [B, Hq, Q, N]."""
+    batch, query_heads, _, queries, keys, _, _ = problem.shape
+    rule = problem.visibility
+    key_position = problem.first_key + np.arange(keys)
+    seen = np.ones((batch, query_heads, queries, keys), bool)
+    for item in range(batch):
+        own = int(rule.lengths[item]) - queries + np.arange(queries)[:, None]
+        start, end = int(rule.starts[item]), int(rule.lengths[item])
+        inside = np.broadcast_to((key_position >= start) & (key_position < end), (queries, keys)).copy()
+        if rule.causal:
+            inside &= key_position <= own
+        near = np.ones((queries, keys), bool)
+        if rule.left >= 0:
+            near &= key_position >= own - rule.left
+        if rule.right >= 0:
+            near &= key_position <= own + rule.right
+        inside &= near | (key_position < start + rule.keep_first)
+        if rule.documents is not None:
+            document = rule.documents[item]
+            has_document = (own >= 0) & (own < document.size)
+            own_document = document[np.clip(own, 0, max(document.size - 1, 0))] if document.size else own
+            inside &= has_document & (document[key_position] == own_document)
+        seen[item] &= inside
+    if rule.allowed is not None:
+        seen &= rule.allowed
+    return seen
+
+
+def raw_scores(problem: Problem) -> Array:
+    """Compute query . key * scale in float64, before softcap, bias and mask: [B, Hq, Q, N]."""
+    group = problem.shape[1] // problem.shape[2]
+    key = np.repeat(problem.key.floats(np.float64), group, axis=1)
+    with np.errstate(invalid="ignore", over="ignore"):
+        return np.asarray(np.matmul(problem.query.floats(np.float64), key.swapaxes(2, 3)) * problem.scale)
+
+
+def scores(problem: Problem) -> Array:
+    """Compute the scores after softcap, bias and mask; a hidden key has score -inf."""
+    score = raw_scores(problem)
+    if problem.softcap is not None:
+        score = problem.softcap * np.tanh(score / problem.softcap)
+    if problem.bias is not None:
+        score = score + problem.bias.floats(np.float64)
+    return np.where(visible(problem), score, -np.inf)
+
+
+def evaluate(problem: Problem) -> Result:
+    """Evaluate attention and, when the problem asks for it, the reading; everything in float64."""
+    score = scores(problem)
+    batch, query_heads, _, queries, keys, _, value_dim = problem.shape
+    peak = score.max(axis=3, initial=-np.inf)
+    alive = ~np.isneginf(peak)
+    with np.errstate(invalid="ignore"):
+        exponential = np.where(np.isneginf(score), 0.0, np.exp(score - np.where(alive, peak, 0.0)[..., None]))
+    total = exponential.sum(axis=3)
+    values = _weighted_values(exponential, problem)
+    with np.errstate(divide="ignore"):
+        lse = np.where(alive, peak + np.log(total), -np.inf)
+    if problem.sinks is not None:
+        lse = np.where(alive, np.logaddexp(lse, problem.sinks[:, None]), -np.inf)
+    with np.errstate(over="ignore", invalid="ignore"):
+        share = np.where(alive, np.exp(np.where(alive, peak - np.where(alive, lse, 0.0), 0.0)), 0.0)
+    output = np.where(alive[..., None], values * share[..., None], 0.0)
+    result = Result(output=output, peak=peak, total=total, values=values, lse=lse)
+    if problem.reading is None:
+        return result
+    rows = slice(problem.reading.first_row, problem.reading.last_row)
+    weights = (exponential * share[..., None])[:, :, rows]
+    return _read(problem.reading, result, weights, score[:, :, rows], rows)
+
+
+def _weighted_values(exponential: Array, problem: Problem) -> Array:
+    """Sum exponential x value over the keys; a key of weight 0 contributes nothing, whatever its value holds."""
+    group = problem.shape[1] // problem.shape[2]
+    value = np.repeat(problem.value.floats(np.float64), group, axis=1)
+    finite = np.isfinite(value)
+    values = np.asarray(np.matmul(exponential, np.where(finite, value, 0.0)))
+    for item, head, key in np.argwhere(~finite.all(axis=3)):
+        poisoned = np.where(finite[item, head, key], 0.0, value[item, head, key])
+        column = exponential[item, head, :, key]
+        touched = column != 0.0
+        with np.errstate(invalid="ignore"):
+            values[item, head, touched] += column[touched, None] * poisoned
+    return values
+
+
+def _read(plan: ReadingPlan, result: Result, weights: Array, score: Array, rows: slice) -> Result:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        entropy = -np.where(weights > 0, weights * np.log(weights), 0.0).sum(axis=3)
+        entropy = np.where(np.isnan(weights).any(axis=3), np.nan, entropy)
+    top_keys = _top_keys(score, plan.top)
+    top_weights = np.take_along_axis(weights, np.maximum(top_keys, 0), axis=3) if weights.shape[3] else top_keys
+    key_mass = None
+    if plan.key_mass:
+        row_weights = 1.0 if plan.row_weights is None else plan.row_weights[:, :, rows, None].astype(np.float64)
+        key_mass = (np.where(row_weights == 0.0, 0.0, weights) * row_weights).sum(axis=2)
+    segment_mass = None
+    if plan.segment_count is not None:
+        segment_mass = np.zeros((*weights.shape[:3], plan.segment_count))
+        for begin, end, segment in plan.runs:
+            segment_mass[..., segment] += weights[..., begin:end].sum(axis=3)
+    assert result.peak is not None and result.total is not None and result.lse is not None
+    return Result(
+        output=result.output,
+        peak=result.peak[:, :, rows],
+        total=result.total[:, :, rows],
+        lse=result.lse[:, :, rows],
+        entropy=entropy,
+        top_keys=top_keys,
+        top_weights=np.where(top_keys < 0, 0.0, top_weights),
+        key_mass=key_mass,
+        segment_mass=segment_mass,
+    )
+
+
+def _top_keys(score: Array, top: int) -> Array:
+    """Give the keys of the `top` largest scores per row, ties to the lower key, filled with -1."""
+    found = min(top, score.shape[3])
+    order = np.argsort(-score, axis=3, kind="stable")[..., :found]
+    order = np.where(np.isneginf(np.take_along_axis(score, order, axis=3)), -1, order)
+    return np.pad(order, [(0, 0)] * 3 + [(0, top - found)], constant_values=-1)
