@@ -12,22 +12,13 @@ static constexpr float kLog2e = 1.44269504088896340736f;
 static constexpr float kLn2 = 0.693147180559945309417f;
 static constexpr float kInfinity = __builtin_inff();
 
-// Scores pass through a transform when a plain multiplication inside the exponential does not do.
-static inline bool transforms(const Problem& problem) {
-  return problem.softcap > 0.0f || problem.bias.data || !(problem.scale > 0.0f);
-}
-
-// What a stored score is multiplied with to be in base 2.
-static inline float score_multiplier(const Problem& problem) {
-  return transforms(problem) ? 1.0f : problem.scale * kLog2e;
-}
-
 static inline bool uses_pairs(const Problem& problem) { return kDotsPairs && problem.dtype == Dtype::bfloat16; }
 
 // scores[R][kBlockKeys] = queries[depth][R] . panel[depth][kPanelKeys]; all accumulators stay in registers.
 template <int R, bool kPairs>
 static void score_tile(const float* queries, const float* panel, int64_t depth, float* scores) {
   Vec left[R], right[R];
+#pragma GCC unroll 16
   for (int r = 0; r < R; ++r) left[r] = right[r] = zero();
   for (int64_t d = 0; d < depth; ++d, queries += R, panel += kPanelKeys) {
     const Vec key_left = load(panel), key_right = load(panel + kLanes);
@@ -38,6 +29,7 @@ static void score_tile(const float* queries, const float* panel, int64_t depth, 
       right[r] = kPairs ? dot_pairs(query, key_right, right[r]) : mul_add(query, key_right, right[r]);
     }
   }
+#pragma GCC unroll 16
   for (int r = 0; r < R; ++r) {
     store(scores + r * kBlockKeys, left[r]);
     store(scores + r * kBlockKeys + kLanes, right[r]);
@@ -52,17 +44,57 @@ static void score_rows(int64_t rows, const float* queries, const float* panel, i
   score_tile<R, kPairs>(queries, panel, depth, scores);
 }
 
-// outputs[R][C kLanes] = outputs x rescale[R] + weights[R][keys] . values[keys][C kLanes]
-template <int R, int C>
-static void value_tile(const float* weights, const float* values, int64_t keys, int64_t width, const float* rescale,
-                       float* outputs) {
+// Scores of one row, kLanes keys at a time, straight from where the user has them: packing a block of keys pays only
+// when several rows use it.
+static void score_in_place(const Problem& problem, const Task& task, bool pairs, const float* query, int64_t block,
+                           int64_t begin, int64_t end, float* scores) {
+  const int64_t depth = key_depth(problem, pairs), step = pairs ? 2 : 1;
+  const int64_t stride_bytes = problem.key.stride[2] * (problem.dtype == Dtype::float32 ? 4 : 2);
+  for (int64_t j = begin; j < end; j += kLanes) {
+    Vec sums[kLanes];
+    const char* row = row_of(problem.key, problem.dtype, task.item, task.key_head, block + j);
+    for (int i = 0; i < kLanes; ++i, row += stride_bytes) {
+      sums[i] = zero();
+      if (j + i >= end) continue;
+      for (int64_t d = 0; d < depth; d += kLanes) {
+        const Vec part = load(query + d);
+        const int64_t left = problem.head_dim - d * step;
+        sums[i] = pairs ? dot_pairs(part, load_pairs(row, d * step, left), sums[i])
+                        : mul_add(part, load_elements(row, problem.dtype, d, left), sums[i]);
+      }
+    }
+    store(scores + j, sum_each(sums));
+  }
+}
+
+// Rows of values, either packed as float32 or where the user has them.
+struct Values {
+  const char* first;
+  int64_t stride_bytes;
+  Dtype dtype;
+};
+
+template <Dtype kDtype>
+static inline Vec load_as(const char* row, int64_t index) {
+  if constexpr (kDtype == Dtype::float32) return load(reinterpret_cast<const float*>(row) + index);
+  const uint16_t* source = reinterpret_cast<const uint16_t*>(row) + index;
+  return kDtype == Dtype::bfloat16 ? load_bfloat16(source) : load_float16(source);
+}
+
+// outputs[R][C kLanes] = outputs x rescale[R] + weights[R][keys] . values[keys][C kLanes], from column `first` on
+template <int R, int C, Dtype kDtype>
+static void value_tile(const float* weights, const Values& values, int64_t first, int64_t keys, int64_t width,
+                       const float* rescale, float* outputs) {
   Vec sum[R][C];
+#pragma GCC unroll 16
   for (int r = 0; r < R; ++r)
+#pragma GCC unroll 16
     for (int c = 0; c < C; ++c) sum[r][c] = mul(broadcast(rescale[r]), load(outputs + r * width + c * kLanes));
-  for (int64_t key = 0; key < keys; ++key, values += width) {
+  const char* row = values.first;
+  for (int64_t key = 0; key < keys; ++key, row += values.stride_bytes) {
     Vec value[C];
 #pragma GCC unroll 16
-    for (int c = 0; c < C; ++c) value[c] = load(values + c * kLanes);
+    for (int c = 0; c < C; ++c) value[c] = load_as<kDtype>(row, first + c * kLanes);
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
       const Vec weight = broadcast(weights[r * kBlockKeys + key]);
@@ -70,50 +102,68 @@ static void value_tile(const float* weights, const float* values, int64_t keys, 
       for (int c = 0; c < C; ++c) sum[r][c] = mul_add(weight, value[c], sum[r][c]);
     }
   }
+#pragma GCC unroll 16
   for (int r = 0; r < R; ++r)
+#pragma GCC unroll 16
     for (int c = 0; c < C; ++c) store(outputs + r * width + c * kLanes, sum[r][c]);
 }
 
-template <int R, int C>
-static void value_rows(int64_t rows, int64_t columns, const float* weights, const float* values, int64_t keys,
-                       int64_t width, const float* rescale, float* outputs) {
+template <int R, int C, Dtype kDtype>
+static void value_rows(int64_t rows, int64_t columns, const float* weights, const Values& values, int64_t first,
+                       int64_t keys, int64_t width, const float* rescale, float* outputs) {
   if constexpr (R > 1) {
-    if (rows < R) return value_rows<R - 1, C>(rows, columns, weights, values, keys, width, rescale, outputs);
+    if (rows < R)
+      return value_rows<R - 1, C, kDtype>(rows, columns, weights, values, first, keys, width, rescale, outputs);
   }
   if constexpr (C > 1) {
-    if (columns < C) return value_rows<R, C - 1>(rows, columns, weights, values, keys, width, rescale, outputs);
+    if (columns < C)
+      return value_rows<R, C - 1, kDtype>(rows, columns, weights, values, first, keys, width, rescale, outputs);
   }
-  value_tile<R, C>(weights, values, keys, width, rescale, outputs);
+  value_tile<R, C, kDtype>(weights, values, first, keys, width, rescale, outputs);
 }
 
-static void add_values(int64_t rows, const float* weights, const float* values, int64_t keys, int64_t width,
+template <Dtype kDtype>
+static void add_values(int64_t rows, const float* weights, const Values& values, int64_t keys, int64_t width,
                        const float* rescale, float* outputs) {
   for (int64_t r = 0; r < rows; r += kValueRows)
     for (int64_t d = 0; d < width; d += kValueVectors * kLanes)
-      value_rows<kValueRows, kValueVectors>(rows - r, (width - d) / kLanes, weights + r * kBlockKeys, values + d, keys,
-                                            width, rescale + r, outputs + r * width + d);
+      value_rows<kValueRows, kValueVectors, kDtype>(rows - r, (width - d) / kLanes, weights + r * kBlockKeys, values, d,
+                                                    keys, width, rescale + r, outputs + r * width + d);
+}
+
+static void add_values(int64_t rows, const float* weights, const Values& values, int64_t keys, int64_t width,
+                       const float* rescale, float* outputs) {
+  const auto add = values.dtype == Dtype::float32    ? add_values<Dtype::float32>
+                   : values.dtype == Dtype::bfloat16 ? add_values<Dtype::bfloat16>
+                                                     : add_values<Dtype::float16>;
+  add(rows, weights, values, keys, width, rescale, outputs);
+}
+
+static bool all_finite(const Values& values, int64_t keys, int64_t value_dim) {
+  for (int64_t key = 0; key < keys; ++key)
+    for (int64_t d = 0; d < value_dim; ++d)
+      if (!__builtin_isfinite(element(values.first + key * values.stride_bytes, values.dtype, d))) return false;
+  return true;
 }
 
 // As add_values, but a weight of 0 never meets its value: what a mask hides may be NaN or infinite.
-static void add_values_around_poison(int64_t rows, const float* weights, const float* values, int64_t keys,
-                                     int64_t width, const float* rescale, float* outputs) {
-  for (int64_t r = 0; r < rows; ++r) {
-    for (int64_t d = 0; d < width; d += kLanes) {
-      Vec sum = mul(broadcast(rescale[r]), load(outputs + r * width + d));
-      for (int64_t key = 0; key < keys; ++key) {
-        const float weight = weights[r * kBlockKeys + key];
-        if (weight != 0.0f) sum = mul_add(broadcast(weight), load(values + key * width + d), sum);
-      }
-      store(outputs + r * width + d, sum);
+static void add_values_around_poison(int64_t rows, const float* weights, const Values& values, int64_t keys,
+                                     int64_t value_dim, int64_t width, const float* rescale, float* outputs) {
+  for (int64_t r = 0; r < rows; ++r, weights += kBlockKeys, outputs += width) {
+    for (int64_t d = 0; d < value_dim; ++d) outputs[d] *= rescale[r];
+    for (int64_t key = 0; key < keys; ++key) {
+      if (weights[key] == 0.0f) continue;
+      const char* row = values.first + key * values.stride_bytes;
+      for (int64_t d = 0; d < value_dim; ++d) outputs[d] += weights[key] * element(row, values.dtype, d);
     }
   }
 }
 
-// Scale, softcap and bias, ending in base 2; `line` is scratch for a block of bias.
+// Scale, softcap and bias; `line` is scratch for a block of bias.
 static void transform_row(const Problem& problem, int64_t item, int64_t head, int64_t token, int64_t block,
                           int64_t begin, int64_t end, float* line, float* scores) {
   const Vec scale = broadcast(problem.softcap > 0.0f ? problem.scale / problem.softcap : problem.scale);
-  const Vec cap = broadcast(problem.softcap), base = broadcast(kLog2e);
+  const Vec cap = broadcast(problem.softcap);
   const Bias& bias = problem.bias;
   if (bias.data) {
     const int64_t known = problem.keys - block < end ? problem.keys - block : end;
@@ -126,9 +176,7 @@ static void transform_row(const Problem& problem, int64_t item, int64_t head, in
     Vec score = mul(load(scores + j), scale);
     if (problem.softcap > 0.0f) score = mul(cap, hyperbolic_tangent(score));
     if (bias.data) score = add(score, load(line + j));
-    // A finite score stays finite in base 2, so that a row biased by the smallest float everywhere is still a row.
-    const Vec finite = maximum(broadcast(-3e38f), mul(score, base));
-    store(scores + j, less_than_choose(score, broadcast(-__FLT_MAX__), score, finite));
+    store(scores + j, score);
   }
 }
 
@@ -136,8 +184,10 @@ static void transform_row(const Problem& problem, int64_t item, int64_t head, in
 static void keep_top(const float* scores, int64_t begin, int64_t end, int64_t first_key, int64_t top, float* top_scores,
                      int32_t* top_keys) {
   for (int64_t j = begin; j < end; j += kLanes) {
-    if (!any_above(load(scores + j), broadcast(top_scores[top - 1]))) continue;
-    for (int64_t i = j; i < j + kLanes; ++i) {
+    unsigned above = lanes_above(load(scores + j), broadcast(top_scores[top - 1]));
+    for (; above; above &= above - 1) {
+      const int64_t i = j + __builtin_ctz(above);
+      // Strictly larger only: on a tie the lower key, already there, stays in front.
       if (!(scores[i] > top_scores[top - 1])) continue;
       int64_t place = top - 1;
       for (; place > 0 && scores[i] > top_scores[place - 1]; --place) {
@@ -150,31 +200,34 @@ static void keep_top(const float* scores, int64_t begin, int64_t end, int64_t fi
   }
 }
 
-// Scores become weights exp2(score - peak) in place; peak, total and moment move on. Returns the factor for what the
-// row gathered before.
-static float weigh_row(float multiplier, bool moments, int64_t begin, int64_t end, float* scores, const State& state,
-                       int64_t row) {
+static float largest_of(const float* scores, int64_t begin, int64_t end) {
   Vec largest = broadcast(-kInfinity);
   for (int64_t j = begin; j < end; j += kLanes) largest = maximum(load(scores + j), largest);
-  const float before = state.peak[row], here = reduce_maximum(largest) * multiplier;
-  const float peak = here > before ? here : before;
+  return reduce_maximum(largest);
+}
+
+// Scores become weights exp(score - peak) in place; peak, total and moment move on. Returns the factor for what the
+// row gathered before. `unit` is a stored score in base 2.
+static float weigh_row(float unit, float largest, bool moments, int64_t begin, int64_t end, float* scores,
+                       const State& state, int64_t row) {
+  const float before = state.peak[row], peak = largest > before ? largest : before;
   // A row that has seen no key yet keeps total 0: its weights come out as 0 against any finite anchor.
   const float anchor = peak == -kInfinity ? 0.0f : peak;
   float rescale = 1.0f;
   if (peak > before) {
-    rescale = before == -kInfinity ? 0.0f : __builtin_exp2f(before - peak);
-    if (moments && before != -kInfinity)
-      state.moment[row] = rescale * (state.moment[row] + (before - peak) * state.total[row]);
+    const float shift = (before - peak) * unit;
+    rescale = __builtin_exp2f(shift);
+    if (moments && before != -kInfinity) state.moment[row] = rescale * (state.moment[row] + shift * state.total[row]);
     state.total[row] *= rescale;
     state.peak[row] = peak;
   }
-  const Vec factor = broadcast(multiplier), shift = broadcast(-anchor);
+  const Vec factor = broadcast(unit), top = broadcast(anchor);
   Vec total = zero(), moment = zero();
   if (moments) {
     // Weights below 2^-126 are 0, so the clamp changes nothing but keeps -inf x 0 out.
     const Vec lowest = broadcast(-200.0f);
     for (int64_t j = begin; j < end; j += kLanes) {
-      const Vec x = mul_add(load(scores + j), factor, shift);
+      const Vec x = mul(sub(load(scores + j), top), factor);
       const Vec weight = exp2_nonpositive(x);
       moment = mul_add(weight, maximum(lowest, x), moment);
       total = add(total, weight);
@@ -183,7 +236,7 @@ static float weigh_row(float multiplier, bool moments, int64_t begin, int64_t en
     state.moment[row] += sum(moment);
   } else {
     for (int64_t j = begin; j < end; j += kLanes) {
-      const Vec weight = exp2_nonpositive(mul_add(load(scores + j), factor, shift));
+      const Vec weight = exp2_nonpositive(mul(sub(load(scores + j), top), factor));
       total = add(total, weight);
       store(scores + j, weight);
     }
@@ -207,16 +260,19 @@ static void clear_state(const Problem& problem, const Task& task, const State& s
 
 static void compute(const Problem& problem, const Task& task, const Workspace& workspace, const State& state,
                     const Strip* strip) {
-  const bool pairs = uses_pairs(problem), transformed = transforms(problem);
+  const bool pairs = uses_pairs(problem), transformed = problem.transforms();
   const bool by_key = problem.visibility.documents || problem.visibility.allowed;
   const bool moments = problem.reads;
-  const float multiplier = score_multiplier(problem);
+  // Few rows use each value a few times only: copying them first would cost more than converting them as they come.
+  const bool keys_in_place = task.rows() <= kRowsInPlace;
+  const bool values_in_place = task.rows() <= kTileRows && problem.value_dim == problem.value_width();
+  const float unit = problem.score_unit_base2();
   const int64_t depth = key_depth(problem, pairs), width = problem.value_width(), group = problem.group();
   const int64_t rows = task.rows(), top = problem.reads ? problem.reading.top : 0;
   Span* spans = reinterpret_cast<Span*>(workspace.spans);
   for (int64_t row = 0; row < rows; ++row) spans[row] = span_of(problem, task.item, (task.first_row + row) / group);
   clear_state(problem, task, state);
-  pack_queries(problem, task, pairs, workspace.queries);
+  pack_queries(problem, task, pairs, keys_in_place, workspace.queries);
 
   int64_t block_number = 0;
   for (int64_t block = task.first_key; block < task.last_key; block += kBlockKeys, ++block_number) {
@@ -229,8 +285,15 @@ static void compute(const Problem& problem, const Task& task, const Workspace& w
     if (seen >= seen_end) continue;
 
     const int64_t packed = seen / kPanelKeys * kPanelKeys;
-    pack_keys(problem, task, block + packed, block + seen_end, pairs, workspace.keys);
-    const bool finite = pack_values(problem, task, block + seen, block + seen_end, workspace.values);
+    if (!keys_in_place) pack_keys(problem, task, block + packed, block + seen_end, pairs, workspace.keys);
+    Values values{row_of(problem.value, problem.dtype, task.item, task.key_head, block + seen),
+                  problem.value.stride[2] * (problem.dtype == Dtype::float32 ? 4 : 2), problem.dtype};
+    if (!values_in_place) {
+      pack_values(problem, task, block + seen, block + seen_end, workspace.values);
+      values = {reinterpret_cast<const char*>(workspace.values), width * int64_t(sizeof(float)), Dtype::float32};
+    }
+    // Looked up only when a row hides something: a hidden value may be NaN, and 0 x NaN is not 0.
+    enum { unknown, no, yes } poisoned = unknown;
 
     const float* queries = workspace.queries;
     for (int64_t first = 0; first < rows; first += kTileRows, queries += depth * kTileRows) {
@@ -240,7 +303,12 @@ static void compute(const Problem& problem, const Task& task, const Workspace& w
       if (begin >= end) continue;
       const int64_t panel_begin = begin / kPanelKeys * kPanelKeys, panel_end = round_up(end, kPanelKeys);
       float* scores = strip ? strip->weights + (block_number * rows + first) * kBlockKeys : workspace.scores;
-      for (int64_t j = panel_begin; j < panel_end; j += kPanelKeys) {
+      for (int64_t r = 0; keys_in_place && r < height; ++r) {
+        float* line = scores + r * kBlockKeys;
+        score_in_place(problem, task, pairs, queries + r * round_up(depth, kLanes), block, panel_begin, end, line);
+        for (int64_t j = round_up(end, kLanes); j < panel_end; j += kLanes) store(line + j, zero());
+      }
+      for (int64_t j = panel_begin; !keys_in_place && j < panel_end; j += kPanelKeys) {
         const float* panel = workspace.keys + (j - packed) * depth;
         if (pairs)
           score_rows<kTileRows, kDotsPairs>(height, queries, panel, depth, scores + j);
@@ -260,17 +328,24 @@ static void compute(const Problem& problem, const Task& task, const Workspace& w
           hide_outside(spans[row], block, panel_begin, panel_end, line);
         }
         if (by_key) hide_by_key(problem, task.item, head, token, block, panel_begin, end, line);
-        if (top) keep_top(line, panel_begin, panel_end, block, top, state.top_scores + row * top, state.top_keys + row * top);
-        workspace.rescale[r] = weigh_row(multiplier, moments, panel_begin, panel_end, line, state, row);
+        const float largest = largest_of(line, panel_begin, panel_end);
+        if (top && largest > state.top_scores[row * top + top - 1])
+          keep_top(line, panel_begin, panel_end, block, top, state.top_scores + row * top, state.top_keys + row * top);
+        workspace.rescale[r] = weigh_row(unit, largest, moments, panel_begin, panel_end, line, state, row);
         if (strip) {
           strip->peaks[block_number * rows + row] = state.peak[row];
           strip_begin[row] = int32_t(panel_begin);
           strip_end[row] = int32_t(end);
         }
       }
-      const auto add = hides && !finite ? add_values_around_poison : add_values;
-      add(height, scores + begin, workspace.values + (begin - seen) * width, end - begin, width, workspace.rescale,
-          state.values + first * width);
+      if (hides && poisoned == unknown)
+        poisoned = all_finite(values, seen_end - seen, problem.value_dim) ? no : yes;
+      const Values here{values.first + (begin - seen) * values.stride_bytes, values.stride_bytes, values.dtype};
+      if (hides && poisoned == yes)
+        add_values_around_poison(height, scores + begin, here, end - begin, problem.value_dim, width,
+                                 workspace.rescale, state.values + first * width);
+      else
+        add_values(height, scores + begin, here, end - begin, width, workspace.rescale, state.values + first * width);
     }
   }
 }

@@ -60,7 +60,7 @@ class Carver {
 int64_t top_of(const Problem& problem) { return problem.reads ? problem.reading.top : 0; }
 
 void carve(Carver& carver, Workspace& workspace, const Problem& problem, int64_t rows) {
-  carver(workspace.queries, rows * problem.head_dim);         // packed query rows
+  carver(workspace.queries, rows * round_up(problem.head_dim, kPad));  // packed query rows
   carver(workspace.keys, kBlockKeys * problem.head_dim);      // one block of keys in panels
   carver(workspace.values, kBlockKeys * problem.value_width());
   carver(workspace.scores, kMaximumTileRows * kBlockKeys);    // one tile
@@ -232,7 +232,7 @@ bool Run::by_keys() const {
   return each(heads(), [&](int64_t head) {
     State& merged = states[size_t(head * splits)];
     for (int64_t split = 1; split < splits; ++split)
-      merge(merged, states[size_t(head * splits + split)], rows, problem.value_width(), top_of(problem));
+      merge(problem, merged, states[size_t(head * splits + split)], rows, top_of(problem));
     const Task task = task_of(head, 0, rows, 0, problem.keys);
     const int64_t columns = problem.group() * problem.keys;
     const bool masses = problem.reads && problem.reading.key_mass;

@@ -83,6 +83,12 @@ struct Problem {
   bool reads = false;
   Reading reading;
 
+  // Scores pass through a transform where a multiplication inside the exponential does not do.
+  KEYWISE_INLINE bool transforms() const { return softcap > 0.0f || bias.data || !(scale > 0.0f); }
+  // What a stored score is worth in nats, and in base 2.
+  KEYWISE_INLINE float score_unit() const { return transforms() ? 1.0f : scale; }
+  KEYWISE_INLINE float score_unit_base2() const { return score_unit() * 1.44269504088896340736f; }
+
   KEYWISE_INLINE int64_t group() const { return query_heads / key_heads; }
   KEYWISE_INLINE int64_t value_width() const { return round_up(value_dim, kPad); }
 };
@@ -95,17 +101,18 @@ struct Task {
   KEYWISE_INLINE int64_t rows() const { return last_row - first_row; }
 };
 
-// The partial of a task. Scores are in base 2 (score x log2 e) so that the kernels need exp2 only.
+// The partial of a task. Stored scores are those before the plain scaling (Problem::score_unit): the difference to the
+// peak is taken first and scaled then, which keeps it exact where it matters, however large the scores are.
 struct State {
-  float* peak = nullptr;     // [rows]
-  float* total = nullptr;    // [rows]
-  float* moment = nullptr;   // [rows] sum of weight x (score - peak), for the entropy
-  float* values = nullptr;   // [rows, value_width]
-  float* top_scores = nullptr;  // [rows, top] largest first; raw scores, before the score multiplier
+  float* peak = nullptr;        // [rows]
+  float* total = nullptr;       // [rows]
+  float* moment = nullptr;      // [rows] sum of weight x (score - peak) in base 2, for the entropy
+  float* values = nullptr;      // [rows, value_width]
+  float* top_scores = nullptr;  // [rows, top] largest first
   int32_t* top_keys = nullptr;  // [rows, top] -1 where there is none
 };
 
-// Weights kept for the readings: exp2(score - the peak of its row when its block was done).
+// Weights kept for the readings: exp(score - the peak of its row when its block was done).
 struct Strip {
   int64_t first_key = 0;
   int64_t blocks = 0;

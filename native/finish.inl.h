@@ -10,7 +10,7 @@ struct Norm {
 static inline Norm norm_of(const Problem& problem, int64_t head, float peak, float total) {
   if (total == 0.0f) return {true, 0.0f, 0.0f};
   if (!problem.sinks) return {false, 1.0f / total, __builtin_log2f(total)};
-  const float sink = problem.sinks[head] * kLog2e - peak;
+  const float sink = (problem.sinks[head] - peak * problem.score_unit()) * kLog2e;
   if (sink <= 0.0f) {
     const float denominator = total + __builtin_exp2f(sink);
     return {false, 1.0f / denominator, __builtin_log2f(denominator)};
@@ -35,7 +35,7 @@ static void write_output(const Problem& problem, int64_t item, int64_t head, int
 }
 
 static void write_partial(const Problem& problem, int64_t row, float peak, float total, const float* values) {
-  problem.peak[row] = peak * kLn2;
+  problem.peak[row] = peak * problem.score_unit();
   problem.total[row] = total;
   __builtin_memcpy(problem.values + row * problem.value_dim, values, std::size_t(problem.value_dim) * sizeof(float));
 }
@@ -61,7 +61,7 @@ static void write_segments(const Problem& problem, const Strip* strips, int64_t 
       if (strip.begin[place] >= strip.end[place] || strip.peaks[place] == -kInfinity) continue;
       const int64_t first_key = strip.first_key + block * kBlockKeys;
       const int64_t begin = first_key + strip.begin[place], end = first_key + strip.end[place];
-      const float factor = __builtin_exp2f(strip.peaks[place] - peak) * inverse;
+      const float factor = __builtin_exp2f((strip.peaks[place] - peak) * problem.score_unit_base2()) * inverse;
       const float* weights = strip.weights + place * kBlockKeys - first_key;
       while (run < reading.run_count && reading.runs[3 * run + 1] <= begin) ++run;
       for (int64_t i = run; i < reading.run_count && reading.runs[3 * i] < end; ++i) {
@@ -77,14 +77,13 @@ static void write_row_readings(const Problem& problem, int64_t row, const Norm& 
                                float moment, const float* top_scores, const int32_t* top_keys) {
   const Reading& reading = problem.reading;
   const float natural = norm.log_base2 * kLn2;
-  reading.lse[row] = norm.empty ? -kInfinity : peak * kLn2 + natural;
+  reading.lse[row] = norm.empty ? -kInfinity : peak * problem.score_unit() + natural;
   reading.entropy[row] = norm.empty ? 0.0f : norm.inverse * (natural * total - kLn2 * moment);
-  const float multiplier = score_multiplier(problem);
   for (int64_t i = 0; i < reading.top; ++i) {
     const bool found = top_keys[i] >= 0;
     reading.top_keys[row * reading.top + i] = top_keys[i];
     reading.top_weights[row * reading.top + i] =
-        found ? __builtin_exp2f(top_scores[i] * multiplier - peak) * norm.inverse : 0.0f;
+        found ? __builtin_exp2f((top_scores[i] - peak) * problem.score_unit_base2()) * norm.inverse : 0.0f;
   }
 }
 
@@ -103,7 +102,8 @@ static void add_columns(const Problem& problem, const Task& task, const State& s
         const int64_t place = block * rows + row, token = (task.first_row + row) / group;
         if (strip.begin[place] >= strip.end[place] || strip.peaks[place] == -kInfinity) continue;
         if (token < reading.first_row || token >= reading.last_row) continue;
-        float factor = norms[row] * __builtin_exp2f(strip.peaks[place] - state.peak[row]);
+        const float shift = (strip.peaks[place] - state.peak[row]) * problem.score_unit_base2();
+        float factor = norms[row] * __builtin_exp2f(shift);
         if (reading.row_weights)
           factor *= reading.row_weights[task.item * reading.row_weight_stride[0] +
                                         (task.key_head * group + head) * reading.row_weight_stride[1] +

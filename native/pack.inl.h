@@ -84,58 +84,72 @@ static inline int64_t key_depth(const Problem& problem, bool pairs) {
   return pairs ? (problem.head_dim + 1) / 2 : problem.head_dim;
 }
 
+// kLanes keys from lane `d` on become lanes: tile[i] is lane d + i of the keys. Keys from `known` on are zeros.
+static inline void load_transposed(const char* row, int64_t stride_bytes, int64_t known, Dtype dtype, bool pairs,
+                                   int64_t d, int64_t left, Vec* tile) {
+  const int64_t whole = pairs ? 2 * kLanes : kLanes;
+  if (known >= kLanes && left >= whole && (pairs || dtype == Dtype::float32)) {
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes; ++i) tile[i] = load(reinterpret_cast<const float*>(row + i * stride_bytes) + d);
+  } else {
+    for (int i = 0; i < kLanes; ++i, row += stride_bytes)
+      tile[i] = i >= known ? zero() : pairs ? load_pairs(row, 2 * d, left) : load_elements(row, dtype, d, left);
+  }
+  transpose(tile);
+}
+
 // Keys first .. last - 1 as panels [depth][kPanelKeys], keys behind the last as zeros.
 static void pack_keys(const Problem& problem, const Task& task, int64_t first, int64_t last, bool pairs, float* panels) {
   const int64_t depth = key_depth(problem, pairs), step = pairs ? 2 : 1;
+  const int64_t stride_bytes = problem.key.stride[2] * (problem.dtype == Dtype::float32 ? 4 : 2);
   for (int64_t panel = first; panel < last; panel += kPanelKeys, panels += depth * kPanelKeys) {
     for (int64_t half = 0; half < kPanelKeys; half += kLanes) {
-      for (int64_t d = 0; d < depth; d += kLanes) {
+      const int64_t known = last - panel - half;
+      const char* row = row_of(problem.key, problem.dtype, task.item, task.key_head, panel + (known > 0 ? half : 0));
+      float* place = panels + half;
+      for (int64_t d = 0; d < depth; d += kLanes, place += kLanes * kPanelKeys) {
         Vec tile[kLanes];
-        for (int i = 0; i < kLanes; ++i) {
-          const int64_t key = panel + half + i;
-          if (key >= last) {
-            tile[i] = zero();
-            continue;
-          }
-          const char* row = row_of(problem.key, problem.dtype, task.item, task.key_head, key);
-          const int64_t left = problem.head_dim - d * step;
-          tile[i] = pairs ? load_pairs(row, d * step, left) : load_elements(row, problem.dtype, d, left);
+        load_transposed(row, stride_bytes, known, problem.dtype, pairs, d, problem.head_dim - d * step, tile);
+        if (depth - d >= kLanes) {
+#pragma GCC unroll 16
+          for (int i = 0; i < kLanes; ++i) store(place + i * kPanelKeys, tile[i]);
+        } else {
+          for (int64_t i = 0; i < depth - d; ++i) store(place + i * kPanelKeys, tile[i]);
         }
-        transpose(tile);
-        const int64_t rows = depth - d < kLanes ? depth - d : kLanes;
-        for (int64_t i = 0; i < rows; ++i) store(panels + (d + i) * kPanelKeys + half, tile[i]);
       }
     }
   }
 }
 
-// Values first .. last - 1 as rows of value_width floats. True when all of them are finite.
-static bool pack_values(const Problem& problem, const Task& task, int64_t first, int64_t last, float* values) {
+// Values first .. last - 1 as rows of value_width floats.
+static void pack_values(const Problem& problem, const Task& task, int64_t first, int64_t last, float* values) {
   const int64_t width = problem.value_width();
-  Vec poison = zero();  // 0 x NaN and 0 x inf are NaN
   for (int64_t key = first; key < last; ++key, values += width) {
     const char* row = row_of(problem.value, problem.dtype, task.item, task.key_head, key);
     for (int64_t d = 0; d < width; d += kLanes) {
       const int64_t left = problem.value_dim - d;
-      const Vec value = left > 0 ? load_elements(row, problem.dtype, d, left) : zero();
-      poison = mul_add(value, zero(), poison);
-      store(values + d, value);
+      store(values + d, left > 0 ? load_elements(row, problem.dtype, d, left) : zero());
     }
   }
-  return sum(poison) == 0.0f;
 }
 
-// The task's rows as panels of tile_rows: [depth][rows of the tile], as floats or as pairs of bfloat16.
-static void pack_queries(const Problem& problem, const Task& task, bool pairs, float* panels) {
-  const int64_t depth = key_depth(problem, pairs), group = problem.group();
+// Up to this many rows are scored against the keys in place.
+static constexpr int64_t kRowsInPlace = 4;
+
+// The task's rows, as floats or as pairs of bfloat16: panels [depth][rows of a tile], or, for keys in place, one row
+// after the other, each padded with zeros to whole vectors.
+static void pack_queries(const Problem& problem, const Task& task, bool pairs, bool row_by_row, float* packed) {
+  const int64_t depth = key_depth(problem, pairs), padded = round_up(depth, kLanes), group = problem.group();
   for (int64_t first = task.first_row; first < task.last_row; first += kTileRows) {
     const int64_t rows = task.last_row - first < kTileRows ? task.last_row - first : kTileRows;
     for (int64_t r = 0; r < rows; ++r) {
       const int64_t head = task.key_head * group + (first + r) % group;
       const char* row = row_of(problem.query, problem.dtype, task.item, head, (first + r) / group);
-      for (int64_t d = 0; d < depth; ++d) {
-        float& place = panels[d * rows + r];
-        if (pairs) {
+      for (int64_t d = 0; d < (row_by_row ? padded : depth); ++d) {
+        float& place = packed[row_by_row ? r * padded + d : d * rows + r];
+        if (d >= depth) {
+          place = 0.0f;
+        } else if (pairs) {
           const int64_t count = 2 * d + 1 < problem.head_dim ? 2 : 1;
           uint16_t pair[2] = {0, 0};
           __builtin_memcpy(pair, row + 4 * d, std::size_t(count) * 2);
@@ -145,6 +159,6 @@ static void pack_queries(const Problem& problem, const Task& task, bool pairs, f
         }
       }
     }
-    panels += depth * rows;
+    packed += depth * rows;
   }
 }

@@ -8,15 +8,17 @@
 namespace keywise {
 
 // Puts `from`, whose keys come after those of `into`, into `into`.
-inline void merge(const State& into, const State& from, int64_t rows, int64_t width, int64_t top) {
+inline void merge(const Problem& problem, const State& into, const State& from, int64_t rows, int64_t top) {
+  const float unit = problem.score_unit_base2();
+  const int64_t width = problem.value_width();
   for (int64_t row = 0; row < rows; ++row) {
     const float left = into.peak[row], right = from.peak[row];
     const float peak = left > right ? left : right;
     const bool none = peak == -INFINITY;
-    const float keep = none ? 1.0f : std::exp2(left - peak), add = none ? 1.0f : std::exp2(right - peak);
     // A shift of -inf belongs to an empty side, whose total and moment are 0.
-    const float left_shift = left == -INFINITY ? 0.0f : left - peak;
-    const float right_shift = right == -INFINITY ? 0.0f : right - peak;
+    const float left_shift = left == -INFINITY ? 0.0f : (left - peak) * unit;
+    const float right_shift = right == -INFINITY ? 0.0f : (right - peak) * unit;
+    const float keep = none ? 1.0f : std::exp2(left_shift), add = none ? 1.0f : std::exp2(right_shift);
     into.moment[row] = keep * (into.moment[row] + left_shift * into.total[row]) +
                        add * (from.moment[row] + right_shift * from.total[row]);
     into.total[row] = keep * into.total[row] + add * from.total[row];

@@ -41,7 +41,7 @@ static inline Vec times_power_of_two(Vec p, Vec n) {
   const __m256i exponent = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
   return _mm256_mul_ps(p, _mm256_castsi256_ps(exponent));
 }
-static inline bool any_above(Vec a, Vec b) { return _mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GT_OQ)) != 0; }
+static inline unsigned lanes_above(Vec a, Vec b) { return unsigned(_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GT_OQ))); }
 static inline float sum(Vec v) {
   __m128 x = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
   x = _mm_add_ps(x, _mm_movehl_ps(x, x));
@@ -61,20 +61,29 @@ static inline Vec load_float16(const uint16_t* p) {
 }
 static inline void transpose(Vec* t) {
   Vec pairs[8], fours[8];
+#pragma GCC unroll 16
   for (int i = 0; i < 8; i += 2) {
     pairs[i] = _mm256_unpacklo_ps(t[i], t[i + 1]);
     pairs[i + 1] = _mm256_unpackhi_ps(t[i], t[i + 1]);
   }
+#pragma GCC unroll 16
   for (int i = 0; i < 8; i += 4) {
     fours[i] = _mm256_shuffle_ps(pairs[i], pairs[i + 2], 0x44);
     fours[i + 1] = _mm256_shuffle_ps(pairs[i], pairs[i + 2], 0xee);
     fours[i + 2] = _mm256_shuffle_ps(pairs[i + 1], pairs[i + 3], 0x44);
     fours[i + 3] = _mm256_shuffle_ps(pairs[i + 1], pairs[i + 3], 0xee);
   }
+#pragma GCC unroll 16
   for (int i = 0; i < 4; ++i) {
     t[i] = _mm256_permute2f128_ps(fours[i], fours[i + 4], 0x20);
     t[i + 4] = _mm256_permute2f128_ps(fours[i], fours[i + 4], 0x31);
   }
+}
+
+static inline Vec sum_each(const Vec* t) {
+  const Vec a = _mm256_hadd_ps(_mm256_hadd_ps(t[0], t[1]), _mm256_hadd_ps(t[2], t[3]));
+  const Vec b = _mm256_hadd_ps(_mm256_hadd_ps(t[4], t[5]), _mm256_hadd_ps(t[6], t[7]));
+  return _mm256_add_ps(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31));
 }
 
 #include "../attend.inl.h"

@@ -29,7 +29,7 @@ static inline Vec with_sign(Vec size, Vec sign) {
 }
 static inline Vec round_nearest(Vec x) { return _mm512_roundscale_ps(x, 0); }
 static inline Vec times_power_of_two(Vec p, Vec n) { return _mm512_scalef_ps(p, n); }
-static inline bool any_above(Vec a, Vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ) != 0; }
+static inline unsigned lanes_above(Vec a, Vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ); }
 static inline float sum(Vec v) { return _mm512_reduce_add_ps(v); }
 static inline float reduce_maximum(Vec v) { return _mm512_reduce_max_ps(v); }
 static inline Vec load_bfloat16(const uint16_t* p) {
@@ -41,26 +41,44 @@ static inline Vec load_float16(const uint16_t* p) {
 }
 static inline void transpose(Vec* t) {
   Vec a[16], b[16];
+#pragma GCC unroll 16
   for (int i = 0; i < 16; i += 2) {
     a[i] = _mm512_unpacklo_ps(t[i], t[i + 1]);
     a[i + 1] = _mm512_unpackhi_ps(t[i], t[i + 1]);
   }
+#pragma GCC unroll 16
   for (int i = 0; i < 16; i += 4) {
     b[i] = _mm512_shuffle_ps(a[i], a[i + 2], 0x44);
     b[i + 1] = _mm512_shuffle_ps(a[i], a[i + 2], 0xee);
     b[i + 2] = _mm512_shuffle_ps(a[i + 1], a[i + 3], 0x44);
     b[i + 3] = _mm512_shuffle_ps(a[i + 1], a[i + 3], 0xee);
   }
+#pragma GCC unroll 16
   for (int i = 0; i < 4; ++i) {
     a[i] = _mm512_shuffle_f32x4(b[i], b[i + 4], 0x88);
     a[i + 4] = _mm512_shuffle_f32x4(b[i], b[i + 4], 0xdd);
     a[i + 8] = _mm512_shuffle_f32x4(b[i + 8], b[i + 12], 0x88);
     a[i + 12] = _mm512_shuffle_f32x4(b[i + 8], b[i + 12], 0xdd);
   }
+#pragma GCC unroll 16
   for (int i = 0; i < 4; ++i) {
     t[i] = _mm512_shuffle_f32x4(a[i], a[i + 8], 0x88);
     t[i + 8] = _mm512_shuffle_f32x4(a[i], a[i + 8], 0xdd);
     t[i + 4] = _mm512_shuffle_f32x4(a[i + 4], a[i + 12], 0x88);
     t[i + 12] = _mm512_shuffle_f32x4(a[i + 4], a[i + 12], 0xdd);
   }
+}
+static inline Vec sum_each(const Vec* t) {
+  Vec a[8], b[4];
+#pragma GCC unroll 16
+  for (int i = 0; i < 8; ++i)
+    a[i] = _mm512_add_ps(_mm512_unpacklo_ps(t[2 * i], t[2 * i + 1]), _mm512_unpackhi_ps(t[2 * i], t[2 * i + 1]));
+#pragma GCC unroll 16
+  for (int i = 0; i < 4; ++i)
+    b[i] = _mm512_add_ps(_mm512_shuffle_ps(a[2 * i], a[2 * i + 1], 0x44),
+                         _mm512_shuffle_ps(a[2 * i], a[2 * i + 1], 0xee));
+  // Every 128-bit lane of b[i] now holds partial sums of t[4 i] .. t[4 i + 3], in this order.
+  const Vec low = _mm512_add_ps(_mm512_shuffle_f32x4(b[0], b[1], 0x88), _mm512_shuffle_f32x4(b[0], b[1], 0xdd));
+  const Vec high = _mm512_add_ps(_mm512_shuffle_f32x4(b[2], b[3], 0x88), _mm512_shuffle_f32x4(b[2], b[3], 0xdd));
+  return _mm512_add_ps(_mm512_shuffle_f32x4(low, high, 0x88), _mm512_shuffle_f32x4(low, high, 0xdd));
 }

@@ -7,8 +7,10 @@
 //   kDotsPairs, dot_pairs           whether bfloat16 pairs are multiplied directly: accumulator + a0 b0 + a1 b1
 //   maximum(a, b)                   b where either is NaN
 //   less_than_choose(x, l, a, b)    a where x < l, else b (b where x is NaN)
+//   lanes_above(a, b)               bit i: lane i of a > that of b
 //   times_power_of_two(p, n)        p x 2^n for whole n in [-126, 127]; NaN stays NaN
 //   load_first(p, n)                the first n < kLanes numbers, zeros behind them; reads no further
+//   sum_each(tile)                  lane i is the sum of tile[i], kLanes of them
 //   transpose(tile)                 kLanes vectors as a square of 32-bit lanes
 
 #include "../core.h"
@@ -61,9 +63,9 @@ static inline Vec times_power_of_two(Vec p, Vec n) {
   const Whole exponent = (Whole)(n + broadcast(12582912.0f)) - 0x4b400000;
   return p * (Vec)((exponent + 127) << 23);
 }
-static inline bool any_above(Vec a, Vec b) {
+static inline unsigned lanes_above(Vec a, Vec b) {
   const Whole above = a > b;
-  return (above[0] | above[1] | above[2] | above[3]) != 0;
+  return unsigned((above[0] & 1) | (above[1] & 2) | (above[2] & 4) | (above[3] & 8));
 }
 static inline float sum(Vec v) { return (v[0] + v[2]) + (v[1] + v[3]); }
 static inline float reduce_maximum(Vec v) {
@@ -84,6 +86,8 @@ static inline void transpose(Vec* t) {
   const Vec c = {t[0][2], t[1][2], t[2][2], t[3][2]}, d = {t[0][3], t[1][3], t[2][3], t[3][3]};
   t[0] = a, t[1] = b, t[2] = c, t[3] = d;
 }
+
+static inline Vec sum_each(const Vec* t) { return Vec{sum(t[0]), sum(t[1]), sum(t[2]), sum(t[3])}; }
 
 #include "../attend.inl.h"
 

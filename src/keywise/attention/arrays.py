@@ -43,7 +43,9 @@ def take(name: str, value: Any) -> Taken:
     if hasattr(value, "__dlpack__") and hasattr(value, "__dlpack_device__"):
         device = value.__dlpack_device__()
         if device[0] != _DLPACK_CPU:
-            raise TargetError(f"{name} lives on DLPack device {tuple(device)}; keywise computes on the CPU: move it there")
+            raise TargetError(
+                f"{name} lives on DLPack device {tuple(device)}; keywise computes on the CPU: move it there"
+            )
         if "bfloat16" in str(getattr(value, "dtype", "")):
             return _take_numpy(name, np.asarray(value), value)
         return _take_numpy(name, np.from_dlpack(value), value)

@@ -118,7 +118,9 @@ def explain(query: Any = None, key: Any = None, value: Any = None, **options: An
         unknown = sorted(set(options) - set(names))
         if unknown:
             raise OptionError(f"explain() got {', '.join(unknown)}; it takes query, key, value, {', '.join(names)}")
-        dtype = make_problem(query, key, value, **{name: options.get(name) for name in names}).dtype
+        mask, bias, scale, softcap, sinks = (options.get(name) for name in names)
+        problem = make_problem(query, key, value, mask=mask, bias=bias, scale=scale, softcap=softcap, sinks=sinks)
+        dtype = problem.dtype
     reasons = {name: _reason(name, dtype) for name in _REASONS}
     target = next((name for name, reason in reasons.items() if not reason), None)
     return Explanation(target, reasons, get_threads())
@@ -152,8 +154,8 @@ _threads: int | None = None
 def set_threads(threads: int | None) -> None:
     """Set the number of threads of every later call; None goes back to the default.
 
-    The default is KEYWISE_THREADS, else torch's number when torch is loaded, else the CPUs this process may use. Results
-    do not depend on it.
+    The default is KEYWISE_THREADS, else torch's number when torch is loaded, else the CPUs this process may use.
+    Results do not depend on it.
 
     Examples
     --------

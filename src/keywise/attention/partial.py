@@ -37,7 +37,9 @@ class Partial:
     def empty(cls, batch: int, heads: int, queries: int, value_dim: int) -> Partial:
         """Make the identity of `merge`: no key seen."""
         rows = (batch, heads, queries)
-        return cls(np.full(rows, -np.inf, np.float32), np.zeros(rows, np.float32), np.zeros((*rows, value_dim), np.float32))
+        return cls(
+            np.full(rows, -np.inf, np.float32), np.zeros(rows, np.float32), np.zeros((*rows, value_dim), np.float32)
+        )
 
     def lse(self, sinks: Array | None = None) -> Array:
         """Give the log-sum-exp [B, Hq, Q] in nats, sinks [Hq] included; -inf for a row without keys."""
@@ -60,7 +62,9 @@ class Partial:
 
     def _check_sinks(self, sinks: Array) -> None:
         if np.shape(sinks) != (self.peak.shape[1],):
-            raise ShapeError(f"sinks has shape {list(np.shape(sinks))}; it needs one score per head: [{self.peak.shape[1]}]")
+            raise ShapeError(
+                f"sinks has shape {list(np.shape(sinks))}; it needs one score per head: [{self.peak.shape[1]}]"
+            )
 
 
 def merge(*partials: Partial) -> Partial:

@@ -125,7 +125,9 @@ def make_problem(
     scores = (batch, query_heads, queries, keys)
     first_key = whole("first_key", first_key, minimum=0)
     return Problem(
-        **taken,
+        query=taken["query"],
+        key=taken["key"],
+        value=taken["value"],
         bias=None if bias is None else _bias(bias, scores, taken["query"].dtype),
         sinks=None if sinks is None else _sinks(sinks, query_heads),
         scale=head_dim**-0.5 if scale is None else real("scale", scale),
@@ -180,7 +182,7 @@ def _fit(taken: dict[str, Taken]) -> None:
             raise DtypeError(f"{name} has dtype {taken[name].dtype} and query has {query.dtype}; the three share one")
         if taken[name].data.shape[0] != query.data.shape[0]:
             raise ShapeError(
-                f"{name} has batch size {taken[name].data.shape[0]} and query has {query.data.shape[0]}; they must agree"
+                f"{name} has {taken[name].data.shape[0]} batch items, query has {query.data.shape[0]}; they must agree"
             )
     if key.data.shape[3] != query.data.shape[3]:
         raise ShapeError(f"key has head_dim {key.data.shape[3]} and query has {query.data.shape[3]}; they must agree")
@@ -190,7 +192,9 @@ def _fit(taken: dict[str, Taken]) -> None:
         )
     query_heads, key_heads = query.data.shape[1], key.data.shape[1]
     if key_heads == 0 or query_heads % key_heads:
-        raise ShapeError(f"query has {query_heads} heads and key has {key_heads}; query heads are a multiple of key heads")
+        raise ShapeError(
+            f"query has {query_heads} heads and key has {key_heads}; query heads are a multiple of key heads"
+        )
 
 
 def _broadcast(name: str, data: Array, shape: tuple[int, ...]) -> Array:
@@ -203,7 +207,9 @@ def _broadcast(name: str, data: Array, shape: tuple[int, ...]) -> Array:
 def _bias(bias: Any, scores: tuple[int, ...], dtype: str) -> Taken:
     taken = take("bias", bias)
     if taken.dtype not in {"float32", dtype}:
-        raise DtypeError(f"bias has dtype {taken.dtype}; it is float32 or the query's {dtype} (a mask is boolean: use mask=)")
+        raise DtypeError(
+            f"bias has dtype {taken.dtype}; it is float32 or the query's {dtype} (a mask is boolean: use mask=)"
+        )
     return Taken(_broadcast("bias", taken.data, scores), taken.dtype, taken.like)
 
 
@@ -212,7 +218,9 @@ def _sinks(sinks: Any, query_heads: int) -> Array:
     if taken.dtype not in FLOATS:
         raise DtypeError(f"sinks has dtype {taken.dtype}; keywise takes {', '.join(FLOATS)}")
     if taken.data.shape != (query_heads,):
-        raise ShapeError(f"sinks has shape {list(taken.data.shape)}; it needs one score per query head: [{query_heads}]")
+        raise ShapeError(
+            f"sinks has shape {list(taken.data.shape)}; it needs one score per query head: [{query_heads}]"
+        )
     data = taken.floats(np.float64)
     if np.isnan(data).any() or np.isposinf(data).any():
         raise OptionError("sinks holds NaN or +inf; every sink is a finite score (or -inf for none)")
@@ -309,9 +317,9 @@ def _runs(segments: Any, keys: int) -> tuple[Array, int]:
     data = data.astype(np.int64)
     increasing = data.size >= 2 and bool((np.diff(data) > 0).all())
     # Increasing numbers that start at 0 and end at the number of keys are bounds even when there are N of them.
-    if increasing and data[0] >= 0 and data[-1] <= keys:
-        if data.size != keys or data[-1] == keys:
-            return np.stack([data[:-1], data[1:], np.arange(data.size - 1)], axis=1), data.size - 1
+    bounds = increasing and data[0] >= 0 and data[-1] <= keys
+    if bounds and (data.size != keys or data[-1] == keys):
+        return np.stack([data[:-1], data[1:], np.arange(data.size - 1)], axis=1), data.size - 1
     if data.size != keys:
         raise OptionError(
             f"segments={_short(data)}: give S+1 increasing key positions from 0 to at most {keys}, "

