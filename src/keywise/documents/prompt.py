@@ -1,0 +1,94 @@
+"""Where the document and the question stand in a model's chat template, and their tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from keywise.documents.evidence import sentence_of_token
+from keywise.errors import ModelError
+
+if TYPE_CHECKING:
+    from keywise.documents.files import Source
+    from keywise.hf.models import LoadedModel
+
+BETWEEN_SOURCES: Final = "\n\n"
+BEFORE_QUESTION: Final = "\n\nQuestion: "
+
+_DOCUMENT, _QUESTION = "[the document stands here]", "[the question stands here]"
+
+
+class Prompt:
+    """A model's chat template cut in three: before the document, between document and question, after the question.
+
+    The document comes first, so that what the model has read of it serves every question.
+
+    Attributes
+    ----------
+    before_ids
+        Tokens before the document.
+    end_ids
+        Tokens that end an answer.
+
+    Raises
+    ------
+    ModelError
+        If the model has no chat template, or one that does not keep a message as it is.
+    """
+
+    def __init__(self, loaded: LoadedModel) -> None:
+        self._tokenizer: Any = loaded.tokenizer
+        if not loaded.tokenizer.chat_template:
+            raise ModelError(
+                f"model {loaded.name!r} has no chat template; choose one that is trained to answer (instruct, chat)"
+            )
+        message = {"role": "user", "content": _DOCUMENT + BEFORE_QUESTION + _QUESTION}
+        rendered: str = loaded.tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
+        before, found_document, rest = rendered.partition(_DOCUMENT)
+        between, found_question, after = rest.partition(_QUESTION)
+        if not found_document or not found_question:
+            raise ModelError(f"the chat template of model {loaded.name!r} changes messages; choose another model")
+        self.before_ids = self._ids(before, special=True)
+        self._between_ids = self._ids(between, special=False)
+        self._after_ids = self._ids(after, special=True)
+        ends = loaded.model.generation_config.eos_token_id
+        self.end_ids = {*(ends if isinstance(ends, list) else [ends]), loaded.tokenizer.eos_token_id} - {None}
+
+    def document(self, sources: Sequence[Source]) -> tuple[list[int], NDArray[np.intp]]:
+        """Give the tokens of texts read as one document, and for each the number of its sentence (-1 for none)."""
+        ids: list[int] = []
+        sentence_of: list[NDArray[np.intp]] = []
+        sentences = 0
+        joint = self._ids(BETWEEN_SOURCES, special=False)
+        for source in sources:
+            if ids:
+                ids += joint
+                sentence_of.append(np.full(len(joint), -1))
+            encoded = self._encode(source.text, special=False, return_offsets_mapping=True)
+            ids += encoded["input_ids"]
+            number = sentence_of_token(encoded["offset_mapping"], source.sentences)
+            sentence_of.append(np.where(number < 0, -1, number + sentences))
+            sentences += len(source.sentences)
+        return ids, np.concatenate(sentence_of)
+
+    def question_ids(self, question: str) -> list[int]:
+        """Give the tokens of a question's turn: all that follows the document, up to where the answer begins."""
+        return [*self._between_ids, *self._ids(question, special=False), *self._after_ids]
+
+    def text(self, ids: Sequence[int]) -> str:
+        """Give the text of an answer's tokens."""
+        decoded: str = self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return decoded
+
+    def _ids(self, text: str, *, special: bool) -> list[int]:
+        ids: list[int] = self._encode(text, special=special)["input_ids"]
+        return ids
+
+    def _encode(self, text: str, *, special: bool, **options: bool) -> Any:
+        # Only the template may speak in special tokens: "<|im_end|>" in a document is eight characters of text.
+        return self._tokenizer(
+            text, add_special_tokens=False, split_special_tokens=not special, verbose=False, **options
+        )

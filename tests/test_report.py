@@ -1,0 +1,141 @@
+"""Reports: JSON with fixed keys, a table that draws any text, a page that stands alone and escapes everything."""
+
+import io
+import json
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import pytest
+from rich.console import Console
+
+from keywise.documents import Answer, Evidence, Source
+from keywise.documents.report import evidence_table, to_html, to_json, write_html
+from keywise.errors import FormatError, OptionError
+
+HOSTILE = 'It is <script>alert("x")</script> here. The [red]rest[/red] & more\n\n  is {{ 7 * 7 }}. Third.'
+SOURCES = [Source('a"<b>.md', HOSTILE), Source("b.md", "Other file. Same start.")]
+
+
+def ranked(sources):
+    spans = [(source, start, end) for source in sources for start, end in source.sentences]
+    shares = [1 / 2, 1 / 4, 1 / 8, 1 / 8, *[0.0] * len(spans)]
+    return [
+        Evidence(source.text[start:end], start, end, source.name, shares[i] - 0.01, shares[i], 0.5, i + 1)
+        for i, (source, start, end) in enumerate(spans)
+    ]
+
+
+ANSWER = Answer("<img src=x> it is.", ranked(SOURCES), "What <is> it?", "m&m", False, 12, 5)
+
+
+class Page(HTMLParser):
+    """Collects what a browser would load, run and show."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.tags, self.links, self.texts, self.open_text, self.depth = [], [], [], False, 0
+        self.feed(page)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        values = dict(attributes)
+        self.links += [values[name] for name in ("src", "href", "action", "data") if name in values]
+        assert not [name for name in values if name.startswith("on")]
+        if tag == "div":
+            self.depth += self.open_text
+            if values.get("class") == "text":
+                self.open_text = True
+                self.texts.append("")
+
+    def handle_endtag(self, tag):
+        if tag == "div" and self.open_text:
+            self.open_text = False
+
+    def handle_data(self, data):
+        if self.open_text:
+            self.texts[-1] += data
+
+
+def test_json_keys_and_values():
+    report = json.loads(json.dumps(to_json(ANSWER, top=2)))
+    assert list(report) == ["question", "text", "complete", "model", "document_tokens", "answer_tokens", "evidence"]
+    assert len(report["evidence"]) == 2
+    first = report["evidence"][0]
+    assert list(first) == ["rank", "share", "mass", "answer_mass", "source", "start", "end", "text"]
+    assert HOSTILE[first["start"] : first["end"]] == first["text"]
+    assert len(to_json(ANSWER)["evidence"]) == len(ANSWER.evidence)
+
+
+def test_page_escapes_everything_and_loads_nothing():
+    page = Page(to_html(ANSWER, SOURCES))
+    assert "script" not in page.tags
+    assert "img" not in page.tags
+    assert "b" not in page.tags
+    assert page.links
+    assert all(link.startswith("#rank-") for link in page.links)
+    text = to_html(ANSWER, SOURCES)
+    assert "url(" not in text
+    assert "@import" not in text
+    assert "http" not in text
+
+
+def test_page_shows_the_documents_unchanged():
+    assert Page(to_html(ANSWER, SOURCES)).texts == [source.text for source in SOURCES]
+
+
+def test_page_shades_by_share():
+    page = to_html(ANSWER, SOURCES)
+    marks = {item.rank: f'id="rank-{item.rank}" style="--strength: {item.share * 2}"' for item in ANSWER.evidence}
+    for item in ANSWER.evidence:
+        assert (marks[item.rank] in page) == (item.share > 0)
+
+
+def test_page_is_written_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "answer.html"
+    write_html(path, ANSWER, SOURCES)
+    assert path.read_text(encoding="utf-8") == to_html(ANSWER, SOURCES)
+    assert list(tmp_path.iterdir()) == [path]
+    folder = tmp_path / "folder.html"
+    folder.mkdir()
+    with pytest.raises(FormatError, match=r"folder\.html"):
+        write_html(folder, ANSWER, SOURCES)
+    with pytest.raises(FormatError, match=r"gone.*cannot be written"):
+        write_html(tmp_path / "gone" / "answer.html", ANSWER, SOURCES)
+    assert sorted(tmp_path.iterdir()) == [path, folder]
+
+
+def test_table_draws_bars_by_share_and_takes_no_markup():
+    console = Console(file=io.StringIO(), width=100, color_system=None)
+    console.print(evidence_table(ANSWER.evidence, top=3))
+    drawn = console.file.getvalue()
+    assert "[red]rest[/red]" in drawn
+    assert f"characters {ANSWER.evidence[0].start} to {ANSWER.evidence[0].end}" in drawn
+    assert [line.count("█") for line in drawn.splitlines() if "%" in line] == [16, 8, 4]
+
+
+def test_table_of_no_evidence_at_all():
+    nothing = [Evidence("It rains.", 0, 9, "note", -1.0, 0.0, None, 1)]
+    console = Console(file=io.StringIO(), width=60, color_system=None)
+    console.print(evidence_table(nothing))
+    assert "0%" in console.file.getvalue()
+    assert "█" not in console.file.getvalue()
+    assert "note" in to_html(Answer("?", nothing, "?", "m", True, 1, 1), [Source("note", "It rains.")])
+
+
+def test_the_sentence_behind_the_answer_is_named():
+    other = [replace(item, answer_mass=float(item.rank == 2)) for item in ANSWER.evidence]
+    console = Console(file=io.StringIO(), width=200, color_system=None)
+    console.print(evidence_table(other))
+    named = [line for line in console.file.getvalue().splitlines() if "looked most" in line]
+    assert len(named) == 1
+    assert f"characters {other[1].start} to {other[1].end}" in named[0]
+    assert to_html(replace(ANSWER, evidence=other), SOURCES).count("looked most") == 1
+    silent = [replace(item, answer_mass=None) for item in other]
+    assert "looked most" not in to_html(replace(ANSWER, evidence=silent), SOURCES)
+
+
+def test_bad_top():
+    with pytest.raises(OptionError, match="top=0"):
+        to_json(ANSWER, top=0)
+    with pytest.raises(OptionError, match="top=-1"):
+        evidence_table(ANSWER.evidence, top=-1)
