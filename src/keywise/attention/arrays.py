@@ -91,9 +91,17 @@ def rows_in_place(data: Array) -> Array:
     return np.ascontiguousarray(data)
 
 
-def empty(shape: tuple[int, ...], dtype: str) -> Array:
-    """Make an uninitialised array; bfloat16 as uint16."""
-    return np.empty(shape, np.uint16 if dtype == "bfloat16" else dtype)
+def empty(shape: tuple[int, ...], dtype: str, like: Any) -> Array:
+    """Make an uninitialised array (bfloat16 as uint16) in memory of the library of `like`.
+
+    NumPy asks for huge pages, and between torch's own tensors these fragment the heap by hundreds of megabytes.
+    """
+    stored = "uint16" if dtype == "bfloat16" else dtype
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(like, torch.Tensor):
+        memory: Array = torch.empty(shape, dtype=getattr(torch, stored)).numpy()
+        return memory
+    return np.empty(shape, stored)
 
 
 def round_to(data: Array, dtype: str) -> Array:

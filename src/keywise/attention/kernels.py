@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from keywise.attention import _native, reference
-from keywise.attention.arrays import Array, round_to
+from keywise.attention.arrays import Array, empty, round_to
 from keywise.attention.partial import Partial
 from keywise.attention.problem import Problem, ReadingPlan, make_problem, whole
 from keywise.attention.reference import Result
@@ -236,16 +236,20 @@ def _call(problem: Problem) -> _native.Call:
 def _readings(call: _native.Call, problem: Problem, plan: ReadingPlan) -> dict[str, Array]:
     batch, query_heads, _, _, keys, _, _ = problem.shape
     rows = (batch, query_heads, plan.last_row - plan.first_row)
-    found: dict[str, Array] = {
-        "lse": np.empty(rows, np.float32),
-        "entropy": np.empty(rows, np.float32),
-        "top_keys": np.empty((*rows, plan.top), np.int32),
-        "top_weights": np.empty((*rows, plan.top), np.float32),
+    shapes: dict[str, tuple[int, ...]] = {
+        "lse": rows,
+        "entropy": rows,
+        "top_keys": (*rows, plan.top),
+        "top_weights": (*rows, plan.top),
     }
     if plan.key_mass:
-        found["key_mass"] = np.empty((batch, query_heads, keys), np.float32)
+        shapes["key_mass"] = (batch, query_heads, keys)
     if plan.segment_count is not None:
-        found["segment_mass"] = np.empty((*rows, plan.segment_count), np.float32)
+        shapes["segment_mass"] = (*rows, plan.segment_count)
+    found = {
+        name: empty(shape, "int32" if name == "top_keys" else "float32", problem.query.like)
+        for name, shape in shapes.items()
+    }
     for name, array in found.items():
         setattr(call, name, array)
     call.first_row, call.last_row, call.top = plan.first_row, plan.last_row, plan.top

@@ -184,10 +184,10 @@ def run(
         problem = problem.with_reading(reading)
     batch, query_heads, _, queries, _, _, value_dim = problem.shape
     if transposed_output:
-        stored = empty((batch, queries, query_heads, value_dim), problem.dtype)
+        stored = empty((batch, queries, query_heads, value_dim), problem.dtype, problem.query.like)
         result = kernels.run(problem, stored.swapaxes(1, 2))
     else:
-        stored = empty((batch, query_heads, queries, value_dim), problem.dtype)
+        stored = empty((batch, query_heads, queries, value_dim), problem.dtype, problem.query.like)
         result = kernels.run(problem, stored)
     output = give(stored, problem.dtype, problem.query.like)
     return output if reading is None else _reading(output, result, problem)
