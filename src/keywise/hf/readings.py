@@ -1,0 +1,367 @@
+"""Reads a transformers model at work: which keys mattered, per layer, in prefill and in every decoding step."""
+# ruff: noqa: PLC0415  (torch is slow to import, or absent: only calls need it)
+
+from __future__ import annotations
+
+import mmap
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, fields
+from typing import Any, overload
+
+import numpy as np
+
+from keywise.attention.problem import Want, whole
+from keywise.attention.reading import Reading
+from keywise.errors import DtypeError, ModelError, OptionError, ShapeError
+from keywise.hf.plugin import NAME, model_parts
+
+_CROSS = re.compile(r"cross|encoder_attn|encdec", re.IGNORECASE)
+_KINDS = ("self", "cross")
+APART_BYTES = 64 * 1024
+
+
+@dataclass(frozen=True, eq=False)
+class LayerReading:
+    """What one call of one attention layer found out.
+
+    Attributes
+    ----------
+    name : str
+        The layer's qualified name in the model (``"model.layers.3.self_attn"``).
+    layer : int or None
+        The layer's number in its stack; encoder, decoder and cross-attention count separately.
+    kind : str
+        ``"self"`` or ``"cross"``.
+    step : int
+        0 for the first call of this layer since reading began (prefill), then 1, 2, ... (chunks, decoding steps).
+    rows : (int, int)
+        Token positions of the first query row read and of the row after the last, padding counted.
+    first_key : int
+        Token position of key 0 of `reading`; above 0 where a sliding cache has dropped the keys before.
+    reading : keywise.Reading
+        The findings for these rows; its `output` is None, the model has it.
+    """
+
+    name: str
+    layer: int | None
+    kind: str
+    step: int
+    rows: tuple[int, int]
+    first_key: int
+    reading: Reading
+
+
+class Readings(Sequence[LayerReading]):
+    """The readings of a model in the order in which its layers ran."""
+
+    def __init__(self, records: Iterable[LayerReading] = ()) -> None:
+        self._records = list(records)
+
+    @overload
+    def __getitem__(self, index: int) -> LayerReading: ...
+    @overload
+    def __getitem__(self, index: slice) -> Readings: ...
+    def __getitem__(self, index: int | slice) -> LayerReading | Readings:
+        return Readings(self._records[index]) if isinstance(index, slice) else self._records[index]
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __repr__(self) -> str:
+        return f"Readings({len(self)} calls of {len({record.name for record in self})} layers)"
+
+    def layer(self, number: int) -> Readings:
+        """Give the readings of one layer number."""
+        return Readings(record for record in self if record.layer == number)
+
+    def step(self, number: int) -> Readings:
+        """Give the readings of one step: 0 for the prefill."""
+        return Readings(record for record in self if record.step == number)
+
+    def kind(self, name: str) -> Readings:
+        """Give the readings of self-attention (``"self"``) or cross-attention (``"cross"``)."""
+        return Readings(record for record in self if record.kind == _kind(name))
+
+
+@contextmanager
+def reading(
+    model: Any,
+    *,
+    segments: Any = None,
+    layers: Iterable[int] | None = None,
+    rows: int | slice | range | None = None,
+    top: int = 0,
+    key_mass: bool = True,
+    kind: str | None = None,
+) -> Iterator[Readings]:
+    """Collect what every attention layer of a model finds out about its keys while the block runs.
+
+    Memory per call is that of the readings asked for: linear in the tokens. Only this model is read, and only calls
+    made in the thread (or task) that opened the block; a model started in another thread has to open it there.
+
+    Parameters
+    ----------
+    model : transformers.PreTrainedModel
+        A model that attends by keywise: see `keywise.hf.use`.
+    segments : int array [S+1] or [tokens], optional
+        Increasing key positions that bound S segments, or a segment id per key (-1 for none) when they do not
+        increase throughout. Keys behind the last belong to no segment, so the keys may grow while decoding; fewer keys
+        than the segments cover are an error. With an encoder and a decoder choose the `kind` they are meant for.
+    layers : iterable of int, optional
+        Layers to read; default all.
+    rows : int or slice or range, optional
+        Query rows to read: a number for the last so many of each call, or a slice or range of token positions, padding
+        counted, whichever call they come in. Default all. `key_mass` sums over the rows read.
+    top : int
+        Number of heaviest keys per row.
+    key_mass : bool
+        Whether to sum the weights per key.
+    kind : str, optional
+        ``"self"`` or ``"cross"`` to read that attention only.
+
+    Yields
+    ------
+    Readings
+        One `LayerReading` per layer and call; it grows while the block runs.
+
+    Raises
+    ------
+    ModelError
+        When the model does not attend by keywise, or is being read already.
+    OptionError, DtypeError, ShapeError
+        When a choice cannot be used.
+
+    Examples
+    --------
+    >>> import torch, keywise.hf
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+    >>> small = LlamaConfig(hidden_size=16, intermediate_size=16, num_attention_heads=2, num_hidden_layers=3)
+    >>> model = keywise.hf.use(LlamaForCausalLM(small).eval())
+    >>> with torch.no_grad(), keywise.hf.reading(model, layers=[2], rows=1) as readings:
+    ...     _ = model(torch.tensor([[5, 6, 7, 8]]))
+    >>> readings[0].name, readings[0].rows, tuple(readings[0].reading.key_mass.shape)
+    ('model.layers.2.self_attn', (3, 4), (1, 2, 4))
+    """
+    collector = Collector(
+        model,
+        segments=None if segments is None else Segments(segments),
+        layers=layers,
+        rows=_row_range(rows),
+        top=whole("top", top, minimum=0),
+        key_mass=key_mass,
+        kind=None if kind is None else _kind(kind),
+    )
+    if any(other.names.keys() & collector.names.keys() for other in _active.get()):
+        raise ModelError(f"model={type(model).__name__} is being read already; leave that block first")
+    token = _active.set((*_active.get(), collector))
+    try:
+        yield collector.readings
+    finally:
+        _active.reset(token)
+    _check_attention(model)
+
+
+_active: ContextVar[tuple[Collector, ...]] = ContextVar("keywise_readings", default=())
+
+
+def collector_of(module: Any) -> Collector | None:
+    """Give the collector that reads this attention layer now, None when nobody does."""
+    return next((collector for collector in _active.get() if module in collector.names), None)
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What to read in one call, and where it belongs."""
+
+    want: Want
+    record: dict[str, Any]
+    present: Any
+    """The segments that `want.segments` numbers 0, 1, ...; None without segments."""
+
+
+class Collector:
+    """The choices of one `reading` block and what it has collected."""
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        segments: Segments | None,
+        layers: Iterable[int] | None,
+        rows: int | tuple[int, int | None],
+        top: int,
+        key_mass: bool,
+        kind: str | None,
+    ) -> None:
+        _check_attention(model)
+        if not isinstance(key_mass, bool):
+            raise DtypeError(f"key_mass={key_mass!r}: key_mass is True or False")
+        self.names = {module: name for name, module in model.named_modules()}
+        self.readings = Readings()
+        self._segments, self._rows, self._top, self._key_mass, self._kind = segments, rows, top, key_mass, kind
+        self._layers = None if layers is None else self._known(layers)
+        self._calls: Counter[str] = Counter()
+        self._first_query: dict[str, int] = {}
+
+    def _known(self, layers: Iterable[int]) -> frozenset[int]:
+        if isinstance(layers, (int, str)) or not isinstance(layers, Iterable):
+            raise DtypeError(f"layers={layers!r}: layers are several whole numbers, such as [0, 1] or range(4)")
+        chosen = {whole("layers", layer, minimum=0) for layer in layers}
+        found = (_layer(module, name) for module, name in self.names.items())
+        known = {layer for layer in found if layer is not None}
+        if unknown := sorted(chosen - known):
+            raise OptionError(f"layers={sorted(chosen)}: the model has no layer {unknown[0]}; it has {sorted(known)}")
+        return frozenset(chosen)
+
+    def plan(self, module: Any, *, queries: int, keys: int, first_query: int, first_key: int) -> Plan | None:
+        """Say what to read in this call of a layer, None for nothing."""
+        name = self.names[module]
+        layer, kind = _layer(module, name), "cross" if _CROSS.search(name) else "self"
+        step = self._calls[name]
+        self._calls[name] += 1
+        stack = re.split(r"\.\d+\.", name, maxsplit=1)[0]
+        if kind == "self":
+            self._first_query[stack] = first_query
+        else:
+            # The other side's keys say nothing about where the queries stand; the self-attention before it knew.
+            first_query = self._first_query.get(stack, 0)
+        if (self._kind not in (None, kind)) or (self._layers is not None and layer not in self._layers):
+            return None
+        first_row, last_row = self._rows_of_call(first_query, queries)
+        if first_row == last_row:
+            return None
+        ids, present = None, None
+        if self._segments is not None:
+            ids, present = self._segments.of_keys(name, first_key, keys)
+        return Plan(
+            want=Want(top=self._top, segments=ids, key_mass=self._key_mass, rows=(first_row, last_row)),
+            record={
+                "name": name,
+                "layer": layer,
+                "kind": kind,
+                "step": step,
+                "rows": (first_query + first_row, first_query + last_row),
+                "first_key": first_key,
+            },
+            present=present,
+        )
+
+    def _rows_of_call(self, first_query: int, queries: int) -> tuple[int, int]:
+        if isinstance(self._rows, int):
+            return max(queries - self._rows, 0), queries
+        start, stop = self._rows
+        first = min(max(start - first_query, 0), queries)
+        last = queries if stop is None else min(max(stop - first_query, first), queries)
+        return first, last
+
+    def keep(self, plan: Plan, found: Reading) -> Any:
+        """Add a reading to the collection and give its output back."""
+        mass = found.segment_mass
+        if self._segments is not None and (mass is None or mass.shape[-1] < self._segments.count):
+            mass = found.lse.new_zeros((*found.lse.shape, self._segments.count))
+            if found.segment_mass is not None:
+                mass[..., plan.present] = found.segment_mass
+        kept = {field.name: getattr(found, field.name) for field in fields(found)} | {
+            "output": None,
+            "segment_mass": mass,
+        }
+        self.readings._records.append(LayerReading(**plan.record, reading=Reading(**_apart(kept))))
+        return found.output
+
+
+class Segments:
+    """Segments over token positions, whatever part of the keys a call sees."""
+
+    def __init__(self, segments: Any) -> None:
+        data = np.asarray(segments)
+        if data.ndim != 1 or data.size == 0:
+            raise ShapeError(
+                f"segments has shape {list(data.shape)}; it is one row of bounds [S+1] or of an id per key"
+            )
+        if data.dtype == np.bool_ or not np.issubdtype(data.dtype, np.integer):
+            raise DtypeError(f"segments has dtype {data.dtype}; it holds whole numbers")
+        if data.min() < -1:
+            raise OptionError(f"segments holds {data.min()}; bounds are 0 or more, ids are 0 or more with -1 for none")
+        if data.size > 1 and data[0] >= 0 and (np.diff(data) > 0).all():
+            counts = np.diff(data, prepend=0)
+            self._ids = np.repeat(np.arange(-1, data.size - 1), counts)
+        else:
+            self._ids = data
+        self.count = int(self._ids.max()) + 1
+        self._last: tuple[tuple[int, int], tuple[Any, Any]] | None = None
+
+    def of_keys(self, name: str, first_key: int, keys: int) -> tuple[Any, Any]:
+        """Give ids for the keys of a call, numbered without gaps, and the segments that these ids stand for."""
+        if first_key + keys < self._ids.size:
+            raise ShapeError(
+                f"segments cover {self._ids.size} tokens and {name} sees {first_key + keys} keys; give segments of its "
+                'keys only (kind="self" or "cross" chooses the attention they are meant for)'
+            )
+        # The layers of one step mostly see the same keys.
+        if self._last is None or self._last[0] != (first_key, keys):
+            ids = np.full(keys, -1, np.int64)
+            known = self._ids[first_key : first_key + keys]
+            ids[: known.size] = known
+            present = np.unique(ids[ids >= 0])
+            numbered = np.where(ids < 0, -1, np.searchsorted(present, ids))
+            self._last = (first_key, keys), ((numbered, present) if present.size else (None, None))
+        return self._last[1]
+
+
+def _apart(tensors: dict[str, Any]) -> dict[str, Any]:
+    """Move what is kept to pages of its own.
+
+    Left on the heap between the model's large temporary tensors, it keeps the heap from shrinking: measured, that held
+    a hundred times the memory of the readings themselves.
+    """
+    import torch
+
+    size_bytes = sum(tensor.nbytes for tensor in tensors.values() if tensor is not None)
+    if size_bytes < APART_BYTES:
+        return tensors
+    pages, begin, moved = mmap.mmap(-1, size_bytes), 0, dict(tensors)
+    for name, tensor in tensors.items():
+        if tensor is not None and tensor.numel():
+            moved[name] = torch.frombuffer(pages, dtype=tensor.dtype, count=tensor.numel(), offset=begin).view(
+                tensor.shape
+            )
+            moved[name].copy_(tensor)
+            begin += tensor.nbytes
+    return moved
+
+
+def _layer(module: Any, name: str) -> int | None:
+    number = getattr(module, "layer_idx", None)
+    if isinstance(number, int):
+        return number
+    return next((int(part) for part in name.split(".") if part.isdecimal()), None)
+
+
+def _kind(name: str) -> str:
+    if name not in _KINDS:
+        raise OptionError(f"kind={name!r}: kind is 'self' or 'cross', None for both")
+    return name
+
+
+def _row_range(rows: int | slice | range | None) -> int | tuple[int, int | None]:
+    if rows is None:
+        return 0, None
+    if not isinstance(rows, (slice, range)):
+        return whole("rows", rows, minimum=1)
+    start, stop = whole("rows.start", rows.start or 0, minimum=0), rows.stop
+    if rows.step not in (None, 1):
+        raise OptionError(f"rows={rows}: rows are consecutive; use a step of 1")
+    return start, None if stop is None else whole("rows.stop", stop, minimum=0)
+
+
+def _check_attention(model: Any) -> None:
+    names = {part.config._attn_implementation for part in model_parts(model)}
+    if NAME not in names:
+        raise ModelError(
+            f"model={type(model).__name__} attends by {sorted(names)}, of which nothing can be read; "
+            "call keywise.hf.use(model) first"
+        )

@@ -1,0 +1,36 @@
+"""What every test shares: no network, and fixtures that run a test on each usable target."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+from collections.abc import Iterator
+
+import pytest
+
+import keywise as kw
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    # Last, so that the target varies fastest and the definition is evaluated once per case.
+    if "target" in metafunc.fixturenames:
+        metafunc.parametrize("target", kw.targets(), indirect=True)
+    if "kernel" in metafunc.fixturenames:
+        metafunc.parametrize("kernel", [name for name in kw.targets() if name != "reference"], indirect=True)
+
+
+@pytest.fixture
+def target(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Run the test on this target."""
+    with kw.using(request.param):
+        yield request.param
+
+
+@pytest.fixture
+def kernel(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Run the test on this target, one of those that are not the definition itself."""
+    with kw.using(request.param):
+        yield request.param

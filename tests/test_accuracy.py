@@ -1,0 +1,53 @@
+"""The promise on exactness without any floor: over many rows, errors at most twice those of plain arithmetic."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import pytest
+import torch
+
+import keywise as kw
+from cases import DTYPES, Case
+from judging import numbers, worst
+from keywise.attention import reference
+from plain import plain
+
+RESULTS = ("output", "lse", "entropy", "top_weights", "key_mass")
+
+
+@lru_cache(maxsize=2)
+def cases(dtype: str, head_dim: int, peaky: bool) -> list[tuple[Case, reference.Result]]:
+    """Give several problems with their truth: 2,000 rows together, so that luck plays no part."""
+    made = [
+        Case(dtype, 1, 1, queries=100, keys=300, head_dim=head_dim, value_dim=64, peaky=peaky, seed=seed)
+        for seed in range(10)
+    ]
+    return [(case, reference.evaluate(case.problem())) for case in made]
+
+
+@lru_cache(maxsize=2)
+def plain_errors(dtype: str, head_dim: int, peaky: bool) -> dict[str, float]:
+    """Give plain arithmetic's largest errors: the output's in its own dtype, the readings' in float32."""
+    errors = dict.fromkeys(RESULTS, 0.0)
+    for case, truth in cases(dtype, head_dim, peaky):
+        single = plain(case.problem(), torch.float32, scale_first=False)
+        same = plain(case.problem(), getattr(torch, dtype), scale_first=False)
+        for name in RESULTS:
+            got = getattr(same if name == "output" else single, name)
+            errors[name] = max(errors[name], worst(got, getattr(truth, name)))
+    return errors
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("head_dim", [8, 64, 128, 256, 512])
+@pytest.mark.parametrize("peaky", [False, True], ids=["normal", "peaky"])
+def test_errors_are_at_most_twice_plain_ones(kernel: str, dtype: str, head_dim: int, peaky: bool) -> None:
+    allowed = {name: 2 * error for name, error in plain_errors(dtype, head_dim, peaky).items()}
+    errors = dict.fromkeys(RESULTS, 0.0)
+    for case, truth in cases(dtype, head_dim, peaky):
+        reading = kw.read(**case.arguments())
+        for name in RESULTS:
+            errors[name] = max(errors[name], worst(numbers(getattr(reading, name)), getattr(truth, name)))
+    over = {name: f"{error:.3g} > {allowed[name]:.3g}" for name, error in errors.items() if error > allowed[name]}
+    assert not over

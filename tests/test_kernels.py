@@ -1,0 +1,139 @@
+"""Every kernel against the definition: sizes around each vector width, layouts, masks, biases and readings."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import keywise as kw
+from cases import BIASES, DTYPES, LAYOUTS, MASKS, SEGMENTS, Case, pairwise
+from judging import check_case, numbers, verdict_of, worst
+from keywise.attention.operation import run
+from keywise.attention.problem import Want
+
+HEAD_DIMS = (1, 3, 4, 7, 8, 15, 16, 17, 31, 32, 33, 63, 64, 65, 80, 128, 129, 256, 512)
+VALUE_DIMS = (0, 1, 7, 24, 33, 64, 130)
+KEYS = (1, 2, 15, 16, 17, 31, 32, 33, 255, 256, 257, 300, 513, 1025, 2100)
+QUERIES = (1, 2, 3, 5, 12, 13, 47, 48, 49, 240)
+GROUPS = (1, 2, 3, 4, 7, 8)
+
+SWEEP = pairwise(
+    {
+        "dtype": DTYPES,
+        "head_dim": HEAD_DIMS,
+        "value_dim": VALUE_DIMS,
+        "keys": KEYS,
+        "queries": QUERIES,
+        "group": GROUPS,
+        "key_heads": (1, 2),
+        "layout": LAYOUTS,
+        "mask": MASKS,
+        "bias": BIASES,
+        "scale": (None, 0.3),
+        "softcap": (None, 5.0, 30.0),
+        "sinks": (False, True),
+        "peaky": (False, True),
+        "top": (0, 1, 8, 33),
+        "segments": SEGMENTS,
+        "row_weights": (False, True),
+    },
+    seed=20260101,
+)
+
+
+@pytest.mark.parametrize("case", SWEEP, ids=lambda case: f"{case.seed}")
+def test_sweep(case: Case, kernel: str) -> None:
+    check_case(case)
+
+
+LONG = [
+    Case(batch=1, key_heads=1, queries=1025, keys=1025, head_dim=64, mask="causal"),
+    Case("bfloat16", batch=1, key_heads=1, queries=700, keys=1100, head_dim=64, mask="causal window", sinks=True),
+    Case("float16", batch=1, key_heads=2, queries=260, keys=1500, head_dim=65, mask="documents", peaky=True),
+    Case(batch=1, key_heads=1, group=4, queries=1, keys=20_011, head_dim=128, peaky=True, segments="bounds"),
+    Case("bfloat16", batch=1, key_heads=1, group=8, queries=1, keys=20_011, head_dim=128, peaky=True, segments="ids"),
+    Case("float16", batch=2, key_heads=1, group=7, queries=2, keys=9_000, head_dim=80, mask="lengths", bias="per key"),
+    Case("bfloat16", batch=1, key_heads=1, group=3, queries=3, keys=12_345, mask="keep_first", softcap=20.0, top=40),
+]
+
+
+@pytest.mark.parametrize("case", LONG, ids=lambda case: f"{case.queries}x{case.keys}-{case.dtype}")
+def test_long(case: Case, kernel: str) -> None:
+    check_case(case)
+
+
+WIDTHS = [
+    Case(dtype, head_dim=head_dim, queries=11, keys=77, key_heads=1, mask="causal", peaky=peaky, seed=head_dim)
+    for dtype in DTYPES
+    for head_dim in HEAD_DIMS
+    for peaky in (False, True)
+]
+
+
+@pytest.mark.parametrize("case", WIDTHS, ids=lambda case: f"{case.dtype}-{case.head_dim}-{case.peaky}")
+def test_head_sizes_around_each_vector_width(case: Case, kernel: str) -> None:
+    check_case(case)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_row_biased_by_the_smallest_float_everywhere_is_uniform(target: str, dtype: str) -> None:
+    case = Case(dtype, queries=3, keys=40)
+    arguments = case.arguments()
+    smallest = np.zeros((3, 40), np.float32)
+    smallest[1] = np.finfo(np.float32).min
+    reading = kw.read(**{**arguments, "bias": smallest})
+    mean = numbers(arguments["value"]).mean(axis=2).repeat(case.group, axis=1)
+    np.testing.assert_allclose(numbers(reading.output)[:, :, 1], mean, atol=0.02 if dtype != "float32" else 1e-6)
+    np.testing.assert_allclose(numbers(reading.entropy)[:, :, 1], np.log(40), rtol=1e-5)
+    others = kw.attend(**arguments)
+    np.testing.assert_array_equal(numbers(reading.output)[:, :, ::2], numbers(others)[:, :, ::2])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_equal_keys_tie_wherever_they_stand(target: str, dtype: str) -> None:
+    arguments = Case(dtype, batch=1, key_heads=1, queries=14, keys=1300, head_dim=33, seed=5).arguments()
+    key = arguments["key"]
+    places = [3, 4, 200, 255, 256, 500, 511, 1024, 1299]
+    key[:, :, places] = arguments["query"][:, :1, :1] * 2
+    reading = kw.read(**arguments, top=len(places))
+    assert reading.top_keys[0, 0, 0].tolist() == places
+    assert (reading.top_weights[0, 0, 0] == reading.top_weights[0, 0, 0, 0]).all()
+
+
+@pytest.mark.parametrize("case", SWEEP[::9], ids=lambda case: f"{case.seed}")
+def test_reading_changes_the_output_by_no_more_than_rounding(case: Case, target: str) -> None:
+    verdict = verdict_of(case)
+    alone = numbers(kw.attend(**case.arguments()))
+    beside = numbers(kw.read(**case.arguments(), **case.reading_arguments()).output)
+    assert worst(alone, beside) <= verdict.tolerance["output"]
+
+
+@pytest.mark.parametrize("rows", [(0, 20), (3, 9), (19, 20), (7, 7)])
+def test_reading_some_rows_alone(target: str, rows: tuple[int, int]) -> None:
+    arguments = Case(queries=20, keys=300, mask="causal", sinks=True).arguments()
+    first, last = rows
+    wanted = {"top": 4, "segments": [0, 50, 300]}
+    got = run(**arguments, reading=Want(**wanted, rows=rows))
+    all_rows = kw.read(**arguments, **wanted)
+    own_weights = np.zeros(20, np.float32)
+    own_weights[first:last] = 1
+    np.testing.assert_allclose(numbers(got.output), numbers(all_rows.output), atol=1e-6)
+    np.testing.assert_array_equal(got.top_keys, all_rows.top_keys[:, :, first:last])
+    for name in ("lse", "entropy", "top_weights", "segment_mass"):
+        right = numbers(getattr(all_rows, name))[:, :, first:last]
+        np.testing.assert_allclose(numbers(getattr(got, name)), right, atol=3e-6, err_msg=name)
+    right = kw.read(**arguments, row_weights=own_weights).key_mass
+    np.testing.assert_allclose(numbers(got.key_mass), numbers(right), atol=1e-6)
+    without = run(**arguments, reading=Want(top=0, key_mass=False, rows=rows))
+    assert without.key_mass is None
+    np.testing.assert_allclose(numbers(without.entropy), numbers(got.entropy), atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_output_may_be_stored_token_by_token(target: str, dtype: str) -> None:
+    arguments = Case(dtype, queries=20, keys=300, mask="causal", value_dim=24).arguments()
+    right = kw.attend(**arguments)
+    got = run(**arguments, transposed_output=True)
+    assert got.is_contiguous()
+    assert torch.equal(got.transpose(1, 2), right)
