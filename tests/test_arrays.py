@@ -111,7 +111,17 @@ def test_memory_off_its_natural_boundary_is_copied(target: str) -> None:
         np.testing.assert_array_equal(kw.attend(**{**arguments, name: shifted}), right)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_fields_of_records_have_strides_of_odd_bytes(target: str) -> None:
+    arguments = {name: Case().arguments()[name].numpy() for name in ("query", "key", "value")}
+    records = np.zeros((5, 33), dtype=[("tag", np.uint8), ("number", np.float32)])
+    records["number"] = np.random.default_rng(0).standard_normal((5, 33))
+    got = kw.read(**arguments, bias=records["number"], row_weights=records["number"][:, 0])
+    right = kw.read(**arguments, bias=records["number"].copy(), row_weights=records["number"][:, 0].copy())
+    np.testing.assert_array_equal(got.output, right.output)
+    np.testing.assert_array_equal(got.key_mass, right.key_mass)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_bias_and_mask_of_any_strides(target: str, dtype: str) -> None:
     arguments = Case(dtype, queries=6, keys=40).arguments()
     generator = np.random.default_rng(0)

@@ -59,10 +59,6 @@ def test_shapes_that_do_not_fit(name: str) -> None:
         call(**changes)
 
 
-class OtherBoolean:
-    """A value that is neither True nor False."""
-
-
 DTYPES = {
     "whole numbers": ({"query": ONES.astype(int)}, "query"),
     "booleans": ({"key": KEYS > 0}, "key"),
@@ -107,10 +103,15 @@ OPTIONS = {
     "infinite scale": ({"scale": float("inf")}, "scale"),
     "NaN softcap": ({"softcap": float("nan")}, "softcap"),
     "softcap 0": ({"softcap": 0.0}, "softcap"),
+    "scale past float32": ({"scale": 1e300}, "scale"),
+    "softcap past float32": ({"softcap": 1e300}, "softcap"),
+    "softcap that vanishes in float32": ({"softcap": 1e-300}, "softcap"),
     "negative softcap": ({"softcap": -30.0}, "softcap"),
     "NaN sinks": ({"sinks": np.array([0, np.nan, 0, 0], np.float32)}, "sinks"),
     "infinite sinks": ({"sinks": np.array([0, np.inf, 0, 0], np.float32)}, "sinks"),
     "negative top": ({"top": -1}, "top"),
+    "top past any sequence": ({"top": 10**12}, "top"),
+    "lengths past any sequence": ({"mask": kw.Mask(lengths=np.full(2, 2**64 - 1, np.uint64))}, "lengths"),
     "negative lengths": ({"mask": kw.Mask(lengths=[3, -1])}, "lengths"),
     "negative starts": ({"mask": kw.Mask(starts=[-3, 0])}, "starts"),
     "segments that do not increase": ({"segments": [0, 3, 3, 4]}, "segments"),
@@ -179,8 +180,22 @@ def test_no_argument_is_ignored() -> None:
         kw.attend(ONES, KEYS, KEYS, None)  # type: ignore[misc]
 
 
+def test_windows_wider_than_any_sequence_are_unlimited() -> None:
+    right = call(mask=kw.Mask(causal=True)).output
+    for huge in (2**31, 2**63, 2**70):
+        np.testing.assert_array_equal(call(mask=kw.Mask(causal=True, window=(huge, huge))).output, right)
+        narrow = kw.Mask(causal=True, window=(0, 0), keep_first=huge, starts=[1, 2])
+        np.testing.assert_array_equal(call(mask=narrow).output, call(mask=kw.Mask(causal=True, starts=[1, 2])).output)
+
+
 def test_partial_checks_where_it_stands() -> None:
-    for first_key, error in ((-1, kw.OptionError), (1.0, kw.DtypeError), (True, kw.DtypeError), ("0", kw.DtypeError)):
+    for first_key, error in (
+        (-1, kw.OptionError),
+        (2**63, kw.OptionError),
+        (1.0, kw.DtypeError),
+        (True, kw.DtypeError),
+        ("0", kw.DtypeError),
+    ):
         with pytest.raises(error, match="first_key"):
             kw.partial(ONES, KEYS, KEYS, first_key=first_key)  # type: ignore[arg-type]
     with pytest.raises(kw.ShapeError, match="documents"):

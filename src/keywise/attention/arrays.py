@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from dataclasses import dataclass
 from typing import Any
@@ -71,15 +72,20 @@ def _take_torch(name: str, tensor: Any, torch: Any) -> Taken:
         data = tensor.numpy()
     except TypeError as error:
         raise DtypeError(f"{name} has dtype {tensor.dtype}, which keywise does not take") from error
-    return Taken(data, str(data.dtype), tensor)
+    return Taken(data, _name(data.dtype), tensor)
 
 
 def _take_numpy(name: str, data: Array, like: Any) -> Taken:
     if not data.dtype.isnative:
         raise DtypeError(f"{name} has byte order {data.dtype.str}; use {name}.astype({name}.dtype.newbyteorder('='))")
-    if data.dtype.name == "bfloat16":
-        return Taken(data.view(np.uint16), "bfloat16", like)
-    return Taken(data, data.dtype.name, like)
+    name_of_dtype = _name(data.dtype)
+    return Taken(data.view(np.uint16) if name_of_dtype == "bfloat16" else data, name_of_dtype, like)
+
+
+@functools.cache
+def _name(dtype: np.dtype[Any]) -> str:
+    """Give a dtype's name; NumPy composes it anew every time, which a small call would notice."""
+    return dtype.name
 
 
 def rows_in_place(data: Array) -> Array:

