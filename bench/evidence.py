@@ -1,7 +1,7 @@
 """How often the sentence that answers is among the first: `python bench/evidence.py --data XQUAD.json [--json]`.
 
-Takes a file in SQuAD's format. Each document is a few paragraphs of one article; questions are asked of the whole of it, the
-first ones of every paragraph, and the sentence in which the gold answer begins should rank first.
+Takes a file in SQuAD's format. Each document is the first paragraphs of an article; questions, spread evenly over them,
+are asked of the whole, and the sentence in which the gold answer begins should rank first.
 """
 
 from __future__ import annotations

@@ -44,25 +44,41 @@ static void score_rows(int64_t rows, const float* queries, const float* panel, i
   score_tile<R, kPairs>(queries, panel, depth, scores);
 }
 
+// One row's product with one key. Two sums hide the latency of the multiplications.
+static inline Vec multiply_in_place(const Problem& problem, bool pairs, const float* query, const char* key,
+                                    int64_t depth) {
+  Vec even = zero(), odd = zero();
+  const int64_t whole = (pairs ? problem.head_dim / 2 : problem.head_dim) / kLanes * kLanes;
+  int64_t d = 0;
+  if (pairs) {
+    const float* source = reinterpret_cast<const float*>(key);
+    for (; d + kLanes < whole; d += 2 * kLanes) {
+      even = dot_pairs(load(query + d), load(source + d), even);
+      odd = dot_pairs(load(query + d + kLanes), load(source + d + kLanes), odd);
+    }
+    for (; d < depth; d += kLanes) even = dot_pairs(load(query + d), load_pairs(key, 2 * d, problem.head_dim - 2 * d), even);
+  } else {
+    for (; d + kLanes < whole; d += 2 * kLanes) {
+      even = mul_add(load(query + d), load_elements(key, problem.dtype, d, kLanes), even);
+      odd = mul_add(load(query + d + kLanes), load_elements(key, problem.dtype, d + kLanes, kLanes), odd);
+    }
+    for (; d < depth; d += kLanes)
+      even = mul_add(load(query + d), load_elements(key, problem.dtype, d, problem.head_dim - d), even);
+  }
+  return add(even, odd);
+}
+
 // Scores of one row, kLanes keys at a time, straight from where the user has them: packing a block of keys pays only
 // when several rows use it.
 static void score_in_place(const Problem& problem, const Task& task, bool pairs, const float* query, int64_t block,
                            int64_t begin, int64_t end, float* scores) {
-  const int64_t depth = key_depth(problem, pairs), step = pairs ? 2 : 1;
+  const int64_t depth = key_depth(problem, pairs);
   const int64_t stride_bytes = problem.key.stride[2] * (problem.dtype == Dtype::float32 ? 4 : 2);
+  const char* key = row_of(problem.key, problem.dtype, task.item, task.key_head, block + begin);
   for (int64_t j = begin; j < end; j += kLanes) {
     Vec sums[kLanes];
-    const char* row = row_of(problem.key, problem.dtype, task.item, task.key_head, block + j);
-    for (int i = 0; i < kLanes; ++i, row += stride_bytes) {
-      sums[i] = zero();
-      if (j + i >= end) continue;
-      for (int64_t d = 0; d < depth; d += kLanes) {
-        const Vec part = load(query + d);
-        const int64_t left = problem.head_dim - d * step;
-        sums[i] = pairs ? dot_pairs(part, load_pairs(row, d * step, left), sums[i])
-                        : mul_add(part, load_elements(row, problem.dtype, d, left), sums[i]);
-      }
-    }
+    for (int i = 0; i < kLanes; ++i, key += stride_bytes)
+      sums[i] = j + i < end ? multiply_in_place(problem, pairs, query, key, depth) : zero();
     store(scores + j, sum_each(sums));
   }
 }
