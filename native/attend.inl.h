@@ -17,22 +17,28 @@ static inline bool uses_pairs(const Problem& problem) { return kDotsPairs && pro
 // scores[R][kBlockKeys] = queries[depth][R] . panel[depth][kPanelKeys]; all accumulators stay in registers.
 template <int R, bool kPairs>
 static void score_tile(const float* queries, const float* panel, int64_t depth, float* scores) {
+  // Long sums are made of short ones: rounding errors grow with the length of a chain.
+  constexpr int64_t kChain = kPairs ? 64 : 128;
   Vec left[R], right[R];
+  for (int64_t done = 0; done < depth; done += kChain) {
 #pragma GCC unroll 16
-  for (int r = 0; r < R; ++r) left[r] = right[r] = zero();
-  for (int64_t d = 0; d < depth; ++d, queries += R, panel += kPanelKeys) {
-    const Vec key_left = load(panel), key_right = load(panel + kLanes);
+    for (int r = 0; r < R; ++r) left[r] = right[r] = zero();
+    const int64_t chain = depth - done < kChain ? depth - done : kChain;
+    for (int64_t d = 0; d < chain; ++d, queries += R, panel += kPanelKeys) {
+      const Vec key_left = load(panel), key_right = load(panel + kLanes);
+#pragma GCC unroll 16
+      for (int r = 0; r < R; ++r) {
+        const Vec query = broadcast(queries[r]);
+        left[r] = kPairs ? dot_pairs(query, key_left, left[r]) : mul_add(query, key_left, left[r]);
+        right[r] = kPairs ? dot_pairs(query, key_right, right[r]) : mul_add(query, key_right, right[r]);
+      }
+    }
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
-      const Vec query = broadcast(queries[r]);
-      left[r] = kPairs ? dot_pairs(query, key_left, left[r]) : mul_add(query, key_left, left[r]);
-      right[r] = kPairs ? dot_pairs(query, key_right, right[r]) : mul_add(query, key_right, right[r]);
+      float* here = scores + r * kBlockKeys;
+      store(here, done ? add(load(here), left[r]) : left[r]);
+      store(here + kLanes, done ? add(load(here + kLanes), right[r]) : right[r]);
     }
-  }
-#pragma GCC unroll 16
-  for (int r = 0; r < R; ++r) {
-    store(scores + r * kBlockKeys, left[r]);
-    store(scores + r * kBlockKeys + kLanes, right[r]);
   }
 }
 
@@ -196,22 +202,14 @@ static void transform_row(const Problem& problem, int64_t item, int64_t head, in
   }
 }
 
-// Puts the scores above the smallest kept one into the row's list, largest first, ties to the lower key.
+// Puts the scores above the smallest kept one into the row's list, lower keys first.
 static void keep_top(const float* scores, int64_t begin, int64_t end, int64_t first_key, int64_t top, float* top_scores,
                      int32_t* top_keys) {
   for (int64_t j = begin; j < end; j += kLanes) {
     unsigned above = lanes_above(load(scores + j), broadcast(top_scores[top - 1]));
     for (; above; above &= above - 1) {
       const int64_t i = j + __builtin_ctz(above);
-      // Strictly larger only: on a tie the lower key, already there, stays in front.
-      if (!(scores[i] > top_scores[top - 1])) continue;
-      int64_t place = top - 1;
-      for (; place > 0 && scores[i] > top_scores[place - 1]; --place) {
-        top_scores[place] = top_scores[place - 1];
-        top_keys[place] = top_keys[place - 1];
-      }
-      top_scores[place] = scores[i];
-      top_keys[place] = int32_t(first_key + i);
+      keep_largest(scores[i], int32_t(first_key + i), top, top_scores, top_keys);
     }
   }
 }

@@ -112,6 +112,21 @@ struct State {
   int32_t* top_keys = nullptr;  // [rows, top] -1 where there is none
 };
 
+// Puts a score into a list of `top`, largest first, and drops the last. On a tie the one already there stays in front:
+// it has the lower key. Without branches, since where a score goes cannot be predicted.
+KEYWISE_INLINE void keep_largest(float score, int32_t key, int64_t top, float* scores, int32_t* keys) {
+  bool placed = false;
+  for (int64_t i = 0; i < top; ++i) {
+    const float other_score = scores[i];
+    const int32_t other_key = keys[i];
+    placed |= score > other_score;
+    scores[i] = placed ? score : other_score;
+    keys[i] = placed ? key : other_key;
+    score = placed ? other_score : score;
+    key = placed ? other_key : key;
+  }
+}
+
 // Weights kept for the readings: exp(score - the peak of its row when its block was done).
 struct Strip {
   int64_t first_key = 0;

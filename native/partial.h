@@ -27,20 +27,9 @@ inline void merge(const Problem& problem, const State& into, const State& from, 
     const float* others = from.values + row * width;
     for (int64_t i = 0; i < width; ++i) values[i] = keep * values[i] + add * others[i];
 
-    float* scores = into.top_scores + row * top;
-    int32_t* keys = into.top_keys + row * top;
-    for (int64_t i = 0; i < top; ++i) {
-      const float score = from.top_scores[row * top + i];
-      // Strictly larger only: on a tie the lower key, already there, stays in front.
-      if (!(score > scores[top - 1])) break;
-      int64_t place = top - 1;
-      for (; place > 0 && score > scores[place - 1]; --place) {
-        scores[place] = scores[place - 1];
-        keys[place] = keys[place - 1];
-      }
-      scores[place] = score;
-      keys[place] = from.top_keys[row * top + i];
-    }
+    for (int64_t i = row * top; i < (row + 1) * top; ++i)
+      if (from.top_keys[i] >= 0)
+        keep_largest(from.top_scores[i], from.top_keys[i], top, into.top_scores + row * top, into.top_keys + row * top);
   }
 }
 

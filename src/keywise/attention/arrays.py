@@ -88,13 +88,18 @@ def _name(dtype: np.dtype[Any]) -> str:
     return dtype.name
 
 
+def countable(data: Array) -> Array:
+    """Give the array itself when its strides are whole elements on their natural boundary, else a copy."""
+    if data.flags.aligned and all(stride % data.itemsize == 0 for stride in data.strides):
+        return data
+    return data.copy(order="C")
+
+
 def rows_in_place(data: Array) -> Array:
     """Give the array itself when the kernels can read it in place (contiguous last axis), else a contiguous copy."""
-    itemsize = data.itemsize
-    last_is_contiguous = data.shape[-1] <= 1 or data.strides[-1] == itemsize
-    if last_is_contiguous and data.flags.aligned and all(stride % itemsize == 0 for stride in data.strides):
-        return data
-    return np.ascontiguousarray(data)
+    if data.shape[-1] <= 1 or data.strides[-1] == data.itemsize:
+        return countable(data)
+    return data.copy(order="C")
 
 
 def empty(shape: tuple[int, ...], dtype: str, like: Any) -> Array:

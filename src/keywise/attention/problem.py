@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from keywise.attention.arrays import FLOATS, Array, Taken, rows_in_place, take
+from keywise.attention.arrays import FLOATS, Array, Taken, countable, rows_in_place, take
 from keywise.attention.mask import Mask
 from keywise.errors import DtypeError, OptionError, ShapeError
 
 MAXIMUM_TOKENS = 2**31 - 1
+LARGEST_NUMBER = 1e30
+"""Kernels hold options in float32."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,8 +142,8 @@ def whole(name: str, value: Any, *, minimum: int) -> int:
     """Check a whole number."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
         raise DtypeError(f"{name}={value!r}: {name} is a whole number")
-    if value < minimum:
-        raise OptionError(f"{name}={value}: {name} is {minimum} or more")
+    if not minimum <= value <= MAXIMUM_TOKENS:
+        raise OptionError(f"{name}={value}: {name} lies between {minimum} and {MAXIMUM_TOKENS}")
     return int(value)
 
 
@@ -150,15 +151,15 @@ def real(name: str, value: Any) -> float:
     """Check a finite number."""
     if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
         raise DtypeError(f"{name}={value!r}: {name} is a number")
-    if not math.isfinite(value):
-        raise OptionError(f"{name}={value}: {name} is finite")
+    if not -LARGEST_NUMBER <= value <= LARGEST_NUMBER:
+        raise OptionError(f"{name}={value}: {name} is finite, at most {LARGEST_NUMBER:g} in size")
     return float(value)
 
 
 def _softcap(value: Any) -> float:
     softcap = real("softcap", value)
-    if softcap <= 0:
-        raise OptionError(f"softcap={softcap}: softcap is above 0; None for no cap")
+    if softcap < 1 / LARGEST_NUMBER:
+        raise OptionError(f"softcap={softcap}: softcap is {1 / LARGEST_NUMBER:g} or more; None for no cap")
     return softcap
 
 
@@ -210,7 +211,7 @@ def _bias(bias: Any, scores: tuple[int, ...], dtype: str) -> Taken:
         raise DtypeError(
             f"bias has dtype {taken.dtype}; it is float32 or the query's {dtype} (a mask is boolean: use mask=)"
         )
-    return Taken(_broadcast("bias", taken.data, scores), taken.dtype, taken.like)
+    return Taken(_broadcast("bias", countable(taken.data), scores), taken.dtype, taken.like)
 
 
 def _sinks(sinks: Any, query_heads: int) -> Array:
@@ -227,14 +228,22 @@ def _sinks(sinks: Any, query_heads: int) -> Array:
     return data
 
 
+def _whole_numbers(name: str, value: Any) -> Array:
+    taken = take(name, value)
+    # Judged by the name: bfloat16 travels as uint16.
+    if not taken.dtype.startswith(("int", "uint")):
+        raise DtypeError(f"{name} has dtype {taken.dtype}; it holds whole numbers")
+    return taken.data
+
+
 def _positions(name: str, value: Any, batch: int) -> Array:
-    data = np.asarray(value) if isinstance(value, (int, list, tuple)) else take(name, value).data
-    if data.dtype.kind not in "iu":
-        raise DtypeError(f"mask.{name} has dtype {data.dtype}; it holds whole numbers")
+    data = _whole_numbers(f"mask.{name}", np.asarray(value) if isinstance(value, (int, list, tuple)) else value)
     if data.shape not in {(batch,), ()}:
         raise ShapeError(f"mask.{name} has shape {list(data.shape)}; it needs one position per batch item: [{batch}]")
-    if (data < 0).any():
-        raise OptionError(f"mask.{name} holds {data.min()}; positions are 0 or more")
+    if ((data < 0) | (data > MAXIMUM_TOKENS)).any():
+        raise OptionError(
+            f"mask.{name} holds {data.min()} to {data.max()}; positions lie between 0 and {MAXIMUM_TOKENS}"
+        )
     return np.ascontiguousarray(np.broadcast_to(data, (batch,)), np.int64)
 
 
@@ -248,25 +257,23 @@ def _resolve(mask: Any, scores: tuple[int, ...], first_key: int) -> Visibility:
     left, right = mask.window if mask.window is not None else (None, None)
     return Visibility(
         causal=mask.causal,
-        left=-1 if left is None else left,
-        right=-1 if right is None else right,
+        left=-1 if left is None else min(left, MAXIMUM_TOKENS),
+        right=-1 if right is None else min(right, MAXIMUM_TOKENS),
         lengths=np.full(batch, end, np.int64) if mask.lengths is None else _positions("lengths", mask.lengths, batch),
         starts=np.zeros(batch, np.int64) if mask.starts is None else _positions("starts", mask.starts, batch),
-        keep_first=mask.keep_first,
+        keep_first=min(mask.keep_first, MAXIMUM_TOKENS),
         documents=None if mask.documents is None else _documents(mask.documents, batch, end),
         allowed=None if mask.allowed is None else _allowed(mask.allowed, scores),
     )
 
 
 def _documents(documents: Any, batch: int, end: int) -> Array:
-    taken = take("mask.documents", documents)
-    if taken.data.dtype.kind not in "iu":
-        raise DtypeError(f"mask.documents has dtype {taken.dtype}; it holds document ids, whole numbers")
-    if taken.data.ndim != 2 or taken.data.shape[0] != batch or taken.data.shape[1] < end:
-        raise ShapeError(f"mask.documents has shape {list(taken.data.shape)}; it needs an id per key: [{batch}, {end}]")
-    if taken.data.size and (taken.data.min() < -(2**31) or taken.data.max() >= 2**31):
+    ids = _whole_numbers("mask.documents", documents)
+    if ids.ndim != 2 or ids.shape[0] != batch or ids.shape[1] < end:
+        raise ShapeError(f"mask.documents has shape {list(ids.shape)}; it needs an id per key: [{batch}, {end}]")
+    if ids.size and (ids.min() < -(2**31) or ids.max() >= 2**31):
         raise OptionError("mask.documents holds ids that do not fit 32 bits; number the documents from 0")
-    return np.ascontiguousarray(taken.data, np.int32)
+    return np.ascontiguousarray(ids, np.int32)
 
 
 def _allowed(allowed: Any, scores: tuple[int, ...]) -> Array:
@@ -301,7 +308,7 @@ def _row_weights(row_weights: Any, shape: tuple[int, ...]) -> Array:
     taken = take("row_weights", row_weights)
     if taken.dtype not in FLOATS:
         raise DtypeError(f"row_weights has dtype {taken.dtype}; keywise takes {', '.join(FLOATS)}")
-    data = _broadcast("row_weights", taken.floats(np.float32), shape)
+    data = _broadcast("row_weights", countable(taken.floats(np.float32)), shape)
     if not np.isfinite(data).all():
         raise OptionError("row_weights holds NaN or infinity; every weight is finite")
     return data
@@ -309,9 +316,9 @@ def _row_weights(row_weights: Any, shape: tuple[int, ...]) -> Array:
 
 def _runs(segments: Any, keys: int) -> tuple[Array, int]:
     """Turn bounds or ids into runs; an array as long as the keys holds ids, anything else holds bounds."""
-    data = np.asarray(segments) if isinstance(segments, (list, tuple)) else take("segments", segments).data
-    if data.dtype.kind not in "iu":
-        raise DtypeError(f"segments has dtype {data.dtype}; it holds whole numbers")
+    if isinstance(segments, (list, tuple)):
+        segments = np.asarray(segments) if segments else np.empty(0, np.int64)
+    data = _whole_numbers("segments", segments)
     if data.ndim != 1:
         raise ShapeError(f"segments has shape {list(data.shape)}; it is one row of bounds [S+1] or of ids [{keys}]")
     data = data.astype(np.int64)

@@ -94,8 +94,12 @@ def evaluate(problem: Problem) -> Result:
         lse = np.where(alive, peak + np.log(total), -np.inf)
     if problem.sinks is not None:
         lse = np.where(alive, np.logaddexp(lse, problem.sinks[:, None]), -np.inf)
-    with np.errstate(over="ignore", invalid="ignore"):
-        share = np.where(alive, np.exp(np.where(alive, peak - np.where(alive, lse, 0.0), 0.0)), 0.0)
+    # From the total, not from lse: beside a peak of -3e38 the total's logarithm would vanish.
+    denominator = np.where(alive, total, 1.0)
+    if problem.sinks is not None:
+        with np.errstate(over="ignore"):
+            denominator = denominator + np.exp(problem.sinks[:, None] - np.where(alive, peak, 0.0))
+    share = np.where(alive, 1.0 / denominator, 0.0)
     output = np.where(alive[..., None], values * share[..., None], 0.0)
     result = Result(output=output, peak=peak, total=total, values=values, lse=lse)
     if problem.reading is None:
@@ -111,7 +115,7 @@ def _weighted_values(exponential: Array, problem: Problem) -> Array:
     value = np.repeat(problem.value.floats(np.float64), group, axis=1)
     finite = np.isfinite(value)
     values = np.asarray(np.matmul(exponential, np.where(finite, value, 0.0)))
-    for item, head, key in np.argwhere(~finite.all(axis=3)):
+    for item, head, key in np.argwhere(~finite.all(axis=3) & (exponential != 0.0).any(axis=2)):
         poisoned = np.where(finite[item, head, key], 0.0, value[item, head, key])
         column = exponential[item, head, :, key]
         touched = column != 0.0
