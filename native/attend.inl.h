@@ -6,6 +6,7 @@
 
 #include "exp.inl.h"
 #include "pack.inl.h"
+#include "partial.h"
 #include "visible.inl.h"
 
 static constexpr float kLog2e = 1.44269504088896340736f;
@@ -202,22 +203,60 @@ static void transform_row(const Problem& problem, int64_t item, int64_t head, in
   }
 }
 
-// Puts the scores above the smallest kept one into the row's list, lower keys first.
-static void keep_top(const float* scores, int64_t begin, int64_t end, int64_t first_key, int64_t top, float* top_scores,
-                     int32_t* top_keys) {
-  for (int64_t j = begin; j < end; j += kLanes) {
-    unsigned above = lanes_above(load(scores + j), broadcast(top_scores[top - 1]));
-    for (; above; above &= above - 1) {
-      const int64_t i = j + __builtin_ctz(above);
-      keep_largest(scores[i], int32_t(first_key + i), top, top_scores, top_keys);
-    }
-  }
-}
+struct Largest {
+  Vec of_lanes;
+  float of_all;
+};
 
-static float largest_of(const float* scores, int64_t begin, int64_t end) {
+static Largest largest_of(const float* scores, int64_t begin, int64_t end) {
   Vec largest = broadcast(-kInfinity);
   for (int64_t j = begin; j < end; j += kLanes) largest = maximum(load(scores + j), largest);
-  return reduce_maximum(largest);
+  return {largest, reduce_maximum(largest)};
+}
+
+// A score that at least `top` keys reach, as far as the largest of every lane tells; -inf where they do not tell.
+static float reached_by(int64_t top, Vec of_lanes) {
+  if (top > kLanes) return -kInfinity;
+  float lanes[kLanes];
+  store(lanes, of_lanes);
+  int width = kLanes;
+  for (; width >= 2 * top; width /= 2)
+    for (int i = 0; i < width / 2; ++i) lanes[i] = lanes[i] > lanes[i + width / 2] ? lanes[i] : lanes[i + width / 2];
+  float least = lanes[0];
+  for (int i = 1; i < width; ++i) least = lanes[i] < least ? lanes[i] : least;
+  return least;
+}
+
+// Brings the row's list of heaviest keys up to date with a block of scores.
+static void keep_top(const Workspace& workspace, const float* scores, int64_t begin, int64_t end, int64_t first_key,
+                     const Largest& largest, int64_t top, float* top_scores, int32_t* top_keys) {
+  float* candidates = workspace.candidates;
+  int32_t* keys = workspace.candidate_keys;
+  int64_t count = 0;
+  const auto begin_with_kept = [&] {
+    for (count = 0; count < top && top_keys[count] >= 0; ++count) {
+      candidates[count] = top_scores[count];
+      keys[count] = top_keys[count];
+    }
+  };
+  begin_with_kept();
+  float bar = top_scores[top - 1];
+  if (bar == -kInfinity) {
+    const float reached = reached_by(top, largest.of_lanes);
+    bar = reached > -kInfinity ? __builtin_nextafterf(reached, -kInfinity) : bar;
+  }
+  for (int64_t j = begin; j < end; j += kLanes) {
+    for (unsigned above = lanes_above(load(scores + j), broadcast(bar)); above; above &= above - 1) {
+      const int64_t i = j + __builtin_ctz(above);
+      candidates[count] = scores[i];
+      keys[count++] = int32_t(first_key + i);
+    }
+    if (count + kLanes <= candidate_room(top)) continue;
+    select_largest(candidates, keys, count, top, top_scores, top_keys);
+    begin_with_kept();
+    bar = top_scores[top - 1];
+  }
+  select_largest(candidates, keys, count, top, top_scores, top_keys);
 }
 
 // Scores become weights exp(score - peak) in place; peak, total and moment move on. Returns the factor for what the
@@ -342,10 +381,11 @@ static void compute(const Problem& problem, const Task& task, const Workspace& w
           hide_outside(spans[row], block, panel_begin, panel_end, line);
         }
         if (by_key) hide_by_key(problem, task.item, head, token, block, panel_begin, end, line);
-        const float largest = largest_of(line, panel_begin, panel_end);
-        if (top && largest > state.top_scores[row * top + top - 1])
-          keep_top(line, panel_begin, panel_end, block, top, state.top_scores + row * top, state.top_keys + row * top);
-        workspace.rescale[r] = weigh_row(unit, largest, moments, panel_begin, panel_end, line, state, row);
+        const Largest largest = largest_of(line, panel_begin, panel_end);
+        if (top && largest.of_all > state.top_scores[row * top + top - 1])
+          keep_top(workspace, line, panel_begin, panel_end, block, largest, top, state.top_scores + row * top,
+                   state.top_keys + row * top);
+        workspace.rescale[r] = weigh_row(unit, largest.of_all, moments, panel_begin, panel_end, line, state, row);
         if (strip) {
           strip->peaks[block_number * rows + row] = state.peak[row];
           strip_begin[row] = int32_t(panel_begin);

@@ -9,7 +9,6 @@
 #include <new>
 #include <vector>
 
-#include "partial.h"
 #include "threads.h"
 
 namespace keywise {
@@ -65,6 +64,8 @@ void carve(Carver& carver, Workspace& workspace, const Problem& problem, int64_t
   carver(workspace.values, kBlockKeys * problem.value_width());
   carver(workspace.scores, kMaximumTileRows * kBlockKeys);    // one tile
   carver(workspace.line, kBlockKeys);                         // one row of bias, or of key mass
+  carver(workspace.candidates, candidate_room(top_of(problem)) + kPad);
+  carver(workspace.candidate_keys, candidate_room(top_of(problem)));
   carver(workspace.rescale, rows);
   carver(workspace.spans, rows * kSpanNumbers);
 }
@@ -231,13 +232,14 @@ bool Run::by_keys() const {
   if (!whole) return false;
   return each(heads(), [&](int64_t head) {
     State& merged = states[size_t(head * splits)];
+    const Workspace workspace = workspace_here();
     for (int64_t split = 1; split < splits; ++split)
-      merge(problem, merged, states[size_t(head * splits + split)], rows, top_of(problem));
+      target.merge(problem, workspace, rows, merged, states[size_t(head * splits + split)]);
     const Task task = task_of(head, 0, rows, 0, problem.keys);
     const int64_t columns = problem.group() * problem.keys;
     const bool masses = problem.reads && problem.reading.key_mass;
     std::vector<double> sums(masses ? size_t(columns) : 0);
-    target.finish(problem, task, workspace_here(), merged, &strips[size_t(head * splits)], keep ? splits : 0,
+    target.finish(problem, task, workspace, merged, &strips[size_t(head * splits)], keep ? splits : 0,
                   masses ? sums.data() : nullptr);
     for (size_t i = 0; i < sums.size(); ++i) mass_of(head)[i] = float(sums[i]);
   });

@@ -112,21 +112,6 @@ struct State {
   int32_t* top_keys = nullptr;  // [rows, top] -1 where there is none
 };
 
-// Puts a score into a list of `top`, largest first, and drops the last. On a tie the one already there stays in front:
-// it has the lower key. Without branches, since where a score goes cannot be predicted.
-KEYWISE_INLINE void keep_largest(float score, int32_t key, int64_t top, float* scores, int32_t* keys) {
-  bool placed = false;
-  for (int64_t i = 0; i < top; ++i) {
-    const float other_score = scores[i];
-    const int32_t other_key = keys[i];
-    placed |= score > other_score;
-    scores[i] = placed ? score : other_score;
-    keys[i] = placed ? key : other_key;
-    score = placed ? other_score : score;
-    key = placed ? other_key : key;
-  }
-}
-
 // Weights kept for the readings: exp(score - the peak of its row when its block was done).
 struct Strip {
   int64_t first_key = 0;
@@ -144,17 +129,23 @@ struct Workspace {
   float* values = nullptr;
   float* scores = nullptr;
   float* line = nullptr;
+  float* candidates = nullptr;
+  int32_t* candidate_keys = nullptr;
   float* rescale = nullptr;
   int64_t* spans = nullptr;
 };
 constexpr int64_t kSpanNumbers = 4;
 constexpr int64_t kMaximumTileRows = 16;
+// Room for candidates of the heaviest keys: twice those kept and some more, with whole vectors to read behind them.
+KEYWISE_INLINE constexpr int64_t candidate_room(int64_t top) { return 2 * top + 64; }
 
-// One instruction set. Both functions allocate nothing and throw nothing.
+// One instruction set. Its functions allocate nothing and throw nothing.
 struct Target {
   const char* name;
   // Fills the state, and the strip when it is not null.
   void (*compute)(const Problem&, const Task&, const Workspace&, const State&, const Strip*);
+  // Puts `from`, whose keys come after those of `into`, into `into`.
+  void (*merge)(const Problem&, const Workspace&, int64_t rows, const State& into, const State& from);
   // Turns the state into outputs and readings; adds key mass to columns [group, keys] when it is not null.
   void (*finish)(const Problem&, const Task&, const Workspace&, const State&, const Strip*, int64_t strips,
                  double* columns);

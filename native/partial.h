@@ -1,24 +1,54 @@
 // The algebra: two partials over different keys of the same rows become one; peak -inf, total 0 is the identity.
-#pragma once
+// Included by attend.inl.h only.
 
-#include <cmath>
+// Gives the `top` largest of `count` candidates, which stand in key order, largest first, ties to the lower key; less
+// than kLanes numbers behind the candidates are overwritten. Every candidate's place is counted, because a sort would
+// wait for branches that cannot be predicted.
+static void select_largest(float* candidates, const int32_t* candidate_keys, int64_t count, int64_t top, float* scores,
+                           int32_t* keys) {
+  for (int64_t j = count; j < round_up(count, kLanes); ++j) candidates[j] = -__builtin_inff();
+  for (int64_t i = 0; i < count; ++i) {
+    const Vec score = broadcast(candidates[i]);
+    int64_t place = 0;
+    for (int64_t j = 0; j < count; j += kLanes) {
+      const Vec others = load(candidates + j);
+      // Of the candidates before this one those that are as large count too.
+      const unsigned before = i <= j ? 0u : i - j >= kLanes ? (1u << kLanes) - 1u : (1u << (i - j)) - 1u;
+      const unsigned ahead = (lanes_above(others, score) & ~before) | (~lanes_above(score, others) & before);
+      place += __builtin_popcount(ahead);
+    }
+    if (place >= top) continue;
+    scores[place] = candidates[i];
+    keys[place] = candidate_keys[i];
+  }
+}
 
-#include "core.h"
+static void merge_top(const Workspace& workspace, int64_t top, const State& into, const State& from, int64_t row) {
+  int64_t count = 0;
+  const auto take = [&](const State& state) {
+    for (int64_t i = row * top; i < (row + 1) * top && state.top_keys[i] >= 0; ++i) {
+      workspace.candidates[count] = state.top_scores[i];
+      workspace.candidate_keys[count++] = state.top_keys[i];
+    }
+  };
+  take(into);
+  take(from);
+  select_largest(workspace.candidates, workspace.candidate_keys, count, top, into.top_scores + row * top,
+                 into.top_keys + row * top);
+}
 
-namespace keywise {
-
-// Puts `from`, whose keys come after those of `into`, into `into`.
-inline void merge(const Problem& problem, const State& into, const State& from, int64_t rows, int64_t top) {
+static void merge(const Problem& problem, const Workspace& workspace, int64_t rows, const State& into,
+                  const State& from) {
   const float unit = problem.score_unit_base2();
   const int64_t width = problem.value_width();
   for (int64_t row = 0; row < rows; ++row) {
     const float left = into.peak[row], right = from.peak[row];
     const float peak = left > right ? left : right;
-    const bool none = peak == -INFINITY;
+    const bool none = peak == -__builtin_inff();
     // A shift of -inf belongs to an empty side, whose total and moment are 0.
-    const float left_shift = left == -INFINITY ? 0.0f : (left - peak) * unit;
-    const float right_shift = right == -INFINITY ? 0.0f : (right - peak) * unit;
-    const float keep = none ? 1.0f : std::exp2(left_shift), add = none ? 1.0f : std::exp2(right_shift);
+    const float left_shift = left == -__builtin_inff() ? 0.0f : (left - peak) * unit;
+    const float right_shift = right == -__builtin_inff() ? 0.0f : (right - peak) * unit;
+    const float keep = none ? 1.0f : __builtin_exp2f(left_shift), add = none ? 1.0f : __builtin_exp2f(right_shift);
     into.moment[row] = keep * (into.moment[row] + left_shift * into.total[row]) +
                        add * (from.moment[row] + right_shift * from.total[row]);
     into.total[row] = keep * into.total[row] + add * from.total[row];
@@ -26,11 +56,6 @@ inline void merge(const Problem& problem, const State& into, const State& from, 
     float* values = into.values + row * width;
     const float* others = from.values + row * width;
     for (int64_t i = 0; i < width; ++i) values[i] = keep * values[i] + add * others[i];
-
-    for (int64_t i = row * top; i < (row + 1) * top; ++i)
-      if (from.top_keys[i] >= 0)
-        keep_largest(from.top_scores[i], from.top_keys[i], top, into.top_scores + row * top, into.top_keys + row * top);
+    if (problem.reads && problem.reading.top) merge_top(workspace, problem.reading.top, into, from, row);
   }
 }
-
-}  // namespace keywise

@@ -14,6 +14,6 @@ static inline Vec dot_pairs(Vec, Vec, Vec accumulator) { return accumulator; }
 #include "../attend.inl.h"
 
 extern const Target target;
-const Target target = {"avx512", compute, finish};
+const Target target = {"avx512", compute, merge, finish};
 
 }  // namespace keywise::avx512

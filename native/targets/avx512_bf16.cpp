@@ -16,6 +16,6 @@ static inline Vec dot_pairs(Vec a, Vec b, Vec accumulator) {
 #include "../attend.inl.h"
 
 extern const Target target;
-const Target target = {"avx512_bf16", compute, finish};
+const Target target = {"avx512_bf16", compute, merge, finish};
 
 }  // namespace keywise::avx512_bf16

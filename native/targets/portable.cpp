@@ -92,6 +92,6 @@ static inline Vec sum_each(const Vec* t) { return Vec{sum(t[0]), sum(t[1]), sum(
 #include "../attend.inl.h"
 
 extern const Target target;
-const Target target = {"portable", compute, finish};
+const Target target = {"portable", compute, merge, finish};
 
 }  // namespace keywise::portable

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from keywise.attention.kernels import explain, get_threads, set_threads, targets, using
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
     from keywise import documents as documents
     from keywise import hf as hf
 
-__version__ = version("keywise")
+__version__: str
 
 __all__ = [
     "DtypeError",
@@ -56,4 +55,6 @@ def __getattr__(name: str) -> Any:
     # The plug-ins stand on packages that are slow to import or absent: they come when they are asked for.
     if name in {"documents", "hf"}:
         return importlib.import_module(f"keywise.{name}")
+    if name == "__version__":
+        return importlib.import_module("importlib.metadata").version("keywise")
     raise AttributeError(f"module 'keywise' has no attribute {name!r}")
