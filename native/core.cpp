@@ -19,7 +19,7 @@ constexpr int64_t kRows = 240;
 constexpr int64_t kFewestRows = 48;
 // Weights kept for the readings of one task should stay in L2.
 constexpr int64_t kStripFloats = 512 * 1024 / sizeof(float);
-// A key head with at most this many query rows (decoding, a question after a document) is split by keys instead.
+// Few key heads with at most this many query rows each (decoding, a question after a document) are split by keys.
 constexpr int64_t kSplitRows = 64;
 constexpr int64_t kSplitKeys = 4 * kBlockKeys;
 // Tasks to aim for, so that any usual number of cores has work to the end.
@@ -254,7 +254,8 @@ bool run(const Problem& problem, const Target& target, int threads, Interrupted 
       std::fill_n(problem.reading.key_mass, problem.batch * problem.query_heads * problem.keys, 0.0f);
     return true;
   }
-  return run.rows_per_head() <= kSplitRows ? run.by_keys() : run.by_rows();
+  const bool few_rows = run.rows_per_head() <= kSplitRows && run.heads() < kTasks;
+  return few_rows && problem.keys > kSplitKeys ? run.by_keys() : run.by_rows();
 }
 
 }  // namespace keywise
