@@ -9,6 +9,9 @@
 #include "partial.h"
 #include "visible.inl.h"
 
+static_assert(kTileRows <= kMaximumTileRows && kRowsInPlace <= kTileRows && kLanes <= 16);
+static_assert(kPad % kLanes == 0 && kBlockKeys % kPanelKeys == 0);
+
 static constexpr float kLog2e = 1.44269504088896340736f;
 static constexpr float kLn2 = 0.693147180559945309417f;
 static constexpr float kInfinity = __builtin_inff();
@@ -80,7 +83,7 @@ static inline Vec multiply_in_place(const Problem& problem, bool pairs, const fl
 static void score_in_place(const Problem& problem, const Task& task, bool pairs, const float* query, int64_t block,
                            int64_t begin, int64_t end, float* scores) {
   const int64_t depth = key_depth(problem, pairs);
-  const int64_t stride_bytes = problem.key.stride[2] * (problem.dtype == Dtype::float32 ? 4 : 2);
+  const int64_t stride_bytes = problem.key.stride[2] * bytes_of(problem.dtype);
   const char* key = row_of(problem.key, problem.dtype, task.item, task.key_head, block + begin);
   for (int64_t j = begin; j < end; j += kLanes) {
     Vec sums[kLanes];
@@ -163,10 +166,12 @@ static void add_values(int64_t rows, const float* weights, const Values& values,
 }
 
 static bool all_finite(const Values& values, int64_t keys, int64_t value_dim) {
-  for (int64_t key = 0; key < keys; ++key)
-    for (int64_t d = 0; d < value_dim; ++d)
-      if (!__builtin_isfinite(element(values.first + key * values.stride_bytes, values.dtype, d))) return false;
-  return true;
+  Vec poison = zero();  // 0 x NaN and 0 x inf are NaN
+  const char* row = values.first;
+  for (int64_t key = 0; key < keys; ++key, row += values.stride_bytes)
+    for (int64_t d = 0; d < value_dim; d += kLanes)
+      poison = mul_add(load_elements(row, values.dtype, d, value_dim - d), zero(), poison);
+  return sum(poison) == 0.0f;
 }
 
 // As add_values, but a weight of 0 never meets its value: what a mask hides may be NaN or infinite.
@@ -299,7 +304,7 @@ static float weigh_row(float unit, float largest, bool moments, int64_t begin, i
 }
 
 static void clear_state(const Problem& problem, const Task& task, const State& state) {
-  const int64_t rows = task.rows(), top = problem.reads ? problem.reading.top : 0;
+  const int64_t rows = task.rows(), top = problem.top();
   for (int64_t row = 0; row < rows; ++row) {
     state.peak[row] = -kInfinity;
     state.total[row] = state.moment[row] = 0.0f;
@@ -321,7 +326,7 @@ static void compute(const Problem& problem, const Task& task, const Workspace& w
   const bool values_in_place = task.rows() <= kTileRows && problem.value_dim == problem.value_width();
   const float unit = problem.score_unit_base2();
   const int64_t depth = key_depth(problem, pairs), width = problem.value_width(), group = problem.group();
-  const int64_t rows = task.rows(), top = problem.reads ? problem.reading.top : 0;
+  const int64_t rows = task.rows(), top = problem.top();
   Span* spans = reinterpret_cast<Span*>(workspace.spans);
   for (int64_t row = 0; row < rows; ++row) spans[row] = span_of(problem, task.item, (task.first_row + row) / group);
   clear_state(problem, task, state);
@@ -340,7 +345,7 @@ static void compute(const Problem& problem, const Task& task, const Workspace& w
     const int64_t packed = seen / kPanelKeys * kPanelKeys;
     if (!keys_in_place) pack_keys(problem, task, block + packed, block + seen_end, pairs, workspace.keys);
     Values values{row_of(problem.value, problem.dtype, task.item, task.key_head, block + seen),
-                  problem.value.stride[2] * (problem.dtype == Dtype::float32 ? 4 : 2), problem.dtype};
+                  problem.value.stride[2] * bytes_of(problem.dtype), problem.dtype};
     if (!values_in_place) {
       pack_values(problem, task, block + seen, block + seen_end, workspace.values);
       values = {reinterpret_cast<const char*>(workspace.values), width * int64_t(sizeof(float)), Dtype::float32};
@@ -369,7 +374,8 @@ static void compute(const Problem& problem, const Task& task, const Workspace& w
           score_rows<kTileRows, false>(height, queries, panel, depth, scores + j);
       }
 
-      bool hides = by_key;
+      // A bias of -inf hides as well.
+      bool hides = by_key || problem.bias.data;
       for (int64_t r = 0; r < height; ++r) {
         const int64_t row = first + r, token = (task.first_row + row) / group;
         const int64_t head = task.key_head * group + (task.first_row + row) % group;

@@ -1,4 +1,7 @@
-// The only file that knows Python: arrays in, GIL released, nothing else.
+// The only file that knows Python: arrays in, GIL released while the kernels run, signals asked for now and then.
+
+#include <cxxabi.h>
+#include <unistd.h>
 
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
@@ -140,12 +143,41 @@ keywise::Problem problem_of(const Call& call) {
   return p;
 }
 
-bool python_signal() {
-  const nb::gil_scoped_acquire gil;
-  return PyErr_CheckSignals() != 0;
-}
+// Releases the GIL. Taking it back while Python ends unwinds the thread by force (before Python 3.14), which no C++ frame
+// of a module survives: such a thread sleeps instead until the process is gone.
+class WithoutGil {
+ public:
+  WithoutGil() : state_(PyEval_SaveThread()) { here = this; }
+  ~WithoutGil() {
+    take();
+    here = nullptr;
+  }
+  WithoutGil(const WithoutGil&) = delete;
 
-void run(const Call& call, const std::string& target, int threads) {
+  static bool signal_waits() {
+    WithoutGil& gil = *here;
+    gil.take();
+    const bool raised = PyErr_CheckSignals() != 0;
+    gil.state_ = PyEval_SaveThread();
+    return raised;
+  }
+
+ private:
+  void take() noexcept {
+    try {
+      PyEval_RestoreThread(state_);
+    } catch (const abi::__forced_unwind&) {
+      for (;;) pause();
+    }
+  }
+
+  static thread_local WithoutGil* here;
+  PyThreadState* state_;
+};
+thread_local WithoutGil* WithoutGil::here = nullptr;
+
+// `interruptible` on Python's main thread, the only one that signals reach.
+void run(const Call& call, const std::string& target, int threads, bool interruptible) {
   const keywise::Candidate* list;
   const int count = keywise::candidates(&list);
   for (int i = 0; i < count; ++i) {
@@ -154,8 +186,8 @@ void run(const Call& call, const std::string& target, int threads) {
     const keywise::Problem problem = problem_of(call);
     bool finished;
     {
-      const nb::gil_scoped_release nogil;
-      finished = keywise::run(problem, *list[i].target, threads, python_signal);
+      const WithoutGil released;
+      finished = keywise::run(problem, *list[i].target, threads, interruptible ? WithoutGil::signal_waits : nullptr);
     }
     if (!finished) throw nb::python_error();
     return;
@@ -174,6 +206,7 @@ std::vector<std::tuple<std::string, std::string>> candidates() {
 }  // namespace
 
 NB_MODULE(_native, module) {
+  nb::set_leak_warnings(false);  // a thread that sleeps at exit keeps its arrays
   module.doc() = "The kernels of keywise. Private: keywise.attention.kernels is the only caller.";
   nb::class_<Call>(module, "Call", "One call of attention; arrays are validated by the caller.")
       .def(nb::init<>())
@@ -210,7 +243,7 @@ NB_MODULE(_native, module) {
       .def_rw("segment_mass", &Call::segment_mass, nb::for_setter(nb::arg().none()))
       .def_rw("runs", &Call::runs, nb::for_setter(nb::arg().none()))
       .def_rw("row_weights", &Call::row_weights, nb::for_setter(nb::arg().none()));
-  module.def("run", &run, nb::arg("call"), nb::arg("target"), nb::arg("threads"),
-             "Run a call on a target; Ctrl-C between blocks raises KeyboardInterrupt.");
+  module.def("run", &run, nb::arg("call"), nb::arg("target"), nb::arg("threads"), nb::arg("interruptible"),
+             "Run a call on a target; where it is interruptible, Ctrl-C between blocks raises KeyboardInterrupt.");
   module.def("candidates", &candidates, "Targets compiled in, best first, with the reason each cannot run here or ''.");
 }

@@ -56,18 +56,17 @@ class Carver {
   int64_t bytes_ = 0;
 };
 
-int64_t top_of(const Problem& problem) { return problem.reads ? problem.reading.top : 0; }
-
 void carve(Carver& carver, Workspace& workspace, const Problem& problem, int64_t rows) {
   carver(workspace.queries, rows * round_up(problem.head_dim, kPad));  // packed query rows
-  carver(workspace.keys, kBlockKeys * problem.head_dim);      // one block of keys in panels
-  carver(workspace.values, kBlockKeys * problem.value_width());
-  carver(workspace.scores, kMaximumTileRows * kBlockKeys);    // one tile
-  carver(workspace.line, kBlockKeys);                         // one row of bias, or of key mass
-  carver(workspace.candidates, candidate_room(top_of(problem)) + kPad);
-  carver(workspace.candidate_keys, candidate_room(top_of(problem)));
-  carver(workspace.rescale, rows);
-  carver(workspace.spans, rows * kSpanNumbers);
+  carver(workspace.keys, kBlockKeys * problem.head_dim);               // one block of keys in panels
+  carver(workspace.values, kBlockKeys * problem.value_width());        // one block of values
+  carver(workspace.scores, kMaximumTileRows * kBlockKeys);             // one tile
+  carver(workspace.line, kBlockKeys);                                  // one row of bias, or of key mass
+  // Candidates of one row for its heaviest keys, and room to fill the last vector.
+  carver(workspace.candidates, candidate_room(problem.top()) + kPad);
+  carver(workspace.candidate_keys, candidate_room(problem.top()));
+  carver(workspace.rescale, rows);               // per row, in finish its inverse denominator
+  carver(workspace.spans, rows * kSpanNumbers);  // which keys each row sees
 }
 
 void carve(Carver& carver, State& state, const Problem& problem, int64_t rows) {
@@ -75,8 +74,8 @@ void carve(Carver& carver, State& state, const Problem& problem, int64_t rows) {
   carver(state.total, rows);
   carver(state.moment, rows);
   carver(state.values, rows * problem.value_width());
-  carver(state.top_scores, rows * top_of(problem));
-  carver(state.top_keys, rows * top_of(problem));
+  carver(state.top_scores, rows * problem.top());
+  carver(state.top_keys, rows * problem.top());
 }
 
 void carve(Carver& carver, Strip& strip, int64_t rows) {

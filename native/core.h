@@ -4,17 +4,19 @@
 #include <cstddef>
 #include <cstdint>
 
+// Always inlined: target files are compiled with other flags, and no copy of theirs may serve the rest.
+#define KEYWISE_INLINE [[gnu::always_inline]] inline
+
 namespace keywise {
 
 enum class Dtype { float32, float16, bfloat16 };
+
+KEYWISE_INLINE constexpr int64_t bytes_of(Dtype dtype) { return dtype == Dtype::float32 ? 4 : 2; }
 
 // Keys are taken in blocks of this many: a tile of scores (12 x 256 floats) stays in the first-level cache.
 constexpr int64_t kBlockKeys = 256;
 // Rows of value vectors are padded to this many floats, a multiple of every target's vector width.
 constexpr int64_t kPad = 16;
-
-// Always inlined: target files are compiled with other flags, and no copy of theirs may serve the rest.
-#define KEYWISE_INLINE [[gnu::always_inline]] inline
 
 KEYWISE_INLINE constexpr int64_t round_up(int64_t number, int64_t step) { return (number + step - 1) / step * step; }
 
@@ -89,6 +91,8 @@ struct Problem {
   KEYWISE_INLINE float score_unit() const { return transforms() ? 1.0f : scale; }
   KEYWISE_INLINE float score_unit_base2() const { return score_unit() * 1.44269504088896340736f; }
 
+  // Heaviest keys wanted per row.
+  KEYWISE_INLINE int64_t top() const { return reads ? reading.top : 0; }
   KEYWISE_INLINE int64_t group() const { return query_heads / key_heads; }
   KEYWISE_INLINE int64_t value_width() const { return round_up(value_dim, kPad); }
 };
@@ -122,7 +126,7 @@ struct Strip {
   int32_t* end = nullptr;
 };
 
-// Scratch of one thread; what each pointer holds is said where it is carved out (core.cpp).
+// Scratch of one thread; core.cpp says what each pointer holds.
 struct Workspace {
   float* queries = nullptr;
   float* keys = nullptr;
@@ -136,7 +140,7 @@ struct Workspace {
 };
 constexpr int64_t kSpanNumbers = 4;
 constexpr int64_t kMaximumTileRows = 16;
-// Room for candidates of the heaviest keys: twice those kept and some more, with whole vectors to read behind them.
+// Most candidates for the heaviest keys that wait to be chosen from.
 KEYWISE_INLINE constexpr int64_t candidate_room(int64_t top) { return 2 * top + 64; }
 
 // One instruction set. Its functions allocate nothing and throw nothing.

@@ -1,4 +1,5 @@
-// Rows of any float type and stride become float32 panels in the layout the tiles read. Included by attend.inl.h only.
+// Rows of any float type and stride become panels, of float32 or of bfloat16 pairs, in the layout the tiles read.
+// Included by attend.inl.h only.
 
 static inline float widen(uint16_t bits, bool half) {
   uint32_t wide;
@@ -33,7 +34,7 @@ static inline uint16_t narrow(float value, bool half) {
   if (size >= 0x38800000u) return uint16_t(sign | ((size - 0x38000000u + 0xfffu + ((size >> 13) & 1u)) >> 13));
   float magnitude;
   __builtin_memcpy(&magnitude, &size, 4);
-  // Subnormal: adding 2^-1 x 2^-24 x 2^24 aligns the last half bit with the last float bit, rounding on the way.
+  // Subnormal: the last bit of 0.5 as a float is 2^-24, that of a subnormal half: adding 0.5 rounds where it should.
   magnitude += 0.5f;
   __builtin_memcpy(&bits, &magnitude, 4);
   return uint16_t(sign | (bits - 0x3f000000u));
@@ -46,7 +47,7 @@ static inline float element(const void* data, Dtype dtype, int64_t index) {
 
 static inline const char* row_of(const Tensor& tensor, Dtype dtype, int64_t item, int64_t head, int64_t token) {
   const int64_t offset = item * tensor.stride[0] + head * tensor.stride[1] + token * tensor.stride[2];
-  return static_cast<const char*>(tensor.data) + offset * (dtype == Dtype::float32 ? 4 : 2);
+  return static_cast<const char*>(tensor.data) + offset * bytes_of(dtype);
 }
 
 // Up to kLanes elements from `index` on as float32, zeros behind the last.
@@ -101,7 +102,7 @@ static inline void load_transposed(const char* row, int64_t stride_bytes, int64_
 // Keys first .. last - 1 as panels [depth][kPanelKeys], keys behind the last as zeros.
 static void pack_keys(const Problem& problem, const Task& task, int64_t first, int64_t last, bool pairs, float* panels) {
   const int64_t depth = key_depth(problem, pairs), step = pairs ? 2 : 1;
-  const int64_t stride_bytes = problem.key.stride[2] * (problem.dtype == Dtype::float32 ? 4 : 2);
+  const int64_t stride_bytes = problem.key.stride[2] * bytes_of(problem.dtype);
   for (int64_t panel = first; panel < last; panel += kPanelKeys, panels += depth * kPanelKeys) {
     for (int64_t half = 0; half < kPanelKeys; half += kLanes) {
       const int64_t known = last - panel - half;

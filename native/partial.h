@@ -56,6 +56,6 @@ static void merge(const Problem& problem, const Workspace& workspace, int64_t ro
     float* values = into.values + row * width;
     const float* others = from.values + row * width;
     for (int64_t i = 0; i < width; ++i) values[i] = keep * values[i] + add * others[i];
-    if (problem.reads && problem.reading.top) merge_top(workspace, problem.reading.top, into, from, row);
+    if (problem.top()) merge_top(workspace, problem.top(), into, from, row);
   }
 }

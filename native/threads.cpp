@@ -2,11 +2,13 @@
 
 #include <pthread.h>
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
 #include <exception>
 #include <mutex>
+#include <system_error>
 #include <thread>
 
 namespace keywise {
@@ -55,12 +57,13 @@ class Pool {
   bool help(Job& job, int helpers) {
     std::unique_lock<std::mutex> lock(mutex_);
     if (job_) return false;
-    while (workers_ < helpers) {
-      std::thread(&Pool::serve, this).detach();
-      ++workers_;
+    try {
+      for (; workers_ < helpers; ++workers_) std::thread(&Pool::serve, this).detach();
+    } catch (const std::system_error&) {
+      // The system gives no more threads: those there are do the work, with the same result.
     }
     job_ = &job;
-    wanted_ = helpers;
+    wanted_ = std::min(helpers, workers_);
     lock.unlock();
     for (int i = 0; i < helpers; ++i) wake_.notify_one();
     return true;

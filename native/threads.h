@@ -8,8 +8,9 @@
 
 namespace keywise {
 
-// Calls work(0) .. work(count - 1), each once, on at most `threads` threads, the caller among them. An exception of
-// any call is thrown again here. False when `interrupted` said so; calls that had begun are finished.
+// Calls work(0) .. work(count - 1), each once, on at most `threads` threads, the caller among them. After an exception,
+// or when `interrupted` says so, calls that have begun are finished and no more begin: the exception is thrown again
+// here, the interruption gives false.
 bool parallel_for(int64_t count, int threads, const std::function<void(int64_t)>& work, Interrupted interrupted);
 
 }  // namespace keywise

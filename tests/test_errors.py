@@ -261,3 +261,29 @@ def test_every_error_is_keywise_s_and_python_s() -> None:
     ):
         assert issubclass(error, kw.KeywiseError)
         assert issubclass(error, base)
+
+
+def test_scale_and_softcap_that_overflow_together_are_refused() -> None:
+    x = np.ones((1, 1, 2, 3), np.float32)
+    with pytest.raises(kw.OptionError, match="softcap=1e-20"):
+        kw.attend(x, x, x, scale=1e20, softcap=1e-20)
+
+
+def test_sinks_beyond_float32_are_refused() -> None:
+    x = np.ones((1, 1, 2, 3), np.float32)
+    with pytest.raises(kw.OptionError, match="sinks"):
+        kw.attend(x, x, x, sinks=np.array([1e39]))
+
+
+def test_merge_takes_partials_only() -> None:
+    x = np.ones((1, 1, 2, 3), np.float32)
+    with pytest.raises(kw.DtypeError, match="partial 1 is a int"):
+        kw.merge(kw.partial(x, x, x), 5)
+
+
+def test_more_threads_than_sense_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(kw.OptionError, match="threads=100000"):
+        kw.set_threads(100_000)
+    monkeypatch.setenv("KEYWISE_THREADS", "99999999")
+    with pytest.raises(kw.OptionError, match="KEYWISE_THREADS"):
+        kw.get_threads()

@@ -137,3 +137,15 @@ def test_the_output_may_be_stored_token_by_token(target: str, dtype: str) -> Non
     got = run(**arguments, transposed_output=True)
     assert got.is_contiguous()
     assert torch.equal(got.transpose(1, 2), right)
+
+
+@pytest.mark.parametrize("keys", [31, 32, 300])
+def test_a_bias_of_minus_infinity_keeps_a_poisoned_value_out(target: str, keys: int) -> None:
+    ones = np.ones((1, 1, 3, 4), np.float32)
+    key, value, bias = (
+        np.ones((1, 1, keys, 4), np.float32),
+        np.ones((1, 1, keys, 4), np.float32),
+        np.zeros(keys, np.float32),
+    )
+    value[:, :, 3], bias[3] = np.nan, -np.inf
+    np.testing.assert_allclose(kw.attend(ones, key, value, bias=bias), 1, rtol=1e-6)

@@ -178,3 +178,14 @@ assert np.allclose(kw.attend(y, y, y), 1)
     assert done.returncode == 0, done.stderr
     # Far less than the call itself would take.
     assert float(done.stdout) < 2
+
+
+def test_a_daemon_thread_at_work_does_not_disturb_the_end_of_python() -> None:
+    code = """
+import threading, time, numpy as np, keywise as kw
+x = np.random.default_rng(0).normal(size=(1, 8, 4096, 64)).astype(np.float32)
+threading.Thread(target=lambda: kw.attend(x, x, x), daemon=True).start()
+time.sleep(0.2)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -211,9 +211,9 @@ class Call:
     @row_weights.setter
     def row_weights(self, arg: Annotated[NDArray[numpy.float32], dict(shape=(None, None, None), device='cpu', writable=False)] | None, /) -> None: ...
 
-def run(call: Call, target: str, threads: int) -> None:
+def run(call: Call, target: str, threads: int, interruptible: bool) -> None:
     """
-    Run a call on a target; Ctrl-C between blocks raises KeyboardInterrupt.
+    Run a call on a target; where it is interruptible, Ctrl-C between blocks raises KeyboardInterrupt.
     """
 
 def candidates() -> list[tuple[str, str]]:

@@ -43,6 +43,10 @@ def take(name: str, value: Any) -> Taken:
         return _take_numpy(name, value, value)
     if hasattr(value, "__dlpack__") and hasattr(value, "__dlpack_device__"):
         device = value.__dlpack_device__()
+        if not hasattr(value, "__array_namespace__"):
+            raise DtypeError(
+                f"{name} is a {type(value).__name__} without __array_namespace__; give a NumPy array of it"
+            )
         if device[0] != _DLPACK_CPU:
             raise TargetError(
                 f"{name} lives on DLPack device {tuple(device)}; keywise computes on the CPU: move it there"

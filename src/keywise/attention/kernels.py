@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -20,6 +21,7 @@ from keywise.attention.reference import Result
 from keywise.errors import OptionError, TargetError
 
 REFERENCE = "reference"
+MOST_THREADS = 1024
 _REASONS: dict[str, str] = {**dict(_native.candidates()), REFERENCE: ""}
 """Every target, best first, and why it cannot run here ('' when it can)."""
 
@@ -165,7 +167,7 @@ def set_threads(threads: int | None) -> None:
     >>> kw.set_threads(None)
     """
     global _threads  # noqa: PLW0603  (one number per process, as in torch)
-    _threads = None if threads is None else whole("threads", threads, minimum=1)
+    _threads = None if threads is None else whole("threads", threads, minimum=1, maximum=MOST_THREADS)
 
 
 def get_threads() -> int:
@@ -174,8 +176,8 @@ def get_threads() -> int:
         return _threads
     named = os.environ.get("KEYWISE_THREADS")
     if named:
-        if not named.isdecimal() or int(named) < 1:
-            raise OptionError(f"KEYWISE_THREADS={named!r}: it is a whole number, 1 or more")
+        if not named.isdecimal() or not 1 <= int(named) <= MOST_THREADS:
+            raise OptionError(f"KEYWISE_THREADS={named!r}: it is a whole number from 1 to {MOST_THREADS}")
         return int(named)
     torch = sys.modules.get("torch")
     # A torch that is being imported has no get_num_threads yet.
@@ -194,7 +196,7 @@ def run(problem: Problem, output: Array) -> Result:
     call = _call(problem)
     call.output = output
     found = {} if problem.reading is None else _readings(call, problem, problem.reading)
-    _native.run(call, target, get_threads())
+    _run(call, target)
     return Result(output=output, **found)
 
 
@@ -212,8 +214,14 @@ def run_partial(problem: Problem) -> Partial:
     call.total = np.empty_like(call.peak)
     call.values = np.empty((batch, query_heads, queries, value_dim), np.float32)
     partial = Partial(call.peak, call.total, call.values)
-    _native.run(call, target, get_threads())
+    _run(call, target)
     return partial
+
+
+def _run(call: _native.Call, target: str) -> None:
+    # Signals reach the main thread only; asking for them elsewhere would wait for the GIL in vain.
+    interruptible = threading.current_thread() is threading.main_thread()
+    _native.run(call, target, get_threads(), interruptible)
 
 
 def _call(problem: Problem) -> _native.Call:

@@ -21,13 +21,15 @@ class Mask:
     window : (int or None, int or None), optional
         Keys visible to the left and to the right of the query's own position; None is unlimited on that side.
     lengths : int array [B], optional
-        Keys at or after this position are hidden (right padding). Default: the number of keys.
+        Keys at or after this position are hidden (right padding). Default: the number of keys. More than that
+        moves the queries behind the last key.
     starts : int array [B], optional
         Keys before this position are hidden (left padding). Default: 0.
     keep_first : int
         This many keys, counted from ``starts``, stay visible whatever the window says.
     documents : int array [B, N], optional
-        Ids of packed documents: a query sees only keys of the document that stands at its own position.
+        Ids of packed documents, one per position (more than N are fine): a query sees only keys of the document that
+        stands at its own position.
     allowed : bool array, optional
         Broadcasts to [B, Hq, Q, N]; True where the query may attend.
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from keywise.attention.arrays import Array
-from keywise.errors import OptionError, ShapeError
+from keywise.errors import DtypeError, OptionError, ShapeError
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,10 +70,14 @@ class Partial:
 def merge(*partials: Partial) -> Partial:
     """Merge partials over different keys of the same queries, given in key order.
 
+    That the keys differ is the caller's to see to: a key in two partials counts twice.
+
     Raises
     ------
     OptionError
         Without any partial.
+    DtypeError
+        When an argument is not a partial.
     ShapeError
         When the partials belong to different queries.
 
@@ -95,6 +99,9 @@ def merge(*partials: Partial) -> Partial:
 
 
 def _check_same_queries(partials: Sequence[Partial]) -> None:
+    for number, part in enumerate(partials):
+        if not isinstance(part, Partial):
+            raise DtypeError(f"partial {number} is a {type(part).__name__}; merge what keywise.partial() gave")
     first = partials[0].values.shape
     for number, part in enumerate(partials):
         if part.values.shape != first:

@@ -125,25 +125,26 @@ def make_problem(
     keys = taken["key"].data.shape[2]
     scores = (batch, query_heads, queries, keys)
     first_key = whole("first_key", first_key, minimum=0)
+    scale = head_dim**-0.5 if scale is None else real("scale", scale)
     return Problem(
         query=taken["query"],
         key=taken["key"],
         value=taken["value"],
         bias=None if bias is None else _bias(bias, scores, taken["query"].dtype),
         sinks=None if sinks is None else _sinks(sinks, query_heads),
-        scale=head_dim**-0.5 if scale is None else real("scale", scale),
-        softcap=None if softcap is None else _softcap(softcap),
+        scale=scale,
+        softcap=None if softcap is None else _softcap(softcap, scale),
         visibility=_resolve(mask, scores, first_key),
         first_key=first_key,
     )
 
 
-def whole(name: str, value: Any, *, minimum: int) -> int:
+def whole(name: str, value: Any, *, minimum: int, maximum: int = MAXIMUM_TOKENS) -> int:
     """Check a whole number."""
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
         raise DtypeError(f"{name}={value!r}: {name} is a whole number")
-    if not minimum <= value <= MAXIMUM_TOKENS:
-        raise OptionError(f"{name}={value}: {name} lies between {minimum} and {MAXIMUM_TOKENS}")
+    if not minimum <= value <= maximum:
+        raise OptionError(f"{name}={value}: {name} lies between {minimum} and {maximum}")
     return int(value)
 
 
@@ -156,10 +157,12 @@ def real(name: str, value: Any) -> float:
     return float(value)
 
 
-def _softcap(value: Any) -> float:
+def _softcap(value: Any, scale: float) -> float:
     softcap = real("softcap", value)
     if softcap < 1 / LARGEST_NUMBER:
         raise OptionError(f"softcap={softcap}: softcap is {1 / LARGEST_NUMBER:g} or more; None for no cap")
+    if abs(scale) / softcap > LARGEST_NUMBER:
+        raise OptionError(f"softcap={softcap} is too small for scale={scale}; None for no cap")
     return softcap
 
 
@@ -223,8 +226,8 @@ def _sinks(sinks: Any, query_heads: int) -> Array:
             f"sinks has shape {list(taken.data.shape)}; it needs one score per query head: [{query_heads}]"
         )
     data = taken.floats(np.float64)
-    if np.isnan(data).any() or np.isposinf(data).any():
-        raise OptionError("sinks holds NaN or +inf; every sink is a finite score (or -inf for none)")
+    if not (data <= LARGEST_NUMBER).all():
+        raise OptionError(f"sinks holds NaN or more than {LARGEST_NUMBER:g}; every sink is a score (-inf for none)")
     return data
 
 
@@ -248,6 +251,7 @@ def _positions(name: str, value: Any, batch: int) -> Array:
 
 
 def _resolve(mask: Any, scores: tuple[int, ...], first_key: int) -> Visibility:
+    name = "mask.allowed" if isinstance(mask, Mask) else "mask"
     if mask is None:
         mask = Mask()
     elif not isinstance(mask, Mask):
@@ -263,7 +267,7 @@ def _resolve(mask: Any, scores: tuple[int, ...], first_key: int) -> Visibility:
         starts=np.zeros(batch, np.int64) if mask.starts is None else _positions("starts", mask.starts, batch),
         keep_first=min(mask.keep_first, MAXIMUM_TOKENS),
         documents=None if mask.documents is None else _documents(mask.documents, batch, end),
-        allowed=None if mask.allowed is None else _allowed(mask.allowed, scores),
+        allowed=None if mask.allowed is None else _allowed(name, mask.allowed, scores),
     )
 
 
@@ -276,13 +280,13 @@ def _documents(documents: Any, batch: int, end: int) -> Array:
     return np.ascontiguousarray(ids, np.int32)
 
 
-def _allowed(allowed: Any, scores: tuple[int, ...]) -> Array:
-    taken = take("mask", allowed)
+def _allowed(name: str, allowed: Any, scores: tuple[int, ...]) -> Array:
+    taken = take(name, allowed)
     if taken.dtype != "bool":
         raise DtypeError(
-            f"mask has dtype {taken.dtype}; it is boolean, True where a query may attend (additive scores go in bias=)"
+            f"{name} has dtype {taken.dtype}; it is boolean, True where a query may attend (added scores go in bias=)"
         )
-    return _broadcast("mask", taken.data, scores)
+    return _broadcast(name, taken.data, scores)
 
 
 def _plan(want: Want, shape: tuple[int, ...]) -> ReadingPlan:

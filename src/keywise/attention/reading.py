@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from keywise.attention.problem import whole
 from keywise.errors import OptionError, ShapeError
 
 
@@ -59,6 +60,7 @@ class Reading:
             raise OptionError("this reading was taken without key_mass; take it with key_mass=True")
         if not 0 <= item < self.key_mass.shape[0]:
             raise OptionError(f"item={item}: the batch has {self.key_mass.shape[0]} items")
+        whole("count", count, minimum=1)
         mass = np.asarray(self.key_mass[item], np.float64).sum(axis=0)
         if labels is not None and len(labels) != mass.size:
             raise ShapeError(f"labels has {len(labels)} entries; it needs one per key: {mass.size}")
