@@ -1,7 +1,7 @@
 """Time keywise against torch's scaled_dot_product_attention: `python bench/attention.py [--threads 1] [--json]`.
 
-Every result is checked against the definition first. Then the two (and keywise's readings) run in turns in one process,
-and the medians of their times are compared.
+The last rows of every output are checked against the definition first. Then the two (and keywise's readings) run in
+turns in one process, and the medians of their times are compared.
 """
 
 from __future__ import annotations
