@@ -82,7 +82,8 @@ def test_info_json():
     done = run("info", "--json")
     assert done.exit_code == 0, done.stderr
     facts = json.loads(done.stdout)
-    assert list(facts) == ["version", "cpu", "target", "targets", "threads", "models"]
+    assert list(facts) == ["version", "cpu", "target", "targets", "threads", "models", "model_error"]
+    assert facts["model_error"] is None
     assert facts["version"] == kw.__version__
     assert facts["target"] in kw.targets()
     assert facts["target"] in facts["targets"]
@@ -106,8 +107,8 @@ def test_info_names_targets_and_models():
         ("empty.txt", b"", "is empty"),
         ("zeros.bin", b"\0\1\2", "binary"),
         ("latin.txt", b"caf\xe9", "not UTF-8"),
-        ("broken.pdf", b"%PDF-1.4 and no more", "cannot be read as PDF"),
-        ("broken.docx", b"PK", "cannot be read as DOCX"),
+        ("broken.pdf", b"%PDF-1.4 and no more", "is not a PDF"),
+        ("broken.docx", b"PK", "is not a DOCX"),
         (".", None, "is a folder"),
     ],
 )
@@ -136,11 +137,77 @@ def test_bad_options(tmp_path):
         (["Why?", note, "--model", tmp_path], "config.json"),
         (["Why?", note, "--html", tmp_path / "gone" / "out.html"], "make it first"),
         (["Why?", note, note], "twice"),
+        (["Why?", note, f"{tmp_path}/./note.txt"], "twice"),
+        ([note, "Why?"], "question comes first"),
+        (["w" * 5000, tmp_path / "gone.txt"], "no such file"),
+        (["Why?", note, "--html", ""], "--html '' names no file"),
+        (["Why?", note, "--html", tmp_path], "is a folder"),
+        (["Why?", note, "--html", "/dev/null"], "no file that can be replaced"),
+        (["Why?", note, "--html", tmp_path / ("x" * 300)], "cannot be written"),
     ]:
         done = run("ask", *arguments)
         assert done.exit_code == 2, (arguments, done.output)
         assert message in done.stderr, arguments
         assert "Traceback" not in done.output
+    assert note.read_text(encoding="utf-8") == "It is dry."
+    assert list(tmp_path.iterdir()) == [note]
+
+
+@pytest.mark.parametrize("link", [False, True])
+def test_a_page_never_replaces_a_document(tmp_path, link):
+    document = tmp_path / "own.html"
+    document.write_text("<p>It is dry.</p>", encoding="utf-8")
+    page = tmp_path / "link.html" if link else tmp_path / "." / "own.html"
+    if link:
+        page.symlink_to(document)
+    done = run("ask", "Why?", document, "--html", page)
+    assert done.exit_code == 2
+    assert "would be replaced" in done.stderr
+    assert document.read_text(encoding="utf-8") == "<p>It is dry.</p>"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+@pytest.mark.parametrize("arguments", [["info"], ["info", "--json"], ["--help"]])
+def test_output_that_cannot_be_written(arguments):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", "from keywise.cli import main; main()", *arguments],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert done.returncode == 1
+    assert done.stderr == "keywise: standard output cannot be used: No space left on device\n"
+
+
+def test_info_with_a_bad_model_shows_the_rest(monkeypatch):
+    monkeypatch.setenv("KEYWISE_MODEL", "/nonexistent")
+    facts = run("info", "--json")
+    assert facts.exit_code == 0, facts.stderr
+    assert "KEYWISE_MODEL='/nonexistent'" in json.loads(facts.stdout)["model_error"]
+    shown = run("info")
+    assert shown.exit_code == 0
+    assert kw.__version__ in shown.stdout
+    assert "KEYWISE_MODEL='/nonexistent'" in shown.stdout
+
+
+def test_version():
+    assert run("--version").stdout == f"keywise {kw.__version__}\n"
+
+
+def test_names_of_files_reach_the_terminal_without_controls(tmp_path):
+    done = run("ask", "Why?", tmp_path / "gone\x1b[31m\x9b.txt")
+    assert done.exit_code == 2
+    assert not {"\x1b", "\x9b"} & set(done.stderr)
+
+
+@needs_model
+def test_an_answer_too_long_names_the_option():
+    done = run("ask", QUESTION, LIGHTHOUSE, "--max-tokens", 10**6, "--threads", 1)
+    assert done.exit_code == 2
+    assert "--max-tokens=1000000" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -150,6 +217,7 @@ def test_bad_options(tmp_path):
         ["ask", "Why?"],
         ["ask", "Why?", "x", "--top", "0"],
         ["ask", "Why?", "x", "--max-tokens", "no"],
+        ["ask", "Why?", "x", "--threads", "2000"],
         ["nothing"],
     ],
 )
@@ -165,6 +233,8 @@ def test_help_teaches():
     assert done.exit_code == 0
     assert 'keywise ask "' in done.stdout
     assert "--html" in done.stdout
+    assert "....." not in done.stdout
+    assert "Put --" in done.stdout
     commands = run("--help").stdout
     assert "ask" in commands
     assert "info" in commands
@@ -205,6 +275,8 @@ def test_interrupt_ends_with_130_and_one_line():
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # A shell that starts tests in the background lets them ignore Ctrl-C, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
     )
     # The first piece of the answer: the model is at work.
     first = process.stdout.read(1)

@@ -161,6 +161,12 @@ def test_html_in_another_encoding(tmp_path):
     assert "The café" in read_file(path).text
 
 
+def test_html_in_utf16(tmp_path):
+    path = tmp_path / "page.html"
+    path.write_bytes(HTML.replace("utf-8", "utf-16").encode("utf-16"))
+    assert "The café" in read_file(path).text
+
+
 def test_pdf(tmp_path):
     path = tmp_path / "paper.PDF"
     path.write_bytes(pdf_bytes("The lamp was lit. Ann kept it."))
@@ -180,9 +186,9 @@ def test_docx(tmp_path):
     ("name", "content", "message"),
     [
         ("blank.pdf", pdf_bytes(""), "no text in it; it may be scanned"),
-        ("broken.pdf", pdf_bytes("text")[:200], "cannot be read as PDF"),
-        ("broken.docx", docx_bytes("text")[:300], "cannot be read as DOCX"),
-        ("other.docx", b"PK but no archive", "cannot be read as DOCX"),
+        ("broken.pdf", pdf_bytes("text")[:200], "is not a PDF that can be read; is it whole"),
+        ("broken.docx", docx_bytes("text")[:300], "is not a DOCX that can be read; is it whole"),
+        ("other.docx", b"PK but no archive", "is not a DOCX that can be read"),
         ("blank.html", b"<html><body><script>x</script></body></html>", "no text in it"),
         ("empty.txt", b"", "is empty"),
         ("empty.pdf", b"", "is empty"),
@@ -191,7 +197,12 @@ def test_docx(tmp_path):
         ("picture.png", b"\x89PNG\r\n\x1a\n\0\0", "binary file"),
         ("renamed.txt", pdf_bytes("text"), "binary file"),
         ("latin.txt", "caf\u00e9".encode("latin-1"), "not UTF-8 (byte 3 is 0xe9)"),
-        ("wide.txt", "wide".encode("utf-16"), "binary file"),
+        ("wide.txt", "wide".encode("utf-16"), "in UTF-16; save it as UTF-8"),
+        ("noise.html", random.Random(1).randbytes(3000), "binary file"),
+        ("noise.htm", random.Random(1).randbytes(3000).replace(b"\0", b"x"), "binary file"),
+        ("noise.md", random.Random(1).randbytes(3000), "binary file"),
+        ("noise.pdf", random.Random(1).randbytes(3000), "is not a PDF"),
+        ("controls.txt", b"ab\1\2\3" * 99, "binary file"),
     ],
 )
 def test_bad_files(tmp_path, name, content, message):
@@ -200,6 +211,7 @@ def test_bad_files(tmp_path, name, content, message):
     with pytest.raises(FormatError, match=name) as caught:
         read_file(path)
     assert message in str(caught.value)
+    assert "Converter" not in str(caught.value)
 
 
 def test_missing_file_folder_and_impossible_name(tmp_path):

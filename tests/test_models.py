@@ -265,8 +265,17 @@ def test_names_of_nothing(no_environment, name):
 
 
 def test_unknown_hub_model_offline(no_environment):
-    with pytest.raises(ModelError, match="'nobody/no-such-model' is not on this machine"):
-        load_model("nobody/no-such-model")
+    lines = []
+    with pytest.raises(ModelError, match="'nobody/no-such-model' is not on this machine, and HF_HUB_OFFLINE"):
+        load_model("nobody/no-such-model", status=lines.append)
+    assert lines == []
+
+
+def test_listing_without_the_environment(no_environment, monkeypatch):
+    monkeypatch.setenv("KEYWISE_MODEL", "/nonexistent")
+    with pytest.raises(ModelError, match="KEYWISE_MODEL='/nonexistent'"):
+        models_found()
+    assert "KEYWISE_MODEL" not in [found.origin for found in models_found(environment=False)]
 
 
 @pytest.mark.parametrize(
@@ -275,8 +284,8 @@ def test_unknown_hub_model_offline(no_environment):
         (["config.json", "pytorch_model.bin"], "pickle"),
         (["config.json", "model.pth"], "pickle"),
         (["weights.gguf"], "name the file itself, weights.gguf"),
-        (["model.safetensors"], "needs config.json"),
-        ([], "needs config.json"),
+        (["model.safetensors"], "no config.json"),
+        ([], "no config.json"),
     ],
 )
 def test_folders_without_safe_weights(tmp_path, files, message):

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from keywise.documents import Answer, Evidence, Source
-from keywise.documents.report import evidence_table, to_html, to_json, write_html
+from keywise.documents.report import evidence_table, printable, to_html, to_json, write_html
 from keywise.errors import FormatError, OptionError
 
 HOSTILE = 'It is <script>alert("x")</script> here. The [red]rest[/red] & more\n\n  is {{ 7 * 7 }}. Third.'
@@ -101,6 +101,9 @@ def test_page_is_written_whole_or_not_at_all(tmp_path):
         write_html(folder, ANSWER, SOURCES)
     with pytest.raises(FormatError, match=r"gone.*cannot be written"):
         write_html(tmp_path / "gone" / "answer.html", ANSWER, SOURCES)
+    with pytest.raises(FormatError) as caught:
+        write_html(folder, ANSWER, SOURCES)
+    assert ".keywise-" not in str(caught.value)
     assert sorted(tmp_path.iterdir()) == [path, folder]
 
 
@@ -117,9 +120,24 @@ def test_table_of_no_evidence_at_all():
     nothing = [Evidence("It rains.", 0, 9, "note", -1.0, 0.0, None, 1)]
     console = Console(file=io.StringIO(), width=60, color_system=None)
     console.print(evidence_table(nothing))
-    assert "0%" in console.file.getvalue()
-    assert "█" not in console.file.getvalue()
+    assert console.file.getvalue() == "no sentence stood out\n"
     assert "note" in to_html(Answer("?", nothing, "?", "m", True, 1, 1), [Source("note", "It rains.")])
+
+
+def test_table_leaves_out_sentences_without_share():
+    shares = [0.997, 0.003, 0.0, 0.0]
+    items = [Evidence(f"No {i}.", i, i + 1, "note", 1.0, share, None, i + 1) for i, share in enumerate(shares)]
+    console = Console(file=io.StringIO(), width=60, color_system=None)
+    console.print(evidence_table(items))
+    assert [line.split()[0] for line in console.file.getvalue().splitlines() if "%" in line] == ["100%", "<1%"]
+
+
+def test_controls_of_a_document_do_not_reach_the_terminal():
+    assert printable("a\x1b[31m\x07\x9b\x7f\r\n\tb é😀") == "a\ufffd[31m\ufffd\ufffd\ufffd\n\tb é😀"
+    hostile = [Evidence("Red \x1b[31mtext\x07.", 0, 15, "no\x1bte\x9b", 1.0, 1.0, None, 1)]
+    console = Console(file=io.StringIO(), width=60, color_system=None)
+    console.print(evidence_table(hostile))
+    assert not [c for c in console.file.getvalue() if c != "\n" and (c < " " or "\x7f" <= c <= "\x9f")]
 
 
 def test_the_sentence_behind_the_answer_is_named():

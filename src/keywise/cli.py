@@ -2,9 +2,13 @@
 
 import io
 import json
+import logging
 import os
 import platform
+import re
 import sys
+import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -13,12 +17,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import keywise
-from keywise.errors import KeywiseError, OptionError
+from keywise.attention.kernels import MOST_THREADS
+from keywise.errors import FormatError, KeywiseError, ModelError, OptionError
 
 if TYPE_CHECKING:
     import typer
 
-USER_MISTAKE, INTERRUPTED = 2, 130
+FAILURE, USER_MISTAKE, INTERRUPTED = 1, 2, 130
+
+_ARGUMENT = re.compile(r"(?<![\w'\"/.-])(max_tokens|model|threads|top)=")
 
 ASK_EXAMPLES = """
 Examples:
@@ -28,6 +35,8 @@ Examples:
   keywise ask "What is the fee?" contract.pdf terms.docx --html answer.html
 
   keywise ask "When was it built?" page.html --json --top 3
+
+  keywise ask -- "-5 degrees: when was that?" weather.txt
 """
 
 
@@ -39,7 +48,23 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a document may hold what this terminal cannot show
-    _application()()
+    # Libraries warn with lines of their source; what a user has to know is said in keywise's words.
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
+    logging.getLogger().addHandler(logging.NullHandler())
+    try:
+        _application()()
+    except KeyboardInterrupt:
+        code: object = INTERRUPTED
+    except SystemExit as ending:
+        code = ending.code
+    except OSError as error:
+        _discard_output()
+        _say(f"{error.filename or 'standard output'} cannot be used: {error.strerror or error}")
+        code = FAILURE
+    if code == INTERRUPTED:
+        _say("interrupted")
+    sys.exit(code)  # type: ignore[arg-type]
 
 
 def _application() -> "typer.Typer":
@@ -47,18 +72,37 @@ def _application() -> "typer.Typer":
 
     application = typer.Typer(
         name="keywise",
-        help="Ask documents, and see which sentences the model looked at.",
         no_args_is_help=True,
         add_completion=False,
         pretty_exceptions_enable=False,
     )
 
+    def show_version(wanted: bool) -> None:
+        if wanted:
+            _write(f"keywise {keywise.__version__}\n")
+            raise typer.Exit
+
+    @application.callback()
+    def every_command(
+        version: Annotated[
+            bool, typer.Option("--version", callback=show_version, is_eager=True, help="Show the version and exit.")
+        ] = False,
+    ) -> None:
+        """Ask documents, and see which sentences the model looked at."""
+
     @application.command(epilog=ASK_EXAMPLES)
     def ask(  # noqa: PLR0917 - each is an argument or option of the command
-        question: Annotated[str, typer.Argument(help="What you want to know.", show_default=False)],
+        question: Annotated[
+            str,
+            typer.Argument(
+                metavar="QUESTION",
+                help="What you want to know. Put -- before one that begins with a dash.",
+                show_default=False,
+            ),
+        ],
         files: Annotated[
             list[str],
-            typer.Argument(metavar="FILE...", help="Text, Markdown, HTML, PDF or DOCX files.", show_default=False),
+            typer.Argument(metavar="FILE", help="Text, Markdown, HTML, PDF or DOCX files.", show_default=False),
         ],
         model: Annotated[
             str | None,
@@ -70,7 +114,9 @@ def _application() -> "typer.Typer":
         ] = None,
         top: Annotated[int, typer.Option(min=1, help="Number of sentences to show.")] = 5,
         max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 128,
-        threads: Annotated[int | None, typer.Option(min=1, help="Number of CPU threads. Default: all.")] = None,
+        threads: Annotated[
+            int | None, typer.Option(min=1, max=MOST_THREADS, help="Number of CPU threads. Default: all.")
+        ] = None,
     ) -> None:
         """Answer a QUESTION about FILEs, with the sentences that mattered.
 
@@ -103,12 +149,13 @@ def _ask(
     threads: int | None,
 ) -> None:
     from keywise.documents import Reader, read_file  # noqa: PLC0415 - a missing file must not wait for these
-    from keywise.documents.report import evidence_table, to_json, write_html  # noqa: PLC0415
+    from keywise.documents.report import evidence_table, printable, to_json, write_html  # noqa: PLC0415
 
     if not question.strip():
         raise OptionError("QUESTION is empty; ask in words")
-    if html is not None and not Path(html).absolute().parent.is_dir():
-        raise OptionError(f"--html {html!r}: there is no folder {str(Path(html).parent)!r}; make it first")
+    _check_files(question, files)
+    if html is not None:
+        _check_page(html, files)
     sources = [read_file(name) for name in files]
 
     from rich.console import Console  # noqa: PLC0415
@@ -119,27 +166,70 @@ def _ask(
 
         torch.set_num_threads(threads)
         keywise.set_threads(threads)
-    reader = Reader(model, status=lambda line: notices.print(line, style="dim", markup=False, highlight=False))
+
+    def notify(line: str) -> None:
+        notices.print(printable(line), style="dim", markup=False, highlight=False)
+
+    reader = Reader(model, status=notify)
     with _progress_bar(notices) as progress:
         document = reader.read(sources, progress=progress)
 
     if as_json:
         answer = document.ask(question, max_tokens=max_tokens)
-        sys.stdout.write(json.dumps(to_json(answer, top=top), ensure_ascii=False, indent=2) + "\n")
+        _write_json(to_json(answer, top=top))
     else:
-        answer = document.ask(question, max_tokens=max_tokens, on_token=_write)
+        answer = document.ask(question, max_tokens=max_tokens, on_token=lambda piece: _write(printable(piece)))
         _write(f"{'' if answer.complete else ' …'}\n\n")
         console.print(evidence_table(answer.evidence, top=top))
     if html is not None:
         write_html(html, answer, document.sources)
-        notices.print(f"Wrote {html}", style="dim", markup=False, highlight=False)
+        notify(f"Wrote {html}")
+
+
+def _check_files(question: str, files: list[str]) -> None:
+    # os.path takes a question of any length, where Path raises.
+    if os.path.isfile(question) and (gone := [name for name in files if not os.path.exists(name)]):
+        raise FormatError(
+            f"{gone[0]!r}: there is no such file, but the question {question!r} is one; the question comes first"
+        )
+    names: dict[str, str] = {}
+    for name in files:
+        first = names.setdefault(os.path.realpath(name), name)
+        if first is not name:
+            raise FormatError(f"{name!r} is named twice (first as {first!r}); name each file once")
+
+
+def _check_page(html: str, files: list[str]) -> None:
+    """Refuse an --html that cannot be written, or would replace a document, before the model is at work."""
+    page = Path(html)
+    if not html.strip():
+        raise OptionError(f"--html {html!r} names no file; give a name such as answer.html")
+    try:
+        if page.is_dir():
+            raise OptionError(f"--html {html!r} is a folder; name a file in it")
+        if not page.absolute().parent.is_dir():
+            raise OptionError(f"--html {html!r}: there is no folder {str(page.parent)!r}; make it first")
+        if page.exists():
+            if any(os.path.exists(name) and page.samefile(name) for name in files):
+                raise OptionError(f"--html {html!r} is a document to read and would be replaced; name another file")
+            if not page.is_file() or not os.access(page, os.W_OK):
+                raise OptionError(f"--html {html!r} is no file that can be replaced; name another file")
+        with tempfile.TemporaryFile(dir=page.absolute().parent):
+            pass  # the folder takes new files
+    except OSError as error:
+        raise OptionError(f"--html {html!r} cannot be written: {error.strerror}; name another file") from error
 
 
 def _info(*, as_json: bool) -> None:
-    from keywise.hf.models import models_found  # noqa: PLC0415 - looks through the hub cache
+    from keywise.documents.report import printable  # noqa: PLC0415
+    from keywise.hf.models import HOW_TO_GET_THE_DEFAULT, models_found  # noqa: PLC0415 - looks through the hub cache
 
     explanation = keywise.explain()
-    models = models_found()
+    model_error = None
+    try:
+        models = models_found()
+    except ModelError as error:
+        models, model_error = models_found(environment=False), str(error)
     if as_json:
         facts: dict[str, Any] = {
             "version": keywise.__version__,
@@ -148,32 +238,31 @@ def _info(*, as_json: bool) -> None:
             "targets": explanation.reasons,
             "threads": explanation.threads,
             "models": [asdict(found) for found in models],
+            "model_error": model_error,
         }
-        sys.stdout.write(json.dumps(facts, ensure_ascii=False, indent=2, default=str) + "\n")
+        _write_json(facts)
         return
     _write(f"keywise {keywise.__version__}\ncpu     {_cpu_name()}\n{explanation}\nmodels\n")
     for found in models:
         size = f"{found.size_bytes / 1e6:,.0f} MB" if found.size_bytes is not None else "on the hub"
-        _write(f"  {found.name}  ({found.origin}, {size})\n")
-    if not models:
-        from keywise.hf.models import HOW_TO_GET_THE_DEFAULT  # noqa: PLC0415
-
+        _write(printable(f"  {found.name}  ({found.origin}, {size})") + "\n")
+    if model_error:
+        _write(printable(f"  {model_error}") + "\n")
+    elif not models:
         _write(f"  none: {HOW_TO_GET_THE_DEFAULT}\n")
 
 
 @contextmanager
 def _reported() -> Iterator[None]:
-    """Turn a user's mistake and Ctrl-C into one line on stderr and an exit code."""
+    """Turn a user's mistake into one line on stderr and an exit code."""
     import typer  # noqa: PLC0415 - optional
 
     try:
         yield
     except KeywiseError as error:
-        _say(str(error))
+        # The library names its arguments; here they are options.
+        _say(_ARGUMENT.sub(lambda match: f"--{match[1].replace('_', '-')}=", str(error)))
         raise typer.Exit(USER_MISTAKE) from error
-    except KeyboardInterrupt as error:
-        _say("interrupted")
-        raise typer.Exit(INTERRUPTED) from error
 
 
 @contextmanager
@@ -201,5 +290,20 @@ def _write(text: str) -> None:
     sys.stdout.flush()
 
 
+def _write_json(value: dict[str, Any]) -> None:
+    text = json.dumps(value, ensure_ascii=False, indent=2, default=str)
+    # JSON lets these pass as they are, and a terminal may obey them.
+    _write(re.sub(r"[\x7f-\x9f]", lambda match: f"\\u{ord(match[0]):04x}", text) + "\n")
+
+
+def _discard_output() -> None:
+    """Send what is left in the buffer of stdout nowhere, so that the interpreter's end does not fail on it again."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
+
+
 def _say(message: str) -> None:
-    sys.stderr.write(f"keywise: {message}\n")
+    from keywise.documents.report import printable  # noqa: PLC0415
+
+    sys.stderr.write(f"keywise: {printable(message)}\n")

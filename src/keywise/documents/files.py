@@ -1,5 +1,6 @@
 """Files to text with character offsets, and text to sentences. Knows nothing of models."""
 
+import codecs
 import io
 import os
 import re
@@ -23,6 +24,11 @@ SUPPORTED: Final = "plain text and Markdown in UTF-8, HTML, PDF and DOCX"
 
 # A run without any end mark (a table turned to text, a log) is cut here, so that a sentence stays something to look at.
 LONGEST_SENTENCE_CHARACTERS: Final = 1000
+
+# Bytes that are no text decode to these; the escape character is left out because terminals' logs are full of it.
+_UNREADABLE = re.compile(r"[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f\ufffd]")
+MOST_UNREADABLE: Final = 0.05
+_UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 _SKIPPED = re.compile(r"[\s\ufeff]*")
 _LINE = re.compile(r"[^\r\n]*(?:\r\n|\r|\n|\Z)")
@@ -95,6 +101,8 @@ def read_file(path: str | os.PathLike[str]) -> Source:
     if not content:
         raise FormatError(f"{name!r} is empty; name a file with text in it")
     text = _converted(content, suffix, name) if suffix in CONVERTED_SUFFIXES else _decoded(content, name)
+    if len(_UNREADABLE.findall(text)) > MOST_UNREADABLE * len(text):
+        raise FormatError(f"{name!r} is a binary file or its text is damaged; keywise reads {SUPPORTED}")
     if not has_words(text):
         scanned = suffix == ".pdf"
         remedy = "it may be scanned: recognise its text first (OCR)" if scanned else "name a file with text in it"
@@ -171,6 +179,8 @@ def has_words(text: str) -> bool:
 
 
 def _decoded(content: bytes, name: str) -> str:
+    if content.startswith(_UTF16_MARKS):
+        raise FormatError(f"{name!r} is text in UTF-16; save it as UTF-8")
     if b"\0" in content or content.startswith((b"%PDF-", b"PK\3\4")):
         raise FormatError(f"{name!r} is a binary file; keywise reads {SUPPORTED}, told apart by suffix")
     try:
@@ -183,6 +193,8 @@ def _decoded(content: bytes, name: str) -> str:
 
 
 def _converted(content: bytes, suffix: str, name: str) -> str:
+    if CONVERTED_SUFFIXES[suffix] == "HtmlConverter" and b"\0" in content and not content.startswith(_UTF16_MARKS):
+        raise FormatError(f"{name!r} is a binary file, not HTML; keywise reads {SUPPORTED}, told apart by suffix")
     needs("app", "markitdown")
     import markitdown.converters  # noqa: PLC0415 - optional and slow
 
@@ -195,6 +207,7 @@ def _converted(content: bytes, suffix: str, name: str) -> str:
             io.BytesIO(content), stream_info=markitdown.StreamInfo(extension=kind)
         ).markdown
     except markitdown.MarkItDownException as error:
-        reason = str(error).strip().splitlines()[-1].strip(" -")
-        raise FormatError(f"{name!r} cannot be read as {kind[1:].upper()}: {reason}; is it whole?") from error
+        raise FormatError(
+            f"{name!r} is not a {kind[1:].upper()} that can be read; is it whole, and without a password?"
+        ) from error
     return text

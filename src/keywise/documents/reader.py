@@ -289,7 +289,8 @@ class Document:
             if len(ids) + answer_tokens > left:
                 raise OptionError(
                     f"the question takes {len(ids)} tokens and its answer up to max_tokens={answer_tokens}, but the "
-                    f"document leaves {left} of the model's {self._context_tokens}; ask shorter or lower max_tokens"
+                    f"document leaves {left} of the model's {self._context_tokens}; ask shorter, or "
+                    "allow a shorter answer"
                 )
         return ids
 

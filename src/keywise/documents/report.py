@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -20,6 +21,19 @@ if TYPE_CHECKING:
 
 BAR_CELLS = 16
 MOST_ANSWERED = "where the answer's words looked most"
+
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def printable(text: str) -> str:
+    r"""Replace control characters, which a terminal would obey, by U+FFFD; line ends and tabs stay.
+
+    Examples
+    --------
+    >>> printable("a \x1b[31mred\x07 word\n")
+    'a \ufffd[31mred\ufffd word\n'
+    """
+    return _CONTROLS.sub("\ufffd", text.replace("\r\n", "\n"))
 
 
 def to_json(answer: Answer, *, top: int | None = None) -> dict[str, Any]:
@@ -61,7 +75,7 @@ def to_json(answer: Answer, *, top: int | None = None) -> dict[str, Any]:
 
 
 def evidence_table(evidence: Sequence[Evidence], *, top: int | None = None) -> RenderableType:
-    """Draw the heaviest sentences as a table with bars, for ``rich.print``.
+    """Draw the heaviest sentences as a table with bars, for ``rich.print``; those without any share are left out.
 
     Parameters
     ----------
@@ -86,8 +100,10 @@ def evidence_table(evidence: Sequence[Evidence], *, top: int | None = None) -> R
     from rich.table import Table  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
 
-    shown = heaviest(evidence, top)
-    longest = max((item.share for item in shown), default=0.0) or 1.0
+    shown = [item for item in heaviest(evidence, top) if item.share > 0]
+    if not shown:
+        return Text("no sentence stood out")
+    longest = max(item.share for item in shown)
     answered_from = _answered_from(evidence)
     table = Table(box=None, show_header=False, padding=(0, 2, 1, 0))
     table.add_column(justify="right")
@@ -95,12 +111,12 @@ def evidence_table(evidence: Sequence[Evidence], *, top: int | None = None) -> R
     table.add_column(ratio=1)
     for item in shown:
         # Text objects, so that square brackets in a document are no markup.
-        sentence = Text(" ".join(item.text.split()), style="bold" if item.rank == 1 else "")
-        place = Text(f"{item.source}, characters {item.start} to {item.end}", style="dim")
+        sentence = Text(printable(" ".join(item.text.split())), style="bold" if item.rank == 1 else "")
+        place = Text(f"{printable(item.source)}, characters {item.start} to {item.end}", style="dim")
         if item.rank == answered_from:
             place.append(f"; {MOST_ANSWERED}")
         bar = Bar(longest, 0, item.share, width=BAR_CELLS, color="cyan")
-        table.add_row(f"{item.share:.0%}", bar, Text("\n").join([sentence, place]))
+        table.add_row(f"{item.share:.0%}" if item.share >= 0.005 else "<1%", bar, Text("\n").join([sentence, place]))
     return table
 
 
@@ -158,7 +174,7 @@ def write_html(path: str | os.PathLike[str], answer: Answer, sources: Sequence[S
     """
     page = to_html(answer, sources)
     target = Path(path)
-    aside = target.with_name(f".{target.name}.{os.getpid()}")
+    aside = target.with_name(f".keywise-{os.getpid()}")
     try:
         try:
             with aside.open("w", encoding="utf-8") as file:
@@ -169,7 +185,7 @@ def write_html(path: str | os.PathLike[str], answer: Answer, sources: Sequence[S
         finally:
             aside.unlink(missing_ok=True)
     except OSError as error:
-        raise FormatError(f"the page {str(target)!r} cannot be written: {error}; name another file") from error
+        raise FormatError(f"the page {str(target)!r} cannot be written: {error.strerror}; name another file") from error
 
 
 def heaviest(evidence: Sequence[Evidence], top: int | None) -> Sequence[Evidence]:

@@ -108,8 +108,13 @@ def find_model(model: str | os.PathLike[str] | None = None) -> FoundModel:
     return _packaged() or _on_hub(DEFAULT_MODEL)
 
 
-def models_found() -> list[FoundModel]:
+def models_found(*, environment: bool = True) -> list[FoundModel]:
     """List the language models on this machine, the one used by default first.
+
+    Parameters
+    ----------
+    environment
+        Whether to look at ``KEYWISE_MODEL`` too.
 
     Returns
     -------
@@ -127,7 +132,8 @@ def models_found() -> list[FoundModel]:
     >>> all(found.kind in ("folder", "gguf", "hub") for found in models_found())
     True
     """
-    found = [_named(name, "KEYWISE_MODEL")] if (name := os.environ.get("KEYWISE_MODEL")) else []
+    name = os.environ.get("KEYWISE_MODEL") if environment else None
+    found = [_named(name, "KEYWISE_MODEL")] if name else []
     if packaged := _packaged():
         found.append(packaged)
     return found + _hub_cache()
@@ -183,8 +189,8 @@ def load_model(
             )
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         raise ModelError(
-            f"model {found.name!r} in {folder} cannot be loaded: {error}; choose a causal language model with "
-            "safetensors weights that transformers knows without extra code"
+            f"{_called(found.name, folder)} cannot be loaded: {' '.join(str(error).split())}; "
+            "choose a causal language model with safetensors weights that transformers knows without extra code"
         ) from error
     if not tokenizer.is_fast:
         raise ModelError(f"model {found.name!r} has no fast tokenizer (tokenizer.json), which character offsets need")
@@ -232,16 +238,16 @@ def _silent(_line: str) -> None:
 
 def _named(name: str, origin: str) -> FoundModel:
     path = Path(name).expanduser()
+    said = f"{'KEYWISE_MODEL' if origin == 'KEYWISE_MODEL' else 'model'}={name!r}"
     if name and path.is_dir():
         return _folder(path, path.resolve().name, origin)
     if path.is_file():
         if path.suffix.lower() != ".gguf":
-            raise ModelError(f"model={name!r} is a file, but no .gguf file; name a .gguf file or a folder")
+            raise ModelError(f"{said} is a file, but no .gguf file; name a .gguf file or a folder")
         return FoundModel(path.stem, "gguf", origin, path, path.stat().st_size)
     if path.suffix.lower() == ".gguf" or not _HUB_ID.fullmatch(name):
         raise ModelError(
-            f"model={name!r} ({origin}) is no folder, no .gguf file and no hub id such as {DEFAULT_MODEL!r}; "
-            "check the spelling"
+            f"{said} is no folder, no .gguf file and no hub id such as {DEFAULT_MODEL!r}; check the spelling"
         )
     return _on_hub(name, origin)
 
@@ -254,9 +260,14 @@ def _folder(path: Path, name: str, origin: str) -> FoundModel:
         elif packed := [file.name for file in path.glob("*.gguf")]:
             found = f"name the file itself, {packed[0]}"
         else:
-            found = "it needs config.json and .safetensors files"
-        raise ModelError(f"model {name!r} in {path} cannot be loaded: {found}")
+            found = "it has no config.json with .safetensors files; name a folder that has them"
+        raise ModelError(f"{_called(name, path)} cannot be loaded: {found}")
     return FoundModel(name, "folder", origin, path, sum(file.stat().st_size for file in weights))
+
+
+def _called(name: str, folder: Path) -> str:
+    """Name a model and its folder, without saying the same twice."""
+    return f"model {str(folder)!r}" if folder.resolve().name == name else f"model {name!r} in {folder}"
 
 
 def _packaged() -> FoundModel | None:
@@ -297,6 +308,16 @@ def _snapshot(name: str, *, local_files_only: bool) -> Path | None:
     return None if local_files_only and not any(folder.glob("*.safetensors")) else folder
 
 
+def _refuse_offline(name: str) -> None:
+    import huggingface_hub  # noqa: PLC0415 - optional
+
+    if huggingface_hub.constants.HF_HUB_OFFLINE:
+        remedy = HOW_TO_GET_THE_DEFAULT if name == DEFAULT_MODEL else "or name a folder"
+        raise ModelError(
+            f"model {name!r} is not on this machine, and HF_HUB_OFFLINE forbids to fetch it; unset that, {remedy}"
+        )
+
+
 def _hub_cache() -> list[FoundModel]:
     if find_spec("huggingface_hub") is None:
         return []
@@ -322,6 +343,7 @@ def _generates(config: Path) -> bool:
 
 def _folder_of(found: FoundModel, cache_dir: str | os.PathLike[str] | None, say: Status) -> Path:
     if found.kind == "hub":
+        _refuse_offline(found.name)
         say(f"Fetching {found.name} from the hub")
         folder = _snapshot(found.name, local_files_only=False)
         assert folder is not None  # a snapshot from the hub exists or has raised
