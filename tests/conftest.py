@@ -34,3 +34,14 @@ def kernel(request: pytest.FixtureRequest) -> Iterator[str]:
     """Run the test on this target, one of those that are not the definition itself."""
     with kw.using(request.param):
         yield request.param
+
+
+@pytest.fixture(scope="module")
+def one_torch_thread() -> Iterator[None]:
+    """Small models only lose time to threads that wait for each other."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

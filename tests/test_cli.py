@@ -1,6 +1,7 @@
 """The command line: answers on stdout, everything else on stderr, exit 2 for mistakes and never a traceback."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from typer.testing import CliRunner
 
 import keywise as kw
 from keywise import cli
+from keywise.attention import _native
 from keywise.hf.models import find_model
 
 LIGHTHOUSE = Path(__file__).parents[1] / "examples" / "lighthouse.md"
@@ -243,8 +245,11 @@ def test_help_teaches():
 def test_core_install_says_what_to_install(tmp_path):
     """Python without its site-packages, given only what a core install brings."""
     packages = Path(str(distribution("keywise").locate_file("")))
-    for path in [Path(kw.__file__).parent, *packages.glob("numpy*"), *packages.glob("keywise-*.dist-info")]:
+    for path in [*packages.glob("numpy*"), *packages.glob("keywise-*.dist-info")]:
         (tmp_path / path.name).symlink_to(path)
+    # An editable install keeps the native module apart from the sources.
+    shutil.copytree(Path(kw.__file__).parent, tmp_path / "keywise", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(_native.__file__, tmp_path / "keywise" / "attention")
     done = subprocess.run(
         [sys.executable, "-S", "-c", "from keywise.cli import main; main()", "info"],
         env={"PYTHONPATH": str(tmp_path)},

