@@ -22,12 +22,8 @@ if find_model().kind == "hub":
 
 
 @pytest.fixture(scope="module")
-def loaded():
-    # One thread: torch's threads wait by spinning, which crawls where the tests share their CPUs.
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield load_model()
-    torch.set_num_threads(threads)
+def loaded(one_torch_thread):
+    return load_model()
 
 
 @pytest.fixture(scope="module")
