@@ -1,15 +1,14 @@
 """Peak memory of a forward pass with readings on every layer, against transformers' sdpa without any.
 
-Each way runs in a process of its own: `python bench/memory.py [--tokens 4096] [--model M] [--json]`. All run with
-MALLOC_MMAP_THRESHOLD_=65536: with glibc's moving threshold the peak of one and the same forward pass differs by 0.3 GB
-from run to run, because freed tensors leave holes in the heap that the next ones do not fit.
+Each way runs in a process of its own: `python bench/memory.py [--tokens 4096] [--model M] [--json]`. Freed tensors
+leave holes in glibc's heap, so the peak of one and the same pass without readings differs from run to run; with
+MALLOC_MMAP_THRESHOLD_=65536 in the environment it does not.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import resource
 import subprocess
 import sys
@@ -64,13 +63,10 @@ def main() -> None:
         print(json.dumps(measure(options.way, options.tokens, options.model)))
         return
     results = []
-    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}
     for way, what in WAYS.items():
         command = [sys.executable, __file__, "--way", way, "--tokens", str(options.tokens)]
         command += ["--model", options.model] if options.model else []
-        line = subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout.splitlines()[
-            -1
-        ]
+        line = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1]
         results.append(json.loads(line))
         above = results[-1]["peak_bytes"] - results[0]["peak_bytes"]
         if not options.json:

@@ -59,10 +59,10 @@ def compare(reading, weights, ids=None, top=0):
         assert reading.segment_mass is None
 
 
-@pytest.mark.parametrize("apart_bytes", [0, readings_module.APART_BYTES])
+@pytest.mark.parametrize("large_bytes", [0, readings_module.LARGE_BYTES])
 @pytest.mark.parametrize("name", FAMILIES)
-def test_prefill_equals_eager_weights(name, apart_bytes, monkeypatch):
-    monkeypatch.setattr(readings_module, "APART_BYTES", apart_bytes)
+def test_prefill_equals_eager_weights(name, large_bytes, monkeypatch):
+    monkeypatch.setattr(readings_module, "LARGE_BYTES", large_bytes)
     model, given = make(name), inputs(name)
     expected = eager_weights(model, given)
     with keywise.hf.reading(model, top=3) as readings:

@@ -1,9 +1,8 @@
 """Reads a transformers model at work: which keys mattered, per layer, in prefill and in every decoding step."""
-# ruff: noqa: PLC0415  (torch is slow to import, or absent: only calls need it)
 
 from __future__ import annotations
 
-import mmap
+import ctypes
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,7 +20,7 @@ from keywise.hf.plugin import NAME, model_parts
 
 _CROSS = re.compile(r"cross|encoder_attn|encdec", re.IGNORECASE)
 _KINDS = ("self", "cross")
-APART_BYTES = 64 * 1024
+LARGE_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -269,7 +268,9 @@ class Collector:
             "output": None,
             "segment_mass": mass,
         }
-        self.readings._records.append(LayerReading(**plan.record, reading=Reading(**_apart(kept))))
+        self.readings._records.append(LayerReading(**plan.record, reading=Reading(**kept)))
+        if found.output.nbytes >= LARGE_BYTES:
+            _give_back_free_memory()
         return found.output
 
 
@@ -312,26 +313,15 @@ class Segments:
         return self._last[1]
 
 
-def _apart(tensors: dict[str, Any]) -> dict[str, Any]:
-    """Move what is kept to pages of its own.
+def _give_back_free_memory() -> None:
+    """Return the holes between live tensors to the system, where the C library can (glibc).
 
-    Left on the heap between the model's large temporary tensors, it keeps the heap from shrinking: measured, that held
-    a hundred times the memory of the readings themselves.
+    What is kept lies on the heap between the model's large temporary tensors, and the heap cannot shrink below it:
+    measured, that held a hundred times the memory of the readings themselves.
     """
-    import torch
-
-    size_bytes = sum(tensor.nbytes for tensor in tensors.values() if tensor is not None)
-    if size_bytes < APART_BYTES:
-        return tensors
-    pages, begin, moved = mmap.mmap(-1, size_bytes), 0, dict(tensors)
-    for name, tensor in tensors.items():
-        if tensor is not None and tensor.numel():
-            moved[name] = torch.frombuffer(pages, dtype=tensor.dtype, count=tensor.numel(), offset=begin).view(
-                tensor.shape
-            )
-            moved[name].copy_(tensor)
-            begin += tensor.nbytes
-    return moved
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def _layer(module: Any, name: str) -> int | None:
