@@ -16,6 +16,9 @@ static constexpr float kLog2e = 1.44269504088896340736f;
 static constexpr float kLn2 = 0.693147180559945309417f;
 static constexpr float kInfinity = __builtin_inff();
 
+// Values read in place come in strips of this many bytes.
+static constexpr int64_t kValueStripBytes = 8192;
+
 static inline bool uses_pairs(const Problem& problem) { return kDotsPairs && problem.dtype == Dtype::bfloat16; }
 
 // scores[R][kBlockKeys] = queries[depth][R] . panel[depth][kPanelKeys]; all accumulators stay in registers.
@@ -54,43 +57,66 @@ static void score_rows(int64_t rows, const float* queries, const float* panel, i
   score_tile<R, kPairs>(queries, panel, depth, scores);
 }
 
-// One row's product with one key. Two sums hide the latency of the multiplications.
-static inline Vec multiply_in_place(const Problem& problem, bool pairs, const float* query, const char* key,
-                                    int64_t depth) {
-  Vec even = zero(), odd = zero();
-  const int64_t whole = (pairs ? problem.head_dim / 2 : problem.head_dim) / kLanes * kLanes;
-  int64_t d = 0;
-  if (pairs) {
-    const float* source = reinterpret_cast<const float*>(key);
-    for (; d + kLanes < whole; d += 2 * kLanes) {
-      even = dot_pairs(load(query + d), load(source + d), even);
-      odd = dot_pairs(load(query + d + kLanes), load(source + d + kLanes), odd);
-    }
-    for (; d < depth; d += kLanes) even = dot_pairs(load(query + d), load_pairs(key, 2 * d, problem.head_dim - 2 * d), even);
-  } else {
-    for (; d + kLanes < whole; d += 2 * kLanes) {
-      even = mul_add(load(query + d), load_elements(key, problem.dtype, d, kLanes), even);
-      odd = mul_add(load(query + d + kLanes), load_elements(key, problem.dtype, d + kLanes, kLanes), odd);
-    }
-    for (; d < depth; d += kLanes)
-      even = mul_add(load(query + d), load_elements(key, problem.dtype, d, problem.head_dim - d), even);
-  }
-  return add(even, odd);
+template <Dtype kDtype>
+static inline Vec load_as(const char* row, int64_t index) {
+  if constexpr (kDtype == Dtype::float32) return load(reinterpret_cast<const float*>(row) + index);
+  const uint16_t* source = reinterpret_cast<const uint16_t*>(row) + index;
+  return kDtype == Dtype::bfloat16 ? load_bfloat16(source) : load_float16(source);
 }
 
-// Scores of one row, kLanes keys at a time, straight from where the user has them: packing a block of keys pays only
-// when several rows use it.
-static void score_in_place(const Problem& problem, const Task& task, bool pairs, const float* query, int64_t block,
-                           int64_t begin, int64_t end, float* scores) {
-  const int64_t depth = key_depth(problem, pairs);
-  const int64_t stride_bytes = problem.key.stride[2] * bytes_of(problem.dtype);
-  const char* key = row_of(problem.key, problem.dtype, task.item, task.key_head, block + begin);
-  for (int64_t j = begin; j < end; j += kLanes) {
-    Vec sums[kLanes];
-    for (int i = 0; i < kLanes; ++i, key += stride_bytes)
-      sums[i] = j + i < end ? multiply_in_place(problem, pairs, query, key, depth) : zero();
-    store(scores + j, sum_each(sums));
+// Scores of R rows, kLanes keys at a time, straight from where the user has them: packing a block of keys pays only
+// when many rows use it. A key is loaded once for all rows, in the order it lies in memory.
+template <int R, Dtype kDtype, bool kPairs>
+static void score_in_place(const Problem& problem, const char* key, int64_t stride_bytes, const float* queries,
+                           int64_t count, float* scores) {
+  const int64_t step = kPairs ? 2 : 1, depth = key_depth(problem, kPairs), padded = round_up(depth, kLanes);
+  const int64_t whole = problem.head_dim / step / kLanes * kLanes;
+  for (int64_t j = 0; j < count; j += kLanes) {
+    Vec sums[R][kLanes];
+    for (int i = 0; i < kLanes; ++i, key += stride_bytes) {
+      Vec sum[R];
+#pragma GCC unroll 16
+      for (int r = 0; r < R; ++r) sum[r] = zero();
+      const auto add_products = [&](Vec elements, int64_t d) {
+#pragma GCC unroll 16
+        for (int r = 0; r < R; ++r) {
+          const Vec query = load(queries + r * padded + d);
+          sum[r] = kPairs ? dot_pairs(query, elements, sum[r]) : mul_add(query, elements, sum[r]);
+        }
+      };
+      if (j + i < count) {
+        for (int64_t d = 0; d < whole; d += kLanes)
+          add_products(kPairs ? load(reinterpret_cast<const float*>(key) + d) : load_as<kDtype>(key, d), d);
+        if (whole < depth) {
+          const int64_t left = problem.head_dim - step * whole;
+          add_products(kPairs ? load_pairs(key, step * whole, left) : load_elements(key, kDtype, whole, left), whole);
+        }
+      }
+#pragma GCC unroll 16
+      for (int r = 0; r < R; ++r) sums[r][i] = sum[r];
+    }
+    for (int r = 0; r < R; ++r) store(scores + r * kBlockKeys + j, sum_each(sums[r]));
   }
+}
+
+template <int R, Dtype kDtype, bool kPairs>
+static void score_rows_in_place(int64_t rows, const Problem& problem, const char* key, int64_t stride_bytes,
+                                const float* queries, int64_t count, float* scores) {
+  if constexpr (R > 1) {
+    if (rows < R)
+      return score_rows_in_place<R - 1, kDtype, kPairs>(rows, problem, key, stride_bytes, queries, count, scores);
+  }
+  score_in_place<R, kDtype, kPairs>(problem, key, stride_bytes, queries, count, scores);
+}
+
+static void score_rows_in_place(int64_t rows, const Problem& problem, const Task& task, bool pairs,
+                                const float* queries, int64_t first_key, int64_t count, float* scores) {
+  const auto score = pairs                                ? score_rows_in_place<kRowsInPlace, Dtype::bfloat16, kDotsPairs>
+                     : problem.dtype == Dtype::float32  ? score_rows_in_place<kRowsInPlace, Dtype::float32, false>
+                     : problem.dtype == Dtype::bfloat16 ? score_rows_in_place<kRowsInPlace, Dtype::bfloat16, false>
+                                                        : score_rows_in_place<kRowsInPlace, Dtype::float16, false>;
+  score(rows, problem, row_of(problem.key, problem.dtype, task.item, task.key_head, first_key),
+        problem.key.stride[2] * bytes_of(problem.dtype), queries, count, scores);
 }
 
 // Rows of values, either packed as float32 or where the user has them.
@@ -100,14 +126,8 @@ struct Values {
   Dtype dtype;
 };
 
-template <Dtype kDtype>
-static inline Vec load_as(const char* row, int64_t index) {
-  if constexpr (kDtype == Dtype::float32) return load(reinterpret_cast<const float*>(row) + index);
-  const uint16_t* source = reinterpret_cast<const uint16_t*>(row) + index;
-  return kDtype == Dtype::bfloat16 ? load_bfloat16(source) : load_float16(source);
-}
-
-// outputs[R][C kLanes] = outputs x rescale[R] + weights[R][keys] . values[keys][C kLanes], from column `first` on
+// outputs[R][C kLanes] = outputs x rescale[R] + weights[R][keys] . values[keys][C kLanes], from column `first` on; a
+// null rescale is 1.
 template <int R, int C, Dtype kDtype>
 static void value_tile(const float* weights, const Values& values, int64_t first, int64_t keys, int64_t width,
                        const float* rescale, float* outputs) {
@@ -115,7 +135,10 @@ static void value_tile(const float* weights, const Values& values, int64_t first
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 16
-    for (int c = 0; c < C; ++c) sum[r][c] = mul(broadcast(rescale[r]), load(outputs + r * width + c * kLanes));
+    for (int c = 0; c < C; ++c) {
+      const Vec before = load(outputs + r * width + c * kLanes);
+      sum[r][c] = rescale ? mul(broadcast(rescale[r]), before) : before;
+    }
   const char* row = values.first;
   for (int64_t key = 0; key < keys; ++key, row += values.stride_bytes) {
     Vec value[C];
@@ -151,10 +174,17 @@ static void value_rows(int64_t rows, int64_t columns, const float* weights, cons
 template <Dtype kDtype>
 static void add_values(int64_t rows, const float* weights, const Values& values, int64_t keys, int64_t width,
                        const float* rescale, float* outputs) {
-  for (int64_t r = 0; r < rows; r += kValueRows)
-    for (int64_t d = 0; d < width; d += kValueVectors * kLanes)
-      value_rows<kValueRows, kValueVectors, kDtype>(rows - r, (width - d) / kLanes, weights + r * kBlockKeys, values, d,
-                                                    keys, width, rescale + r, outputs + r * width + d);
+  // One tile of rows takes values in strips that stay in the first-level cache over its tiles of columns.
+  const int64_t strip = rows <= kValueRows ? clamp(kValueStripBytes / values.stride_bytes, 8, keys) : keys;
+  for (int64_t key = 0; key < keys; key += strip) {
+    const Values here{values.first + key * values.stride_bytes, values.stride_bytes, values.dtype};
+    const int64_t count = keys - key < strip ? keys - key : strip;
+    for (int64_t r = 0; r < rows; r += kValueRows)
+      for (int64_t d = 0; d < width; d += kValueVectors * kLanes)
+        value_rows<kValueRows, kValueVectors, kDtype>(rows - r, (width - d) / kLanes, weights + r * kBlockKeys + key, here,
+                                                      d, count, width, key ? nullptr : rescale + r,
+                                                      outputs + r * width + d);
+  }
 }
 
 static void add_values(int64_t rows, const float* weights, const Values& values, int64_t keys, int64_t width,
@@ -361,10 +391,11 @@ static void compute(const Problem& problem, const Task& task, const Workspace& w
       if (begin >= end) continue;
       const int64_t panel_begin = begin / kPanelKeys * kPanelKeys, panel_end = round_up(end, kPanelKeys);
       float* scores = strip ? strip->weights + (block_number * rows + first) * kBlockKeys : workspace.scores;
-      for (int64_t r = 0; keys_in_place && r < height; ++r) {
-        float* line = scores + r * kBlockKeys;
-        score_in_place(problem, task, pairs, queries + r * round_up(depth, kLanes), block, panel_begin, end, line);
-        for (int64_t j = round_up(end, kLanes); j < panel_end; j += kLanes) store(line + j, zero());
+      if (keys_in_place) {
+        score_rows_in_place(height, problem, task, pairs, queries, block + panel_begin, end - panel_begin,
+                            scores + panel_begin);
+        for (int64_t j = round_up(end, kLanes); j < panel_end; j += kLanes)
+          for (int64_t r = 0; r < height; ++r) store(scores + r * kBlockKeys + j, zero());
       }
       for (int64_t j = panel_begin; !keys_in_place && j < panel_end; j += kPanelKeys) {
         const float* panel = workspace.keys + (j - packed) * depth;
