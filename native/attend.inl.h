@@ -83,8 +83,8 @@ static inline Vec multiply_in_place(const Problem& problem, bool pairs, const fl
 static void score_in_place(const Problem& problem, const Task& task, bool pairs, const float* query, int64_t block,
                            int64_t begin, int64_t end, float* scores) {
   const int64_t depth = key_depth(problem, pairs);
-  const int64_t stride_bytes = problem.key.stride[2] * bytes_of(problem.dtype);
-  const char* key = row_of(problem.key, problem.dtype, task.item, task.key_head, block + begin);
+  const int64_t stride_bytes = task.piece->key.stride[2] * bytes_of(problem.dtype);
+  const char* key = key_at(problem, task, block + begin);
   for (int64_t j = begin; j < end; j += kLanes) {
     Vec sums[kLanes];
     for (int i = 0; i < kLanes; ++i, key += stride_bytes)
@@ -328,13 +328,15 @@ static void compute(const Problem& problem, const Task& task, const Workspace& w
   const int64_t depth = key_depth(problem, pairs), width = problem.value_width(), group = problem.group();
   const int64_t rows = task.rows(), top = problem.top();
   Span* spans = reinterpret_cast<Span*>(workspace.spans);
-  for (int64_t row = 0; row < rows; ++row) spans[row] = span_of(problem, task.item, (task.first_row + row) / group);
-  clear_state(problem, task, state);
-  pack_queries(problem, task, pairs, keys_in_place, workspace.queries);
+  for (int64_t row = 0; row < rows; ++row) spans[row] = span_of(problem, task, (task.first_row + row) / group);
+  if (!task.continues) {
+    clear_state(problem, task, state);
+    pack_queries(problem, task, pairs, keys_in_place, workspace.queries);
+  }
 
   int64_t block_number = 0;
-  for (int64_t block = task.first_key; block < task.last_key; block += kBlockKeys, ++block_number) {
-    const int64_t block_end = task.last_key - block < kBlockKeys ? task.last_key - block : kBlockKeys;
+  for (int64_t block = task.first_key(); block < task.last_key(); block += kBlockKeys, ++block_number) {
+    const int64_t block_end = task.last_key() - block < kBlockKeys ? task.last_key() - block : kBlockKeys;
     int32_t* strip_begin = strip ? strip->begin + block_number * rows : nullptr;
     int32_t* strip_end = strip ? strip->end + block_number * rows : nullptr;
     for (int64_t row = 0; strip && row < rows; ++row) strip_begin[row] = strip_end[row] = 0;
@@ -344,8 +346,8 @@ static void compute(const Problem& problem, const Task& task, const Workspace& w
 
     const int64_t packed = seen / kPanelKeys * kPanelKeys;
     if (!keys_in_place) pack_keys(problem, task, block + packed, block + seen_end, pairs, workspace.keys);
-    Values values{row_of(problem.value, problem.dtype, task.item, task.key_head, block + seen),
-                  problem.value.stride[2] * bytes_of(problem.dtype), problem.dtype};
+    Values values{value_at(problem, task, block + seen), task.piece->value.stride[2] * bytes_of(problem.dtype),
+                  problem.dtype};
     if (!values_in_place) {
       pack_values(problem, task, block + seen, block + seen_end, workspace.values);
       values = {reinterpret_cast<const char*>(workspace.values), width * int64_t(sizeof(float)), Dtype::float32};
