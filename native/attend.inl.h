@@ -115,8 +115,8 @@ static void score_rows_in_place(int64_t rows, const Problem& problem, const Task
                      : problem.dtype == Dtype::float32  ? score_rows_in_place<kRowsInPlace, Dtype::float32, false>
                      : problem.dtype == Dtype::bfloat16 ? score_rows_in_place<kRowsInPlace, Dtype::bfloat16, false>
                                                         : score_rows_in_place<kRowsInPlace, Dtype::float16, false>;
-  score(rows, problem, row_of(problem.key, problem.dtype, task.item, task.key_head, first_key),
-        problem.key.stride[2] * bytes_of(problem.dtype), queries, count, scores);
+  score(rows, problem, key_at(problem, task, first_key), task.piece->key.stride[2] * bytes_of(problem.dtype), queries,
+        count, scores);
 }
 
 // outputs[R][C kLanes] = outputs x rescale[R] + weights[R][keys] . values[keys][C kLanes], from column `first` on; a
@@ -356,13 +356,15 @@ static void compute(const Problem& problem, const Task& task, const Workspace& w
   const int64_t depth = key_depth(problem, pairs), width = problem.value_width(), group = problem.group();
   const int64_t rows = task.rows(), top = problem.top();
   Span* spans = reinterpret_cast<Span*>(workspace.spans);
-  for (int64_t row = 0; row < rows; ++row) spans[row] = span_of(problem, task.item, (task.first_row + row) / group);
-  clear_state(problem, task, state);
-  pack_queries(problem, task, pairs, keys_in_place, workspace.queries);
+  for (int64_t row = 0; row < rows; ++row) spans[row] = span_of(problem, task, (task.first_row + row) / group);
+  if (!task.continues) {
+    clear_state(problem, task, state);
+    pack_queries(problem, task, pairs, keys_in_place, workspace.queries);
+  }
 
   int64_t block_number = 0;
-  for (int64_t block = task.first_key; block < task.last_key; block += kBlockKeys, ++block_number) {
-    const int64_t block_end = task.last_key - block < kBlockKeys ? task.last_key - block : kBlockKeys;
+  for (int64_t block = task.first_key(); block < task.last_key(); block += kBlockKeys, ++block_number) {
+    const int64_t block_end = task.last_key() - block < kBlockKeys ? task.last_key() - block : kBlockKeys;
     int32_t* strip_begin = strip ? strip->begin + block_number * rows : nullptr;
     int32_t* strip_end = strip ? strip->end + block_number * rows : nullptr;
     for (int64_t row = 0; strip && row < rows; ++row) strip_begin[row] = strip_end[row] = 0;
@@ -372,8 +374,8 @@ static void compute(const Problem& problem, const Task& task, const Workspace& w
 
     const int64_t packed = seen / kPanelKeys * kPanelKeys;
     if (!keys_in_place) pack_keys(problem, task, block + packed, block + seen_end, pairs, workspace.keys);
-    const Values values{row_of(problem.value, problem.dtype, task.item, task.key_head, block + seen),
-                        problem.value.stride[2] * bytes_of(problem.dtype), problem.dtype};
+    const Values values{value_at(problem, task, block + seen), task.piece->value.stride[2] * bytes_of(problem.dtype),
+                        problem.dtype};
     if (value_pairs)
       pack_value_pairs(values, packed, seen, seen_end, problem.value_dim, width, workspace.values);
     else if (!values_in_place)

@@ -31,7 +31,8 @@ using Output = nb::ndarray<T, nb::device::cpu>;
 // One call, as kernels.py fills it. The arrays have been validated there and are held here while the call runs.
 struct Call {
   std::string dtype;
-  Tokens query, key, value;
+  Tokens query;
+  std::vector<Tokens> key, value;  // in pieces
   std::optional<Tokens> bias;
   std::string bias_dtype;
   std::optional<Input<float, 1>> sinks;
@@ -70,22 +71,36 @@ T* data_of(const std::optional<Output<T>>& array) {
   return array ? array->data() : nullptr;
 }
 
-keywise::Problem problem_of(const Call& call) {
+std::vector<keywise::Piece> pieces_of(const Call& call) {
+  std::vector<keywise::Piece> pieces(call.key.size());
+  int64_t first_key = 0;
+  for (size_t i = 0; i < pieces.size(); ++i) {
+    keywise::Piece& piece = pieces[i];
+    piece.key.data = call.key[i].data();
+    copy_strides(call.key[i], piece.key.stride);
+    piece.value.data = call.value[i].data();
+    copy_strides(call.value[i], piece.value.stride);
+    piece.first_key = first_key;
+    piece.keys = call.value[i].shape(2);
+    first_key += piece.keys;
+  }
+  return pieces;
+}
+
+keywise::Problem problem_of(const Call& call, const std::vector<keywise::Piece>& pieces) {
   keywise::Problem p;
   p.batch = call.query.shape(0);
   p.query_heads = call.query.shape(1);
   p.queries = call.query.shape(2);
   p.head_dim = call.query.shape(3);
-  p.key_heads = call.value.shape(1);
-  p.keys = call.value.shape(2);
-  p.value_dim = call.value.shape(3);
+  p.key_heads = call.value[0].shape(1);
+  p.keys = pieces.back().first_key + pieces.back().keys;
+  p.value_dim = call.value[0].shape(3);
   p.dtype = dtype_of(call.dtype);
   p.query.data = call.query.data();
   copy_strides(call.query, p.query.stride);
-  p.key.data = call.key.data();
-  copy_strides(call.key, p.key.stride);
-  p.value.data = call.value.data();
-  copy_strides(call.value, p.value.stride);
+  p.pieces = pieces.data();
+  p.piece_count = int64_t(pieces.size());
   if (call.bias) {
     p.bias.data = call.bias->data();
     p.bias.dtype = dtype_of(call.bias_dtype);
@@ -183,7 +198,8 @@ void run(const Call& call, const std::string& target, int threads, bool interrup
   for (int i = 0; i < count; ++i) {
     if (target != list[i].target->name) continue;
     if (*list[i].reason) throw nb::value_error((target + ": " + list[i].reason).c_str());
-    const keywise::Problem problem = problem_of(call);
+    const std::vector<keywise::Piece> pieces = pieces_of(call);
+    const keywise::Problem problem = problem_of(call, pieces);
     bool finished;
     {
       const WithoutGil released;

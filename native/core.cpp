@@ -79,7 +79,9 @@ void carve(Carver& carver, State& state, const Problem& problem, int64_t rows) {
   carver(state.top_keys, rows * problem.top());
 }
 
-void carve(Carver& carver, Strip& strip, int64_t rows) {
+void carve(Carver& carver, Strip& strip, const Piece& piece, int64_t rows) {
+  strip.first_key = piece.first_key;
+  strip.blocks = ceil_div(piece.keys, kBlockKeys);
   carver(strip.weights, strip.blocks * rows * kBlockKeys);
   carver(strip.peaks, strip.blocks * rows);
   carver(strip.begin, strip.blocks * rows);
@@ -119,8 +121,9 @@ struct Run {
     return parallel_for(count, multiplications < kSmallWork ? 1 : threads, work, interrupted);
   }
 
-  Task task_of(int64_t head, int64_t first_row, int64_t last_row, int64_t first_key, int64_t last_key) const {
-    return {head / problem.key_heads, head % problem.key_heads, first_row, last_row, first_key, last_key};
+  // Some rows of a head against the keys of a piece; finish, which goes by the state alone, needs none.
+  Task task_of(int64_t head, int64_t first_row, int64_t last_row, const Piece* piece = nullptr) const {
+    return {head / problem.key_heads, head % problem.key_heads, first_row, last_row, piece};
   }
 
   float* mass_of(int64_t head) const { return problem.reading.key_mass + head * problem.group() * problem.keys; }
@@ -140,7 +143,9 @@ std::vector<RowBlock> row_blocks(const Run& run) {
   const int64_t rows = run.rows_per_head(), group = problem.group();
   const int64_t blocks_wanted = ceil_div(kTasks, std::max<int64_t>(run.heads(), 1));
   const int64_t even = std::clamp(round_up(ceil_div(rows, blocks_wanted), 12), kFewestRows, kRows);
-  const int64_t strip_rows = kStripFloats / round_up(std::max<int64_t>(problem.keys, 1), kBlockKeys) / 12 * 12;
+  int64_t strip_keys = 0;
+  for (int64_t i = 0; i < problem.piece_count; ++i) strip_keys += round_up(problem.pieces[i].keys, kBlockKeys);
+  const int64_t strip_rows = kStripFloats / std::max(strip_keys, kBlockKeys) / 12 * 12;
   const int64_t read_from = problem.reads ? problem.reading.first_row * group : 0;
   const int64_t read_to = problem.reads ? problem.reading.last_row * group : 0;
   std::vector<RowBlock> blocks;
@@ -169,22 +174,25 @@ bool Run::by_rows() const {
     const int64_t head = index % heads(), lane = lanes - 1 - index / heads();
     for (int64_t number = lane; number < block_count; number += lanes) {
       const RowBlock& block = blocks[size_t(number)];
-      const Task task = task_of(head, block.first, block.last, 0, problem.keys);
+      const Task all_keys = task_of(head, block.first, block.last);
       const bool keep = block.read && keeps_weights(problem);
       Workspace workspace;
       State state;
-      Strip strip;
-      strip.blocks = keep ? ceil_div(problem.keys, kBlockKeys) : 0;
+      std::vector<Strip> strips(keep ? size_t(problem.piece_count) : 0);
       const auto carve_all = [&](Carver carver) {
-        carve(carver, workspace, problem, task.rows());
-        carve(carver, state, problem, task.rows());
-        carve(carver, strip, task.rows());
+        carve(carver, workspace, problem, all_keys.rows());
+        carve(carver, state, problem, all_keys.rows());
+        for (size_t i = 0; i < strips.size(); ++i) carve(carver, strips[i], problem.pieces[i], all_keys.rows());
         return carver.bytes();
       };
       carve_all(Carver(scratch(carve_all(Carver()))));
-      target.compute(problem, task, workspace, state, keep ? &strip : nullptr);
+      for (int64_t i = 0; i < problem.piece_count; ++i) {
+        Task task = task_of(head, block.first, block.last, problem.pieces + i);
+        task.continues = i > 0;
+        target.compute(problem, task, workspace, state, keep ? &strips[size_t(i)] : nullptr);
+      }
       double* column = masses && keep ? lane_columns.data() + (head * lanes + lane) * columns : nullptr;
-      target.finish(problem, task, workspace, state, &strip, keep ? 1 : 0, column);
+      target.finish(problem, all_keys, workspace, state, strips.data(), int64_t(strips.size()), column);
     }
   });
   if (!whole || !masses) return whole;
@@ -197,19 +205,30 @@ bool Run::by_rows() const {
   });
 }
 
-// Few rows per key head: all of them against fixed chunks of keys, then the partials merged in key order.
+// Tokens first .. first + keys - 1 of a piece.
+Piece part_of(const Problem& problem, const Piece& piece, int64_t first, int64_t keys) {
+  Piece part = piece;
+  for (Tensor* tensor : {&part.key, &part.value})
+    tensor->data = static_cast<const char*>(tensor->data) + first * tensor->stride[2] * bytes_of(problem.dtype);
+  part.first_key += first;
+  part.keys = keys;
+  return part;
+}
+
+// Few rows per key head: all of them against fixed chunks of every piece, then the partials merged in key order.
 bool Run::by_keys() const {
-  const int64_t rows = rows_per_head(), splits = std::max<int64_t>(ceil_div(problem.keys, kSplitKeys), 1);
+  std::vector<Piece> chunks;
+  for (const Piece* piece = problem.pieces; piece < problem.pieces + problem.piece_count; ++piece)
+    for (int64_t done = 0; done < piece->keys; done += kSplitKeys)
+      chunks.push_back(part_of(problem, *piece, done, std::min(kSplitKeys, piece->keys - done)));
+  const int64_t rows = rows_per_head(), splits = int64_t(chunks.size());
   const bool keep = keeps_weights(problem);
   std::vector<State> states(size_t(heads() * splits));
-  std::vector<Strip> strips(size_t(heads() * splits));
+  std::vector<Strip> strips(keep ? states.size() : 0);
   const auto carve_all = [&](Carver carver) {
     for (size_t i = 0; i < states.size(); ++i) {
       carve(carver, states[i], problem, rows);
-      const int64_t first = int64_t(i) % splits * kSplitKeys;
-      strips[i].first_key = first;
-      strips[i].blocks = keep ? ceil_div(std::min(kSplitKeys, problem.keys - first), kBlockKeys) : 0;
-      carve(carver, strips[i], rows);
+      if (keep) carve(carver, strips[i], chunks[i % chunks.size()], rows);
     }
     return carver.bytes();
   };
@@ -225,8 +244,7 @@ bool Run::by_keys() const {
   };
 
   const bool whole = each(heads() * splits, [&](int64_t index) {
-    const int64_t first = index % splits * kSplitKeys;
-    const Task task = task_of(index / splits, 0, rows, first, std::min(first + kSplitKeys, problem.keys));
+    const Task task = task_of(index / splits, 0, rows, &chunks[size_t(index % splits)]);
     target.compute(problem, task, workspace_here(), states[size_t(index)], keep ? &strips[size_t(index)] : nullptr);
   });
   if (!whole) return false;
@@ -235,12 +253,11 @@ bool Run::by_keys() const {
     const Workspace workspace = workspace_here();
     for (int64_t split = 1; split < splits; ++split)
       target.merge(problem, workspace, rows, merged, states[size_t(head * splits + split)]);
-    const Task task = task_of(head, 0, rows, 0, problem.keys);
     const int64_t columns = problem.group() * problem.keys;
     const bool masses = problem.reads && problem.reading.key_mass;
     std::vector<double> sums(masses ? size_t(columns) : 0);
-    target.finish(problem, task, workspace, merged, &strips[size_t(head * splits)], keep ? splits : 0,
-                  masses ? sums.data() : nullptr);
+    target.finish(problem, task_of(head, 0, rows), workspace, merged, keep ? &strips[size_t(head * splits)] : nullptr,
+                  keep ? splits : 0, masses ? sums.data() : nullptr);
     for (size_t i = 0; i < sums.size(); ++i) mass_of(head)[i] = float(sums[i]);
   });
 }

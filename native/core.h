@@ -26,6 +26,12 @@ struct Tensor {
   int64_t stride[4] = {0, 0, 0, 0};
 };
 
+// Keys first_key .. first_key + keys - 1 of a problem: keys and values come in pieces, each with memory of its own.
+struct Piece {
+  Tensor key, value;
+  int64_t first_key = 0, keys = 0;
+};
+
 struct Bias {
   const void* data = nullptr;
   Dtype dtype = Dtype::float32;
@@ -68,7 +74,9 @@ struct Reading {
 struct Problem {
   int64_t batch = 0, query_heads = 0, key_heads = 0, queries = 0, keys = 0, head_dim = 0, value_dim = 0;
   Dtype dtype = Dtype::float32;
-  Tensor query, key, value;
+  Tensor query;
+  const Piece* pieces = nullptr;  // in key order, without gaps
+  int64_t piece_count = 0;
   Bias bias;
   const float* sinks = nullptr;  // [query heads]
   float scale = 1.0f;
@@ -97,11 +105,15 @@ struct Problem {
   KEYWISE_INLINE int64_t value_width() const { return round_up(value_dim, kPad); }
 };
 
-// Part of a problem: some query rows of one key head against some keys. Row r is head r % group of token r / group.
+// Part of a problem: some query rows of one key head against the keys of one piece. Row r is head r % group of token
+// r / group. A task that continues adds to the state of the task before it, whose rows are the same.
 struct Task {
   int64_t item = 0, key_head = 0;
   int64_t first_row = 0, last_row = 0;
-  int64_t first_key = 0, last_key = 0;
+  const Piece* piece = nullptr;
+  bool continues = false;
+  KEYWISE_INLINE int64_t first_key() const { return piece->first_key; }
+  KEYWISE_INLINE int64_t last_key() const { return piece->first_key + piece->keys; }
   KEYWISE_INLINE int64_t rows() const { return last_row - first_row; }
 };
 

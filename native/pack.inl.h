@@ -50,6 +50,14 @@ static inline const char* row_of(const Tensor& tensor, Dtype dtype, int64_t item
   return static_cast<const char*>(tensor.data) + offset * bytes_of(dtype);
 }
 
+// The task's keys and values where the user has them.
+static inline const char* key_at(const Problem& problem, const Task& task, int64_t key) {
+  return row_of(task.piece->key, problem.dtype, task.item, task.key_head, key - task.piece->first_key);
+}
+static inline const char* value_at(const Problem& problem, const Task& task, int64_t key) {
+  return row_of(task.piece->value, problem.dtype, task.item, task.key_head, key - task.piece->first_key);
+}
+
 // Up to kLanes elements from `index` on as float32, zeros behind the last.
 static inline Vec load_elements(const char* row, Dtype dtype, int64_t index, int64_t count) {
   if (dtype == Dtype::float32) {
@@ -102,11 +110,11 @@ static inline void load_transposed(const char* row, int64_t stride_bytes, int64_
 // Keys first .. last - 1 as panels [depth][kPanelKeys], keys behind the last as zeros.
 static void pack_keys(const Problem& problem, const Task& task, int64_t first, int64_t last, bool pairs, float* panels) {
   const int64_t depth = key_depth(problem, pairs), step = pairs ? 2 : 1;
-  const int64_t stride_bytes = problem.key.stride[2] * bytes_of(problem.dtype);
+  const int64_t stride_bytes = task.piece->key.stride[2] * bytes_of(problem.dtype);
   for (int64_t panel = first; panel < last; panel += kPanelKeys, panels += depth * kPanelKeys) {
     for (int64_t half = 0; half < kPanelKeys; half += kLanes) {
       const int64_t known = last - panel - half;
-      const char* row = row_of(problem.key, problem.dtype, task.item, task.key_head, panel + (known > 0 ? half : 0));
+      const char* row = key_at(problem, task, panel + (known > 0 ? half : 0));
       float* place = panels + half;
       for (int64_t d = 0; d < depth; d += kLanes, place += kLanes * kPanelKeys) {
         Vec tile[kLanes];

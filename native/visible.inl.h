@@ -1,6 +1,6 @@
 // Which keys a row sees, as at most two runs of keys plus what must be looked up key by key. Included by attend.inl.h.
 
-// Keys [kept, kept_end) and [near, near_end) of this problem, in this order; either may be empty.
+// Keys [kept, kept_end) and [near, near_end) of a task, in this order; either may be empty.
 struct Span {
   int64_t kept, kept_end, near, near_end;
 };
@@ -14,10 +14,10 @@ static inline int64_t own_position(const Problem& problem, int64_t item, int64_t
   return problem.visibility.lengths[item] - problem.queries + token;
 }
 
-static Span span_of(const Problem& problem, int64_t item, int64_t token) {
+static Span span_of(const Problem& problem, const Task& task, int64_t token) {
   const Visibility& rule = problem.visibility;
-  const int64_t own = own_position(problem, item, token), start = rule.starts[item];
-  int64_t end = rule.lengths[item];
+  const int64_t own = own_position(problem, task.item, token), start = rule.starts[task.item];
+  int64_t end = rule.lengths[task.item];
   if (rule.causal && own + 1 < end) end = own + 1;
   // A query outside the sequence stands in no document.
   if (rule.documents && (own < 0 || own >= rule.positions)) end = start;
@@ -25,7 +25,7 @@ static Span span_of(const Problem& problem, int64_t item, int64_t token) {
   if (rule.left >= 0 && own - rule.left > near) near = own - rule.left;
   if (rule.right >= 0 && own + rule.right + 1 < near_end) near_end = own + rule.right + 1;
   const int64_t kept_end = start + rule.keep_first < end ? start + rule.keep_first : end;
-  const auto local = [&](int64_t position) { return clamp(position - rule.first_key, 0, problem.keys); };
+  const auto local = [&](int64_t position) { return clamp(position - rule.first_key, task.first_key(), task.last_key()); };
   return {local(start), local(kept_end), local(near), local(near_end)};
 }
 

@@ -30,7 +30,8 @@ def _plain(problem: Problem, dtype: torch.dtype, scale_first: bool) -> Result:
     group = problem.shape[1] // problem.shape[2]
     seen = torch.from_numpy(visible(problem))
     query, key, value = (
-        torch.from_numpy(taken.floats("float64")).to(dtype) for taken in (problem.query, problem.key, problem.value)
+        torch.from_numpy(numbers).to(dtype)
+        for numbers in (problem.query.floats("float64"), problem.key_floats("float64"), problem.value_floats("float64"))
     )
     key, value = (tensor.nan_to_num(0, 0, 0).repeat_interleave(group, dim=1) for tensor in (key, value))
     if scale_first:

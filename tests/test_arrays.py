@@ -75,8 +75,9 @@ def test_layouts_are_read_in_place_unless_the_last_axis_has_gaps(layout: str, dt
     case = Case(dtype, layout=layout)
     arguments = case.arguments()
     problem = make_problem(**arguments)
-    for name in ("query", "key", "value"):
-        taken, given = getattr(problem, name).data, take(name, arguments[name]).data
+    (piece,) = problem.pieces
+    for name, array in (("query", problem.query), ("key", piece.key), ("value", piece.value)):
+        taken, given = array.data, take(name, arguments[name]).data
         np.testing.assert_array_equal(taken, given)
         assert np.shares_memory(taken, given) == (layout != "strided")
 

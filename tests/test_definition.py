@@ -292,7 +292,8 @@ def oracle_cases() -> Iterator[Case]:
 def oracle(problem: Problem) -> torch.Tensor:
     """Attend with torch in float64; a sink is one more key, of score `sink` and value 0."""
     query, key, value = (
-        torch.from_numpy(taken.floats("float64")) for taken in (problem.query, problem.key, problem.value)
+        torch.from_numpy(numbers)
+        for numbers in (problem.query.floats("float64"), problem.key_floats("float64"), problem.value_floats("float64"))
     )
     additive = torch.zeros(reference.visible(problem).shape, dtype=torch.float64)
     if problem.bias is not None:

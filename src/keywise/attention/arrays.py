@@ -36,6 +36,8 @@ class Taken:
 
 def take(name: str, value: Any) -> Taken:
     """Take an array argument as it is; refuse what is not an array on this CPU without gradients."""
+    if isinstance(value, Taken):
+        return value
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(value, torch.Tensor):
         return _take_torch(name, value, torch)

@@ -227,7 +227,9 @@ def _run(call: _native.Call, target: str) -> None:
 def _call(problem: Problem) -> _native.Call:
     call = _native.Call()
     call.dtype = problem.dtype
-    call.query, call.key, call.value = problem.query.data, problem.key.data, problem.value.data
+    call.query = problem.query.data
+    call.key = [piece.key.data for piece in problem.pieces]
+    call.value = [piece.value.data for piece in problem.pieces]
     if problem.bias is not None:
         call.bias, call.bias_dtype = problem.bias.data, problem.bias.dtype
     if problem.sinks is not None:

@@ -9,11 +9,11 @@ import numpy as np
 from keywise.attention import kernels
 from keywise.attention.arrays import Array, empty, give
 from keywise.attention.partial import Partial
-from keywise.attention.problem import Problem, Want, make_problem
+from keywise.attention.problem import Pieces, Problem, Want, make_problem
 from keywise.attention.reading import Reading
 from keywise.attention.reference import Result
 
-__all__ = ["Want", "attend", "partial", "read", "run"]
+__all__ = ["Pieces", "Want", "attend", "partial", "read", "run"]
 
 
 def attend(
@@ -173,13 +173,17 @@ def run(
     sinks: Any = None,
     reading: Want | None = None,
     transposed_output: bool = False,
+    first_key: int = 0,
 ) -> Any:
-    """Run one problem: what `attend`, `read` and the plug-ins share.
+    """Run one problem: what `attend`, `read`, the cache and the plug-ins share.
 
-    With `reading` the result is a `Reading` whose rows are those the `Want` names, else the output alone.
+    Key and value may come in `Pieces`; `first_key` is the position of the first key, as in `partial`. With `reading`
+    the result is a `Reading` whose rows are those the `Want` names, else the output alone.
     `transposed_output` stores and returns the output as [B, Q, Hq, Dv].
     """
-    problem = make_problem(query, key, value, mask=mask, bias=bias, scale=scale, softcap=softcap, sinks=sinks)
+    problem = make_problem(
+        query, key, value, mask=mask, bias=bias, scale=scale, softcap=softcap, sinks=sinks, first_key=first_key
+    )
     if reading is not None:
         problem = problem.with_reading(reading)
     batch, query_heads, _, queries, _, _, value_dim = problem.shape

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from keywise.attention.arrays import FLOATS, Array, Taken, countable, rows_in_place, take
 from keywise.attention.mask import Mask
@@ -74,13 +75,29 @@ class ReadingPlan:
     """[B, Hq, Q] float32, broadcast by zero strides; None for 1 everywhere."""
 
 
+class Pieces(tuple[Any, ...]):
+    """A key or value argument in several arrays, one after the other along the tokens; none is copied together."""
+
+
+class Piece(NamedTuple):
+    """Keys and values of a run of tokens, in memory of their own."""
+
+    key: Taken
+    value: Taken
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens."""
+        return int(self.key.data.shape[2])
+
+
 @dataclass(frozen=True, eq=False)
 class Problem:
     """One call of attention, validated: shapes fit, dtypes agree, every option is usable."""
 
     query: Taken
-    key: Taken
-    value: Taken
+    pieces: tuple[Piece, ...]
+    """One or more, in key order."""
     bias: Taken | None
     sinks: Array | None
     scale: float
@@ -98,8 +115,17 @@ class Problem:
     def shape(self) -> tuple[int, int, int, int, int, int, int]:
         """(B, Hq, Hkv, Q, N, D, Dv)."""
         batch, query_heads, queries, head_dim = self.query.data.shape
-        _, key_heads, keys, value_dim = self.value.data.shape
+        _, key_heads, _, value_dim = self.pieces[0].value.data.shape
+        keys = sum(piece.tokens for piece in self.pieces)
         return batch, query_heads, key_heads, queries, keys, head_dim, value_dim
+
+    def key_floats(self, dtype: npt.DTypeLike) -> Array:
+        """Give the keys of all pieces as one array of NumPy floats [B, Hkv, N, D]."""
+        return np.concatenate([piece.key.floats(dtype) for piece in self.pieces], axis=2)
+
+    def value_floats(self, dtype: npt.DTypeLike) -> Array:
+        """Give the values of all pieces as one array of NumPy floats [B, Hkv, N, Dv]."""
+        return np.concatenate([piece.value.floats(dtype) for piece in self.pieces], axis=2)
 
     def with_reading(self, want: Want) -> Problem:
         """Add what a reading wants, validated."""
@@ -118,19 +144,17 @@ def make_problem(
     sinks: Any,
     first_key: int = 0,
 ) -> Problem:
-    """Validate the arguments of attention and freeze them."""
-    taken = {name: _tokens(name, array) for name, array in (("query", query), ("key", key), ("value", value))}
-    _fit(taken)
-    batch, query_heads, queries, head_dim = taken["query"].data.shape
-    keys = taken["key"].data.shape[2]
-    scores = (batch, query_heads, queries, keys)
+    """Validate the arguments of attention and freeze them; key and value may come in `Pieces`."""
+    taken_query = _tokens("query", query)
+    pieces = _pieces(taken_query, key, value)
+    batch, query_heads, queries, head_dim = taken_query.data.shape
+    scores = (batch, query_heads, queries, sum(piece.tokens for piece in pieces))
     first_key = whole("first_key", first_key, minimum=0)
     scale = head_dim**-0.5 if scale is None else real("scale", scale)
     return Problem(
-        query=taken["query"],
-        key=taken["key"],
-        value=taken["value"],
-        bias=None if bias is None else _bias(bias, scores, taken["query"].dtype),
+        query=taken_query,
+        pieces=pieces,
+        bias=None if bias is None else _bias(bias, scores, taken_query.dtype),
         sinks=None if sinks is None else _sinks(sinks, query_heads),
         scale=scale,
         softcap=None if softcap is None else _softcap(softcap, scale),
@@ -179,14 +203,40 @@ def _tokens(name: str, array: Any) -> Taken:
     return Taken(rows_in_place(taken.data), taken.dtype, taken.like)
 
 
-def _fit(taken: dict[str, Taken]) -> None:
-    query, key, value = (taken[name] for name in ("query", "key", "value"))
-    for name in ("key", "value"):
-        if taken[name].dtype != query.dtype:
-            raise DtypeError(f"{name} has dtype {taken[name].dtype} and query has {query.dtype}; the three share one")
-        if taken[name].data.shape[0] != query.data.shape[0]:
+def _pieces(query: Taken, key: Any, value: Any) -> tuple[Piece, ...]:
+    if not isinstance(key, Pieces) and not isinstance(value, Pieces):
+        piece = Piece(_tokens("key", key), _tokens("value", value))
+        _fit(query, piece)
+        return (piece,)
+    if not isinstance(key, Pieces) or not isinstance(value, Pieces) or len(key) != len(value) or not key:
+        raise ShapeError("key and value come in one array each, or in the same number of pieces, one or more")
+    pieces = tuple(
+        Piece(_tokens(f"key piece {number}", keys), _tokens(f"value piece {number}", values))
+        for number, (keys, values) in enumerate(zip(key, value, strict=True))
+    )
+    for number, piece in enumerate(pieces):
+        _fit(query, piece)
+        for name, found, wanted in zip(("key", "value"), piece, pieces[0], strict=True):
+            if (found.data.shape[1], found.data.shape[3]) != (wanted.data.shape[1], wanted.data.shape[3]):
+                raise ShapeError(
+                    f"{name} piece {number} has shape {list(found.data.shape)} and the first piece "
+                    f"{list(wanted.data.shape)}; heads and head_dim must agree"
+                )
+    tokens = sum(piece.tokens for piece in pieces)
+    if tokens > MAXIMUM_TOKENS:
+        raise ShapeError(f"key has {tokens} tokens in all; at most {MAXIMUM_TOKENS} fit one call")
+    # Pieces without tokens would only be asked in vain; one is kept where there is no other.
+    return tuple(piece for piece in pieces if piece.tokens) or pieces[:1]
+
+
+def _fit(query: Taken, piece: Piece) -> None:
+    key, value = piece
+    for name, array in (("key", key), ("value", value)):
+        if array.dtype != query.dtype:
+            raise DtypeError(f"{name} has dtype {array.dtype} and query has {query.dtype}; the three share one")
+        if array.data.shape[0] != query.data.shape[0]:
             raise ShapeError(
-                f"{name} has {taken[name].data.shape[0]} batch items, query has {query.data.shape[0]}; they must agree"
+                f"{name} has {array.data.shape[0]} batch items, query has {query.data.shape[0]}; they must agree"
             )
     if key.data.shape[3] != query.data.shape[3]:
         raise ShapeError(f"key has head_dim {key.data.shape[3]} and query has {query.data.shape[3]}; they must agree")

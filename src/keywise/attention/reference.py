@@ -66,7 +66,7 @@ def visible(problem: Problem) -> Array:
 def raw_scores(problem: Problem) -> Array:
     """Compute query . key * scale in float64, before softcap, bias and mask: [B, Hq, Q, N]."""
     group = problem.shape[1] // problem.shape[2]
-    key = np.repeat(problem.key.floats(np.float64), group, axis=1)
+    key = np.repeat(problem.key_floats(np.float64), group, axis=1)
     with np.errstate(invalid="ignore", over="ignore"):
         return np.asarray(np.matmul(problem.query.floats(np.float64), key.swapaxes(2, 3)) * problem.scale)
 
@@ -112,7 +112,7 @@ def evaluate(problem: Problem) -> Result:
 def _weighted_values(exponential: Array, problem: Problem) -> Array:
     """Sum exponential x value over the keys; a key of weight 0 contributes nothing, whatever its value holds."""
     group = problem.shape[1] // problem.shape[2]
-    value = np.repeat(problem.value.floats(np.float64), group, axis=1)
+    value = np.repeat(problem.value_floats(np.float64), group, axis=1)
     finite = np.isfinite(value)
     values = np.asarray(np.matmul(exponential, np.where(finite, value, 0.0)))
     for item, head, key in np.argwhere(~finite.all(axis=3) & (exponential != 0.0).any(axis=2)):

@@ -1,0 +1,148 @@
+"""Keys and values in pieces: the same results as in one array, and nothing is copied together."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import keywise as kw
+from cases import DTYPES, MASKS, Case
+from judging import arguments_of, check_output, check_reading, numbers, verdict_of
+from keywise.attention.operation import Pieces, run
+from keywise.attention.problem import Want, make_problem
+from keywise.errors import DtypeError, ShapeError
+
+
+def in_pieces(arguments: dict[str, Any], cuts: tuple[int, ...]) -> dict[str, Any]:
+    """Cut keys and values at some tokens, every other piece moved to memory of its own."""
+    cut: dict[str, Any] = dict(arguments)
+    for name in ("key", "value"):
+        array = arguments[name]
+        bounds = itertools.pairwise([0, *cuts, array.shape[2]])
+        parts = [array[:, :, begin:end] for begin, end in bounds]
+        cut[name] = Pieces(part.contiguous() if number % 2 else part for number, part in enumerate(parts))
+    return cut
+
+
+def check_pieces(case: Case, cuts: tuple[int, ...]) -> None:
+    arguments = in_pieces(arguments_of(case), cuts)
+    check_output(run(**arguments), verdict_of(case))
+    check_reading(run(**arguments, reading=Want(**case.reading_arguments())), verdict_of(case))
+
+
+CUTS = ((33,), (1, 2, 300), (0, 17, 17, 255, 299), tuple(range(7, 300, 23)))
+CASES = [
+    Case(
+        DTYPES[number % 3],
+        queries=(1, 3, 60)[number % 3],
+        keys=300,
+        group=1 + number % 3,
+        head_dim=(24, 64)[number % 2],
+        value_dim=(0, 9)[number % 2],
+        mask=mask,
+        bias=("none", "full", "per key", "hiding")[number % 4],
+        softcap=(None, 20.0)[number % 2],
+        sinks=number % 2 == 0,
+        peaky=number % 3 == 0,
+        top=(8, 1, 40)[number % 3],
+        segments=("bounds", "ids", "inner bounds")[number % 3],
+        row_weights=number % 2 == 0,
+        seed=number,
+    )
+    for number, mask in enumerate(MASKS)
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.mask)
+@pytest.mark.parametrize("cuts", CUTS, ids=lambda cuts: f"{len(cuts) + 1} pieces")
+def test_pieces_give_what_one_array_gives(case: Case, cuts: tuple[int, ...], target: str) -> None:
+    check_pieces(case, cuts)
+
+
+LONG = [
+    (Case(batch=1, key_heads=1, group=4, queries=1, keys=5_000, head_dim=64, segments="ids"), (4_000, 4_999)),
+    (
+        Case("bfloat16", batch=1, key_heads=1, group=8, queries=2, keys=4_100, mask="causal window"),
+        (1_024, 1_025, 3_000),
+    ),
+    (Case("float16", batch=1, key_heads=2, queries=150, keys=1_500, mask="causal", segments="bounds"), (700, 1_301)),
+    (
+        Case(batch=1, key_heads=1, queries=49, keys=2_000, head_dim=16, top=40, row_weights=True),
+        tuple(range(10, 2_000, 9)),
+    ),
+]
+
+
+@pytest.mark.parametrize(("case", "cuts"), LONG, ids=lambda item: item.dtype if isinstance(item, Case) else len(item))
+def test_long_pieces(case: Case, cuts: tuple[int, ...], kernel: str) -> None:
+    check_pieces(case, cuts)
+
+
+@pytest.mark.parametrize("queries", [1, 30])
+def test_pieces_are_read_where_they_are_and_give_the_same_bits_on_any_number_of_threads(queries: int) -> None:
+    arguments = in_pieces(Case(queries=queries, key_heads=1, keys=3_000, mask="causal").arguments(), (900, 2_500))
+    problem = make_problem(**arguments)
+    for piece, key, value in zip(problem.pieces, arguments["key"], arguments["value"], strict=True):
+        assert np.shares_memory(piece.key.data, key.numpy())
+        assert np.shares_memory(piece.value.data, value.numpy())
+    found = []
+    for threads in (1, 2, 3, 7):
+        kw.set_threads(threads)
+        reading = run(**arguments, reading=Want())
+        found.append((reading.output, reading.key_mass, reading.top_weights, reading.entropy))
+    kw.set_threads(None)
+    for others in found[1:]:
+        for one, other in zip(found[0], others, strict=True):
+            assert torch.equal(one, other)
+
+
+def test_a_cut_where_blocks_end_changes_no_bit(kernel: str) -> None:
+    arguments = Case("bfloat16", queries=60, keys=1_000, mask="causal", peaky=True).arguments()
+    whole, cut = run(**arguments, reading=Want()), run(**in_pieces(arguments, (256, 768)), reading=Want())
+    for name in ("output", "lse", "entropy", "top_keys", "top_weights", "key_mass"):
+        np.testing.assert_array_equal(numbers(getattr(cut, name)), numbers(getattr(whole, name)), err_msg=name)
+
+
+def test_poison_in_one_piece_stays_hidden_in_all(target: str) -> None:
+    arguments = Case(batch=1, queries=2, keys=40).arguments()
+    poisoned = {name: arguments[name].clone() for name in ("key", "value")}
+    for name in ("key", "value"):
+        poisoned[name][:, :, 20:25] = torch.nan
+    mask = kw.Mask(starts=[25])
+    right = kw.attend(**{**arguments, "mask": mask})
+    got = run(**in_pieces({**arguments, **poisoned, "mask": mask}, (23, 30)))
+    np.testing.assert_allclose(numbers(got), numbers(right), atol=1e-6)
+
+
+def test_pieces_that_do_not_fit_are_refused() -> None:
+    query, piece = np.ones((1, 2, 3, 4), np.float32), np.ones((1, 2, 5, 4), np.float32)
+    with pytest.raises(ShapeError, match="same number of pieces"):
+        run(query, Pieces([piece, piece]), Pieces([piece]))
+    with pytest.raises(ShapeError, match="same number of pieces"):
+        run(query, Pieces(), Pieces())
+    with pytest.raises(ShapeError, match="same number of pieces"):
+        run(query, piece, Pieces([piece]))
+    with pytest.raises(ShapeError, match="key piece 1 has shape"):
+        run(query, Pieces([piece, piece[:, :1]]), Pieces([piece, piece[:, :1]]))
+    with pytest.raises(ShapeError, match="value piece 1 has shape"):
+        run(query, Pieces([piece, piece]), Pieces([piece, piece[..., :3]]))
+    with pytest.raises(DtypeError, match="float16"):
+        run(query, Pieces([piece, piece.astype(np.float16)]), Pieces([piece, piece]))
+
+
+def test_pieces_without_tokens_are_passed_over(target: str) -> None:
+    arguments = Case(queries=3, keys=20).arguments()
+    empty, none = arguments["key"][:, :, :0], Pieces([arguments["key"][:, :, :0]] * 2)
+    whole = run(
+        **{
+            **arguments,
+            "key": Pieces([empty, arguments["key"], empty]),
+            "value": Pieces([empty, arguments["value"], empty]),
+        }
+    )
+    assert torch.equal(whole, kw.attend(**arguments))
+    assert not run(**{**arguments, "key": none, "value": none}).any()
