@@ -46,13 +46,13 @@ static Vec largest_of_lanes(const float* scores, int64_t begin, int64_t end, Vec
 }
 
 template <bool kMoments>
-static inline void weigh(Vec factor, Vec peak, Vec score, float* weights, Vec& total, Vec& moment) {
-  const Vec x = mul(sub(score, peak), factor);
+static inline void weigh(Vec factor, Vec peak, float* scores, Vec& total, Vec& moment) {
+  const Vec x = mul(sub(load(scores), peak), factor);
   const Vec weight = exp2_nonpositive(x);
   // Weights below 2^-126 are 0, so the clamp changes nothing but keeps -inf x 0 out.
   if (kMoments) moment = mul_add(weight, maximum(broadcast(-200.0f), x), moment);
   total = add(total, weight);
-  store(weights, weight);
+  store(scores, weight);
 }
 
 static void clear_state(const Problem& problem, const Task& task, const State& state) {
@@ -218,16 +218,11 @@ struct Pass {
     Vec total = zero(), moment = zero();
     for (int64_t block = first_block; block < last_block; ++block) {
       float* scores = line(block, row);
-      const int64_t first_key = task.first_key() + block * kBlockKeys, end = lines.end[place(block, row)];
-      for (int64_t j = lines.begin[place(block, row)]; j < end; j += kPanelKeys) {
-        const Vec left = load(scores + j), right = load(scores + j + kLanes);
-        if (kContest) {
-          const Vec bar = broadcast(contest.bar);
-          const unsigned above = lanes_above(left, bar) | lanes_above(right, bar) << kLanes;
-          if (above) contest.offer(above, scores + j, first_key + j);
-        }
-        weigh<kMoments>(factor, all_peak, left, scores + j, total, moment);
-        weigh<kMoments>(factor, all_peak, right, scores + j + kLanes, total, moment);
+      const int64_t begin = lines.begin[place(block, row)], end = lines.end[place(block, row)];
+      if (kContest) contest.offer(scores, begin, end, task.first_key() + block * kBlockKeys);
+      for (int64_t j = begin; j < end; j += kPanelKeys) {
+        weigh<kMoments>(factor, all_peak, scores + j, total, moment);
+        weigh<kMoments>(factor, all_peak, scores + j + kLanes, total, moment);
       }
     }
     if (kContest) contest.settle();

@@ -40,19 +40,39 @@ static void write_partial(const Problem& problem, int64_t row, float peak, float
   __builtin_memcpy(problem.values + row * problem.value_dim, values, std::size_t(problem.value_dim) * sizeof(float));
 }
 
-static float sum_of(const float* numbers, int64_t count) {
-  Vec total = zero();
-  int64_t j = 0;
-  for (; j + kLanes <= count; j += kLanes) total = add(total, load(numbers + j));
-  if (j < count) total = add(total, load_first(numbers + j, int(count - j)));
-  return sum(total);
-}
+// Sums of many short runs of numbers, kLanes of them reduced at a time.
+struct RunSums {
+  explicit RunSums(float* mass) : mass(mass) {}  // the rest is written before it is read
+
+  float* mass;
+  int64_t waiting = 0;
+  int64_t segments[kLanes];
+  Vec sums[kLanes];
+
+  void take(const float* numbers, int64_t count, float factor, int64_t segment) {
+    Vec total = zero();
+    for (; count >= kLanes; count -= kLanes, numbers += kLanes) total = add(total, load(numbers));
+    if (count) total = add(total, load_first(numbers, int(count)));
+    segments[waiting] = segment;
+    sums[waiting++] = mul(total, broadcast(factor));
+    if (waiting == kLanes) settle();
+  }
+
+  void settle() {
+    for (int64_t i = waiting; i < kLanes; ++i) sums[i] = zero();
+    float totals[kLanes];
+    store(totals, sum_each(sums));
+    for (int64_t i = 0; i < waiting; ++i) mass[segments[i]] += totals[i];
+    waiting = 0;
+  }
+};
 
 // Segment mass of one row: its weights, block by block, against the runs.
 static void write_segments(const Problem& problem, const Strip* strips, int64_t strip_count, int64_t rows, int64_t row,
                            float peak, float inverse, float* mass) {
   const Reading& reading = problem.reading;
   for (int64_t s = 0; s < reading.segments; ++s) mass[s] = 0.0f;
+  RunSums sums(mass);
   int64_t run = 0;
   for (int64_t number = 0; number < strip_count; ++number) {
     const Strip& strip = strips[number];
@@ -68,10 +88,11 @@ static void write_segments(const Problem& problem, const Strip* strips, int64_t 
       for (int64_t i = run; i < reading.run_count && reading.runs[3 * i] < end; ++i) {
         const int64_t from = reading.runs[3 * i] > begin ? reading.runs[3 * i] : begin;
         const int64_t to = reading.runs[3 * i + 1] < end ? reading.runs[3 * i + 1] : end;
-        mass[reading.runs[3 * i + 2]] += factor * sum_of(weights + from, to - from);
+        sums.take(weights + from, to - from, factor, reading.runs[3 * i + 2]);
       }
     }
   }
+  sums.settle();
 }
 
 static void write_row_readings(const Problem& problem, int64_t row, const Norm& norm, float peak, float total,

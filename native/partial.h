@@ -6,6 +6,8 @@
 // wait for branches that cannot be predicted.
 static void select_largest(float* candidates, const int32_t* candidate_keys, int64_t count, int64_t top, float* scores,
                            int32_t* keys) {
+  float no_score;
+  int32_t no_key;
   for (int64_t j = count; j < round_up(count, kLanes); ++j) candidates[j] = -__builtin_inff();
   for (int64_t i = 0; i < count; ++i) {
     const Vec score = broadcast(candidates[i]);
@@ -17,9 +19,10 @@ static void select_largest(float* candidates, const int32_t* candidate_keys, int
       const unsigned ahead = (lanes_above(others, score) & ~before) | (~lanes_above(score, others) & before);
       place += __builtin_popcount(ahead);
     }
-    if (place >= top) continue;
-    scores[place] = candidates[i];
-    keys[place] = candidate_keys[i];
+    float* score_place = place < top ? scores + place : &no_score;
+    int32_t* key_place = place < top ? keys + place : &no_key;
+    *score_place = candidates[i];
+    *key_place = candidate_keys[i];
   }
 }
 

@@ -38,15 +38,30 @@ struct Contest {
     if (reached > bar) bar = __builtin_nextafterf(reached, -kInfinity);
   }
 
-  void offer(unsigned above, const float* scores, int64_t first_key) {
-    for (; above; above &= above - 1) {
-      const int i = __builtin_ctz(above);
-      candidates[count] = scores[i];
-      keys[count++] = int32_t(first_key + i);
+  // Offers the scores [begin, end) of a block. Whether a panel holds one that matters cannot be predicted, so the panels
+  // that do are listed first, without a branch.
+  void offer(const float* scores, int64_t begin, int64_t end, int64_t first_key) {
+    int32_t panels[kBlockKeys / kPanelKeys];
+    unsigned above[kBlockKeys / kPanelKeys];
+    const Vec least = broadcast(bar);
+    int64_t found = 0;
+    for (int64_t j = begin; j < end; j += kPanelKeys) {
+      panels[found] = int32_t(j);
+      above[found] = lanes_above(load(scores + j), least) | lanes_above(load(scores + j + kLanes), least) << kLanes;
+      found += above[found] != 0;
     }
-    if (count + kPanelKeys <= candidate_room(top)) return;
-    settle();
-    begin_with_kept();
+    for (int64_t i = 0; i < found; ++i) {
+      unsigned rest = above[i];
+      do {
+        const int64_t key = panels[i] + __builtin_ctz(rest);
+        candidates[count] = scores[key];
+        keys[count++] = int32_t(first_key + key);
+        rest &= rest - 1;
+      } while (rest);
+      if (count + kPanelKeys <= candidate_room(top)) continue;
+      settle();
+      begin_with_kept();
+    }
   }
 
   void settle() { select_largest(candidates, keys, count, top, top_scores, top_keys); }
