@@ -33,6 +33,10 @@ struct Call {
   std::string dtype;
   Tokens query;
   std::vector<Tokens> key, value;  // in pieces
+  void add_piece(const Tokens& next_key, const Tokens& next_value) {
+    key.push_back(next_key);
+    value.push_back(next_value);
+  }
   std::optional<Tokens> bias;
   std::string bias_dtype;
   std::optional<Input<float, 1>> sinks;
@@ -48,7 +52,7 @@ struct Call {
   std::optional<Output<float>> peak, total, values;
 
   int64_t first_row = 0, last_row = 0, top = 0;
-  std::optional<Output<float>> lse, entropy, top_weights, key_mass, segment_mass;
+  std::optional<Output<float>> lse, entropy, top_weights, covered, key_mass, segment_mass;
   std::optional<Output<int32_t>> top_keys;
   std::optional<Input<int64_t, 2>> runs;
   std::optional<Input<float, 3>> row_weights;
@@ -144,6 +148,7 @@ keywise::Problem problem_of(const Call& call, const std::vector<keywise::Piece>&
   r.top = call.top;
   r.top_keys = data_of(call.top_keys);
   r.top_weights = data_of(call.top_weights);
+  r.covered = data_of(call.covered);
   r.key_mass = data_of(call.key_mass);
   r.segment_mass = data_of(call.segment_mass);
   if (call.segment_mass) r.segments = int64_t(call.segment_mass->shape(3));
@@ -228,8 +233,7 @@ NB_MODULE(_native, module) {
       .def(nb::init<>())
       .def_rw("dtype", &Call::dtype)
       .def_rw("query", &Call::query)
-      .def_rw("key", &Call::key)
-      .def_rw("value", &Call::value)
+      .def("add_piece", &Call::add_piece, nb::arg("key"), nb::arg("value"), "Add the next piece of keys and values.")
       .def_rw("bias", &Call::bias, nb::for_setter(nb::arg().none()))
       .def_rw("bias_dtype", &Call::bias_dtype)
       .def_rw("sinks", &Call::sinks, nb::for_setter(nb::arg().none()))
@@ -255,6 +259,7 @@ NB_MODULE(_native, module) {
       .def_rw("entropy", &Call::entropy, nb::for_setter(nb::arg().none()))
       .def_rw("top_keys", &Call::top_keys, nb::for_setter(nb::arg().none()))
       .def_rw("top_weights", &Call::top_weights, nb::for_setter(nb::arg().none()))
+      .def_rw("covered", &Call::covered, nb::for_setter(nb::arg().none()))
       .def_rw("key_mass", &Call::key_mass, nb::for_setter(nb::arg().none()))
       .def_rw("segment_mass", &Call::segment_mass, nb::for_setter(nb::arg().none()))
       .def_rw("runs", &Call::runs, nb::for_setter(nb::arg().none()))

@@ -62,6 +62,7 @@ struct Reading {
   int64_t top = 0;
   int32_t* top_keys = nullptr;   // [batch, query heads, rows, top]
   float* top_weights = nullptr;  // [batch, query heads, rows, top]
+  float* covered = nullptr;      // [batch, query heads, rows] their sum
   float* key_mass = nullptr;     // [batch, query heads, keys]
   float* segment_mass = nullptr;  // [batch, query heads, rows, segments]
   int64_t segments = 0;

@@ -101,12 +101,16 @@ static void write_row_readings(const Problem& problem, int64_t row, const Norm& 
   const float natural = norm.log_base2 * kLn2;
   reading.lse[row] = norm.empty ? -kInfinity : peak * problem.score_unit() + natural;
   reading.entropy[row] = norm.empty ? 0.0f : norm.inverse * (natural * total - kLn2 * moment);
+  double covered = 0;
   for (int64_t i = 0; i < reading.top; ++i) {
     const bool found = top_keys[i] >= 0;
-    reading.top_keys[row * reading.top + i] = top_keys[i];
-    reading.top_weights[row * reading.top + i] =
+    const float weight =
         found ? __builtin_exp2f((top_scores[i] - peak) * problem.score_unit_base2()) * norm.inverse : 0.0f;
+    reading.top_keys[row * reading.top + i] = top_keys[i];
+    reading.top_weights[row * reading.top + i] = weight;
+    covered += double(weight);
   }
+  reading.covered[row] = float(covered);
 }
 
 // Key mass: row weight x weight, per block in float32, across blocks of rows in float64.

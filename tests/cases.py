@@ -95,7 +95,7 @@ class Case:
 
     def problem(self) -> Problem:
         """Give the validated problem, reading included."""
-        return make_problem(**self.arguments()).with_reading(Want(**self.reading_arguments()))
+        return make_problem(**self.arguments(), reading=Want(**self.reading_arguments()))
 
     def _numbers(self, random_numbers: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         query_shape = (self.batch, self.key_heads * self.group, self.queries, self.head_dim)

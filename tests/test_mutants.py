@@ -36,7 +36,7 @@ def healthy(dtype: str, peaky: bool) -> Arguments:
 
 @lru_cache
 def healthy_verdict(dtype: str, peaky: bool) -> Verdict:
-    return verdict(make_problem(**healthy(dtype, peaky)).with_reading(Want(**READING)))
+    return verdict(make_problem(**healthy(dtype, peaky), reading=Want(**READING)))
 
 
 def uniform_weights(arguments: Arguments) -> Arguments:
@@ -197,7 +197,7 @@ def test_a_wrong_definition_is_caught(
     target: str, dtype: str, peaky: bool, mutant: Callable[[Arguments], Arguments]
 ) -> None:
     arguments, judged = healthy(dtype, peaky), healthy_verdict(dtype, peaky)
-    wrong = make_problem(**mutant(arguments)).with_reading(Want(**READING))
+    wrong = make_problem(**mutant(arguments), reading=Want(**READING))
     mutated = replace(judged, truth=reference.evaluate(wrong), score=reference.scores(wrong))
     with pytest.raises(AssertionError, match="output"):
         check_output(kw.attend(**arguments), mutated)

@@ -2,7 +2,6 @@
 The kernels of keywise. Private: keywise.attention.kernels is the only caller.
 """
 
-from collections.abc import Sequence
 from typing import Annotated
 
 import numpy
@@ -26,17 +25,8 @@ class Call:
     @query.setter
     def query(self, arg: Annotated[NDArray, dict(shape=(None, None, None, None), device='cpu', writable=False)], /) -> None: ...
 
-    @property
-    def key(self) -> list[Annotated[NDArray, dict(shape=(None, None, None, None), device='cpu', writable=False)]]: ...
-
-    @key.setter
-    def key(self, arg: Sequence[Annotated[NDArray, dict(shape=(None, None, None, None), device='cpu', writable=False)]], /) -> None: ...
-
-    @property
-    def value(self) -> list[Annotated[NDArray, dict(shape=(None, None, None, None), device='cpu', writable=False)]]: ...
-
-    @value.setter
-    def value(self, arg: Sequence[Annotated[NDArray, dict(shape=(None, None, None, None), device='cpu', writable=False)]], /) -> None: ...
+    def add_piece(self, key: Annotated[NDArray, dict(shape=(None, None, None, None), device='cpu', writable=False)], value: Annotated[NDArray, dict(shape=(None, None, None, None), device='cpu', writable=False)]) -> None:
+        """Add the next piece of keys and values."""
 
     @property
     def bias(self) -> Annotated[NDArray, dict(shape=(None, None, None, None), device='cpu', writable=False)] | None: ...
@@ -187,6 +177,12 @@ class Call:
 
     @top_weights.setter
     def top_weights(self, arg: Annotated[NDArray[numpy.float32], dict(device='cpu')] | None, /) -> None: ...
+
+    @property
+    def covered(self) -> Annotated[NDArray[numpy.float32], dict(device='cpu')] | None: ...
+
+    @covered.setter
+    def covered(self, arg: Annotated[NDArray[numpy.float32], dict(device='cpu')] | None, /) -> None: ...
 
     @property
     def key_mass(self) -> Annotated[NDArray[numpy.float32], dict(device='cpu')] | None: ...

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import functools
+import math
 import sys
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -14,12 +14,13 @@ from keywise.errors import DtypeError, TargetError
 
 FLOATS = ("float32", "float16", "bfloat16", "float64")
 _DLPACK_CPU = 1
+_FEW_ELEMENTS = 1 << 17
+_BFLOAT16_BITS = np.dtype(np.uint16)
 
 Array = npt.NDArray[Any]
 
 
-@dataclass(frozen=True)
-class Taken:
+class Taken(NamedTuple):
     """An argument as a NumPy array over the same memory; bfloat16 travels as uint16 because NumPy has no such type."""
 
     data: Array
@@ -36,8 +37,6 @@ class Taken:
 
 def take(name: str, value: Any) -> Taken:
     """Take an array argument as it is; refuse what is not an array on this CPU without gradients."""
-    if isinstance(value, Taken):
-        return value
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(value, torch.Tensor):
         return _take_torch(name, value, torch)
@@ -62,17 +61,18 @@ def take(name: str, value: Any) -> Taken:
 
 
 def _take_torch(name: str, tensor: Any, torch: Any) -> Taken:
-    if tensor.device.type != "cpu":
+    if not tensor.is_cpu:
         raise TargetError(f"{name} lives on device '{tensor.device}'; keywise computes on the CPU: use {name}.cpu()")
-    if tensor.layout != torch.strided:
+    if tensor.layout is not torch.strided:
         raise DtypeError(f"{name} has layout {tensor.layout}; use {name}.to_dense()")
     if tensor.requires_grad and torch.is_grad_enabled():
         raise TargetError(
             f"{name} requires gradients and keywise has no backward pass: call inside torch.no_grad(), "
             f"or pass {name}.detach()"
         )
-    tensor = tensor.detach()
-    if tensor.dtype == torch.bfloat16:
+    if tensor.requires_grad or type(tensor) is not torch.Tensor:  # a subclass may hold its elements elsewhere
+        tensor = tensor.detach()
+    if tensor.dtype is torch.bfloat16:
         return Taken(tensor.view(torch.uint16).numpy(), "bfloat16", tensor)
     try:
         data = tensor.numpy()
@@ -96,29 +96,32 @@ def _name(dtype: np.dtype[Any]) -> str:
 
 def countable(data: Array) -> Array:
     """Give the array itself when its strides are whole elements on their natural boundary, else a copy."""
-    if data.flags.aligned and all(stride % data.itemsize == 0 for stride in data.strides):
+    if data.flags.aligned and math.gcd(*data.strides) % data.itemsize == 0:
         return data
     return data.copy(order="C")
 
 
 def rows_in_place(data: Array) -> Array:
     """Give the array itself when the kernels can read it in place (contiguous last axis), else a contiguous copy."""
+    if data.flags.c_contiguous and data.flags.aligned:
+        return data
     if data.shape[-1] <= 1 or data.strides[-1] == data.itemsize:
         return countable(data)
     return data.copy(order="C")
 
 
 def empty(shape: tuple[int, ...], dtype: str, like: Any) -> Array:
-    """Make an uninitialised array (bfloat16 as uint16) in memory of the library of `like`.
+    """Make an uninitialised array (bfloat16 as uint16) for a result in the library of `like`.
 
-    NumPy asks for huge pages, and between torch's own tensors these fragment the heap by hundreds of megabytes.
+    NumPy asks for huge pages, and between torch's own tensors these fragment the heap by hundreds of megabytes; what
+    is too small for huge pages NumPy makes in a third of the time.
     """
     stored = "uint16" if dtype == "bfloat16" else dtype
     torch = sys.modules.get("torch")
-    if torch is not None and isinstance(like, torch.Tensor):
-        memory: Array = torch.empty(shape, dtype=getattr(torch, stored)).numpy()
-        return memory
-    return np.empty(shape, stored)
+    if torch is None or not isinstance(like, torch.Tensor) or math.prod(shape) < _FEW_ELEMENTS:
+        return np.empty(shape, stored)
+    memory: Array = torch.empty(shape, dtype=getattr(torch, stored)).numpy()
+    return memory
 
 
 def round_to(data: Array, dtype: str) -> Array:
@@ -137,13 +140,14 @@ def round_to(data: Array, dtype: str) -> Array:
     return np.where(np.isnan(single), np.uint16(0x7FC0), rounded)
 
 
-def give(data: Array, dtype: str, like: Any) -> Any:
-    """Hand a result back in the library of `like` (the query), without a copy for NumPy and torch."""
+def give(data: Array, like: Any) -> Any:
+    """Hand a result of `empty` back in the library of `like` (the query), without a copy for NumPy and torch."""
+    bfloat16 = data.dtype == _BFLOAT16_BITS
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(like, torch.Tensor):
         tensor = torch.from_numpy(data)
-        return tensor.view(torch.bfloat16) if dtype == "bfloat16" else tensor
-    if dtype == "bfloat16":
+        return tensor.view(torch.bfloat16) if bfloat16 else tensor
+    if bfloat16:
         import ml_dtypes  # noqa: PLC0415  (only those who hold a NumPy bfloat16 array have it)
 
         data = data.view(ml_dtypes.bfloat16)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 import threading
@@ -14,10 +15,9 @@ from typing import Any
 import numpy as np
 
 from keywise.attention import _native, reference
-from keywise.attention.arrays import Array, empty, round_to
+from keywise.attention.arrays import Array, round_to
 from keywise.attention.partial import Partial
-from keywise.attention.problem import Problem, ReadingPlan, make_problem, whole
-from keywise.attention.reference import Result
+from keywise.attention.problem import Problem, make_problem, whole
 from keywise.errors import OptionError, TargetError
 
 REFERENCE = "reference"
@@ -123,15 +123,15 @@ def explain(query: Any = None, key: Any = None, value: Any = None, **options: An
         mask, bias, scale, softcap, sinks = (options.get(name) for name in names)
         problem = make_problem(query, key, value, mask=mask, bias=bias, scale=scale, softcap=softcap, sinks=sinks)
         dtype = problem.dtype
-    reasons = {name: _reason(name, dtype) for name in _REASONS}
+    asked = _chosen.get()
+    reasons = {name: _reason(name, dtype, asked) for name in _REASONS}
     target = next((name for name, reason in reasons.items() if not reason), None)
     return Explanation(target, reasons, get_threads())
 
 
-def _reason(name: str, dtype: str | None) -> str:
+def _reason(name: str, dtype: str | None, asked: str | None) -> str:
     if _REASONS[name]:
         return _REASONS[name]
-    asked = _chosen.get()
     if asked is not None and name != asked:
         return f"target {asked!r} was asked for by name"
     if dtype == "float64" and name != REFERENCE:
@@ -139,13 +139,12 @@ def _reason(name: str, dtype: str | None) -> str:
     return ""
 
 
-def _target(dtype: str) -> str:
-    reasons = {name: _reason(name, dtype) for name in _REASONS}
-    for name, reason in reasons.items():
+@functools.cache
+def _target(dtype: str, asked: str | None) -> str:
+    for name in _REASONS:
         # The definition is slow and stores every score: it runs when it is asked for by name, never in silence.
-        if not reason and (name != REFERENCE or _chosen.get() == REFERENCE):
+        if not _reason(name, dtype, asked) and (name != REFERENCE or asked == REFERENCE):
             return name
-    asked = _chosen.get()
     detail = f"the target asked for, {asked!r}, " if asked else "no kernel "
     raise TargetError(f"{detail}computes {dtype}: use float32, or run it inside keywise.using('reference')")
 
@@ -186,23 +185,25 @@ def get_threads() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def run(problem: Problem, output: Array) -> Result:
-    """Run a problem on the chosen target; `output` [B, Hq, Q, Dv] is written in place."""
-    target = _target(problem.dtype)
+def run(problem: Problem, output: Array, readings: dict[str, Array]) -> None:
+    """Run a problem on the chosen target; `output` [B, Hq, Q, Dv] and the readings, by name, are written in place."""
+    target = _target(problem.dtype, _chosen.get())
     if target == REFERENCE:
         result = reference.evaluate(problem)
         output[...] = round_to(result.output, problem.dtype)
-        return result
+        for name, array in readings.items():
+            array[...] = getattr(result, name)
+        return
     call = _call(problem)
     call.output = output
-    found = {} if problem.reading is None else _readings(call, problem, problem.reading)
+    for name, array in readings.items():
+        setattr(call, name, array)
     _run(call, target)
-    return Result(output=output, **found)
 
 
 def run_partial(problem: Problem) -> Partial:
     """Run a problem over part of the keys on the chosen target."""
-    target = _target(problem.dtype)
+    target = _target(problem.dtype, _chosen.get())
     if target == REFERENCE:
         result = reference.evaluate(problem)
         dtype = np.float64 if problem.dtype == "float64" else np.float32
@@ -228,8 +229,8 @@ def _call(problem: Problem) -> _native.Call:
     call = _native.Call()
     call.dtype = problem.dtype
     call.query = problem.query.data
-    call.key = [piece.key.data for piece in problem.pieces]
-    call.value = [piece.value.data for piece in problem.pieces]
+    for key, value in problem.pieces:
+        call.add_piece(key.data, value.data)
     if problem.bias is not None:
         call.bias, call.bias_dtype = problem.bias.data, problem.bias.dtype
     if problem.sinks is not None:
@@ -240,28 +241,8 @@ def _call(problem: Problem) -> _native.Call:
     call.causal, call.left, call.right, call.keep_first = rule.causal, rule.left, rule.right, rule.keep_first
     call.first_key, call.lengths, call.starts = problem.first_key, rule.lengths, rule.starts
     call.documents, call.allowed = rule.documents, rule.allowed
+    plan = problem.reading
+    if plan is not None:
+        call.first_row, call.last_row, call.top = plan.first_row, plan.last_row, plan.top
+        call.runs, call.row_weights = plan.runs, plan.row_weights
     return call
-
-
-def _readings(call: _native.Call, problem: Problem, plan: ReadingPlan) -> dict[str, Array]:
-    batch, query_heads, _, _, keys, _, _ = problem.shape
-    rows = (batch, query_heads, plan.last_row - plan.first_row)
-    shapes: dict[str, tuple[int, ...]] = {
-        "lse": rows,
-        "entropy": rows,
-        "top_keys": (*rows, plan.top),
-        "top_weights": (*rows, plan.top),
-    }
-    if plan.key_mass:
-        shapes["key_mass"] = (batch, query_heads, keys)
-    if plan.segment_count is not None:
-        shapes["segment_mass"] = (*rows, plan.segment_count)
-    found = {
-        name: empty(shape, "int32" if name == "top_keys" else "float32", problem.query.like)
-        for name, shape in shapes.items()
-    }
-    for name, array in found.items():
-        setattr(call, name, array)
-    call.first_row, call.last_row, call.top = plan.first_row, plan.last_row, plan.top
-    call.runs, call.row_weights = plan.runs, plan.row_weights
-    return found

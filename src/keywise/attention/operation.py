@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from keywise.attention import kernels
-from keywise.attention.arrays import Array, empty, give
+from keywise.attention.arrays import empty, give
 from keywise.attention.partial import Partial
-from keywise.attention.problem import Pieces, Problem, Want, make_problem
+from keywise.attention.problem import Pieces, Want, make_problem
 from keywise.attention.reading import Reading
-from keywise.attention.reference import Result
 
 __all__ = ["Pieces", "Want", "attend", "partial", "read", "run"]
 
@@ -182,37 +179,24 @@ def run(
     `transposed_output` stores and returns the output as [B, Q, Hq, Dv].
     """
     problem = make_problem(
-        query, key, value, mask=mask, bias=bias, scale=scale, softcap=softcap, sinks=sinks, first_key=first_key
+        query,
+        key,
+        value,
+        mask=mask,
+        bias=bias,
+        scale=scale,
+        softcap=softcap,
+        sinks=sinks,
+        first_key=first_key,
+        reading=reading,
     )
-    if reading is not None:
-        problem = problem.with_reading(reading)
     batch, query_heads, _, queries, _, _, value_dim = problem.shape
-    if transposed_output:
-        stored = empty((batch, queries, query_heads, value_dim), problem.dtype, problem.query.like)
-        result = kernels.run(problem, stored.swapaxes(1, 2))
-    else:
-        stored = empty((batch, query_heads, queries, value_dim), problem.dtype, problem.query.like)
-        result = kernels.run(problem, stored)
-    output = give(stored, problem.dtype, problem.query.like)
-    return output if reading is None else _reading(output, result, problem)
-
-
-def _reading(output: Any, result: Result, problem: Problem) -> Reading:
     like = problem.query.like
-
-    def hand(data: Array | None) -> Any:
-        if data is None:
-            return None
-        return give(data.astype(np.int32 if data.dtype.kind == "i" else np.float32, copy=False), "readings", like)
-
-    assert result.top_weights is not None
-    return Reading(
-        output=output,
-        lse=hand(result.lse),
-        entropy=hand(result.entropy),
-        top_keys=hand(result.top_keys),
-        top_weights=hand(result.top_weights),
-        covered=hand(result.top_weights.sum(axis=-1)),
-        key_mass=hand(result.key_mass),
-        segment_mass=hand(result.segment_mass),
-    )
+    rows = (queries, query_heads) if transposed_output else (query_heads, queries)
+    output = empty((batch, *rows, value_dim), problem.dtype, like)
+    readings = {name: empty(shape, dtype, like) for name, (shape, dtype) in problem.readings.items()}
+    kernels.run(problem, output.swapaxes(1, 2) if transposed_output else output, readings)
+    given = give(output, like)
+    if reading is None:
+        return given
+    return Reading(output=given, **{name: give(array, like) for name, array in readings.items()})

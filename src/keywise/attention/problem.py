@@ -1,8 +1,11 @@
-"""User arrays become one frozen, validated `Problem`; after it nothing checks again."""
+"""User arrays become one frozen, validated `Problem`; after it nothing checks again.
+
+The records are named tuples: a frozen dataclass takes three times as long to make, which a small call would notice.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import functools
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,8 +20,7 @@ LARGEST_NUMBER = 1e30
 """Kernels hold options in float32."""
 
 
-@dataclass(frozen=True, eq=False)
-class Visibility:
+class Visibility(NamedTuple):
     """A `Mask` resolved against the arrays: absolute positions, per batch item."""
 
     causal: bool
@@ -34,8 +36,7 @@ class Visibility:
     """[B, Hq, Q, N] bool, broadcast by zero strides."""
 
 
-@dataclass(frozen=True, eq=False)
-class Want:
+class Want(NamedTuple):
     """What a reading should find out, and for which query rows.
 
     Parameters
@@ -59,8 +60,7 @@ class Want:
     rows: tuple[int, int] | None = None
 
 
-@dataclass(frozen=True, eq=False)
-class ReadingPlan:
+class ReadingPlan(NamedTuple):
     """A `Want` resolved against the arrays."""
 
     top: int
@@ -75,6 +75,18 @@ class ReadingPlan:
     """[B, Hq, Q] float32, broadcast by zero strides; None for 1 everywhere."""
 
 
+class Sizes(NamedTuple):
+    """(B, Hq, Hkv, Q, N, D, Dv)."""
+
+    batch: int
+    query_heads: int
+    key_heads: int
+    queries: int
+    keys: int
+    head_dim: int
+    value_dim: int
+
+
 class Pieces(tuple[Any, ...]):
     """A key or value argument in several arrays, one after the other along the tokens; none is copied together."""
 
@@ -85,26 +97,21 @@ class Piece(NamedTuple):
     key: Taken
     value: Taken
 
-    @property
-    def tokens(self) -> int:
-        """Number of tokens."""
-        return int(self.key.data.shape[2])
 
-
-@dataclass(frozen=True, eq=False)
-class Problem:
+class Problem(NamedTuple):
     """One call of attention, validated: shapes fit, dtypes agree, every option is usable."""
 
     query: Taken
     pieces: tuple[Piece, ...]
     """One or more, in key order."""
+    shape: Sizes
     bias: Taken | None
     sinks: Array | None
     scale: float
     softcap: float | None
     visibility: Visibility
     first_key: int
-    reading: ReadingPlan | None = None
+    reading: ReadingPlan | None
 
     @property
     def dtype(self) -> str:
@@ -112,12 +119,25 @@ class Problem:
         return self.query.dtype
 
     @property
-    def shape(self) -> tuple[int, int, int, int, int, int, int]:
-        """(B, Hq, Hkv, Q, N, D, Dv)."""
-        batch, query_heads, queries, head_dim = self.query.data.shape
-        _, key_heads, _, value_dim = self.pieces[0].value.data.shape
-        keys = sum(piece.tokens for piece in self.pieces)
-        return batch, query_heads, key_heads, queries, keys, head_dim, value_dim
+    def readings(self) -> dict[str, tuple[tuple[int, ...], str]]:
+        """Shape and dtype of each reading that is wanted, by its name."""
+        plan = self.reading
+        if plan is None:
+            return {}
+        batch, query_heads, _, _, keys, _, _ = self.shape
+        rows = (batch, query_heads, plan.last_row - plan.first_row)
+        wanted = {
+            "lse": (rows, "float32"),
+            "entropy": (rows, "float32"),
+            "top_keys": ((*rows, plan.top), "int32"),
+            "top_weights": ((*rows, plan.top), "float32"),
+            "covered": (rows, "float32"),
+        }
+        if plan.key_mass:
+            wanted["key_mass"] = ((batch, query_heads, keys), "float32")
+        if plan.segment_count is not None:
+            wanted["segment_mass"] = ((*rows, plan.segment_count), "float32")
+        return wanted
 
     def key_floats(self, dtype: npt.DTypeLike) -> Array:
         """Give the keys of all pieces as one array of NumPy floats [B, Hkv, N, D]."""
@@ -126,10 +146,6 @@ class Problem:
     def value_floats(self, dtype: npt.DTypeLike) -> Array:
         """Give the values of all pieces as one array of NumPy floats [B, Hkv, N, Dv]."""
         return np.concatenate([piece.value.floats(dtype) for piece in self.pieces], axis=2)
-
-    def with_reading(self, want: Want) -> Problem:
-        """Add what a reading wants, validated."""
-        return replace(self, reading=_plan(want, self.shape))
 
 
 def make_problem(
@@ -143,23 +159,26 @@ def make_problem(
     softcap: float | None,
     sinks: Any,
     first_key: int = 0,
+    reading: Want | None = None,
 ) -> Problem:
     """Validate the arguments of attention and freeze them; key and value may come in `Pieces`."""
-    taken_query = _tokens("query", query)
-    pieces = _pieces(taken_query, key, value)
-    batch, query_heads, queries, head_dim = taken_query.data.shape
-    scores = (batch, query_heads, queries, sum(piece.tokens for piece in pieces))
+    taken = take("query", query)
+    pieces, sizes = _pieces(taken, key, value)
+    batch, query_heads, _, queries, keys, head_dim, _ = sizes
+    scores = batch, query_heads, queries, keys
     first_key = whole("first_key", first_key, minimum=0)
     scale = head_dim**-0.5 if scale is None else real("scale", scale)
     return Problem(
-        query=taken_query,
-        pieces=pieces,
-        bias=None if bias is None else _bias(bias, scores, taken_query.dtype),
+        _in_place(taken),
+        pieces,
+        sizes,
+        bias=None if bias is None else _bias(bias, scores, taken.dtype),
         sinks=None if sinks is None else _sinks(sinks, query_heads),
         scale=scale,
         softcap=None if softcap is None else _softcap(softcap, scale),
         visibility=_resolve(mask, scores, first_key),
         first_key=first_key,
+        reading=None if reading is None else _plan(reading, scores),
     )
 
 
@@ -190,65 +209,66 @@ def _softcap(value: Any, scale: float) -> float:
     return softcap
 
 
-def _tokens(name: str, array: Any) -> Taken:
-    taken = take(name, array)
-    if taken.dtype not in FLOATS:
-        raise DtypeError(f"{name} has dtype {taken.dtype}; keywise takes {', '.join(FLOATS)}")
-    if taken.data.ndim != 4:
-        raise ShapeError(f"{name} has shape {list(taken.data.shape)}; it needs 4 axes [batch, heads, tokens, head_dim]")
-    if taken.data.shape[3] == 0:
-        raise ShapeError(f"{name} has shape {list(taken.data.shape)}; head_dim is 1 or more")
-    if taken.data.shape[2] > MAXIMUM_TOKENS:
-        raise ShapeError(f"{name} has {taken.data.shape[2]} tokens; at most {MAXIMUM_TOKENS} fit one call")
-    return Taken(rows_in_place(taken.data), taken.dtype, taken.like)
-
-
-def _pieces(query: Taken, key: Any, value: Any) -> tuple[Piece, ...]:
+def _pieces(query: Taken, key: Any, value: Any) -> tuple[tuple[Piece, ...], Sizes]:
+    """Give the pieces, and the sizes of the problem that they make together."""
     if not isinstance(key, Pieces) and not isinstance(value, Pieces):
-        piece = Piece(_tokens("key", key), _tokens("value", value))
-        _fit(query, piece)
-        return (piece,)
+        piece, sizes = _piece(query, key, value)
+        return (piece,), sizes
     if not isinstance(key, Pieces) or not isinstance(value, Pieces) or len(key) != len(value) or not key:
         raise ShapeError("key and value come in one array each, or in the same number of pieces, one or more")
-    pieces = tuple(
-        Piece(_tokens(f"key piece {number}", keys), _tokens(f"value piece {number}", values))
-        for number, (keys, values) in enumerate(zip(key, value, strict=True))
-    )
+    found = [_piece(query, *both, f" piece {number}") for number, both in enumerate(zip(key, value, strict=True))]
+    pieces = tuple(piece for piece, _ in found)
     for number, piece in enumerate(pieces):
-        _fit(query, piece)
-        for name, found, wanted in zip(("key", "value"), piece, pieces[0], strict=True):
-            if (found.data.shape[1], found.data.shape[3]) != (wanted.data.shape[1], wanted.data.shape[3]):
+        for name, array, first in zip(Piece._fields, piece, pieces[0], strict=True):
+            if (array.data.shape[1], array.data.shape[3]) != (first.data.shape[1], first.data.shape[3]):
                 raise ShapeError(
-                    f"{name} piece {number} has shape {list(found.data.shape)} and the first piece "
-                    f"{list(wanted.data.shape)}; heads and head_dim must agree"
+                    f"{name} piece {number} has shape {list(array.data.shape)} and the first piece "
+                    f"{list(first.data.shape)}; heads and head_dim must agree"
                 )
-    tokens = sum(piece.tokens for piece in pieces)
-    if tokens > MAXIMUM_TOKENS:
-        raise ShapeError(f"key has {tokens} tokens in all; at most {MAXIMUM_TOKENS} fit one call")
+    sizes = found[0][1]._replace(keys=sum(sizes.keys for _, sizes in found))
+    if sizes.keys > MAXIMUM_TOKENS:
+        raise ShapeError(f"key has {sizes.keys} tokens in all; at most {MAXIMUM_TOKENS} fit one call")
     # Pieces without tokens would only be asked in vain; one is kept where there is no other.
-    return tuple(piece for piece in pieces if piece.tokens) or pieces[:1]
+    return tuple(piece for piece, sizes in found if sizes.keys) or pieces[:1], sizes
 
 
-def _fit(query: Taken, piece: Piece) -> None:
-    key, value = piece
-    for name, array in (("key", key), ("value", value)):
-        if array.dtype != query.dtype:
-            raise DtypeError(f"{name} has dtype {array.dtype} and query has {query.dtype}; the three share one")
-        if array.data.shape[0] != query.data.shape[0]:
-            raise ShapeError(
-                f"{name} has {array.data.shape[0]} batch items, query has {query.data.shape[0]}; they must agree"
-            )
-    if key.data.shape[3] != query.data.shape[3]:
-        raise ShapeError(f"key has head_dim {key.data.shape[3]} and query has {query.data.shape[3]}; they must agree")
-    if key.data.shape[1:3] != value.data.shape[1:3]:
-        raise ShapeError(
-            f"key has shape {list(key.data.shape)} and value has {list(value.data.shape)}; heads and tokens must agree"
-        )
-    query_heads, key_heads = query.data.shape[1], key.data.shape[1]
-    if key_heads == 0 or query_heads % key_heads:
-        raise ShapeError(
-            f"query has {query_heads} heads and key has {key_heads}; query heads are a multiple of key heads"
-        )
+def _piece(query: Taken, key: Any, value: Any, which: str = "") -> tuple[Piece, Sizes]:
+    keys, values = take(f"key{which}", key), take(f"value{which}", value)
+    dtypes = query.dtype, keys.dtype, values.dtype
+    sizes = _sizes(dtypes, (query.data.shape, keys.data.shape, values.data.shape), which)
+    return Piece(_in_place(keys), _in_place(values)), sizes
+
+
+def _in_place(taken: Taken) -> Taken:
+    data = rows_in_place(taken.data)
+    return taken if data is taken.data else taken._replace(data=data)
+
+
+@functools.lru_cache(maxsize=64)  # the layers of a model are all of the same few
+def _sizes(dtypes: tuple[str, ...], shapes: tuple[tuple[int, ...], ...], which: str) -> Sizes:
+    """Check the dtypes and shapes of query, key and value, and these against each other."""
+    names = "query", f"key{which}", f"value{which}"
+    for name, dtype, shape in zip(names, dtypes, shapes, strict=True):
+        if dtype not in FLOATS:
+            raise DtypeError(f"{name} has dtype {dtype}; keywise takes {', '.join(FLOATS)}")
+        if len(shape) != 4:
+            raise ShapeError(f"{name} has shape {list(shape)}; it needs 4 axes [batch, heads, tokens, head_dim]")
+        if shape[3] == 0:
+            raise ShapeError(f"{name} has shape {list(shape)}; head_dim is 1 or more")
+        if shape[2] > MAXIMUM_TOKENS:
+            raise ShapeError(f"{name} has {shape[2]} tokens; at most {MAXIMUM_TOKENS} fit one call")
+        if dtype != dtypes[0]:
+            raise DtypeError(f"{name} has dtype {dtype} and query has {dtypes[0]}; the three share one")
+        if shape[0] != shapes[0][0]:
+            raise ShapeError(f"{name} has {shape[0]} batch items, query has {shapes[0][0]}; they must agree")
+    query, key, value = shapes
+    if key[3] != query[3]:
+        raise ShapeError(f"key has head_dim {key[3]} and query has {query[3]}; they must agree")
+    if key[1:3] != value[1:3]:
+        raise ShapeError(f"key has shape {list(key)} and value has {list(value)}; heads and tokens must agree")
+    if key[1] == 0 or query[1] % key[1]:
+        raise ShapeError(f"query has {query[1]} heads and key has {key[1]}; query heads are a multiple of key heads")
+    return Sizes(query[0], query[1], key[1], query[2], key[2], query[3], value[3])
 
 
 def _broadcast(name: str, data: Array, shape: tuple[int, ...]) -> Array:
@@ -303,21 +323,45 @@ def _positions(name: str, value: Any, batch: int) -> Array:
 def _resolve(mask: Any, scores: tuple[int, ...], first_key: int) -> Visibility:
     name = "mask.allowed" if isinstance(mask, Mask) else "mask"
     if mask is None:
-        mask = Mask()
+        mask = _EVERY_KEY
     elif not isinstance(mask, Mask):
         mask = Mask(allowed=mask)
     batch, _, _, keys = scores
     end = first_key + keys
-    left, right = mask.window if mask.window is not None else (None, None)
+    rule = _rule(mask.causal, mask.window, mask.keep_first, batch, end)
+    arrays: dict[str, Any] = {}
+    if mask.lengths is not None:
+        arrays["lengths"] = _positions("lengths", mask.lengths, batch)
+    if mask.starts is not None:
+        arrays["starts"] = _positions("starts", mask.starts, batch)
+    if mask.documents is not None:
+        arrays["documents"] = _documents(mask.documents, batch, end)
+    if mask.allowed is not None:
+        arrays["allowed"] = _allowed(name, mask.allowed, scores)
+    return rule._replace(**arrays) if arrays else rule
+
+
+_EVERY_KEY = Mask()
+
+
+@functools.lru_cache(maxsize=8)  # the layers of a model ask for the same few
+def _rule(
+    causal: bool, window: tuple[int | None, int | None] | None, keep_first: int, batch: int, end: int
+) -> Visibility:
+    """Resolve a mask without arrays."""
+    left, right = (None, None) if window is None else window
+    lengths, starts = np.full(batch, end, np.int64), np.zeros(batch, np.int64)
+    for array in (lengths, starts):
+        array.flags.writeable = False
     return Visibility(
-        causal=mask.causal,
+        causal=causal,
         left=-1 if left is None else min(left, MAXIMUM_TOKENS),
         right=-1 if right is None else min(right, MAXIMUM_TOKENS),
-        lengths=np.full(batch, end, np.int64) if mask.lengths is None else _positions("lengths", mask.lengths, batch),
-        starts=np.zeros(batch, np.int64) if mask.starts is None else _positions("starts", mask.starts, batch),
-        keep_first=min(mask.keep_first, MAXIMUM_TOKENS),
-        documents=None if mask.documents is None else _documents(mask.documents, batch, end),
-        allowed=None if mask.allowed is None else _allowed(name, mask.allowed, scores),
+        lengths=lengths,
+        starts=starts,
+        keep_first=min(keep_first, MAXIMUM_TOKENS),
+        documents=None,
+        allowed=None,
     )
 
 
@@ -339,12 +383,15 @@ def _allowed(name: str, allowed: Any, scores: tuple[int, ...]) -> Array:
     return _broadcast(name, taken.data, scores)
 
 
-def _plan(want: Want, shape: tuple[int, ...]) -> ReadingPlan:
-    batch, query_heads, _, queries, keys, _, _ = shape
+_NO_RUNS = np.empty((0, 3), np.int64)
+
+
+def _plan(want: Want, scores: tuple[int, ...]) -> ReadingPlan:
+    batch, query_heads, queries, keys = scores
     first_row, last_row = (0, queries) if want.rows is None else want.rows
     if not 0 <= first_row <= last_row <= queries:
         raise OptionError(f"rows={want.rows}: they lie between 0 and the {queries} query rows, in order")
-    runs, segment_count = np.empty((0, 3), np.int64), None
+    runs, segment_count = _NO_RUNS, None
     if want.segments is not None:
         runs, segment_count = _runs(want.segments, keys)
     return ReadingPlan(

@@ -32,7 +32,7 @@ class Reading:
         The heaviest keys, ties to the lower key; rows with fewer keys end in key -1, weight 0.
     covered : [B, Hq, Q]
         Sum of `top_weights`.
-    key_mass : [B, Hq, N]
+    key_mass : [B, Hq, N] or None
         Sum over the query rows of row weight x weight.
     segment_mass : [B, Hq, Q, S] or None
         Weight per segment, when segments were given.
@@ -51,8 +51,8 @@ class Reading:
     top_keys: Any
     top_weights: Any
     covered: Any
-    key_mass: Any
-    segment_mass: Any
+    key_mass: Any = None
+    segment_mass: Any = None
 
     def heaviest(self, *, labels: Sequence[str] | None = None, item: int = 0, count: int = 10) -> list[tuple[Any, ...]]:
         """List (key, label, mass, share) of the keys with most mass in one batch item, summed over heads."""

@@ -30,6 +30,7 @@ class Result:
     entropy: Array | None = None
     top_keys: Array | None = None
     top_weights: Array | None = None
+    covered: Array | None = None
     key_mass: Array | None = None
     segment_mass: Array | None = None
 
@@ -130,6 +131,7 @@ def _read(plan: ReadingPlan, result: Result, weights: Array, score: Array, rows:
         entropy = np.where(np.isnan(weights).any(axis=3), np.nan, entropy)
     top_keys = _top_keys(score, plan.top)
     top_weights = np.take_along_axis(weights, np.maximum(top_keys, 0), axis=3) if weights.shape[3] else top_keys
+    top_weights = np.where(top_keys < 0, 0.0, top_weights)
     key_mass = None
     if plan.key_mass:
         row_weights = 1.0 if plan.row_weights is None else plan.row_weights[:, :, rows, None].astype(np.float64)
@@ -145,7 +147,8 @@ def _read(plan: ReadingPlan, result: Result, weights: Array, score: Array, rows:
         lse=result.lse[:, :, rows],
         entropy=entropy,
         top_keys=top_keys,
-        top_weights=np.where(top_keys < 0, 0.0, top_weights),
+        top_weights=top_weights,
+        covered=top_weights.sum(axis=3),
         key_mass=key_mass,
         segment_mass=segment_mass,
     )
