@@ -1,0 +1,176 @@
+"""One layer's keys and values: pieces that nobody writes to any more, then one private piece that grows."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from keywise.attention.arrays import Array, Taken, empty
+from keywise.attention.problem import Piece
+
+FEWEST_TOKENS = 64
+"""Room of the smallest private piece."""
+
+
+class Layer:
+    """Keys and values of consecutive tokens; in memory [batch, tokens, heads, head_dim], so an append is one write.
+
+    Parameters
+    ----------
+    window : int, optional
+        Keys before the next query's own position that it may still need; older ones are dropped when tokens are
+        appended. None keeps all.
+    """
+
+    def __init__(self, window: int | None = None) -> None:
+        self.window = window
+        self.first = 0
+        """Position of the first token kept."""
+        self._shared: tuple[Piece, ...] = ()
+        self._private: Piece | None = None
+        self._begin = self._end = 0
+        self._lent = 0
+        """Tokens of the private piece before this one may be seen by forks: they are never overwritten."""
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens so far, dropped ones included: the position of the next one."""
+        return self.first + sum(piece.tokens for piece in self._shared) + self._end - self._begin
+
+    def pieces(self) -> tuple[Piece, ...]:
+        """Give the tokens kept as views in order; they hold until the next change."""
+        if self._private is None or self._begin == self._end:
+            return self._shared
+        return (*self._shared, cut(self._private, self._begin, self._end))
+
+    def append(self, piece: Piece) -> None:
+        """Write new tokens behind the last; the caller has seen to it that they fit."""
+        if self.window is not None:
+            self._drop(self.tokens - self.window - self.first)
+        private = self._room_for(piece)
+        end = self._end + piece.tokens
+        for stored, new in zip(private, piece, strict=True):
+            stored.data[:, :, self._end : end] = new.data
+        self._end = end
+
+    def misses(self, tokens: int) -> bool:
+        """Tell whether going back to this many tokens would need tokens that the window has dropped."""
+        return tokens > 0 and self.first > 0 and (self.window is None or tokens - self.window < self.first)
+
+    def truncate(self, tokens: int) -> None:
+        """Forget the tokens from this position on."""
+        if tokens == 0:
+            self._drop(self.tokens - self.first)
+            self.first = 0
+            return
+        kept = tokens - self.first
+        shared: list[Piece] = []
+        for piece in self._shared:
+            shared.append(piece if piece.tokens <= kept else cut(piece, 0, kept))
+            kept -= shared[-1].tokens
+        self._shared = tuple(piece for piece in shared if piece.tokens)
+        self._end = self._begin + kept
+        if self._end < self._lent:
+            self._shared = self.pieces()
+            self._let_go()
+
+    def fork(self) -> Layer:
+        """Give a layer with the same tokens; nothing is copied, and neither writes over what the other sees."""
+        other = Layer(self.window)
+        other.first = self.first
+        other._shared = self.pieces()
+        self._lent = self._end
+        return other
+
+    def select(self, items: Array) -> None:
+        """Make the batch of some of its items, in any order and as often as wanted."""
+        private = self._private
+        if private is None or items.size != private.key.data.shape[0] or self._lent > self._begin:
+            self._shared = tuple(_selected(piece, items) for piece in self.pieces())
+            self._let_go()
+            return
+        self._shared = tuple(_selected(piece, items) for piece in self._shared)
+        changed = np.flatnonzero(items != np.arange(items.size))
+        for live in cut(private, self._begin, self._end):
+            live.data[changed] = live.data[items[changed]]
+
+    def _let_go(self) -> None:
+        self._private = None
+        self._begin = self._end = self._lent = 0
+
+    def _drop(self, tokens: int) -> None:
+        if tokens <= 0:
+            return
+        self.first += tokens
+        while tokens and self._shared:
+            whole = self._shared[0].tokens
+            here = min(tokens, whole)
+            rest = self._shared[1:]
+            self._shared = rest if here == whole else (cut(self._shared[0], here, whole), *rest)
+            tokens -= here
+        self._begin += tokens
+
+    def _room_for(self, piece: Piece) -> Piece:
+        """Give the private piece with room for `piece` behind its last token."""
+        private = self._private
+        if private is None:
+            return self._fill(cut(piece, 0, 0), piece)
+        live = cut(private, self._begin, self._end)
+        if not live.tokens and not _alike(private, piece):
+            return self._fill(cut(piece, 0, 0), piece)
+        needed = live.tokens + piece.tokens
+        if private.tokens <= 4 * max(needed, FEWEST_TOKENS):
+            if self._end + piece.tokens <= private.tokens:
+                return private
+            if 2 * needed <= private.tokens and not self._lent:
+                # A window moves through its piece: what is left of it goes back to the start.
+                for stored, moved in zip(private, live, strict=True):
+                    stored.data[:, :, : live.tokens] = moved.data
+                self._begin, self._end = 0, live.tokens
+                return private
+        return self._fill(live, piece)
+
+    def _fill(self, live: Piece, new: Piece) -> Piece:
+        """Start a private piece with `live`, room for `new` and a share more."""
+        needed = live.tokens + new.tokens
+        capacity = needed + max(needed // 2, FEWEST_TOKENS)
+        self._private = Piece(*(_room(old, capacity, like=fresh.like) for old, fresh in zip(live, new, strict=True)))
+        for stored, old in zip(self._private, live, strict=True):
+            stored.data[:, :, : live.tokens] = old.data
+        self._begin, self._end, self._lent = 0, live.tokens, 0
+        return self._private
+
+
+def cut(piece: Piece, begin: int, end: int) -> Piece:
+    """Give a view of tokens `begin` to `end - 1`."""
+    key, value = (replace(stored, data=stored.data[:, :, begin:end]) for stored in piece)
+    return Piece(key, value)
+
+
+def _room(stored: Taken, capacity: int, *, like: Any) -> Taken:
+    batch, heads, _, width = stored.data.shape
+    return Taken(empty((batch, capacity, heads, width), stored.dtype, like).swapaxes(1, 2), stored.dtype, None)
+
+
+def _alike(one: Piece, other: Piece) -> bool:
+    return all(
+        a.dtype == b.dtype and a.data.shape[:2] == b.data.shape[:2] and a.data.shape[3] == b.data.shape[3]
+        for a, b in zip(one, other, strict=True)
+    )
+
+
+def _selected(piece: Piece, items: Array) -> Piece:
+    if np.array_equal(items, np.arange(piece.key.data.shape[0])):
+        return piece
+    key, value = (replace(stored, data=_items_of(stored.data, items)) for stored in piece)
+    return Piece(key, value)
+
+
+def _items_of(data: Array, items: Array) -> Array:
+    if data.shape[0] == 1 or data.strides[0] == 0:
+        # All items are one in memory, and stay one.
+        return np.lib.stride_tricks.as_strided(data, (items.size, *data.shape[1:]), (0, *data.strides[1:]))
+    chosen: Array = data.swapaxes(1, 2)[items].swapaxes(1, 2)
+    return chosen
