@@ -52,7 +52,7 @@ def imports(path: Path) -> Iterator[str]:
 
 
 def layer_imported(module: str) -> str | None:
-    """Tell which layer of keywise an imported name lives in; the public names live in attention."""
+    """Tell which layer of keywise an imported name lives in; the public names live in attention, all but one."""
     parts = module.split(".")
     if parts[0] != "keywise":
         return None
@@ -60,6 +60,8 @@ def layer_imported(module: str) -> str | None:
         return "__init__"
     if parts[1] in BELOW or parts[1] in EVERYTHING:
         return parts[1]
+    if parts[1] == "KVCache":
+        return "cache"
     return "errors" if parts[1].endswith("Error") else "attention"
 
 

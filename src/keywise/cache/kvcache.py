@@ -56,6 +56,13 @@ class KVCache:
         if windows is not None:
             self.windows = tuple(windows)
 
+    @classmethod
+    def of_layers(cls, layers: Sequence[Layer]) -> KVCache:
+        """Make a cache of layers that are there already."""
+        cache = cls(len(layers))
+        cache._layers = list(layers)
+        return cache
+
     @property
     def layers(self) -> int:
         """Number of layers."""
@@ -216,9 +223,7 @@ class KVCache:
 
     def fork(self) -> KVCache:
         """Give a cache with the same tokens that goes its own way from here; nothing is copied."""
-        other = KVCache(self.layers)
-        other._layers = [layer.fork() for layer in self._layers]
-        return other
+        return KVCache.of_layers([layer.fork() for layer in self._layers])
 
     def select(self, items: Any) -> None:
         """Make the batch of some of its items: for beams, or to repeat or drop items.

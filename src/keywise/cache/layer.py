@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -22,13 +23,26 @@ class Layer:
     window : int, optional
         Keys before the next query's own position that it may still need; older ones are dropped when tokens are
         appended. None keeps all.
+    first : int
+        Position of the first token kept.
+    shared : Piece, optional
+        Tokens that are there already.
+    check : callable, optional
+        Called before they are first looked at; raises when they are not what they should be.
     """
 
-    def __init__(self, window: int | None = None) -> None:
+    def __init__(
+        self,
+        window: int | None = None,
+        *,
+        first: int = 0,
+        shared: Piece | None = None,
+        check: Callable[[], None] | None = None,
+    ) -> None:
         self.window = window
-        self.first = 0
-        """Position of the first token kept."""
-        self._shared: tuple[Piece, ...] = ()
+        self.first = first
+        self._shared: tuple[Piece, ...] = () if shared is None else (shared,)
+        self._check = check
         self._private: Piece | None = None
         self._begin = self._end = 0
         self._lent = 0
@@ -41,6 +55,12 @@ class Layer:
 
     def pieces(self) -> tuple[Piece, ...]:
         """Give the tokens kept as views in order; they hold until the next change."""
+        if self._check is not None:
+            self._check()
+            self._check = None
+        return self._views()
+
+    def _views(self) -> tuple[Piece, ...]:
         if self._private is None or self._begin == self._end:
             return self._shared
         return (*self._shared, cut(self._private, self._begin, self._end))
@@ -73,22 +93,21 @@ class Layer:
         self._shared = tuple(piece for piece in shared if piece.tokens)
         self._end = self._begin + kept
         if self._end < self._lent:
-            self._shared = self.pieces()
+            self._shared = self._views()
             self._let_go()
 
     def fork(self) -> Layer:
         """Give a layer with the same tokens; nothing is copied, and neither writes over what the other sees."""
-        other = Layer(self.window)
-        other.first = self.first
-        other._shared = self.pieces()
+        other = Layer(self.window, first=self.first, check=self._check)
+        other._shared = self._views()
         self._lent = self._end
         return other
 
     def select(self, items: Array) -> None:
         """Make the batch of some of its items, in any order and as often as wanted."""
-        private = self._private
+        pieces, private = self.pieces(), self._private
         if private is None or items.size != private.key.data.shape[0] or self._lent > self._begin:
-            self._shared = tuple(_selected(piece, items) for piece in self.pieces())
+            self._shared = tuple(_selected(piece, items) for piece in pieces)
             self._let_go()
             return
         self._shared = tuple(_selected(piece, items) for piece in self._shared)
