@@ -16,6 +16,9 @@ static constexpr float kLog2e = 1.44269504088896340736f;
 static constexpr float kLn2 = 0.693147180559945309417f;
 static constexpr float kInfinity = __builtin_inff();
 
+// Values read in place come in strips of this many bytes.
+static constexpr int64_t kValueStripBytes = 8192;
+
 static inline bool uses_pairs(const Problem& problem) { return kDotsPairs && problem.dtype == Dtype::bfloat16; }
 
 // scores[R][kBlockKeys] = queries[depth][R] . panel[depth][kPanelKeys]; all accumulators stay in registers.
@@ -54,52 +57,6 @@ static void score_rows(int64_t rows, const float* queries, const float* panel, i
   score_tile<R, kPairs>(queries, panel, depth, scores);
 }
 
-// One row's product with one key. Two sums hide the latency of the multiplications.
-static inline Vec multiply_in_place(const Problem& problem, bool pairs, const float* query, const char* key,
-                                    int64_t depth) {
-  Vec even = zero(), odd = zero();
-  const int64_t whole = (pairs ? problem.head_dim / 2 : problem.head_dim) / kLanes * kLanes;
-  int64_t d = 0;
-  if (pairs) {
-    const float* source = reinterpret_cast<const float*>(key);
-    for (; d + kLanes < whole; d += 2 * kLanes) {
-      even = dot_pairs(load(query + d), load(source + d), even);
-      odd = dot_pairs(load(query + d + kLanes), load(source + d + kLanes), odd);
-    }
-    for (; d < depth; d += kLanes) even = dot_pairs(load(query + d), load_pairs(key, 2 * d, problem.head_dim - 2 * d), even);
-  } else {
-    for (; d + kLanes < whole; d += 2 * kLanes) {
-      even = mul_add(load(query + d), load_elements(key, problem.dtype, d, kLanes), even);
-      odd = mul_add(load(query + d + kLanes), load_elements(key, problem.dtype, d + kLanes, kLanes), odd);
-    }
-    for (; d < depth; d += kLanes)
-      even = mul_add(load(query + d), load_elements(key, problem.dtype, d, problem.head_dim - d), even);
-  }
-  return add(even, odd);
-}
-
-// Scores of one row, kLanes keys at a time, straight from where the user has them: packing a block of keys pays only
-// when several rows use it.
-static void score_in_place(const Problem& problem, const Task& task, bool pairs, const float* query, int64_t block,
-                           int64_t begin, int64_t end, float* scores) {
-  const int64_t depth = key_depth(problem, pairs);
-  const int64_t stride_bytes = task.piece->key.stride[2] * bytes_of(problem.dtype);
-  const char* key = key_at(problem, task, block + begin);
-  for (int64_t j = begin; j < end; j += kLanes) {
-    Vec sums[kLanes];
-    for (int i = 0; i < kLanes; ++i, key += stride_bytes)
-      sums[i] = j + i < end ? multiply_in_place(problem, pairs, query, key, depth) : zero();
-    store(scores + j, sum_each(sums));
-  }
-}
-
-// Rows of values, either packed as float32 or where the user has them.
-struct Values {
-  const char* first;
-  int64_t stride_bytes;
-  Dtype dtype;
-};
-
 template <Dtype kDtype>
 static inline Vec load_as(const char* row, int64_t index) {
   if constexpr (kDtype == Dtype::float32) return load(reinterpret_cast<const float*>(row) + index);
@@ -107,15 +64,74 @@ static inline Vec load_as(const char* row, int64_t index) {
   return kDtype == Dtype::bfloat16 ? load_bfloat16(source) : load_float16(source);
 }
 
-// outputs[R][C kLanes] = outputs x rescale[R] + weights[R][keys] . values[keys][C kLanes], from column `first` on
-template <int R, int C, Dtype kDtype>
+// Scores of R rows, kLanes keys at a time, straight from where the user has them: packing a block of keys pays only
+// when many rows use it. A key is loaded once for all rows, in the order it lies in memory.
+template <int R, Dtype kDtype, bool kPairs>
+static void score_in_place(const Problem& problem, const char* key, int64_t stride_bytes, const float* queries,
+                           int64_t count, float* scores) {
+  const int64_t step = kPairs ? 2 : 1, depth = key_depth(problem, kPairs), padded = round_up(depth, kLanes);
+  const int64_t whole = problem.head_dim / step / kLanes * kLanes;
+  for (int64_t j = 0; j < count; j += kLanes) {
+    Vec sums[R][kLanes];
+    for (int i = 0; i < kLanes; ++i, key += stride_bytes) {
+      Vec sum[R];
+#pragma GCC unroll 16
+      for (int r = 0; r < R; ++r) sum[r] = zero();
+      const auto add_products = [&](Vec elements, int64_t d) {
+#pragma GCC unroll 16
+        for (int r = 0; r < R; ++r) {
+          const Vec query = load(queries + r * padded + d);
+          sum[r] = kPairs ? dot_pairs(query, elements, sum[r]) : mul_add(query, elements, sum[r]);
+        }
+      };
+      if (j + i < count) {
+        for (int64_t d = 0; d < whole; d += kLanes)
+          add_products(kPairs ? load(reinterpret_cast<const float*>(key) + d) : load_as<kDtype>(key, d), d);
+        if (whole < depth) {
+          const int64_t left = problem.head_dim - step * whole;
+          add_products(kPairs ? load_pairs(key, step * whole, left) : load_elements(key, kDtype, whole, left), whole);
+        }
+      }
+#pragma GCC unroll 16
+      for (int r = 0; r < R; ++r) sums[r][i] = sum[r];
+    }
+    for (int r = 0; r < R; ++r) store(scores + r * kBlockKeys + j, sum_each(sums[r]));
+  }
+}
+
+template <int R, Dtype kDtype, bool kPairs>
+static void score_rows_in_place(int64_t rows, const Problem& problem, const char* key, int64_t stride_bytes,
+                                const float* queries, int64_t count, float* scores) {
+  if constexpr (R > 1) {
+    if (rows < R)
+      return score_rows_in_place<R - 1, kDtype, kPairs>(rows, problem, key, stride_bytes, queries, count, scores);
+  }
+  score_in_place<R, kDtype, kPairs>(problem, key, stride_bytes, queries, count, scores);
+}
+
+static void score_rows_in_place(int64_t rows, const Problem& problem, const Task& task, bool pairs,
+                                const float* queries, int64_t first_key, int64_t count, float* scores) {
+  const auto score = pairs                                ? score_rows_in_place<kRowsInPlace, Dtype::bfloat16, kDotsPairs>
+                     : problem.dtype == Dtype::float32  ? score_rows_in_place<kRowsInPlace, Dtype::float32, false>
+                     : problem.dtype == Dtype::bfloat16 ? score_rows_in_place<kRowsInPlace, Dtype::bfloat16, false>
+                                                        : score_rows_in_place<kRowsInPlace, Dtype::float16, false>;
+  score(rows, problem, key_at(problem, task, first_key), task.piece->key.stride[2] * bytes_of(problem.dtype), queries,
+        count, scores);
+}
+
+// outputs[R][C kLanes] = outputs x rescale[R] + weights[R][keys] . values[keys][C kLanes], from column `first` on; a
+// null rescale is 1. Of pairs of bfloat16, weights and values, one lane counts as one key.
+template <int R, int C, Dtype kDtype, bool kPairs>
 static void value_tile(const float* weights, const Values& values, int64_t first, int64_t keys, int64_t width,
                        const float* rescale, float* outputs) {
   Vec sum[R][C];
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 16
-    for (int c = 0; c < C; ++c) sum[r][c] = mul(broadcast(rescale[r]), load(outputs + r * width + c * kLanes));
+    for (int c = 0; c < C; ++c) {
+      const Vec before = load(outputs + r * width + c * kLanes);
+      sum[r][c] = rescale ? mul(broadcast(rescale[r]), before) : before;
+    }
   const char* row = values.first;
   for (int64_t key = 0; key < keys; ++key, row += values.stride_bytes) {
     Vec value[C];
@@ -123,9 +139,10 @@ static void value_tile(const float* weights, const Values& values, int64_t first
     for (int c = 0; c < C; ++c) value[c] = load_as<kDtype>(row, first + c * kLanes);
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
-      const Vec weight = broadcast(weights[r * kBlockKeys + key]);
+      const Vec weight = broadcast(weights[r * (kPairs ? kBlockKeys / 2 : kBlockKeys) + key]);
 #pragma GCC unroll 16
-      for (int c = 0; c < C; ++c) sum[r][c] = mul_add(weight, value[c], sum[r][c]);
+      for (int c = 0; c < C; ++c)
+        sum[r][c] = kPairs ? dot_pairs(weight, value[c], sum[r][c]) : mul_add(weight, value[c], sum[r][c]);
     }
   }
 #pragma GCC unroll 16
@@ -134,34 +151,42 @@ static void value_tile(const float* weights, const Values& values, int64_t first
     for (int c = 0; c < C; ++c) store(outputs + r * width + c * kLanes, sum[r][c]);
 }
 
-template <int R, int C, Dtype kDtype>
+template <int R, int C, Dtype kDtype, bool kPairs>
 static void value_rows(int64_t rows, int64_t columns, const float* weights, const Values& values, int64_t first,
                        int64_t keys, int64_t width, const float* rescale, float* outputs) {
   if constexpr (R > 1) {
     if (rows < R)
-      return value_rows<R - 1, C, kDtype>(rows, columns, weights, values, first, keys, width, rescale, outputs);
+      return value_rows<R - 1, C, kDtype, kPairs>(rows, columns, weights, values, first, keys, width, rescale, outputs);
   }
   if constexpr (C > 1) {
     if (columns < C)
-      return value_rows<R, C - 1, kDtype>(rows, columns, weights, values, first, keys, width, rescale, outputs);
+      return value_rows<R, C - 1, kDtype, kPairs>(rows, columns, weights, values, first, keys, width, rescale, outputs);
   }
-  value_tile<R, C, kDtype>(weights, values, first, keys, width, rescale, outputs);
+  value_tile<R, C, kDtype, kPairs>(weights, values, first, keys, width, rescale, outputs);
 }
 
-template <Dtype kDtype>
+template <Dtype kDtype, bool kPairs>
 static void add_values(int64_t rows, const float* weights, const Values& values, int64_t keys, int64_t width,
                        const float* rescale, float* outputs) {
-  for (int64_t r = 0; r < rows; r += kValueRows)
-    for (int64_t d = 0; d < width; d += kValueVectors * kLanes)
-      value_rows<kValueRows, kValueVectors, kDtype>(rows - r, (width - d) / kLanes, weights + r * kBlockKeys, values, d,
-                                                    keys, width, rescale + r, outputs + r * width + d);
+  // One tile of rows takes values in strips that stay in the first-level cache over its tiles of columns.
+  constexpr int64_t kStride = kPairs ? kBlockKeys / 2 : kBlockKeys;
+  const int64_t strip = rows <= kValueRows ? clamp(kValueStripBytes / values.stride_bytes, 8, keys) : keys;
+  for (int64_t key = 0; key < keys; key += strip) {
+    const Values here{values.first + key * values.stride_bytes, values.stride_bytes, values.dtype};
+    const int64_t count = keys - key < strip ? keys - key : strip;
+    for (int64_t r = 0; r < rows; r += kValueRows)
+      for (int64_t d = 0; d < width; d += kValueVectors * kLanes)
+        value_rows<kValueRows, kValueVectors, kDtype, kPairs>(rows - r, (width - d) / kLanes,
+                                                              weights + r * kStride + key, here, d, count, width,
+                                                              key ? nullptr : rescale + r, outputs + r * width + d);
+  }
 }
 
 static void add_values(int64_t rows, const float* weights, const Values& values, int64_t keys, int64_t width,
                        const float* rescale, float* outputs) {
-  const auto add = values.dtype == Dtype::float32    ? add_values<Dtype::float32>
-                   : values.dtype == Dtype::bfloat16 ? add_values<Dtype::bfloat16>
-                                                     : add_values<Dtype::float16>;
+  const auto add = values.dtype == Dtype::float32    ? add_values<Dtype::float32, false>
+                   : values.dtype == Dtype::bfloat16 ? add_values<Dtype::bfloat16, false>
+                                                     : add_values<Dtype::float16, false>;
   add(rows, weights, values, keys, width, rescale, outputs);
 }
 
@@ -264,9 +289,22 @@ static void keep_top(const Workspace& workspace, const float* scores, int64_t be
   select_largest(candidates, keys, count, top, top_scores, top_keys);
 }
 
-// Scores become weights exp(score - peak) in place; peak, total and moment move on. Returns the factor for what the
-// row gathered before. `unit` is a stored score in base 2.
-static float weigh_row(float unit, float largest, bool moments, int64_t begin, int64_t end, float* scores,
+template <bool kMoments>
+static inline Vec weigh(Vec factor, Vec peak, float* scores, Vec& total, Vec& moment) {
+  const Vec x = mul(sub(load(scores), peak), factor);
+  const Vec weight = exp2_nonpositive(x);
+  // Weights below 2^-126 are 0, so the clamp changes nothing but keeps -inf x 0 out.
+  if (kMoments) moment = mul_add(weight, maximum(broadcast(-200.0f), x), moment);
+  total = add(total, weight);
+  store(scores, weight);
+  return weight;
+}
+
+// Scores become weights exp(score - peak) in place, and in `narrow` as pairs of bfloat16; peak, total and moment, which
+// take the weights as they are, move on. Returns the factor for what the row gathered before. `unit` is a stored score
+// in base 2; begin and end are whole panels.
+template <bool kMoments, bool kNarrow>
+static float weigh_row(float unit, float largest, int64_t begin, int64_t end, float* scores, float* narrow,
                        const State& state, int64_t row) {
   const float before = state.peak[row], peak = largest > before ? largest : before;
   // A row that has seen no key yet keeps total 0: its weights come out as 0 against any finite anchor.
@@ -275,30 +313,18 @@ static float weigh_row(float unit, float largest, bool moments, int64_t begin, i
   if (peak > before) {
     const float shift = (before - peak) * unit;
     rescale = __builtin_exp2f(shift);
-    if (moments && before != -kInfinity) state.moment[row] = rescale * (state.moment[row] + shift * state.total[row]);
+    if (kMoments && before != -kInfinity) state.moment[row] = rescale * (state.moment[row] + shift * state.total[row]);
     state.total[row] *= rescale;
     state.peak[row] = peak;
   }
   const Vec factor = broadcast(unit), top = broadcast(anchor);
   Vec total = zero(), moment = zero();
-  if (moments) {
-    // Weights below 2^-126 are 0, so the clamp changes nothing but keeps -inf x 0 out.
-    const Vec lowest = broadcast(-200.0f);
-    for (int64_t j = begin; j < end; j += kLanes) {
-      const Vec x = mul(sub(load(scores + j), top), factor);
-      const Vec weight = exp2_nonpositive(x);
-      moment = mul_add(weight, maximum(lowest, x), moment);
-      total = add(total, weight);
-      store(scores + j, weight);
-    }
-    state.moment[row] += sum(moment);
-  } else {
-    for (int64_t j = begin; j < end; j += kLanes) {
-      const Vec weight = exp2_nonpositive(mul(sub(load(scores + j), top), factor));
-      total = add(total, weight);
-      store(scores + j, weight);
-    }
+  for (int64_t j = begin; j < end; j += kPanelKeys) {
+    const Vec left = weigh<kMoments>(factor, top, scores + j, total, moment);
+    const Vec right = weigh<kMoments>(factor, top, scores + j + kLanes, total, moment);
+    if (kNarrow) store(narrow + j / 2, to_pairs(left, right));
   }
+  if (kMoments) state.moment[row] += sum(moment);
   state.total[row] += sum(total);
   return rescale;
 }
@@ -320,10 +346,12 @@ static void compute(const Problem& problem, const Task& task, const Workspace& w
                     const Strip* strip) {
   const bool pairs = uses_pairs(problem), transformed = problem.transforms();
   const bool by_key = problem.visibility.documents || problem.visibility.allowed;
-  const bool moments = problem.reads;
   // Few rows use each value a few times only: copying them first would cost more than converting them as they come.
   const bool keys_in_place = task.rows() <= kRowsInPlace;
   const bool values_in_place = task.rows() <= kTileRows && problem.value_dim == problem.value_width();
+  const bool value_pairs = pairs && !values_in_place;
+  const auto weigh = problem.reads ? (value_pairs ? weigh_row<true, kDotsPairs> : weigh_row<true, false>)
+                                   : (value_pairs ? weigh_row<false, kDotsPairs> : weigh_row<false, false>);
   const float unit = problem.score_unit_base2();
   const int64_t depth = key_depth(problem, pairs), width = problem.value_width(), group = problem.group();
   const int64_t rows = task.rows(), top = problem.top();
@@ -346,12 +374,12 @@ static void compute(const Problem& problem, const Task& task, const Workspace& w
 
     const int64_t packed = seen / kPanelKeys * kPanelKeys;
     if (!keys_in_place) pack_keys(problem, task, block + packed, block + seen_end, pairs, workspace.keys);
-    Values values{value_at(problem, task, block + seen), task.piece->value.stride[2] * bytes_of(problem.dtype),
-                  problem.dtype};
-    if (!values_in_place) {
-      pack_values(problem, task, block + seen, block + seen_end, workspace.values);
-      values = {reinterpret_cast<const char*>(workspace.values), width * int64_t(sizeof(float)), Dtype::float32};
-    }
+    const Values values{value_at(problem, task, block + seen), task.piece->value.stride[2] * bytes_of(problem.dtype),
+                        problem.dtype};
+    if (value_pairs)
+      pack_value_pairs(values, packed, seen, seen_end, problem.value_dim, width, workspace.values);
+    else if (!values_in_place)
+      pack_values(values, seen_end - seen, problem.value_dim, width, workspace.values);
     // Looked up only when a row hides something: a hidden value may be NaN, and 0 x NaN is not 0.
     enum { unknown, no, yes } poisoned = unknown;
 
@@ -363,10 +391,11 @@ static void compute(const Problem& problem, const Task& task, const Workspace& w
       if (begin >= end) continue;
       const int64_t panel_begin = begin / kPanelKeys * kPanelKeys, panel_end = round_up(end, kPanelKeys);
       float* scores = strip ? strip->weights + (block_number * rows + first) * kBlockKeys : workspace.scores;
-      for (int64_t r = 0; keys_in_place && r < height; ++r) {
-        float* line = scores + r * kBlockKeys;
-        score_in_place(problem, task, pairs, queries + r * round_up(depth, kLanes), block, panel_begin, end, line);
-        for (int64_t j = round_up(end, kLanes); j < panel_end; j += kLanes) store(line + j, zero());
+      if (keys_in_place) {
+        score_rows_in_place(height, problem, task, pairs, queries, block + panel_begin, end - panel_begin,
+                            scores + panel_begin);
+        for (int64_t j = round_up(end, kLanes); j < panel_end; j += kLanes)
+          for (int64_t r = 0; r < height; ++r) store(scores + r * kBlockKeys + j, zero());
       }
       for (int64_t j = panel_begin; !keys_in_place && j < panel_end; j += kPanelKeys) {
         const float* panel = workspace.keys + (j - packed) * depth;
@@ -393,7 +422,8 @@ static void compute(const Problem& problem, const Task& task, const Workspace& w
         if (top && largest.of_all > state.top_scores[row * top + top - 1])
           keep_top(workspace, line, panel_begin, panel_end, block, largest, top, state.top_scores + row * top,
                    state.top_keys + row * top);
-        workspace.rescale[r] = weigh_row(unit, largest.of_all, moments, panel_begin, panel_end, line, state, row);
+        workspace.rescale[r] = weigh(unit, largest.of_all, panel_begin, panel_end, line,
+                                     workspace.narrow + r * kBlockKeys / 2, state, row);
         if (strip) {
           strip->peaks[block_number * rows + row] = state.peak[row];
           strip_begin[row] = int32_t(panel_begin);
@@ -402,12 +432,22 @@ static void compute(const Problem& problem, const Task& task, const Workspace& w
       }
       if (hides && poisoned == unknown)
         poisoned = all_finite(values, seen_end - seen, problem.value_dim) ? no : yes;
+      const float* rescale = workspace.rescale;
+      float* outputs = state.values + first * width;
       const Values here{values.first + (begin - seen) * values.stride_bytes, values.stride_bytes, values.dtype};
+      const int64_t row_bytes = width * int64_t(sizeof(float));
+      const char* packed_values = reinterpret_cast<const char*>(workspace.values);
       if (hides && poisoned == yes)
-        add_values_around_poison(height, scores + begin, here, end - begin, problem.value_dim, width,
-                                 workspace.rescale, state.values + first * width);
+        add_values_around_poison(height, scores + begin, here, end - begin, problem.value_dim, width, rescale, outputs);
+      else if (values_in_place)
+        add_values(height, scores + begin, here, end - begin, width, rescale, outputs);
+      else if (value_pairs)
+        add_values<Dtype::float32, kDotsPairs>(height, workspace.narrow + panel_begin / 2,
+                                               {packed_values + (panel_begin - packed) / 2 * row_bytes, row_bytes,
+                                                Dtype::float32}, (end - panel_begin + 1) / 2, width, rescale, outputs);
       else
-        add_values(height, scores + begin, here, end - begin, width, workspace.rescale, state.values + first * width);
+        add_values<Dtype::float32, false>(height, scores + begin, {packed_values + (begin - seen) * row_bytes, row_bytes,
+                                                                   Dtype::float32}, end - begin, width, rescale, outputs);
     }
   }
 }

@@ -60,7 +60,8 @@ void carve(Carver& carver, Workspace& workspace, const Problem& problem, int64_t
   carver(workspace.queries, rows * round_up(problem.head_dim, kPad));  // packed query rows
   carver(workspace.keys, kBlockKeys * problem.head_dim);               // one block of keys in panels
   carver(workspace.values, kBlockKeys * problem.value_width());        // one block of values
-  carver(workspace.scores, kMaximumTileRows * kBlockKeys);             // one tile
+  carver(workspace.scores, kMaximumTileRows * kBlockKeys);             // one tile of scores, then weights
+  carver(workspace.narrow, kMaximumTileRows * kBlockKeys / 2);         // its weights as pairs of bfloat16
   carver(workspace.line, kBlockKeys);                                  // one row of bias, or of key mass
   // Candidates of one row for its heaviest keys, and room to fill the last vector.
   carver(workspace.candidates, candidate_room(problem.top()) + kPad);

@@ -144,6 +144,7 @@ struct Workspace {
   float* keys = nullptr;
   float* values = nullptr;
   float* scores = nullptr;
+  float* narrow = nullptr;
   float* line = nullptr;
   float* candidates = nullptr;
   int32_t* candidate_keys = nullptr;

@@ -130,14 +130,44 @@ static void pack_keys(const Problem& problem, const Task& task, int64_t first, i
   }
 }
 
-// Values first .. last - 1 as rows of value_width floats.
-static void pack_values(const Problem& problem, const Task& task, int64_t first, int64_t last, float* values) {
-  const int64_t width = problem.value_width();
-  for (int64_t key = first; key < last; ++key, values += width) {
-    const char* row = value_at(problem, task, key);
+// Rows of values, packed or where the user has them.
+struct Values {
+  const char* first;
+  int64_t stride_bytes;
+  Dtype dtype;
+};
+
+// Values as rows of `width` floats.
+static void pack_values(const Values& values, int64_t count, int64_t value_dim, int64_t width, float* packed) {
+  const char* row = values.first;
+  for (int64_t key = 0; key < count; ++key, row += values.stride_bytes, packed += width) {
     for (int64_t d = 0; d < width; d += kLanes) {
-      const int64_t left = problem.value_dim - d;
-      store(values + d, left > 0 ? load_elements(row, problem.dtype, d, left) : zero());
+      const int64_t left = value_dim - d;
+      store(packed + d, left > 0 ? load_elements(row, values.dtype, d, left) : zero());
+    }
+  }
+}
+
+// Keys first .. last - 1, both even in the end: values of two keys as one row of `width` pairs. `values` begin at key
+// `known`; keys before it and from `last` on are zeros.
+static void pack_value_pairs(const Values& values, int64_t first, int64_t known, int64_t last, int64_t value_dim,
+                             int64_t width, float* packed) {
+  uint16_t nothing[2 * kLanes] = {};
+  for (int64_t key = first; key < last; key += 2, packed += width) {
+    const char* even = values.first + (key - known) * values.stride_bytes;
+    const char* odd = even + values.stride_bytes;
+    for (int64_t d = 0; d < width; d += kLanes) {
+      const int64_t left = value_dim - d;
+      uint16_t lines[2][kLanes];
+      const auto bits = [&](const char* row, bool there, uint16_t* line) -> const uint16_t* {
+        if (!there || left <= 0) return nothing;
+        const uint16_t* source = reinterpret_cast<const uint16_t*>(row) + d;
+        if (left >= kLanes) return source;
+        __builtin_memset(line, 0, kLanes * 2);
+        __builtin_memcpy(line, source, std::size_t(left) * 2);
+        return line;
+      };
+      store(packed + d, interleave(bits(even, key >= known, lines[0]), bits(odd, key + 1 >= known && key + 1 < last, lines[1])));
     }
   }
 }

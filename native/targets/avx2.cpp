@@ -12,7 +12,6 @@ static constexpr int kLanes = 8;
 static constexpr int kTileRows = 6;  // 12 accumulators, 2 keys, 1 query
 static constexpr int kValueRows = 6;
 static constexpr int kValueVectors = 2;
-static constexpr bool kDotsPairs = false;
 
 static inline Vec zero() { return _mm256_setzero_ps(); }
 static inline Vec broadcast(float x) { return _mm256_set1_ps(x); }
@@ -27,7 +26,6 @@ static inline Vec sub(Vec a, Vec b) { return _mm256_sub_ps(a, b); }
 static inline Vec mul(Vec a, Vec b) { return _mm256_mul_ps(a, b); }
 static inline Vec div(Vec a, Vec b) { return _mm256_div_ps(a, b); }
 static inline Vec mul_add(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a, b, c); }
-static inline Vec dot_pairs(Vec, Vec, Vec accumulator) { return accumulator; }
 static inline Vec maximum(Vec a, Vec b) { return _mm256_max_ps(a, b); }
 static inline Vec less_than_choose(Vec x, Vec limit, Vec a, Vec b) {
   return _mm256_blendv_ps(b, a, _mm256_cmp_ps(x, limit, _CMP_LT_OQ));
@@ -85,6 +83,8 @@ static inline Vec sum_each(const Vec* t) {
   const Vec b = _mm256_hadd_ps(_mm256_hadd_ps(t[4], t[5]), _mm256_hadd_ps(t[6], t[7]));
   return _mm256_add_ps(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31));
 }
+
+#include "no_pairs.inl.h"
 
 #include "../attend.inl.h"
 

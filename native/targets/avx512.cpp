@@ -8,8 +8,7 @@ namespace keywise::avx512 {
 
 #include "avx512.inl.h"
 
-static constexpr bool kDotsPairs = false;
-static inline Vec dot_pairs(Vec, Vec, Vec accumulator) { return accumulator; }
+#include "no_pairs.inl.h"
 
 #include "../attend.inl.h"
 

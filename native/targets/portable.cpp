@@ -5,6 +5,8 @@
 //   kTileRows                       rows of a score tile (x 2 vectors of keys); accumulators must fit the registers
 //   kValueRows, kValueVectors       rows x vectors of a value tile
 //   kDotsPairs, dot_pairs           whether bfloat16 pairs are multiplied directly: accumulator + a0 b0 + a1 b1
+//   to_pairs(left, right)           two vectors narrowed to bfloat16, in order
+//   interleave(even, odd)           kLanes bfloat16 of each as pairs (even, odd)
 //   maximum(a, b)                   b where either is NaN
 //   less_than_choose(x, l, a, b)    a where x < l, else b (b where x is NaN)
 //   lanes_above(a, b)               bit i: lane i of a > that of b
@@ -24,7 +26,6 @@ static constexpr int kLanes = 4;
 static constexpr int kTileRows = 6;
 static constexpr int kValueRows = 6;
 static constexpr int kValueVectors = 2;
-static constexpr bool kDotsPairs = false;
 
 static inline Vec zero() { return Vec{0, 0, 0, 0}; }
 static inline Vec broadcast(float x) { return Vec{x, x, x, x}; }
@@ -44,7 +45,6 @@ static inline Vec sub(Vec a, Vec b) { return a - b; }
 static inline Vec mul(Vec a, Vec b) { return a * b; }
 static inline Vec div(Vec a, Vec b) { return a / b; }
 static inline Vec mul_add(Vec a, Vec b, Vec c) { return a * b + c; }
-static inline Vec dot_pairs(Vec, Vec, Vec accumulator) { return accumulator; }
 static inline Vec choose(Whole condition, Vec a, Vec b) {
   return (Vec)((condition & (Whole)a) | (~condition & (Whole)b));
 }
@@ -88,6 +88,8 @@ static inline void transpose(Vec* t) {
 }
 
 static inline Vec sum_each(const Vec* t) { return Vec{sum(t[0]), sum(t[1]), sum(t[2]), sum(t[3])}; }
+
+#include "no_pairs.inl.h"
 
 #include "../attend.inl.h"
 
