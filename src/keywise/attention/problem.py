@@ -98,6 +98,8 @@ class Problem:
     query: Taken
     pieces: tuple[Piece, ...]
     """One or more, in key order."""
+    shape: tuple[int, int, int, int, int, int, int]
+    """(B, Hq, Hkv, Q, N, D, Dv)."""
     bias: Taken | None
     sinks: Array | None
     scale: float
@@ -110,14 +112,6 @@ class Problem:
     def dtype(self) -> str:
         """Element type shared by query, key and value."""
         return self.query.dtype
-
-    @property
-    def shape(self) -> tuple[int, int, int, int, int, int, int]:
-        """(B, Hq, Hkv, Q, N, D, Dv)."""
-        batch, query_heads, queries, head_dim = self.query.data.shape
-        _, key_heads, _, value_dim = self.pieces[0].value.data.shape
-        keys = sum(piece.tokens for piece in self.pieces)
-        return batch, query_heads, key_heads, queries, keys, head_dim, value_dim
 
     def key_floats(self, dtype: npt.DTypeLike) -> Array:
         """Give the keys of all pieces as one array of NumPy floats [B, Hkv, N, D]."""
@@ -148,12 +142,15 @@ def make_problem(
     taken_query = _tokens("query", query)
     pieces = _pieces(taken_query, key, value)
     batch, query_heads, queries, head_dim = taken_query.data.shape
-    scores = (batch, query_heads, queries, sum(piece.tokens for piece in pieces))
+    _, key_heads, _, value_dim = pieces[0].value.data.shape
+    keys = sum([piece.tokens for piece in pieces])
+    scores = (batch, query_heads, queries, keys)
     first_key = whole("first_key", first_key, minimum=0)
     scale = head_dim**-0.5 if scale is None else real("scale", scale)
     return Problem(
         query=taken_query,
         pieces=pieces,
+        shape=(batch, query_heads, key_heads, queries, keys, head_dim, value_dim),
         bias=None if bias is None else _bias(bias, scores, taken_query.dtype),
         sinks=None if sinks is None else _sinks(sinks, query_heads),
         scale=scale,
