@@ -7,6 +7,7 @@
 #include <cstdlib>
 #include <memory>
 #include <new>
+#include <optional>
 #include <vector>
 
 #include "threads.h"
@@ -14,16 +15,20 @@
 namespace keywise {
 namespace {
 
-// Query rows per task: many enough to pay for packing a block of keys, few enough that their state stays in L2.
+// Query rows per task: many enough to pay for reading a block of keys, few enough that their state stays in L2.
 constexpr int64_t kRows = 240;
 constexpr int64_t kFewestRows = 48;
-// Weights kept for the readings of one task should stay in L2.
-constexpr int64_t kStripFloats = 512 * 1024 / sizeof(float);
+// Rows that are read keep their weights; those of one strip should stay in L2.
+constexpr int64_t kStripFloats = 256 * 1024 / sizeof(float);
+constexpr int64_t kStripKeys = 32 * kBlockKeys;
+constexpr int64_t kFewestRowsRead = 12;
 // Few key heads with at most this many query rows each (decoding, a question after a document) are split by keys.
 constexpr int64_t kSplitRows = 64;
 constexpr int64_t kSplitKeys = 4 * kBlockKeys;
 // Tasks to aim for, so that any usual number of cores has work to the end.
 constexpr int64_t kTasks = 16;
+// Tasks of a wave: heads whose keys are packed and used at the same time.
+constexpr int64_t kWaveTasks = 64;
 // Below this many multiplications waking another thread costs more than it brings.
 constexpr int64_t kSmallWork = 1 << 20;
 
@@ -56,18 +61,36 @@ class Carver {
   int64_t bytes_ = 0;
 };
 
-void carve(Carver& carver, Workspace& workspace, const Problem& problem, int64_t rows) {
-  carver(workspace.queries, rows * round_up(problem.head_dim, kPad));  // packed query rows
-  carver(workspace.keys, kBlockKeys * problem.head_dim);               // one block of keys in panels
-  carver(workspace.values, kBlockKeys * problem.value_width());        // one block of values
-  carver(workspace.scores, kMaximumTileRows * kBlockKeys);             // one tile of scores, then weights
-  carver(workspace.narrow, kMaximumTileRows * kBlockKeys / 2);         // its weights as pairs of bfloat16
-  carver(workspace.line, kBlockKeys);                                  // one row of bias, or of key mass
+void carve(Carver& carver, Strip& strip, int64_t rows) {
+  carver(strip.weights, strip.blocks * rows * kBlockKeys);
+  carver(strip.begin, strip.blocks * rows);
+  carver(strip.end, strip.blocks * rows);
+  carver(strip.hides, strip.blocks * rows);
+  carver(strip.peaks, rows);
+}
+
+// A task whose keys and values come packed needs no room for them.
+void carve(Carver& carver, Workspace& workspace, const Problem& problem, int64_t rows, bool packs) {
+  carver(workspace.queries, rows * round_up(problem.head_dim, kPad) + kPad);    // packed query rows
+  carver(workspace.keys, packs ? kBlockKeys * problem.head_dim : 0);            // one block of keys in panels
+  carver(workspace.values, packs ? kBlockKeys * problem.value_width() : 0);     // one block of values
+  workspace.tile.blocks = 1;                                                    // one tile of rows, one block of keys
+  carve(carver, workspace.tile, kMaximumTileRows);
+  carver(workspace.narrow, kMaximumTileRows * kBlockKeys / 2);  // its weights as pairs of bfloat16
+  carver(workspace.largest, rows * kPad);                       // per row and lane
+  carver(workspace.line, kBlockKeys);                           // one row of bias, or of key mass
   // Candidates of one row for its heaviest keys, and room to fill the last vector.
   carver(workspace.candidates, candidate_room(problem.top()) + kPad);
   carver(workspace.candidate_keys, candidate_room(problem.top()));
   carver(workspace.rescale, rows);               // per row, in finish its inverse denominator
   carver(workspace.spans, rows * kSpanNumbers);  // which keys each row sees
+}
+
+Strip strip_of(const Piece& part) {
+  Strip strip;
+  strip.first_key = part.first_key;
+  strip.blocks = ceil_div(part.keys, kBlockKeys);
+  return strip;
 }
 
 void carve(Carver& carver, State& state, const Problem& problem, int64_t rows) {
@@ -77,15 +100,6 @@ void carve(Carver& carver, State& state, const Problem& problem, int64_t rows) {
   carver(state.values, rows * problem.value_width());
   carver(state.top_scores, rows * problem.top());
   carver(state.top_keys, rows * problem.top());
-}
-
-void carve(Carver& carver, Strip& strip, const Piece& piece, int64_t rows) {
-  strip.first_key = piece.first_key;
-  strip.blocks = ceil_div(piece.keys, kBlockKeys);
-  carver(strip.weights, strip.blocks * rows * kBlockKeys);
-  carver(strip.peaks, strip.blocks * rows);
-  carver(strip.begin, strip.blocks * rows);
-  carver(strip.end, strip.blocks * rows);
 }
 
 // Scratch that a thread keeps between calls: fresh pages would cost more than a small attention.
@@ -99,11 +113,6 @@ void* scratch(int64_t bytes) {
     held = bytes;
   }
   return memory.get();
-}
-
-// Readings that need every weight once the whole row is known.
-bool keeps_weights(const Problem& problem) {
-  return problem.reads && (problem.reading.key_mass || problem.reading.segment_mass);
 }
 
 struct Run {
@@ -143,14 +152,13 @@ std::vector<RowBlock> row_blocks(const Run& run) {
   const int64_t rows = run.rows_per_head(), group = problem.group();
   const int64_t blocks_wanted = ceil_div(kTasks, std::max<int64_t>(run.heads(), 1));
   const int64_t even = std::clamp(round_up(ceil_div(rows, blocks_wanted), 12), kFewestRows, kRows);
-  int64_t strip_keys = 0;
-  for (int64_t i = 0; i < problem.piece_count; ++i) strip_keys += round_up(problem.pieces[i].keys, kBlockKeys);
-  const int64_t strip_rows = kStripFloats / std::max(strip_keys, kBlockKeys) / 12 * 12;
+  const int64_t strip_keys = std::clamp(problem.keys, kBlockKeys, kStripKeys);
+  const int64_t strip_rows = std::clamp(kStripFloats / strip_keys / 12 * 12, kFewestRowsRead, even);
   const int64_t read_from = problem.reads ? problem.reading.first_row * group : 0;
   const int64_t read_to = problem.reads ? problem.reading.last_row * group : 0;
   std::vector<RowBlock> blocks;
   const auto cut = [&](int64_t first, int64_t last, bool read) {
-    const int64_t step = read && keeps_weights(problem) ? std::clamp(strip_rows, kFewestRows, even) : even;
+    const int64_t step = read ? strip_rows : even;
     for (; first < last; first += step) blocks.push_back({first, std::min(first + step, last), read});
   };
   cut(0, read_from, false);
@@ -159,76 +167,129 @@ std::vector<RowBlock> row_blocks(const Run& run) {
   return blocks;
 }
 
-// Many rows per key head. A task is a lane: every lanes-th block of one head. Key mass is summed per lane and then over
-// the lanes in order, so memory does not grow with the number of blocks.
+// Every piece cut into parts of at most this many keys; an empty piece stays one.
+std::vector<Piece> parts_of(const Problem& problem, int64_t keys) {
+  std::vector<Piece> parts;
+  for (const Piece* piece = problem.pieces; piece < problem.pieces + problem.piece_count; ++piece) {
+    for (int64_t first = 0; first == 0 || first < piece->keys; first += keys) {
+      Piece part = *piece;
+      for (Tensor* tensor : {&part.key, &part.value})
+        tensor->data = static_cast<const char*>(tensor->data) + first * tensor->stride[2] * bytes_of(problem.dtype);
+      part.first_key += first;
+      part.keys = std::min(keys, piece->keys - first);
+      parts.push_back(part);
+    }
+  }
+  return parts;
+}
+
+// The keys and values of the heads of a wave, packed once for all their rows: [head of the wave, part].
+class SharedKeys {
+ public:
+  SharedKeys(const Run& run, const std::vector<Piece>& parts, int64_t heads)
+      : run_(run), parts_(parts), packed_(size_t(heads) * parts.size()) {
+    const Problem& problem = run.problem;
+    const int64_t pair = run.target.dots_pairs && problem.dtype == Dtype::bfloat16 ? 2 : 1;
+    const auto carve_all = [&](Carver carver) {
+      for (size_t i = 0; i < packed_.size(); ++i) {
+        const Piece& part = parts[i % parts.size()];
+        const int64_t blocks = ceil_div(part.keys, kBlockKeys);
+        packed_[i].first_key = part.first_key;
+        carver(packed_[i].keys, blocks * kBlockKeys * ceil_div(problem.head_dim, pair));
+        carver(packed_[i].values, blocks * kBlockKeys * problem.value_width() / pair);
+        carver(packed_[i].finite, blocks);
+      }
+      return carver.bytes();
+    };
+    memory_ = allocate(carve_all(Carver()));
+    carve_all(Carver(memory_.get()));
+  }
+
+  bool pack(int64_t first_head, int64_t heads) const {
+    const int64_t parts = int64_t(parts_.size());
+    return run_.each(heads * parts, [&](int64_t index) {
+      const Task task = run_.task_of(first_head + index / parts, 0, run_.rows_per_head(), &parts_[size_t(index % parts)]);
+      run_.target.pack(run_.problem, task, packed_[size_t(index)]);
+    });
+  }
+
+  const Packed* of(int64_t head, size_t part) const { return &packed_[size_t(head) * parts_.size() + part]; }
+
+ private:
+  const Run& run_;
+  const std::vector<Piece>& parts_;
+  std::vector<Packed> packed_;
+  Memory memory_;
+};
+
+// Many rows per key head, in waves of heads whose packed keys fit the caches. A task is a lane: every lanes-th block of
+// rows of one head. Key mass is summed per lane and then over the lanes in order, so memory does not grow with the
+// number of blocks.
 bool Run::by_rows() const {
   const std::vector<RowBlock> blocks = row_blocks(*this);
-  const bool masses = problem.reads && problem.reading.key_mass;
+  const std::vector<Piece> parts = parts_of(problem, kStripKeys);
+  const bool masses = problem.reads && problem.reading.key_mass, shares = blocks.size() > 1;
   const int64_t block_count = int64_t(blocks.size());
-  const int64_t lanes = masses ? std::min(block_count, ceil_div(kTasks, std::max<int64_t>(heads(), 1))) : block_count;
+  const int64_t wave = std::clamp<int64_t>(shares ? ceil_div(kWaveTasks, block_count) : heads(), 1, heads());
+  const int64_t lanes = masses ? std::min(block_count, ceil_div(kTasks, wave)) : block_count;
   const int64_t columns = problem.group() * problem.keys;
-  std::vector<double> lane_columns(masses ? size_t(heads() * lanes * columns) : 0);
+  std::vector<double> lane_columns(masses ? size_t(wave * lanes * columns) : 0);
+  std::optional<SharedKeys> shared;
+  if (shares) shared.emplace(*this, parts, wave);
 
-  const bool whole = each(heads() * lanes, [&](int64_t index) {
-    // Later rows see more keys under a causal mask: they go first.
-    const int64_t head = index % heads(), lane = lanes - 1 - index / heads();
-    for (int64_t number = lane; number < block_count; number += lanes) {
-      const RowBlock& block = blocks[size_t(number)];
-      const Task all_keys = task_of(head, block.first, block.last);
-      const bool keep = block.read && keeps_weights(problem);
-      Workspace workspace;
-      State state;
-      std::vector<Strip> strips(keep ? size_t(problem.piece_count) : 0);
-      const auto carve_all = [&](Carver carver) {
-        carve(carver, workspace, problem, all_keys.rows());
-        carve(carver, state, problem, all_keys.rows());
-        for (size_t i = 0; i < strips.size(); ++i) carve(carver, strips[i], problem.pieces[i], all_keys.rows());
-        return carver.bytes();
-      };
-      carve_all(Carver(scratch(carve_all(Carver()))));
-      for (int64_t i = 0; i < problem.piece_count; ++i) {
-        Task task = task_of(head, block.first, block.last, problem.pieces + i);
-        task.continues = i > 0;
-        target.compute(problem, task, workspace, state, keep ? &strips[size_t(i)] : nullptr);
+  for (int64_t first_head = 0; first_head < heads(); first_head += wave) {
+    const int64_t heads_here = std::min(wave, heads() - first_head);
+    std::fill(lane_columns.begin(), lane_columns.end(), 0.0);
+    if (shares && !shared->pack(first_head, heads_here)) return false;
+    const bool whole = each(heads_here * lanes, [&](int64_t index) {
+      // Later rows see more keys under a causal mask: they go first.
+      const int64_t head = index % heads_here, lane = lanes - 1 - index / heads_here;
+      for (int64_t number = lane; number < block_count; number += lanes) {
+        const RowBlock& block = blocks[size_t(number)];
+        const Task all_keys = task_of(first_head + head, block.first, block.last);
+        Workspace workspace;
+        State state;
+        std::vector<Strip> strips(block.read ? parts.size() : 0);
+        const auto carve_all = [&](Carver carver) {
+          carve(carver, workspace, problem, all_keys.rows(), !shares);
+          carve(carver, state, problem, all_keys.rows());
+          for (size_t i = 0; i < strips.size(); ++i) carve(carver, strips[i] = strip_of(parts[i]), all_keys.rows());
+          return carver.bytes();
+        };
+        carve_all(Carver(scratch(carve_all(Carver()))));
+        for (size_t i = 0; i < parts.size(); ++i) {
+          Task task = task_of(first_head + head, block.first, block.last, &parts[i]);
+          task.continues = i > 0;
+          task.packed = shares ? shared->of(head, i) : nullptr;
+          target.compute(problem, task, workspace, state, block.read ? &strips[i] : nullptr);
+        }
+        double* column = masses && block.read ? lane_columns.data() + (head * lanes + lane) * columns : nullptr;
+        target.finish(problem, all_keys, workspace, state, strips.data(), int64_t(strips.size()), column);
       }
-      double* column = masses && keep ? lane_columns.data() + (head * lanes + lane) * columns : nullptr;
-      target.finish(problem, all_keys, workspace, state, strips.data(), int64_t(strips.size()), column);
-    }
-  });
-  if (!whole || !masses) return whole;
-  return each(heads(), [&](int64_t head) {
-    for (int64_t i = 0; i < columns; ++i) {
-      double mass = 0;
-      for (int64_t lane = 0; lane < lanes; ++lane) mass += lane_columns[size_t((head * lanes + lane) * columns + i)];
-      mass_of(head)[i] = float(mass);
-    }
-  });
+    });
+    if (!whole) return false;
+    const bool summed = !masses || each(heads_here, [&](int64_t head) {
+      for (int64_t i = 0; i < columns; ++i) {
+        double mass = 0;
+        for (int64_t lane = 0; lane < lanes; ++lane) mass += lane_columns[size_t((head * lanes + lane) * columns + i)];
+        mass_of(first_head + head)[i] = float(mass);
+      }
+    });
+    if (!summed) return false;
+  }
+  return true;
 }
 
-// Tokens first .. first + keys - 1 of a piece.
-Piece part_of(const Problem& problem, const Piece& piece, int64_t first, int64_t keys) {
-  Piece part = piece;
-  for (Tensor* tensor : {&part.key, &part.value})
-    tensor->data = static_cast<const char*>(tensor->data) + first * tensor->stride[2] * bytes_of(problem.dtype);
-  part.first_key += first;
-  part.keys = keys;
-  return part;
-}
-
-// Few rows per key head: all of them against fixed chunks of every piece, then the partials merged in key order.
+// Few rows per key head: all of them against fixed parts of the keys, then the partials merged in key order.
 bool Run::by_keys() const {
-  std::vector<Piece> chunks;
-  for (const Piece* piece = problem.pieces; piece < problem.pieces + problem.piece_count; ++piece)
-    for (int64_t done = 0; done < piece->keys; done += kSplitKeys)
-      chunks.push_back(part_of(problem, *piece, done, std::min(kSplitKeys, piece->keys - done)));
-  const int64_t rows = rows_per_head(), splits = int64_t(chunks.size());
-  const bool keep = keeps_weights(problem);
+  const std::vector<Piece> parts = parts_of(problem, kSplitKeys);
+  const int64_t rows = rows_per_head(), splits = int64_t(parts.size());
   std::vector<State> states(size_t(heads() * splits));
-  std::vector<Strip> strips(keep ? states.size() : 0);
+  std::vector<Strip> strips(problem.reads ? states.size() : 0);
   const auto carve_all = [&](Carver carver) {
     for (size_t i = 0; i < states.size(); ++i) {
       carve(carver, states[i], problem, rows);
-      if (keep) carve(carver, strips[i], chunks[i % chunks.size()], rows);
+      if (problem.reads) carve(carver, strips[i] = strip_of(parts[i % parts.size()]), rows);
     }
     return carver.bytes();
   };
@@ -237,15 +298,16 @@ bool Run::by_keys() const {
   const auto workspace_here = [&] {
     Workspace workspace;
     Carver size;
-    carve(size, workspace, problem, rows);
+    carve(size, workspace, problem, rows, true);
     Carver carver(scratch(size.bytes()));
-    carve(carver, workspace, problem, rows);
+    carve(carver, workspace, problem, rows, true);
     return workspace;
   };
 
   const bool whole = each(heads() * splits, [&](int64_t index) {
-    const Task task = task_of(index / splits, 0, rows, &chunks[size_t(index % splits)]);
-    target.compute(problem, task, workspace_here(), states[size_t(index)], keep ? &strips[size_t(index)] : nullptr);
+    const Task task = task_of(index / splits, 0, rows, &parts[size_t(index % splits)]);
+    target.compute(problem, task, workspace_here(), states[size_t(index)],
+                   problem.reads ? &strips[size_t(index)] : nullptr);
   });
   if (!whole) return false;
   return each(heads(), [&](int64_t head) {
@@ -256,8 +318,9 @@ bool Run::by_keys() const {
     const int64_t columns = problem.group() * problem.keys;
     const bool masses = problem.reads && problem.reading.key_mass;
     std::vector<double> sums(masses ? size_t(columns) : 0);
-    target.finish(problem, task_of(head, 0, rows), workspace, merged, keep ? &strips[size_t(head * splits)] : nullptr,
-                  keep ? splits : 0, masses ? sums.data() : nullptr);
+    target.finish(problem, task_of(head, 0, rows), workspace, merged,
+                  problem.reads ? &strips[size_t(head * splits)] : nullptr, problem.reads ? splits : 0,
+                  masses ? sums.data() : nullptr);
     for (size_t i = 0; i < sums.size(); ++i) mass_of(head)[i] = float(sums[i]);
   });
 }
@@ -266,6 +329,7 @@ bool Run::by_keys() const {
 
 bool run(const Problem& problem, const Target& target, int threads, Interrupted interrupted) {
   const Run run{problem, target, threads, interrupted};
+  if (run.heads() == 0) return true;
   if (run.rows_per_head() == 0) {
     if (problem.reads && problem.reading.key_mass)
       std::fill_n(problem.reading.key_mass, problem.batch * problem.query_heads * problem.keys, 0.0f);

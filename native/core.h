@@ -105,6 +105,8 @@ struct Problem {
   KEYWISE_INLINE int64_t value_width() const { return round_up(value_dim, kPad); }
 };
 
+struct Packed;
+
 // Part of a problem: some query rows of one key head against the keys of one piece. Row r is head r % group of token
 // r / group. A task that continues adds to the state of the task before it, whose rows are the same.
 struct Task {
@@ -112,6 +114,7 @@ struct Task {
   int64_t first_row = 0, last_row = 0;
   const Piece* piece = nullptr;
   bool continues = false;
+  const Packed* packed = nullptr;  // null: a task packs for itself
   KEYWISE_INLINE int64_t first_key() const { return piece->first_key; }
   KEYWISE_INLINE int64_t last_key() const { return piece->first_key + piece->keys; }
   KEYWISE_INLINE int64_t rows() const { return last_row - first_row; }
@@ -128,14 +131,23 @@ struct State {
   int32_t* top_keys = nullptr;  // [rows, top] -1 where there is none
 };
 
-// Weights kept for the readings: exp(score - the peak of its row when its block was done).
+// Scores, then weights exp(score - peak), of some rows against blocks of keys.
 struct Strip {
   int64_t first_key = 0;
   int64_t blocks = 0;
   float* weights = nullptr;  // [blocks, rows, kBlockKeys]
-  float* peaks = nullptr;    // [blocks, rows]
   int32_t* begin = nullptr;  // [blocks, rows] written part of each row of a block
   int32_t* end = nullptr;
+  bool* hides = nullptr;   // [blocks, rows] at the first row of a tile: whether one of its rows hides a key
+  float* peaks = nullptr;  // [rows] the row's peak when its weights were made
+};
+
+// Keys and values of one head and piece as the tiles read them, packed once for all tasks that share them.
+struct Packed {
+  int64_t first_key = 0;
+  float* keys = nullptr;
+  float* values = nullptr;
+  bool* finite = nullptr;  // per block: its values hold neither NaN nor infinity
 };
 
 // Scratch of one thread; core.cpp says what each pointer holds.
@@ -143,8 +155,9 @@ struct Workspace {
   float* queries = nullptr;
   float* keys = nullptr;
   float* values = nullptr;
-  float* scores = nullptr;
+  Strip tile;
   float* narrow = nullptr;
+  float* largest = nullptr;
   float* line = nullptr;
   float* candidates = nullptr;
   int32_t* candidate_keys = nullptr;
@@ -159,6 +172,10 @@ KEYWISE_INLINE constexpr int64_t candidate_room(int64_t top) { return 2 * top + 
 // One instruction set. Its functions allocate nothing and throw nothing.
 struct Target {
   const char* name;
+  // Whether bfloat16 is packed in pairs, which take half the room.
+  bool dots_pairs;
+  // Fills the blocks of the task's piece that one of its rows sees.
+  void (*pack)(const Problem&, const Task&, const Packed&);
   // Fills the state, and the strip when it is not null.
   void (*compute)(const Problem&, const Task&, const Workspace&, const State&, const Strip*);
   // Puts `from`, whose keys come after those of `into`, into `into`.

@@ -56,12 +56,13 @@ static void write_segments(const Problem& problem, const Strip* strips, int64_t 
   int64_t run = 0;
   for (int64_t number = 0; number < strip_count; ++number) {
     const Strip& strip = strips[number];
+    if (strip.peaks[row] == -kInfinity) continue;
+    const float factor = __builtin_exp2f((strip.peaks[row] - peak) * problem.score_unit_base2()) * inverse;
     for (int64_t block = 0; block < strip.blocks; ++block) {
       const int64_t place = block * rows + row;
-      if (strip.begin[place] >= strip.end[place] || strip.peaks[place] == -kInfinity) continue;
+      if (strip.begin[place] >= strip.end[place]) continue;
       const int64_t first_key = strip.first_key + block * kBlockKeys;
       const int64_t begin = first_key + strip.begin[place], end = first_key + strip.end[place];
-      const float factor = __builtin_exp2f((strip.peaks[place] - peak) * problem.score_unit_base2()) * inverse;
       const float* weights = strip.weights + place * kBlockKeys - first_key;
       while (run < reading.run_count && reading.runs[3 * run + 1] <= begin) ++run;
       for (int64_t i = run; i < reading.run_count && reading.runs[3 * i] < end; ++i) {
@@ -100,9 +101,9 @@ static void add_columns(const Problem& problem, const Task& task, const State& s
       bool touched = false;
       for (int64_t row = (head - task.first_row % group + group) % group; row < rows; row += group) {
         const int64_t place = block * rows + row, token = (task.first_row + row) / group;
-        if (strip.begin[place] >= strip.end[place] || strip.peaks[place] == -kInfinity) continue;
+        if (strip.begin[place] >= strip.end[place] || strip.peaks[row] == -kInfinity) continue;
         if (token < reading.first_row || token >= reading.last_row) continue;
-        const float shift = (strip.peaks[place] - state.peak[row]) * problem.score_unit_base2();
+        const float shift = (strip.peaks[row] - state.peak[row]) * problem.score_unit_base2();
         float factor = norms[row] * __builtin_exp2f(shift);
         if (reading.row_weights)
           factor *= reading.row_weights[task.item * reading.row_weight_stride[0] +

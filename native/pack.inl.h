@@ -58,6 +58,13 @@ static inline const char* value_at(const Problem& problem, const Task& task, int
   return row_of(task.piece->value, problem.dtype, task.item, task.key_head, key - task.piece->first_key);
 }
 
+template <Dtype kDtype>
+static inline Vec load_as(const char* row, int64_t index) {
+  if constexpr (kDtype == Dtype::float32) return load(reinterpret_cast<const float*>(row) + index);
+  const uint16_t* source = reinterpret_cast<const uint16_t*>(row) + index;
+  return kDtype == Dtype::bfloat16 ? load_bfloat16(source) : load_float16(source);
+}
+
 // Up to kLanes elements from `index` on as float32, zeros behind the last.
 static inline Vec load_elements(const char* row, Dtype dtype, int64_t index, int64_t count) {
   if (dtype == Dtype::float32) {
@@ -87,6 +94,8 @@ static inline Vec load_pairs(const char* row, int64_t index, int64_t count) {
 }
 
 static constexpr int64_t kPanelKeys = 2 * kLanes;
+
+static inline bool uses_pairs(const Problem& problem) { return kDotsPairs && problem.dtype == Dtype::bfloat16; }
 
 // Lanes per key in a packed panel: head_dim floats, or half as many pairs of bfloat16.
 static inline int64_t key_depth(const Problem& problem, bool pairs) {
@@ -137,37 +146,34 @@ struct Values {
   Dtype dtype;
 };
 
-// Values as rows of `width` floats.
-static void pack_values(const Values& values, int64_t count, int64_t value_dim, int64_t width, float* packed) {
-  const char* row = values.first;
-  for (int64_t key = 0; key < count; ++key, row += values.stride_bytes, packed += width) {
-    for (int64_t d = 0; d < width; d += kLanes) {
-      const int64_t left = value_dim - d;
-      store(packed + d, left > 0 ? load_elements(row, values.dtype, d, left) : zero());
-    }
-  }
+// Up to kLanes bfloat16 as they are, zeros behind the last; `line` is room for them.
+static inline const uint16_t* narrow_elements(const char* row, int64_t index, int64_t count, uint16_t* line) {
+  const uint16_t* source = reinterpret_cast<const uint16_t*>(row) + index;
+  if (count >= kLanes) return source;
+  __builtin_memset(line, 0, kLanes * sizeof(uint16_t));
+  if (row && count > 0) __builtin_memcpy(line, source, std::size_t(count) * sizeof(uint16_t));
+  return line;
 }
 
-// Keys first .. last - 1, both even in the end: values of two keys as one row of `width` pairs. `values` begin at key
-// `known`; keys before it and from `last` on are zeros.
-static void pack_value_pairs(const Values& values, int64_t first, int64_t known, int64_t last, int64_t value_dim,
-                             int64_t width, float* packed) {
-  uint16_t nothing[2 * kLanes] = {};
-  for (int64_t key = first; key < last; key += 2, packed += width) {
-    const char* even = values.first + (key - known) * values.stride_bytes;
-    const char* odd = even + values.stride_bytes;
+// Values of the keys first .. last - 1 as rows of value_width floats, or, in pairs, the values of two keys as one row of
+// pairs of bfloat16. `values` begin at key `known`; what lies before it, and behind the last, is zeros.
+static void pack_values(const Problem& problem, const Values& values, int64_t first, int64_t known, int64_t last,
+                        bool pairs, float* packed) {
+  const int64_t width = problem.value_width(), value_dim = problem.value_dim;
+  const auto row_of_key = [&](int64_t key) {
+    return key < known || key >= last ? nullptr : values.first + (key - known) * values.stride_bytes;
+  };
+  for (int64_t key = first; key < last; key += pairs ? 2 : 1, packed += width) {
+    const char *row = row_of_key(key), *next = pairs ? row_of_key(key + 1) : nullptr;
     for (int64_t d = 0; d < width; d += kLanes) {
       const int64_t left = value_dim - d;
-      uint16_t lines[2][kLanes];
-      const auto bits = [&](const char* row, bool there, uint16_t* line) -> const uint16_t* {
-        if (!there || left <= 0) return nothing;
-        const uint16_t* source = reinterpret_cast<const uint16_t*>(row) + d;
-        if (left >= kLanes) return source;
-        __builtin_memset(line, 0, kLanes * 2);
-        __builtin_memcpy(line, source, std::size_t(left) * 2);
-        return line;
-      };
-      store(packed + d, interleave(bits(even, key >= known, lines[0]), bits(odd, key + 1 >= known && key + 1 < last, lines[1])));
+      if (pairs) {
+        uint16_t lines[2][kLanes];
+        store(packed + d, interleave(narrow_elements(row, d, row ? left : 0, lines[0]),
+                                     narrow_elements(next, d, next ? left : 0, lines[1])));
+      } else {
+        store(packed + d, row && left > 0 ? load_elements(row, values.dtype, d, left) : zero());
+      }
     }
   }
 }
@@ -175,29 +181,35 @@ static void pack_value_pairs(const Values& values, int64_t first, int64_t known,
 // Up to this many rows are scored against the keys in place.
 static constexpr int64_t kRowsInPlace = 4;
 
+static inline bool scores_in_place(const Task& task) { return !task.packed && task.rows() <= kRowsInPlace; }
+
 // The task's rows, as floats or as pairs of bfloat16: panels [depth][rows of a tile], or, for keys in place, one row
-// after the other, each padded with zeros to whole vectors.
+// after the other, each padded with zeros to whole vectors. Less than kLanes numbers behind the last are overwritten.
 static void pack_queries(const Problem& problem, const Task& task, bool pairs, bool row_by_row, float* packed) {
-  const int64_t depth = key_depth(problem, pairs), padded = round_up(depth, kLanes), group = problem.group();
-  for (int64_t first = task.first_row; first < task.last_row; first += kTileRows) {
-    const int64_t rows = task.last_row - first < kTileRows ? task.last_row - first : kTileRows;
+  const int64_t depth = key_depth(problem, pairs), group = problem.group();
+  const int64_t step = row_by_row ? 1 : kTileRows;
+  for (int64_t first = task.first_row; first < task.last_row; first += step) {
+    const int64_t rows = task.last_row - first < step ? task.last_row - first : step;
+    const char* row[kTileRows];
     for (int64_t r = 0; r < rows; ++r) {
       const int64_t head = task.key_head * group + (first + r) % group;
-      const char* row = row_of(problem.query, problem.dtype, task.item, head, (first + r) / group);
-      for (int64_t d = 0; d < (row_by_row ? padded : depth); ++d) {
-        float& place = packed[row_by_row ? r * padded + d : d * rows + r];
-        if (d >= depth) {
-          place = 0.0f;
-        } else if (pairs) {
-          const int64_t count = 2 * d + 1 < problem.head_dim ? 2 : 1;
-          uint16_t pair[2] = {0, 0};
-          __builtin_memcpy(pair, row + 4 * d, std::size_t(count) * 2);
-          __builtin_memcpy(&place, pair, 4);
-        } else {
-          place = element(row, problem.dtype, d);
-        }
-      }
+      row[r] = row_of(problem.query, problem.dtype, task.item, head, (first + r) / group);
     }
-    packed += depth * rows;
+    const auto elements = [&](int64_t r, int64_t d) {
+      return pairs ? load_pairs(row[r], 2 * d, problem.head_dim - 2 * d)
+                   : load_elements(row[r], problem.dtype, d, problem.head_dim - d);
+    };
+    for (int64_t d = 0; d < depth; d += kLanes) {
+      if (row_by_row) {
+        store(packed, elements(0, d));
+        packed += kLanes;
+        continue;
+      }
+      Vec tile[kLanes];
+      for (int64_t r = 0; r < kLanes; ++r) tile[r] = r < rows ? elements(r, d) : zero();
+      transpose(tile);
+      const int64_t count = depth - d < kLanes ? depth - d : kLanes;
+      for (int64_t i = 0; i < count; ++i, packed += rows) store(packed, tile[i]);
+    }
   }
 }

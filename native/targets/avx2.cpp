@@ -89,6 +89,6 @@ static inline Vec sum_each(const Vec* t) {
 #include "../attend.inl.h"
 
 extern const Target target;
-const Target target = {"avx2", compute, merge, finish};
+const Target target = {"avx2", kDotsPairs, pack, compute, merge, finish};
 
 }  // namespace keywise::avx2

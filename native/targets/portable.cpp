@@ -23,7 +23,7 @@ typedef float Vec __attribute__((vector_size(16)));
 typedef int32_t Whole __attribute__((vector_size(16)));
 
 static constexpr int kLanes = 4;
-static constexpr int kTileRows = 6;
+static constexpr int kTileRows = 4;
 static constexpr int kValueRows = 6;
 static constexpr int kValueVectors = 2;
 
@@ -94,6 +94,6 @@ static inline Vec sum_each(const Vec* t) { return Vec{sum(t[0]), sum(t[1]), sum(
 #include "../attend.inl.h"
 
 extern const Target target;
-const Target target = {"portable", compute, merge, finish};
+const Target target = {"portable", kDotsPairs, pack, compute, merge, finish};
 
 }  // namespace keywise::portable

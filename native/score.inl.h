@@ -1,0 +1,92 @@
+// Scores of a tile of rows, from packed panels of keys or from keys where the user has them. Included by attend.inl.h.
+
+// scores[R][kBlockKeys] = queries[depth][R] . panel[depth][kPanelKeys]; all accumulators stay in registers.
+template <int R, bool kPairs>
+static void score_tile(const float* queries, const float* panel, int64_t depth, float* scores) {
+  // Long sums are made of short ones: rounding errors grow with the length of a chain.
+  constexpr int64_t kChain = kPairs ? 64 : 128;
+  Vec left[R], right[R];
+  for (int64_t done = 0; done < depth; done += kChain) {
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) left[r] = right[r] = zero();
+    const int64_t chain = depth - done < kChain ? depth - done : kChain;
+    for (int64_t d = 0; d < chain; ++d, queries += R, panel += kPanelKeys) {
+      const Vec key_left = load(panel), key_right = load(panel + kLanes);
+#pragma GCC unroll 16
+      for (int r = 0; r < R; ++r) {
+        const Vec query = broadcast(queries[r]);
+        left[r] = kPairs ? dot_pairs(query, key_left, left[r]) : mul_add(query, key_left, left[r]);
+        right[r] = kPairs ? dot_pairs(query, key_right, right[r]) : mul_add(query, key_right, right[r]);
+      }
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) {
+      float* here = scores + r * kBlockKeys;
+      store(here, done ? add(load(here), left[r]) : left[r]);
+      store(here + kLanes, done ? add(load(here + kLanes), right[r]) : right[r]);
+    }
+  }
+}
+
+template <int R, bool kPairs>
+static void score_rows(int64_t rows, const float* queries, const float* panel, int64_t depth, float* scores) {
+  if constexpr (R > 1) {
+    if (rows < R) return score_rows<R - 1, kPairs>(rows, queries, panel, depth, scores);
+  }
+  score_tile<R, kPairs>(queries, panel, depth, scores);
+}
+
+// Scores of R rows, kLanes keys at a time, straight from where the user has them: packing a block of keys pays only
+// when many rows use it. A key is loaded once for all rows, in the order it lies in memory.
+template <int R, Dtype kDtype, bool kPairs>
+static void score_in_place(const Problem& problem, const char* key, int64_t stride_bytes, const float* queries,
+                           int64_t count, float* scores) {
+  const int64_t step = kPairs ? 2 : 1, depth = key_depth(problem, kPairs), padded = round_up(depth, kLanes);
+  const int64_t whole = problem.head_dim / step / kLanes * kLanes;
+  for (int64_t j = 0; j < count; j += kLanes) {
+    Vec sums[R][kLanes];
+    for (int i = 0; i < kLanes; ++i, key += stride_bytes) {
+      Vec sum[R];
+#pragma GCC unroll 16
+      for (int r = 0; r < R; ++r) sum[r] = zero();
+      const auto add_products = [&](Vec elements, int64_t d) {
+#pragma GCC unroll 16
+        for (int r = 0; r < R; ++r) {
+          const Vec query = load(queries + r * padded + d);
+          sum[r] = kPairs ? dot_pairs(query, elements, sum[r]) : mul_add(query, elements, sum[r]);
+        }
+      };
+      if (j + i < count) {
+        for (int64_t d = 0; d < whole; d += kLanes)
+          add_products(kPairs ? load(reinterpret_cast<const float*>(key) + d) : load_as<kDtype>(key, d), d);
+        if (whole < depth) {
+          const int64_t left = problem.head_dim - step * whole;
+          add_products(kPairs ? load_pairs(key, step * whole, left) : load_elements(key, kDtype, whole, left), whole);
+        }
+      }
+#pragma GCC unroll 16
+      for (int r = 0; r < R; ++r) sums[r][i] = sum[r];
+    }
+    for (int r = 0; r < R; ++r) store(scores + r * kBlockKeys + j, sum_each(sums[r]));
+  }
+}
+
+template <int R, Dtype kDtype, bool kPairs>
+static void score_rows_in_place(int64_t rows, const Problem& problem, const char* key, int64_t stride_bytes,
+                                const float* queries, int64_t count, float* scores) {
+  if constexpr (R > 1) {
+    if (rows < R)
+      return score_rows_in_place<R - 1, kDtype, kPairs>(rows, problem, key, stride_bytes, queries, count, scores);
+  }
+  score_in_place<R, kDtype, kPairs>(problem, key, stride_bytes, queries, count, scores);
+}
+
+static void score_rows_in_place(int64_t rows, const Problem& problem, const Task& task, bool pairs,
+                                const float* queries, int64_t first_key, int64_t count, float* scores) {
+  const auto score = pairs                                ? score_rows_in_place<kRowsInPlace, Dtype::bfloat16, kDotsPairs>
+                     : problem.dtype == Dtype::float32  ? score_rows_in_place<kRowsInPlace, Dtype::float32, false>
+                     : problem.dtype == Dtype::bfloat16 ? score_rows_in_place<kRowsInPlace, Dtype::bfloat16, false>
+                                                        : score_rows_in_place<kRowsInPlace, Dtype::float16, false>;
+  score(rows, problem, key_at(problem, task, first_key), task.piece->key.stride[2] * bytes_of(problem.dtype), queries,
+        count, scores);
+}

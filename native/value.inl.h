@@ -1,0 +1,97 @@
+// Weights times values, for a tile of rows. Included by attend.inl.h.
+
+// Values read in place come in strips of this many bytes.
+static constexpr int64_t kValueStripBytes = 8192;
+
+// outputs[R][C kLanes] = outputs x rescale[R] + weights[R][keys] . values[keys][C kLanes], from column `first` on; a
+// null rescale is 1. Of pairs of bfloat16, weights and values, one lane counts as one key.
+template <int R, int C, Dtype kDtype, bool kPairs>
+static void value_tile(const float* weights, const Values& values, int64_t first, int64_t keys, int64_t width,
+                       const float* rescale, float* outputs) {
+  Vec sum[R][C];
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 16
+    for (int c = 0; c < C; ++c) {
+      const Vec before = load(outputs + r * width + c * kLanes);
+      sum[r][c] = rescale ? mul(broadcast(rescale[r]), before) : before;
+    }
+  const char* row = values.first;
+  for (int64_t key = 0; key < keys; ++key, row += values.stride_bytes) {
+    Vec value[C];
+#pragma GCC unroll 16
+    for (int c = 0; c < C; ++c) value[c] = load_as<kDtype>(row, first + c * kLanes);
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) {
+      const Vec weight = broadcast(weights[r * (kPairs ? kBlockKeys / 2 : kBlockKeys) + key]);
+#pragma GCC unroll 16
+      for (int c = 0; c < C; ++c)
+        sum[r][c] = kPairs ? dot_pairs(weight, value[c], sum[r][c]) : mul_add(weight, value[c], sum[r][c]);
+    }
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 16
+    for (int c = 0; c < C; ++c) store(outputs + r * width + c * kLanes, sum[r][c]);
+}
+
+template <int R, int C, Dtype kDtype, bool kPairs>
+static void value_rows(int64_t rows, int64_t columns, const float* weights, const Values& values, int64_t first,
+                       int64_t keys, int64_t width, const float* rescale, float* outputs) {
+  if constexpr (R > 1) {
+    if (rows < R)
+      return value_rows<R - 1, C, kDtype, kPairs>(rows, columns, weights, values, first, keys, width, rescale, outputs);
+  }
+  if constexpr (C > 1) {
+    if (columns < C)
+      return value_rows<R, C - 1, kDtype, kPairs>(rows, columns, weights, values, first, keys, width, rescale, outputs);
+  }
+  value_tile<R, C, kDtype, kPairs>(weights, values, first, keys, width, rescale, outputs);
+}
+
+template <Dtype kDtype, bool kPairs>
+static void add_values(int64_t rows, const float* weights, const Values& values, int64_t keys, int64_t width,
+                       const float* rescale, float* outputs) {
+  // One tile of rows takes values in strips that stay in the first-level cache over its tiles of columns.
+  constexpr int64_t kStride = kPairs ? kBlockKeys / 2 : kBlockKeys;
+  const int64_t strip = rows <= kValueRows ? clamp(kValueStripBytes / values.stride_bytes, 8, keys) : keys;
+  for (int64_t key = 0; key < keys; key += strip) {
+    const Values here{values.first + key * values.stride_bytes, values.stride_bytes, values.dtype};
+    const int64_t count = keys - key < strip ? keys - key : strip;
+    for (int64_t r = 0; r < rows; r += kValueRows)
+      for (int64_t d = 0; d < width; d += kValueVectors * kLanes)
+        value_rows<kValueRows, kValueVectors, kDtype, kPairs>(rows - r, (width - d) / kLanes,
+                                                              weights + r * kStride + key, here, d, count, width,
+                                                              key ? nullptr : rescale + r, outputs + r * width + d);
+  }
+}
+
+static void add_values(int64_t rows, const float* weights, const Values& values, int64_t keys, int64_t width,
+                       const float* rescale, float* outputs) {
+  const auto add = values.dtype == Dtype::float32    ? add_values<Dtype::float32, false>
+                   : values.dtype == Dtype::bfloat16 ? add_values<Dtype::bfloat16, false>
+                                                     : add_values<Dtype::float16, false>;
+  add(rows, weights, values, keys, width, rescale, outputs);
+}
+
+static bool all_finite(const Values& values, int64_t keys, int64_t value_dim) {
+  Vec poison = zero();  // 0 x NaN and 0 x inf are NaN
+  const char* row = values.first;
+  for (int64_t key = 0; key < keys; ++key, row += values.stride_bytes)
+    for (int64_t d = 0; d < value_dim; d += kLanes)
+      poison = mul_add(load_elements(row, values.dtype, d, value_dim - d), zero(), poison);
+  return sum(poison) == 0.0f;
+}
+
+// As add_values, but a weight of 0 never meets its value: what a mask hides may be NaN or infinite.
+static void add_values_around_poison(int64_t rows, const float* weights, const Values& values, int64_t keys,
+                                     int64_t value_dim, int64_t width, const float* rescale, float* outputs) {
+  for (int64_t r = 0; r < rows; ++r, weights += kBlockKeys, outputs += width) {
+    for (int64_t d = 0; d < value_dim; ++d) outputs[d] *= rescale[r];
+    for (int64_t key = 0; key < keys; ++key) {
+      if (weights[key] == 0.0f) continue;
+      const char* row = values.first + key * values.stride_bytes;
+      for (int64_t d = 0; d < value_dim; ++d) outputs[d] += weights[key] * element(row, values.dtype, d);
+    }
+  }
+}
