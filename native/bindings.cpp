@@ -30,9 +30,10 @@ using Output = nb::ndarray<T, nb::device::cpu>;
 
 // One call, as kernels.py fills it. The arrays have been validated there and are held here while the call runs.
 struct Call {
-  std::string dtype;
+  std::string dtype, stored;
   Tokens query;
-  std::vector<Tokens> key, value;  // in pieces
+  std::vector<Tokens> key, value;                       // in pieces
+  std::vector<Input<float, 3>> key_scale, value_scale;  // of every piece, or of none
   std::optional<Tokens> bias;
   std::string bias_dtype;
   std::optional<Input<float, 1>> sinks;
@@ -58,6 +59,7 @@ Dtype dtype_of(const std::string& name) {
   if (name == "float32") return Dtype::float32;
   if (name == "float16") return Dtype::float16;
   if (name == "bfloat16") return Dtype::bfloat16;
+  if (name == "int8") return Dtype::int8;
   throw nb::value_error(("no kernel for dtype " + name).c_str());
 }
 
@@ -71,6 +73,10 @@ T* data_of(const std::optional<Output<T>>& array) {
   return array ? array->data() : nullptr;
 }
 
+keywise::Scales scales_of(const Input<float, 3>& scale) {
+  return {scale.data(), {scale.stride(0), scale.stride(1)}};
+}
+
 std::vector<keywise::Piece> pieces_of(const Call& call) {
   std::vector<keywise::Piece> pieces(call.key.size());
   int64_t first_key = 0;
@@ -80,6 +86,10 @@ std::vector<keywise::Piece> pieces_of(const Call& call) {
     copy_strides(call.key[i], piece.key.stride);
     piece.value.data = call.value[i].data();
     copy_strides(call.value[i], piece.value.stride);
+    if (!call.key_scale.empty()) {
+      piece.key_scale = scales_of(call.key_scale[i]);
+      piece.value_scale = scales_of(call.value_scale[i]);
+    }
     piece.first_key = first_key;
     piece.keys = call.value[i].shape(2);
     first_key += piece.keys;
@@ -97,6 +107,7 @@ keywise::Problem problem_of(const Call& call, const std::vector<keywise::Piece>&
   p.keys = pieces.back().first_key + pieces.back().keys;
   p.value_dim = call.value[0].shape(3);
   p.dtype = dtype_of(call.dtype);
+  p.stored = dtype_of(call.stored);
   p.query.data = call.query.data();
   copy_strides(call.query, p.query.stride);
   p.pieces = pieces.data();
@@ -227,9 +238,12 @@ NB_MODULE(_native, module) {
   nb::class_<Call>(module, "Call", "One call of attention; arrays are validated by the caller.")
       .def(nb::init<>())
       .def_rw("dtype", &Call::dtype)
+      .def_rw("stored", &Call::stored)
       .def_rw("query", &Call::query)
       .def_rw("key", &Call::key)
       .def_rw("value", &Call::value)
+      .def_rw("key_scale", &Call::key_scale)
+      .def_rw("value_scale", &Call::value_scale)
       .def_rw("bias", &Call::bias, nb::for_setter(nb::arg().none()))
       .def_rw("bias_dtype", &Call::bias_dtype)
       .def_rw("sinks", &Call::sinks, nb::for_setter(nb::arg().none()))

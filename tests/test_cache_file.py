@@ -80,7 +80,7 @@ def test_opening_maps_the_file_in_the_layout_the_kernels_read(tmp_path: Path) ->
     for layer in (0, 1):
         for stored in opened.cache.pieces(layer)[0]:
             assert stored.data.ctypes.data % 64 == 0
-            assert stored.data.swapaxes(1, 2).flags.c_contiguous
+            assert stored.data.flags.c_contiguous
             assert not stored.data.flags.owndata
         assert opened.cache.pieces(layer)[0].key.data.ctypes.data % PAGE_BYTES == 0
     # A write to the mapping stays in this process.
@@ -171,7 +171,7 @@ def test_damage_is_found_before_a_layer_is_used_and_only_there(tmp_path: Path) -
     head = file.peek(path)
     assert head.payload_bytes > 5 * CHECK_BYTES
     assert head.layers[2] is not None
-    flip(path, 8 * (head.head_bytes + head.layers[2].value.end - 1))
+    flip(path, 8 * (head.head_bytes + head.layers[2].arrays["value"].end - 1))
     opened = file.open(path, FINGERPRINT)
     query = tokens(1, seed=1)
     assert torch.equal(opened.cache.attend(0, query), cache.attend(0, query))
@@ -260,20 +260,25 @@ def put(*path: Any, value: Any) -> Callable[[dict[str, Any]], None]:
 
 
 MISLEADING: dict[str, Callable[[dict[str, Any]], Any]] = {
-    "offset far away": put("layers", 0, "key", "offset", value=2**62),
-    "offset negative": put("layers", 0, "key", "offset", value=-64),
-    "offset between": put("layers", 0, "key", "offset", value=4),
-    "offset a bool": put("layers", 0, "key", "offset", value=True),
-    "shape huge": put("layers", 0, "key", "shape", value=[1, 2**40, 2**40, 2**40]),
-    "shape negative": put("layers", 0, "value", "shape", value=[1, -3, 2, 8]),
-    "shape of three": put("layers", 0, "key", "shape", value=[1, 3, 8]),
-    "shape a word": put("layers", 0, "key", "shape", value="abc"),
-    "other tokens": put("layers", 0, "key", "shape", value=[1, 2, 2, 8]),
-    "other heads": put("layers", 0, "key", "shape", value=[1, 3, 1, 8]),
-    "dtype unknown": put("layers", 0, "key", "dtype", value="object"),
-    "dtype of one": put("layers", 0, "key", "dtype", value="float16"),
+    "offset far away": put("layers", 0, "arrays", "key", "offset", value=2**62),
+    "offset negative": put("layers", 0, "arrays", "key", "offset", value=-64),
+    "offset between": put("layers", 0, "arrays", "key", "offset", value=4),
+    "offset a bool": put("layers", 0, "arrays", "key", "offset", value=True),
+    "shape huge": put("layers", 0, "arrays", "key", "shape", value=[1, 2**40, 2**40, 2**40]),
+    "shape negative": put("layers", 0, "arrays", "value", "shape", value=[1, -3, 2, 8]),
+    "shape of three": put("layers", 0, "arrays", "key", "shape", value=[1, 3, 8]),
+    "shape a word": put("layers", 0, "arrays", "key", "shape", value="abc"),
+    "other tokens": put("layers", 0, "arrays", "key", "shape", value=[1, 2, 2, 8]),
+    "other heads": put("layers", 0, "arrays", "key", "shape", value=[1, 1, 3, 8]),
+    "dtype unknown": put("layers", 0, "arrays", "key", "dtype", value="object"),
+    "scales of floats": lambda text: text["layers"][0]["arrays"].update(key_scale=text["layers"][0]["arrays"]["key"]),
+    "no values": lambda text: text["layers"][0]["arrays"].pop("value") and None,
+    "int8 without scales": lambda text: (
+        [put("layers", 0, "arrays", side, "dtype", value="int8")(text) for side in ("key", "value")] and None
+    ),
+    "dtype of one": put("layers", 0, "arrays", "key", "dtype", value="float16"),
     "whole numbers": lambda text: (
-        [put("layers", 0, side, "dtype", value="int32")(text) for side in ("key", "value")] and None
+        [put("layers", 0, "arrays", side, "dtype", value="int32")(text) for side in ("key", "value")] and None
     ),
     "first of a layer": put("layers", 0, "first", value=1),
     "window negative": put("layers", 0, "window", value=-1),

@@ -230,6 +230,9 @@ def _call(problem: Problem) -> _native.Call:
     call.query = problem.query.data
     call.key = [piece.key.data for piece in problem.pieces]
     call.value = [piece.value.data for piece in problem.pieces]
+    call.stored = problem.pieces[0].key.dtype
+    call.key_scale = [piece.key.scale for piece in problem.pieces if piece.key.scale is not None]
+    call.value_scale = [piece.value.scale for piece in problem.pieces if piece.value.scale is not None]
     if problem.bias is not None:
         call.bias, call.bias_dtype = problem.bias.data, problem.bias.dtype
     if problem.sinks is not None:

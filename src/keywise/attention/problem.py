@@ -110,7 +110,7 @@ class Problem:
 
     @property
     def dtype(self) -> str:
-        """Element type shared by query, key and value."""
+        """Element type of query and output, and of key and value where these are not int8."""
         return self.query.dtype
 
     def key_floats(self, dtype: npt.DTypeLike) -> Array:
@@ -189,7 +189,7 @@ def _softcap(value: Any, scale: float) -> float:
 
 def _tokens(name: str, array: Any) -> Taken:
     taken = take(name, array)
-    if taken.dtype not in FLOATS:
+    if taken.dtype not in FLOATS and (taken.scale is None or name == "query"):
         raise DtypeError(f"{name} has dtype {taken.dtype}; keywise takes {', '.join(FLOATS)}")
     if taken.data.ndim != 4:
         raise ShapeError(f"{name} has shape {list(taken.data.shape)}; it needs 4 axes [batch, heads, tokens, head_dim]")
@@ -197,7 +197,8 @@ def _tokens(name: str, array: Any) -> Taken:
         raise ShapeError(f"{name} has shape {list(taken.data.shape)}; head_dim is 1 or more")
     if taken.data.shape[2] > MAXIMUM_TOKENS:
         raise ShapeError(f"{name} has {taken.data.shape[2]} tokens; at most {MAXIMUM_TOKENS} fit one call")
-    return Taken(rows_in_place(taken.data), taken.dtype, taken.like)
+    scale = None if taken.scale is None else rows_in_place(taken.scale)
+    return Taken(rows_in_place(taken.data), taken.dtype, taken.like, scale)
 
 
 def _pieces(query: Taken, key: Any, value: Any) -> tuple[Piece, ...]:
@@ -214,6 +215,8 @@ def _pieces(query: Taken, key: Any, value: Any) -> tuple[Piece, ...]:
     for number, piece in enumerate(pieces):
         _fit(query, piece)
         for name, found, wanted in zip(("key", "value"), piece, pieces[0], strict=True):
+            if found.dtype != wanted.dtype:
+                raise DtypeError(f"{name} piece {number} has dtype {found.dtype} and the first {wanted.dtype}")
             if (found.data.shape[1], found.data.shape[3]) != (wanted.data.shape[1], wanted.data.shape[3]):
                 raise ShapeError(
                     f"{name} piece {number} has shape {list(found.data.shape)} and the first piece "
@@ -229,12 +232,14 @@ def _pieces(query: Taken, key: Any, value: Any) -> tuple[Piece, ...]:
 def _fit(query: Taken, piece: Piece) -> None:
     key, value = piece
     for name, array in (("key", key), ("value", value)):
-        if array.dtype != query.dtype:
+        if array.dtype != query.dtype and array.scale is None:
             raise DtypeError(f"{name} has dtype {array.dtype} and query has {query.dtype}; the three share one")
         if array.data.shape[0] != query.data.shape[0]:
             raise ShapeError(
                 f"{name} has {array.data.shape[0]} batch items, query has {query.data.shape[0]}; they must agree"
             )
+    if key.dtype != value.dtype:
+        raise DtypeError(f"key has dtype {key.dtype} and value has {value.dtype}; they must agree")
     if key.data.shape[3] != query.data.shape[3]:
         raise ShapeError(f"key has head_dim {key.data.shape[3]} and query has {query.data.shape[3]}; they must agree")
     if key.data.shape[1:3] != value.data.shape[1:3]:

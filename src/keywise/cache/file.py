@@ -152,7 +152,9 @@ def open(path: str | os.PathLike[str], fingerprint: Mapping[str, str]) -> Opened
             raise FormatError(f"{path}: made with another {name}: the file has {found!r}, wanted is {asked!r}")
     layers = [Layer() if stored is None else _layer(file, stored) for stored in head.layers]
     extra = {name: file.checked(stored) for name, stored in head.extra.items()}
-    return Opened(KVCache.of_layers(layers), head, extra, file)
+    int8 = any(stored is not None and stored.arrays["key"].dtype == "int8" for stored in head.layers)
+    cache = KVCache.of_layers(layers, dtype="int8" if int8 else None)
+    return Opened(cache, head, extra, file)
 
 
 def peek(path: str | os.PathLike[str]) -> Head:
@@ -252,10 +254,13 @@ def _mapped(path: str | os.PathLike[str]) -> tuple[Head, _Mapped]:
 
 
 def _layer(file: _Mapped, stored: StoredLayer) -> Layer:
-    key, value = (Taken(file.array(array).swapaxes(1, 2), array.dtype, None) for array in (stored.key, stored.value))
+    arrays = {name: file.array(array) for name, array in stored.arrays.items()}
+    key, value = (
+        Taken(arrays[name], stored.arrays[name].dtype, None, arrays.get(f"{name}_scale")) for name in ("key", "value")
+    )
 
     def check() -> None:
-        for array in (stored.key, stored.value):
+        for array in stored.arrays.values():
             file.check(array.offset, array.end)
 
     return Layer(stored.window, first=stored.first, shared=Piece(key, value), check=check)
@@ -268,9 +273,9 @@ def _plan(
     arrays: list[tuple[Stored, Iterator[Array]]] = []
     end = 0
 
-    def place(dtype: str, shape: tuple[int, ...], runs: Iterator[Array], align: int = ALIGN_BYTES) -> Stored:
+    def place(dtype: str, shape: tuple[int, ...], runs: Iterator[Array]) -> Stored:
         nonlocal end
-        stored = Stored(dtype, shape, round_up(end, align))
+        stored = Stored(dtype, shape, round_up(end, ALIGN_BYTES))
         arrays.append((stored, runs))
         end = stored.end
         return stored
@@ -282,25 +287,28 @@ def _plan(
         if not pieces:
             layers.append(None)
             continue
-        batch, heads, _, width = pieces[0].key.data.shape
-        tokens, value_width = sum(piece.tokens for piece in pieces), pieces[0].value.data.shape[3]
-        keys, values = zip(*pieces, strict=True)
-        layers.append(
-            StoredLayer(
-                window=cache.windows[number],
-                first=cache.first_key(number),
-                key=place(keys[0].dtype, (batch, tokens, heads, width), _runs(keys), PAGE_BYTES),
-                value=place(values[0].dtype, (batch, tokens, heads, value_width), _runs(values)),
-            )
-        )
+        end = round_up(end, PAGE_BYTES)
+        tokens = sum(piece.tokens for piece in pieces)
+        stored = {}
+        for name, (dtype, first) in _arrays(pieces[0]).items():
+            shape = (*first.shape[:2], tokens, *first.shape[3:])
+            stored[name] = place(dtype, shape, _runs([_arrays(piece)[name][1] for piece in pieces]))
+        layers.append(StoredLayer(cache.windows[number], cache.first_key(number), stored))
     return Head(fingerprint, token_ids, positions, tuple(layers), placed, end), arrays
 
 
-def _runs(pieces: tuple[Taken, ...]) -> Iterator[Array]:
-    """Give [batch, tokens, heads, head_dim] in order: item by item, piece by piece."""
-    for item in range(pieces[0].data.shape[0]):
+def _arrays(piece: Piece) -> dict[str, tuple[str, Array]]:
+    """Give element type and array by the names that the file uses."""
+    sides = {"key": piece.key, "value": piece.value}
+    scales = {f"{name}_scale": ("float32", held.scale) for name, held in sides.items() if held.scale is not None}
+    return {name: (held.dtype, held.data) for name, held in sides.items()} | scales
+
+
+def _runs(pieces: list[Array]) -> Iterator[Array]:
+    """Give arrays [batch, heads, tokens, ...] as one, in order: item by item, head by head, piece by piece."""
+    for item, head in np.ndindex(*pieces[0].shape[:2]):
         for piece in pieces:
-            yield piece.data[item].swapaxes(0, 1)
+            yield piece[item, head]
 
 
 def _fingerprint(fingerprint: Mapping[str, str]) -> dict[str, str]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from keywise.attention.arrays import Array
+from keywise.attention.arrays import FLOATS, Array
 from keywise.errors import FormatError
 
 MAGIC = b"keywise\x00"
@@ -54,12 +54,15 @@ class Stored:
 
 @dataclass(frozen=True)
 class StoredLayer:
-    """One layer: keys and values [batch, tokens, heads, head_dim] from position `first` on."""
+    """One layer, from position `first` on.
+
+    `arrays` holds `key` and `value` [batch, heads, tokens, head_dim] and, where these are int8, `key_scale` and
+    `value_scale` [batch, heads, tokens].
+    """
 
     window: int | None
     first: int
-    key: Stored
-    value: Stored
+    arrays: dict[str, Stored]
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,8 +140,8 @@ class Head:
 
         def of_layer(layer: StoredLayer) -> dict[str, Any]:
             kind = "full" if layer.window is None else "window"
-            arrays = {"key": stored(layer.key), "value": stored(layer.value)}
-            return {"kind": kind, "window": layer.window, "first": layer.first, **arrays}
+            arrays = {name: stored(array) for name, array in layer.arrays.items()}
+            return {"kind": kind, "window": layer.window, "first": layer.first, "arrays": arrays}
 
         whole = {
             "fingerprint": self.fingerprint,
@@ -244,20 +247,21 @@ def _layer(text: Mapping[str, Any] | None, batch: int, tokens: int, payload_byte
     if text is None:
         return None
     window = None if text["window"] is None else _count(text["window"])
-    layer = StoredLayer(
-        window=window,
-        first=_count(text["first"]),
-        key=_stored(text["key"], payload_bytes),
-        value=_stored(text["value"], payload_bytes),
-    )
     if text["kind"] != ("full" if window is None else "window"):
         raise ValueError("the kind of a layer differs from its window")
-    if len(layer.key.shape) != 4 or len(layer.value.shape) != 4 or layer.key.shape[:3] != layer.value.shape[:3]:
+    arrays = {name: _stored(array, payload_bytes) for name, array in _named(text["arrays"]).items()}
+    layer = StoredLayer(window, _count(text["first"]), arrays)
+    key, value = arrays["key"], arrays["value"]
+    if len(key.shape) != 4 or len(value.shape) != 4 or key.shape[:3] != value.shape[:3]:
         raise ValueError("the keys of a layer do not fit its values")
-    if layer.key.dtype != layer.value.dtype or layer.key.dtype in NUMBERS:
-        raise ValueError("the keys of a layer are not of its values' float type")
-    if layer.key.shape[0] != batch or layer.first + layer.key.shape[1] != tokens:
+    if key.dtype != value.dtype or key.dtype not in (*FLOATS, "int8"):
+        raise ValueError("keys and values of a layer are not of one type that a cache holds")
+    if key.shape[0] != batch or layer.first + key.shape[2] != tokens:
         raise ValueError("a layer does not fit the tokens")
+    scales = {name: (array.dtype, array.shape) for name, array in arrays.items() if name not in {"key", "value"}}
+    wanted = dict.fromkeys(("key_scale", "value_scale"), ("float32", key.shape[:3])) if key.dtype == "int8" else {}
+    if scales != wanted:
+        raise ValueError("the scales of a layer do not fit its keys and values")
     return layer
 
 

@@ -14,6 +14,7 @@ from keywise.attention.operation import Pieces, Want, run
 from keywise.attention.problem import Piece, whole
 from keywise.attention.reading import Reading
 from keywise.cache.layer import Layer
+from keywise.cache.quantised import quantised
 from keywise.errors import DtypeError, OptionError, ShapeError
 
 
@@ -30,6 +31,9 @@ class KVCache:
     windows : sequence of (int or None), optional
         Per layer, the keys to the left of its own position that a query sees (``Mask.window[0]``): older keys are
         dropped as tokens are appended. None keeps all, for that layer or for every layer.
+    dtype : str, optional
+        ``"int8"`` keeps keys and values as whole multiples of a float32 scale per token and head: half the bytes of
+        bfloat16, the error of an element at most 1/254 of the largest of its token and head. Default: as they come.
 
     Raises
     ------
@@ -50,16 +54,19 @@ class KVCache:
     True
     """
 
-    def __init__(self, layers: int, *, windows: Sequence[int | None] | None = None) -> None:
+    def __init__(self, layers: int, *, windows: Sequence[int | None] | None = None, dtype: str | None = None) -> None:
         count = whole("layers", layers, minimum=1)
+        if dtype not in {None, "int8"}:
+            raise OptionError(f"dtype={dtype!r}: a cache keeps keys and values as they come (None) or as 'int8'")
+        self._dtype = dtype
         self._layers = [Layer() for _ in range(count)]
         if windows is not None:
             self.windows = tuple(windows)
 
     @classmethod
-    def of_layers(cls, layers: Sequence[Layer]) -> KVCache:
+    def of_layers(cls, layers: Sequence[Layer], *, dtype: str | None = None) -> KVCache:
         """Make a cache of layers that are there already."""
-        cache = cls(len(layers))
+        cache = cls(len(layers), dtype=dtype)
         cache._layers = list(layers)
         return cache
 
@@ -67,6 +74,11 @@ class KVCache:
     def layers(self) -> int:
         """Number of layers."""
         return len(self._layers)
+
+    @property
+    def dtype(self) -> str | None:
+        """``"int8"``, or None where keys and values are kept as they come."""
+        return self._dtype
 
     @property
     def windows(self) -> tuple[int | None, ...]:
@@ -112,7 +124,8 @@ class KVCache:
         layer : int
             Number of the layer, from 0.
         key : [B, Hkv, T, D]
-            NumPy array, torch CPU tensor or DLPack array; every append to a layer has the same B, Hkv, D and dtype.
+            NumPy array, torch CPU tensor or DLPack array; every append to a layer has the same B, Hkv, D and dtype
+            (over int8 keys any dtype).
         value : [B, Hkv, T, Dv]
 
         Raises
@@ -129,6 +142,8 @@ class KVCache:
                 f"key has shape {list(piece.key.data.shape)} and value has {list(piece.value.data.shape)}; "
                 "batch, heads and tokens must agree"
             )
+        if self._dtype == "int8":
+            piece = Piece(quantised("key", piece.key), quantised("value", piece.value))
         for held in into.pieces()[:1]:
             _fit(layer, held, piece)
         if piece.tokens:
@@ -152,7 +167,7 @@ class KVCache:
         layer : int
             Number of the layer.
         query : [B, Hq, Q, D]
-            Of the cache's dtype.
+            Of the dtype of the keys; over int8 keys any.
         mask, bias, scale, softcap, sinks
             As in `keywise.attend`. Positions in a `Mask` count from the very first token; a layer with a window is
             always masked by it. Arrays (a boolean mask, bias) cover the keys that are held, from `first_key(layer)`.
@@ -223,7 +238,7 @@ class KVCache:
 
     def fork(self) -> KVCache:
         """Give a cache with the same tokens that goes its own way from here; nothing is copied."""
-        return KVCache.of_layers([layer.fork() for layer in self._layers])
+        return KVCache.of_layers([layer.fork() for layer in self._layers], dtype=self._dtype)
 
     def select(self, items: Any) -> None:
         """Make the batch of some of its items: for beams, or to repeat or drop items.

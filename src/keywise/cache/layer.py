@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
@@ -16,7 +14,7 @@ FEWEST_TOKENS = 64
 
 
 class Layer:
-    """Keys and values of consecutive tokens; in memory [batch, tokens, heads, head_dim], so an append is one write.
+    """Keys and values of consecutive tokens; in memory each head's tokens lie together, as the kernels read them.
 
     Parameters
     ----------
@@ -71,8 +69,7 @@ class Layer:
             self._drop(self.tokens - self.window - self.first)
         private = self._room_for(piece)
         end = self._end + piece.tokens
-        for stored, new in zip(private, piece, strict=True):
-            stored.data[:, :, self._end : end] = new.data
+        _write(cut(private, self._end, end), piece)
         self._end = end
 
     def misses(self, tokens: int) -> bool:
@@ -112,8 +109,8 @@ class Layer:
             return
         self._shared = tuple(_selected(piece, items) for piece in self._shared)
         changed = np.flatnonzero(items != np.arange(items.size))
-        for live in cut(private, self._begin, self._end):
-            live.data[changed] = live.data[items[changed]]
+        for live in _arrays(cut(private, self._begin, self._end)):
+            live[changed] = live[items[changed]]
 
     def _let_go(self) -> None:
         self._private = None
@@ -145,8 +142,7 @@ class Layer:
                 return private
             if 2 * needed <= private.tokens and not self._lent:
                 # A window moves through its piece: what is left of it goes back to the start.
-                for stored, moved in zip(private, live, strict=True):
-                    stored.data[:, :, : live.tokens] = moved.data
+                _write(cut(private, 0, live.tokens), live)
                 self._begin, self._end = 0, live.tokens
                 return private
         return self._fill(live, piece)
@@ -155,22 +151,41 @@ class Layer:
         """Start a private piece with `live`, room for `new` and a share more."""
         needed = live.tokens + new.tokens
         capacity = needed + max(needed // 2, FEWEST_TOKENS)
-        self._private = Piece(*(_room(old, capacity, like=fresh.like) for old, fresh in zip(live, new, strict=True)))
-        for stored, old in zip(self._private, live, strict=True):
-            stored.data[:, :, : live.tokens] = old.data
+        self._private = Piece(_room(new.key, capacity), _room(new.value, capacity))
+        _write(cut(self._private, 0, live.tokens), live)
         self._begin, self._end, self._lent = 0, live.tokens, 0
         return self._private
 
 
 def cut(piece: Piece, begin: int, end: int) -> Piece:
     """Give a view of tokens `begin` to `end - 1`."""
-    key, value = (replace(stored, data=stored.data[:, :, begin:end]) for stored in piece)
-    return Piece(key, value)
+    return _each(piece, lambda array: array[:, :, begin:end])
 
 
-def _room(stored: Taken, capacity: int, *, like: Any) -> Taken:
-    batch, heads, _, width = stored.data.shape
-    return Taken(empty((batch, capacity, heads, width), stored.dtype, like).swapaxes(1, 2), stored.dtype, None)
+def _each(piece: Piece, change: Callable[[Array], Array]) -> Piece:
+    """Change numbers [batch, heads, tokens, head_dim] and scales [batch, heads, tokens] alike."""
+    return Piece(
+        *(
+            Taken(change(held.data), held.dtype, None, None if held.scale is None else change(held.scale))
+            for held in piece
+        )
+    )
+
+
+def _arrays(piece: Piece) -> list[Array]:
+    return [array for held in piece for array in (held.data, held.scale) if array is not None]
+
+
+def _write(into: Piece, piece: Piece) -> None:
+    for place, array in zip(_arrays(into), _arrays(piece), strict=True):
+        place[...] = array
+
+
+def _room(new: Taken, capacity: int) -> Taken:
+    """Give memory for more tokens like `new`, in its own library's memory."""
+    batch, heads, _, width = new.data.shape
+    scale = None if new.scale is None else empty((batch, heads, capacity), "float32", new.like)
+    return Taken(empty((batch, heads, capacity, width), new.dtype, new.like), new.dtype, None, scale)
 
 
 def _alike(one: Piece, other: Piece) -> bool:
@@ -183,13 +198,11 @@ def _alike(one: Piece, other: Piece) -> bool:
 def _selected(piece: Piece, items: Array) -> Piece:
     if np.array_equal(items, np.arange(piece.key.data.shape[0])):
         return piece
-    key, value = (replace(stored, data=_items_of(stored.data, items)) for stored in piece)
-    return Piece(key, value)
+    return _each(piece, lambda array: _items_of(array, items))
 
 
-def _items_of(data: Array, items: Array) -> Array:
-    if data.shape[0] == 1 or data.strides[0] == 0:
+def _items_of(array: Array, items: Array) -> Array:
+    if array.shape[0] == 1 or array.strides[0] == 0:
         # All items are one in memory, and stay one.
-        return np.lib.stride_tricks.as_strided(data, (items.size, *data.shape[1:]), (0, *data.strides[1:]))
-    chosen: Array = data.swapaxes(1, 2)[items].swapaxes(1, 2)
-    return chosen
+        return np.lib.stride_tricks.as_strided(array, (items.size, *array.shape[1:]), (0, *array.strides[1:]))
+    return np.ascontiguousarray(array[items])
