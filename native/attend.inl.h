@@ -80,8 +80,8 @@ struct Pass {
   const bool pairs = uses_pairs(problem);
   // Few rows use each value a few times only: copying them first would cost more than converting them as they come.
   const bool keys_in_place = scores_in_place(task);
-  const bool values_in_place =
-      !task.packed && task.rows() <= kTileRows && problem.value_dim == problem.value_width();
+  const bool values_in_place = !task.packed && task.rows() <= (problem.dtype == Dtype::float32 ? 4 : 1) * kTileRows &&
+                               problem.value_dim == problem.value_width();
   const bool value_pairs = pairs && !values_in_place;
   const bool by_key = problem.visibility.documents || problem.visibility.allowed;
   const int64_t depth = key_depth(problem, pairs), width = problem.value_width(), group = problem.group();

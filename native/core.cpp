@@ -17,7 +17,7 @@ namespace {
 
 // Query rows per task: many enough to pay for reading a block of keys, few enough that their state stays in L2.
 constexpr int64_t kRows = 240;
-constexpr int64_t kFewestRows = 48;
+constexpr int64_t kFewestRows = 96;
 // Rows that are read keep their weights; those of one strip should stay in L2.
 constexpr int64_t kStripFloats = 256 * 1024 / sizeof(float);
 constexpr int64_t kStripKeys = 32 * kBlockKeys;
@@ -27,8 +27,13 @@ constexpr int64_t kSplitRows = 64;
 constexpr int64_t kSplitKeys = 4 * kBlockKeys;
 // Tasks to aim for, so that any usual number of cores has work to the end.
 constexpr int64_t kTasks = 16;
-// Tasks of a wave: heads whose keys are packed and used at the same time.
+// Tasks and bytes of a wave: heads whose keys are packed and used at the same time.
 constexpr int64_t kWaveTasks = 64;
+constexpr int64_t kWaveBytes = 16 << 20;
+// Fewer blocks of rows than this pack the keys they share each for itself.
+constexpr int64_t kFewestSharing = 4;
+// Memory that a run may keep for the next one.
+constexpr int64_t kKeptBytes = 8 << 20;
 // Below this many multiplications waking another thread costs more than it brings.
 constexpr int64_t kSmallWork = 1 << 20;
 
@@ -82,13 +87,14 @@ void carve(Carver& carver, Workspace& workspace, const Problem& problem, int64_t
   // Candidates of one row for its heaviest keys, and room to fill the last vector.
   carver(workspace.candidates, candidate_room(problem.top()) + kPad);
   carver(workspace.candidate_keys, candidate_room(problem.top()));
-  carver(workspace.rescale, rows);               // per row, in finish its inverse denominator
+  carver(workspace.rescale, rows);               // per row
   carver(workspace.spans, rows * kSpanNumbers);  // which keys each row sees
 }
 
 Strip strip_of(const Piece& part) {
   Strip strip;
   strip.first_key = part.first_key;
+  strip.keys = part.keys;
   strip.blocks = ceil_div(part.keys, kBlockKeys);
   return strip;
 }
@@ -97,23 +103,31 @@ void carve(Carver& carver, State& state, const Problem& problem, int64_t rows) {
   carver(state.peak, rows);
   carver(state.total, rows);
   carver(state.moment, rows);
+  carver(state.inverse, rows);
   carver(state.values, rows * problem.value_width());
   carver(state.top_scores, rows * problem.top());
   carver(state.top_keys, rows * problem.top());
 }
 
-// Scratch that a thread keeps between calls: fresh pages would cost more than a small attention.
-void* scratch(int64_t bytes) {
-  thread_local Memory memory;
-  thread_local int64_t held = 0;
-  if (bytes > held) {
-    memory.reset();
-    held = 0;
-    memory = allocate(bytes);
-    held = bytes;
+// Memory that a thread keeps between calls, for as much as is usual: fresh pages would cost more than a small attention.
+class Scratch {
+ public:
+  void* operator()(int64_t bytes) {
+    if (bytes > held_) {
+      memory_.reset();
+      held_ = 0;
+      memory_ = allocate(bytes);
+      held_ = bytes;
+    }
+    return memory_.get();
   }
-  return memory.get();
-}
+
+ private:
+  Memory memory_;
+  int64_t held_ = 0;
+};
+thread_local Scratch task_scratch;  // of the task that runs on this thread
+thread_local Scratch run_scratch;   // of the run that this thread called for
 
 struct Run {
   const Problem& problem;
@@ -151,9 +165,10 @@ std::vector<RowBlock> row_blocks(const Run& run) {
   const Problem& problem = run.problem;
   const int64_t rows = run.rows_per_head(), group = problem.group();
   const int64_t blocks_wanted = ceil_div(kTasks, std::max<int64_t>(run.heads(), 1));
-  const int64_t even = std::clamp(round_up(ceil_div(rows, blocks_wanted), 12), kFewestRows, kRows);
+  const int64_t row_blocks = std::clamp<int64_t>(rows / kFewestRows, 1, blocks_wanted);
+  const int64_t even = std::min(round_up(ceil_div(rows, row_blocks), 12), kRows);
   const int64_t strip_keys = std::clamp(problem.keys, kBlockKeys, kStripKeys);
-  const int64_t strip_rows = std::clamp(kStripFloats / strip_keys / 12 * 12, kFewestRowsRead, even);
+  const int64_t strip_rows = std::min(std::max(kStripFloats / strip_keys / 12 * 12, kFewestRowsRead), even);
   const int64_t read_from = problem.reads ? problem.reading.first_row * group : 0;
   const int64_t read_to = problem.reads ? problem.reading.last_row * group : 0;
   std::vector<RowBlock> blocks;
@@ -230,9 +245,12 @@ class SharedKeys {
 bool Run::by_rows() const {
   const std::vector<RowBlock> blocks = row_blocks(*this);
   const std::vector<Piece> parts = parts_of(problem, kStripKeys);
-  const bool masses = problem.reads && problem.reading.key_mass, shares = blocks.size() > 1;
+  const bool masses = problem.reads && problem.reading.key_mass;
   const int64_t block_count = int64_t(blocks.size());
-  const int64_t wave = std::clamp<int64_t>(shares ? ceil_div(kWaveTasks, block_count) : heads(), 1, heads());
+  const bool shares = block_count >= kFewestSharing;
+  const int64_t head_bytes = problem.keys * (problem.head_dim + problem.value_width()) * bytes_of(problem.dtype) + 1;
+  const int64_t fitting = std::min(ceil_div(kWaveTasks, block_count), kWaveBytes / head_bytes);
+  const int64_t wave = shares ? std::min(std::max(fitting, ceil_div(kTasks, block_count)), heads()) : heads();
   const int64_t lanes = masses ? std::min(block_count, ceil_div(kTasks, wave)) : block_count;
   const int64_t columns = problem.group() * problem.keys;
   std::vector<double> lane_columns(masses ? size_t(wave * lanes * columns) : 0);
@@ -258,15 +276,17 @@ bool Run::by_rows() const {
           for (size_t i = 0; i < strips.size(); ++i) carve(carver, strips[i] = strip_of(parts[i]), all_keys.rows());
           return carver.bytes();
         };
-        carve_all(Carver(scratch(carve_all(Carver()))));
+        carve_all(Carver(task_scratch(carve_all(Carver()))));
         for (size_t i = 0; i < parts.size(); ++i) {
           Task task = task_of(first_head + head, block.first, block.last, &parts[i]);
           task.continues = i > 0;
           task.packed = shares ? shared->of(head, i) : nullptr;
           target.compute(problem, task, workspace, state, block.read ? &strips[i] : nullptr);
         }
-        double* column = masses && block.read ? lane_columns.data() + (head * lanes + lane) * columns : nullptr;
-        target.finish(problem, all_keys, workspace, state, strips.data(), int64_t(strips.size()), column);
+        target.finish(problem, all_keys, state, strips.data(), int64_t(strips.size()));
+        for (size_t i = 0; masses && i < strips.size(); ++i)
+          target.add_columns(problem, all_keys, state, strips[i], workspace,
+                             lane_columns.data() + (head * lanes + lane) * columns, nullptr);
       }
     });
     if (!whole) return false;
@@ -295,13 +315,14 @@ bool Run::by_keys() const {
     }
     return carver.bytes();
   };
-  const Memory memory = allocate(carve_all(Carver()));
-  carve_all(Carver(memory.get()));
+  const int64_t bytes = carve_all(Carver());
+  const Memory much = bytes > kKeptBytes ? allocate(bytes) : nullptr;
+  carve_all(Carver(much ? much.get() : run_scratch(bytes)));
   const auto workspace_here = [&] {
     Workspace workspace;
     Carver size;
     carve(size, workspace, problem, rows, true);
-    Carver carver(scratch(size.bytes()));
+    Carver carver(task_scratch(size.bytes()));
     carve(carver, workspace, problem, rows, true);
     return workspace;
   };
@@ -312,18 +333,19 @@ bool Run::by_keys() const {
                    problem.reads ? &strips[size_t(index)] : nullptr);
   });
   if (!whole) return false;
-  return each(heads(), [&](int64_t head) {
+  const bool finished = each(heads(), [&](int64_t head) {
     State& merged = states[size_t(head * splits)];
     const Workspace workspace = workspace_here();
     for (int64_t split = 1; split < splits; ++split)
       target.merge(problem, workspace, rows, merged, states[size_t(head * splits + split)]);
-    const int64_t columns = problem.group() * problem.keys;
-    const bool masses = problem.reads && problem.reading.key_mass;
-    std::vector<double> sums(masses ? size_t(columns) : 0);
-    target.finish(problem, task_of(head, 0, rows), workspace, merged,
-                  problem.reads ? &strips[size_t(head * splits)] : nullptr, problem.reads ? splits : 0,
-                  masses ? sums.data() : nullptr);
-    for (size_t i = 0; i < sums.size(); ++i) mass_of(head)[i] = float(sums[i]);
+    target.finish(problem, task_of(head, 0, rows), merged,
+                  problem.reads ? &strips[size_t(head * splits)] : nullptr, problem.reads ? splits : 0);
+  });
+  if (!finished || !problem.reads || !problem.reading.key_mass) return finished;
+  return each(heads() * splits, [&](int64_t index) {
+    const int64_t head = index / splits;
+    target.add_columns(problem, task_of(head, 0, rows), states[size_t(head * splits)], strips[size_t(index)],
+                       workspace_here(), nullptr, mass_of(head));
   });
 }
 

@@ -137,6 +137,7 @@ struct State {
   float* peak = nullptr;        // [rows]
   float* total = nullptr;       // [rows]
   float* moment = nullptr;      // [rows] sum of weight x (score - peak) in base 2, for the entropy
+  float* inverse = nullptr;     // [rows] of the denominator, once finished
   float* values = nullptr;      // [rows, value_width]
   float* top_scores = nullptr;  // [rows, top] largest first
   int32_t* top_keys = nullptr;  // [rows, top] -1 where there is none
@@ -144,8 +145,7 @@ struct State {
 
 // Scores, then weights exp(score - peak), of some rows against blocks of keys.
 struct Strip {
-  int64_t first_key = 0;
-  int64_t blocks = 0;
+  int64_t first_key = 0, keys = 0, blocks = 0;
   float* weights = nullptr;  // [blocks, rows, kBlockKeys]
   int32_t* begin = nullptr;  // [blocks, rows] written part of each row of a block
   int32_t* end = nullptr;
@@ -191,9 +191,12 @@ struct Target {
   void (*compute)(const Problem&, const Task&, const Workspace&, const State&, const Strip*);
   // Puts `from`, whose keys come after those of `into`, into `into`.
   void (*merge)(const Problem&, const Workspace&, int64_t rows, const State& into, const State& from);
-  // Turns the state into outputs and readings; adds key mass to columns [group, keys] when it is not null.
-  void (*finish)(const Problem&, const Task&, const Workspace&, const State&, const Strip*, int64_t strips,
-                 double* columns);
+  // Turns the state into outputs and the readings of rows.
+  void (*finish)(const Problem&, const Task&, const State&, const Strip*, int64_t strips);
+  // The key mass of the rows of a finished task against one strip: added to the sums [group, keys] of several tasks, or,
+  // where no other task has these keys, written as it is.
+  void (*add_columns)(const Problem&, const Task&, const State&, const Strip&, const Workspace&, double* sums,
+                      float* mass);
 };
 
 // dispatch.cpp: every target compiled in, best first, and why it cannot run here (empty: it can).

@@ -88,32 +88,28 @@ static void write_row_readings(const Problem& problem, int64_t row, const Norm& 
   }
 }
 
-// Adds row_weight x weight of every row of the task to columns [group, keys]: per block in float32, across blocks in
-// float64. norms[row] is the row's inverse denominator.
+// Key mass: row weight x weight, per block in float32, across blocks of rows in float64.
 static void add_columns(const Problem& problem, const Task& task, const State& state, const Strip& strip,
-                        const float* norms, float* line, double* columns) {
+                        const Workspace& workspace, double* sums, float* mass) {
   const Reading& reading = problem.reading;
   const int64_t rows = task.rows(), group = problem.group();
+  float* line = workspace.line;
   for (int64_t block = 0; block < strip.blocks; ++block) {
     const int64_t first_key = strip.first_key + block * kBlockKeys;
-    const int64_t known = problem.keys - first_key < kBlockKeys ? problem.keys - first_key : kBlockKeys;
+    const int64_t left = strip.keys - block * kBlockKeys, known = left < kBlockKeys ? left : kBlockKeys;
     for (int64_t head = 0; head < group; ++head) {
-      bool touched = false;
+      for (int64_t j = 0; j < kBlockKeys; j += kLanes) store(line + j, zero());
       for (int64_t row = (head - task.first_row % group + group) % group; row < rows; row += group) {
         const int64_t place = block * rows + row, token = (task.first_row + row) / group;
         if (strip.begin[place] >= strip.end[place] || strip.peaks[row] == -kInfinity) continue;
         if (token < reading.first_row || token >= reading.last_row) continue;
         const float shift = (strip.peaks[row] - state.peak[row]) * problem.score_unit_base2();
-        float factor = norms[row] * __builtin_exp2f(shift);
+        float factor = state.inverse[row] * __builtin_exp2f(shift);
         if (reading.row_weights)
           factor *= reading.row_weights[task.item * reading.row_weight_stride[0] +
                                         (task.key_head * group + head) * reading.row_weight_stride[1] +
                                         token * reading.row_weight_stride[2]];
         if (factor == 0.0f) continue;
-        if (!touched) {
-          for (int64_t j = 0; j < kBlockKeys; j += kLanes) store(line + j, zero());
-          touched = true;
-        }
         const float* weights = strip.weights + place * kBlockKeys;
         if (factor != factor) {  // a NaN row is counted where it looked, not where it could not look
           for (int64_t j = strip.begin[place]; j < strip.end[place]; ++j)
@@ -124,14 +120,16 @@ static void add_columns(const Problem& problem, const Task& task, const State& s
         for (int64_t j = strip.begin[place]; j < strip.end[place]; j += kLanes)
           store(line + j, mul_add(load(weights + j), spread, load(line + j)));
       }
-      double* column = columns + head * problem.keys + first_key;
-      for (int64_t j = 0; touched && j < known; ++j) column[j] += double(line[j]);
+      const int64_t column = head * problem.keys + first_key;
+      if (sums)
+        for (int64_t j = 0; j < known; ++j) sums[column + j] += double(line[j]);
+      else
+        __builtin_memcpy(mass + column, line, std::size_t(known) * sizeof(float));
     }
   }
 }
 
-static void finish(const Problem& problem, const Task& task, const Workspace& workspace, const State& state,
-                   const Strip* strips, int64_t strip_count, double* columns) {
+static void finish(const Problem& problem, const Task& task, const State& state, const Strip* strips, int64_t strip_count) {
   const Reading& reading = problem.reading;
   const int64_t group = problem.group(), width = problem.value_width(), rows = task.rows();
   const int64_t tokens_read = reading.last_row - reading.first_row;
@@ -146,7 +144,7 @@ static void finish(const Problem& problem, const Task& task, const Workspace& wo
     }
     const Norm norm = norm_of(problem, head, state.peak[row], state.total[row]);
     write_output(problem, task.item, head, token, values, norm.inverse);
-    workspace.rescale[row] = norm.inverse;
+    state.inverse[row] = norm.inverse;
     if (!problem.reads || token < reading.first_row || token >= reading.last_row) continue;
     const int64_t place = heads_before * tokens_read + token - reading.first_row;
     write_row_readings(problem, place, norm, state.peak[row], state.total[row], state.moment[row],
@@ -155,6 +153,4 @@ static void finish(const Problem& problem, const Task& task, const Workspace& wo
       write_segments(problem, strips, strip_count, rows, row, state.peak[row], norm.inverse,
                      reading.segment_mass + place * reading.segments);
   }
-  for (int64_t i = 0; columns && i < strip_count; ++i)
-    add_columns(problem, task, state, strips[i], workspace.rescale, workspace.line, columns);
 }

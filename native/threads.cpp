@@ -15,6 +15,22 @@ namespace keywise {
 namespace {
 
 constexpr auto kInterruptPeriod = std::chrono::milliseconds(20);
+// The steps of a run follow each other within microseconds, and waking a sleeping thread takes tens of them; a longer
+// wait would take the core from the threads of whatever runs between two calls.
+constexpr auto kSpin = std::chrono::microseconds(20);
+
+void relax() {
+#if defined(__x86_64__) || defined(__i386__)
+  __builtin_ia32_pause();
+#endif
+}
+
+template <typename Condition>
+void spin_until(Condition condition) {
+  const auto end = std::chrono::steady_clock::now() + kSpin;
+  while (!condition() && std::chrono::steady_clock::now() < end)
+    for (int i = 0; i < 16 && !condition(); ++i) relax();
+}
 
 // One parallel_for: a counter that hands out work, and what went wrong.
 struct Job {
@@ -64,8 +80,9 @@ class Pool {
     }
     job_ = &job;
     wanted_ = std::min(helpers, workers_);
+    const int sleepers = sleepers_;
     lock.unlock();
-    for (int i = 0; i < helpers; ++i) wake_.notify_one();
+    for (int i = 0; i < std::min(helpers, sleepers); ++i) wake_.notify_one();
     return true;
   }
 
@@ -73,6 +90,9 @@ class Pool {
   void finish() {
     std::unique_lock<std::mutex> lock(mutex_);
     wanted_ = 0;
+    lock.unlock();
+    spin_until([this] { return busy_ == 0; });
+    lock.lock();
     done_.wait(lock, [this] { return busy_ == 0; });
     job_ = nullptr;
   }
@@ -81,7 +101,12 @@ class Pool {
   void serve() {
     std::unique_lock<std::mutex> lock(mutex_);
     for (;;) {
+      lock.unlock();
+      spin_until([this] { return wanted_ > 0; });
+      lock.lock();
+      ++sleepers_;
       wake_.wait(lock, [this] { return wanted_ > 0; });
+      --sleepers_;
       --wanted_;
       ++busy_;
       Job* job = job_;
@@ -95,7 +120,9 @@ class Pool {
   std::mutex mutex_;
   std::condition_variable wake_, done_;
   Job* job_ = nullptr;
-  int workers_ = 0, wanted_ = 0, busy_ = 0;
+  // Changed under the mutex; read without it while spinning.
+  std::atomic<int> wanted_{0}, busy_{0};
+  int workers_ = 0, sleepers_ = 0;
 };
 
 // Never destroyed: workers may sleep in it while the process ends. A forked child has no workers and starts anew.

@@ -92,6 +92,6 @@ static inline Vec sum_each(const Vec* t) {
 #include "../attend.inl.h"
 
 extern const Target target;
-const Target target = {"avx2", kDotsPairs, pack, compute, merge, finish};
+const Target target = {"avx2", kDotsPairs, pack, compute, merge, finish, add_columns};
 
 }  // namespace keywise::avx2

@@ -13,6 +13,6 @@ namespace keywise::avx512 {
 #include "../attend.inl.h"
 
 extern const Target target;
-const Target target = {"avx512", kDotsPairs, pack, compute, merge, finish};
+const Target target = {"avx512", kDotsPairs, pack, compute, merge, finish, add_columns};
 
 }  // namespace keywise::avx512

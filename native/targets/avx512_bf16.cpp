@@ -24,6 +24,6 @@ static inline Vec interleave(const uint16_t* even, const uint16_t* odd) {
 #include "../attend.inl.h"
 
 extern const Target target;
-const Target target = {"avx512_bf16", kDotsPairs, pack, compute, merge, finish};
+const Target target = {"avx512_bf16", kDotsPairs, pack, compute, merge, finish, add_columns};
 
 }  // namespace keywise::avx512_bf16

@@ -95,6 +95,6 @@ static inline Vec sum_each(const Vec* t) { return Vec{sum(t[0]), sum(t[1]), sum(
 #include "../attend.inl.h"
 
 extern const Target target;
-const Target target = {"portable", kDotsPairs, pack, compute, merge, finish};
+const Target target = {"portable", kDotsPairs, pack, compute, merge, finish, add_columns};
 
 }  // namespace keywise::portable
