@@ -112,7 +112,7 @@ struct Pass {
   int64_t blocks_before(const Block& block) const { return (block.first - task.packed->first_key) / kBlockKeys; }
 
   Values values_at(int64_t key) const {
-    return {value_at(problem, task, key), task.piece->value.stride[2] * bytes_of(problem.dtype), problem.dtype};
+    return {value_at(problem, task, key), task.piece->value.stride[2] * bytes_of(problem.stored), problem.stored};
   }
 
   // Panels of the block, counted from its first key.
@@ -173,6 +173,8 @@ struct Pass {
       for (int64_t j = panel_begin; j < panel_end; j += kPanelKeys)
         tile(height, queries, panels + j * depth, depth, scores + j);
     }
+    if (const float* scales = scales_at(task, task.piece->key_scale, block.first + panel_begin))
+      times_scales(height, scores + panel_begin, scales, end - panel_begin, scores + panel_begin);
 
     // A bias of -inf hides as well.
     bool hides = by_key || problem.bias.data;
@@ -241,6 +243,10 @@ struct Pass {
     float* outputs = state.values + first * width;
     // Only keys that some row of the task sees have values that may be looked at.
     const int64_t from = begin > block.seen ? begin : block.seen;
+    if (const float* scales = scales_at(task, task.piece->value_scale, block.first + begin)) {
+      times_scales(height, weights + begin, scales, end - begin, workspace.factors + begin);
+      weights = workspace.factors;
+    }
     if (lines.hides[place(block.number, first)] && !is_finite(block)) {
       add_values_around_poison(height, weights + from, values_at(block.first + from), end - from, problem.value_dim, width,
                                rescale, outputs);
@@ -253,9 +259,9 @@ struct Pass {
         for (int64_t r = 0; r < height; ++r)
           for (int64_t j = begin; j < end; j += kPanelKeys) {
             const float* here = weights + r * kBlockKeys + j;
-            store(workspace.narrow + (r * kBlockKeys + j) / 2, to_pairs(load(here), load(here + kLanes)));
+            store(workspace.factors + (r * kBlockKeys + j) / 2, to_pairs(load(here), load(here + kLanes)));
           }
-        add_values<Dtype::float32, kDotsPairs>(height, workspace.narrow + begin / 2, values, (end - begin + 1) / 2, width,
+        add_values<Dtype::float32, kDotsPairs>(height, workspace.factors + begin / 2, values, (end - begin + 1) / 2, width,
                                                rescale, outputs);
       } else {
         add_values<Dtype::float32, false>(height, weights + begin, values, end - begin, width, rescale, outputs);
@@ -320,8 +326,8 @@ static void pack(const Problem& problem, const Task& task, const Packed& packed)
       widen_to(span_of(problem, task, token), first, count, seen, seen_end);
     if (seen >= seen_end) continue;
     const int64_t panels = seen / kPanelKeys * kPanelKeys, number = (first - packed.first_key) / kBlockKeys;
-    const Values values{value_at(problem, task, first + seen), task.piece->value.stride[2] * bytes_of(problem.dtype),
-                        problem.dtype};
+    const Values values{value_at(problem, task, first + seen), task.piece->value.stride[2] * bytes_of(problem.stored),
+                        problem.stored};
     pack_keys(problem, task, first + panels, first + seen_end, pairs, packed.keys + (number * kBlockKeys + panels) * depth);
     pack_values(problem, values, panels, seen, seen_end, pairs,
                 packed.values + (number * kBlockKeys + panels) / (pairs ? 2 : 1) * width);

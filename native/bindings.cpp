@@ -30,12 +30,17 @@ using Output = nb::ndarray<T, nb::device::cpu>;
 
 // One call, as kernels.py fills it. The arrays have been validated there and are held here while the call runs.
 struct Call {
-  std::string dtype;
+  std::string dtype, stored;
   Tokens query;
-  std::vector<Tokens> key, value;  // in pieces
+  std::vector<Tokens> key, value;                       // in pieces
+  std::vector<Input<float, 3>> key_scale, value_scale;  // of every piece, or of none
   void add_piece(const Tokens& next_key, const Tokens& next_value) {
     key.push_back(next_key);
     value.push_back(next_value);
+  }
+  void add_scales(const Input<float, 3>& next_key, const Input<float, 3>& next_value) {
+    key_scale.push_back(next_key);
+    value_scale.push_back(next_value);
   }
   std::optional<Tokens> bias;
   std::string bias_dtype;
@@ -62,6 +67,7 @@ Dtype dtype_of(const std::string& name) {
   if (name == "float32") return Dtype::float32;
   if (name == "float16") return Dtype::float16;
   if (name == "bfloat16") return Dtype::bfloat16;
+  if (name == "int8") return Dtype::int8;
   throw nb::value_error(("no kernel for dtype " + name).c_str());
 }
 
@@ -75,6 +81,10 @@ T* data_of(const std::optional<Output<T>>& array) {
   return array ? array->data() : nullptr;
 }
 
+keywise::Scales scales_of(const Input<float, 3>& scale) {
+  return {scale.data(), {scale.stride(0), scale.stride(1)}};
+}
+
 std::vector<keywise::Piece> pieces_of(const Call& call) {
   std::vector<keywise::Piece> pieces(call.key.size());
   int64_t first_key = 0;
@@ -84,6 +94,10 @@ std::vector<keywise::Piece> pieces_of(const Call& call) {
     copy_strides(call.key[i], piece.key.stride);
     piece.value.data = call.value[i].data();
     copy_strides(call.value[i], piece.value.stride);
+    if (!call.key_scale.empty()) {
+      piece.key_scale = scales_of(call.key_scale[i]);
+      piece.value_scale = scales_of(call.value_scale[i]);
+    }
     piece.first_key = first_key;
     piece.keys = call.value[i].shape(2);
     first_key += piece.keys;
@@ -101,6 +115,7 @@ keywise::Problem problem_of(const Call& call, const std::vector<keywise::Piece>&
   p.keys = pieces.back().first_key + pieces.back().keys;
   p.value_dim = call.value[0].shape(3);
   p.dtype = dtype_of(call.dtype);
+  p.stored = dtype_of(call.stored);
   p.query.data = call.query.data();
   copy_strides(call.query, p.query.stride);
   p.pieces = pieces.data();
@@ -232,8 +247,10 @@ NB_MODULE(_native, module) {
   nb::class_<Call>(module, "Call", "One call of attention; arrays are validated by the caller.")
       .def(nb::init<>())
       .def_rw("dtype", &Call::dtype)
+      .def_rw("stored", &Call::stored)
       .def_rw("query", &Call::query)
       .def("add_piece", &Call::add_piece, nb::arg("key"), nb::arg("value"), "Add the next piece of keys and values.")
+      .def("add_scales", &Call::add_scales, nb::arg("key"), nb::arg("value"), "Add the scales of the next int8 piece.")
       .def_rw("bias", &Call::bias, nb::for_setter(nb::arg().none()))
       .def_rw("bias_dtype", &Call::bias_dtype)
       .def_rw("sinks", &Call::sinks, nb::for_setter(nb::arg().none()))

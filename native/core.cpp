@@ -81,7 +81,7 @@ void carve(Carver& carver, Workspace& workspace, const Problem& problem, int64_t
   carver(workspace.values, packs ? kBlockKeys * problem.value_width() : 0);     // one block of values
   workspace.tile.blocks = 1;                                                    // one tile of rows, one block of keys
   carve(carver, workspace.tile, kMaximumTileRows);
-  carver(workspace.narrow, kMaximumTileRows * kBlockKeys / 2);  // its weights as pairs of bfloat16
+  carver(workspace.factors, kMaximumTileRows * kBlockKeys);     // its weights as pairs of bfloat16, or times scales
   carver(workspace.largest, rows * kPad);                       // per row and lane
   carver(workspace.line, kBlockKeys);                           // one row of bias, or of key mass
   // Candidates of one row for its heaviest keys, and room to fill the last vector.
@@ -189,7 +189,9 @@ std::vector<Piece> parts_of(const Problem& problem, int64_t keys) {
     for (int64_t first = 0; first == 0 || first < piece->keys; first += keys) {
       Piece part = *piece;
       for (Tensor* tensor : {&part.key, &part.value})
-        tensor->data = static_cast<const char*>(tensor->data) + first * tensor->stride[2] * bytes_of(problem.dtype);
+        tensor->data = static_cast<const char*>(tensor->data) + first * tensor->stride[2] * bytes_of(problem.stored);
+      for (Scales* scales : {&part.key_scale, &part.value_scale})
+        if (scales->data) scales->data += first;
       part.first_key += first;
       part.keys = std::min(keys, piece->keys - first);
       parts.push_back(part);
@@ -204,7 +206,7 @@ class SharedKeys {
   SharedKeys(const Run& run, const std::vector<Piece>& parts, int64_t heads)
       : run_(run), parts_(parts), packed_(size_t(heads) * parts.size()) {
     const Problem& problem = run.problem;
-    const int64_t pair = run.target.dots_pairs && problem.dtype == Dtype::bfloat16 ? 2 : 1;
+    const int64_t pair = run.target.dots_pairs && problem.stored == Dtype::bfloat16 ? 2 : 1;
     const auto carve_all = [&](Carver carver) {
       for (size_t i = 0; i < packed_.size(); ++i) {
         const Piece& part = parts[i % parts.size()];

@@ -9,9 +9,12 @@
 
 namespace keywise {
 
-enum class Dtype { float32, float16, bfloat16 };
+// int8 is for keys and values alone, with a scale per token and head.
+enum class Dtype { float32, float16, bfloat16, int8 };
 
-KEYWISE_INLINE constexpr int64_t bytes_of(Dtype dtype) { return dtype == Dtype::float32 ? 4 : 2; }
+KEYWISE_INLINE constexpr int64_t bytes_of(Dtype dtype) {
+  return dtype == Dtype::float32 ? 4 : dtype == Dtype::int8 ? 1 : 2;
+}
 
 // Keys are taken in blocks of this many: a tile of scores (12 x 256 floats) stays in the first-level cache.
 constexpr int64_t kBlockKeys = 256;
@@ -26,9 +29,16 @@ struct Tensor {
   int64_t stride[4] = {0, 0, 0, 0};
 };
 
+// [batch, heads, tokens], the last axis contiguous; without data every scale is 1.
+struct Scales {
+  const float* data = nullptr;
+  int64_t stride[2] = {0, 0};
+};
+
 // Keys first_key .. first_key + keys - 1 of a problem: keys and values come in pieces, each with memory of its own.
 struct Piece {
   Tensor key, value;
+  Scales key_scale, value_scale;
   int64_t first_key = 0, keys = 0;
 };
 
@@ -74,7 +84,8 @@ struct Reading {
 
 struct Problem {
   int64_t batch = 0, query_heads = 0, key_heads = 0, queries = 0, keys = 0, head_dim = 0, value_dim = 0;
-  Dtype dtype = Dtype::float32;
+  Dtype dtype = Dtype::float32;   // of queries and output
+  Dtype stored = Dtype::float32;  // of keys and values: the same, or int8
   Tensor query;
   const Piece* pieces = nullptr;  // in key order, without gaps
   int64_t piece_count = 0;
@@ -157,7 +168,7 @@ struct Workspace {
   float* keys = nullptr;
   float* values = nullptr;
   Strip tile;
-  float* narrow = nullptr;
+  float* factors = nullptr;
   float* largest = nullptr;
   float* line = nullptr;
   float* candidates = nullptr;

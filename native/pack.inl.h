@@ -42,6 +42,7 @@ static inline uint16_t narrow(float value, bool half) {
 
 static inline float element(const void* data, Dtype dtype, int64_t index) {
   if (dtype == Dtype::float32) return static_cast<const float*>(data)[index];
+  if (dtype == Dtype::int8) return float(static_cast<const int8_t*>(data)[index]);
   return widen(static_cast<const uint16_t*>(data)[index], dtype == Dtype::float16);
 }
 
@@ -52,15 +53,30 @@ static inline const char* row_of(const Tensor& tensor, Dtype dtype, int64_t item
 
 // The task's keys and values where the user has them.
 static inline const char* key_at(const Problem& problem, const Task& task, int64_t key) {
-  return row_of(task.piece->key, problem.dtype, task.item, task.key_head, key - task.piece->first_key);
+  return row_of(task.piece->key, problem.stored, task.item, task.key_head, key - task.piece->first_key);
 }
 static inline const char* value_at(const Problem& problem, const Task& task, int64_t key) {
-  return row_of(task.piece->value, problem.dtype, task.item, task.key_head, key - task.piece->first_key);
+  return row_of(task.piece->value, problem.stored, task.item, task.key_head, key - task.piece->first_key);
+}
+
+// The scales of keys or values from `key` on, null where there are none.
+static inline const float* scales_at(const Task& task, const Scales& scales, int64_t key) {
+  if (!scales.data) return nullptr;
+  return scales.data + task.item * scales.stride[0] + task.key_head * scales.stride[1] + key - task.piece->first_key;
+}
+
+// to[rows][kBlockKeys] = from x scales, `count` keys and zeros up to a whole vector.
+static void times_scales(int64_t rows, const float* from, const float* scales, int64_t count, float* to) {
+  for (int64_t j = 0; j < count; j += kLanes) {
+    const Vec scale = count - j < kLanes ? load_first(scales + j, int(count - j)) : load(scales + j);
+    for (int64_t r = 0; r < rows; ++r) store(to + r * kBlockKeys + j, mul(load(from + r * kBlockKeys + j), scale));
+  }
 }
 
 template <Dtype kDtype>
 static inline Vec load_as(const char* row, int64_t index) {
   if constexpr (kDtype == Dtype::float32) return load(reinterpret_cast<const float*>(row) + index);
+  if constexpr (kDtype == Dtype::int8) return load_int8(reinterpret_cast<const int8_t*>(row) + index);
   const uint16_t* source = reinterpret_cast<const uint16_t*>(row) + index;
   return kDtype == Dtype::bfloat16 ? load_bfloat16(source) : load_float16(source);
 }
@@ -70,6 +86,14 @@ static inline Vec load_elements(const char* row, Dtype dtype, int64_t index, int
   if (dtype == Dtype::float32) {
     const float* source = reinterpret_cast<const float*>(row) + index;
     return count >= kLanes ? load(source) : load_first(source, int(count));
+  }
+  if (dtype == Dtype::int8) {
+    const int8_t* source = reinterpret_cast<const int8_t*>(row) + index;
+    int8_t line[kLanes];
+    if (count >= kLanes) return load_int8(source);
+    __builtin_memset(line, 0, sizeof line);
+    __builtin_memcpy(line, source, std::size_t(count));
+    return load_int8(line);
   }
   const uint16_t* source = reinterpret_cast<const uint16_t*>(row) + index;
   uint16_t line[kLanes];
@@ -95,7 +119,7 @@ static inline Vec load_pairs(const char* row, int64_t index, int64_t count) {
 
 static constexpr int64_t kPanelKeys = 2 * kLanes;
 
-static inline bool uses_pairs(const Problem& problem) { return kDotsPairs && problem.dtype == Dtype::bfloat16; }
+static inline bool uses_pairs(const Problem& problem) { return kDotsPairs && problem.stored == Dtype::bfloat16; }
 
 // Lanes per key in a packed panel: head_dim floats, or half as many pairs of bfloat16.
 static inline int64_t key_depth(const Problem& problem, bool pairs) {
@@ -119,7 +143,7 @@ static inline void load_transposed(const char* row, int64_t stride_bytes, int64_
 // Keys first .. last - 1 as panels [depth][kPanelKeys], keys behind the last as zeros.
 static void pack_keys(const Problem& problem, const Task& task, int64_t first, int64_t last, bool pairs, float* panels) {
   const int64_t depth = key_depth(problem, pairs), step = pairs ? 2 : 1;
-  const int64_t stride_bytes = task.piece->key.stride[2] * bytes_of(problem.dtype);
+  const int64_t stride_bytes = task.piece->key.stride[2] * bytes_of(problem.stored);
   for (int64_t panel = first; panel < last; panel += kPanelKeys, panels += depth * kPanelKeys) {
     for (int64_t half = 0; half < kPanelKeys; half += kLanes) {
       const int64_t known = last - panel - half;
@@ -127,7 +151,7 @@ static void pack_keys(const Problem& problem, const Task& task, int64_t first, i
       float* place = panels + half;
       for (int64_t d = 0; d < depth; d += kLanes, place += kLanes * kPanelKeys) {
         Vec tile[kLanes];
-        load_transposed(row, stride_bytes, known, problem.dtype, pairs, d, problem.head_dim - d * step, tile);
+        load_transposed(row, stride_bytes, known, problem.stored, pairs, d, problem.head_dim - d * step, tile);
         if (depth - d >= kLanes) {
 #pragma GCC unroll 16
           for (int i = 0; i < kLanes; ++i) store(place + i * kPanelKeys, tile[i]);

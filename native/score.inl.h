@@ -84,9 +84,10 @@ static void score_rows_in_place(int64_t rows, const Problem& problem, const char
 static void score_rows_in_place(int64_t rows, const Problem& problem, const Task& task, bool pairs,
                                 const float* queries, int64_t first_key, int64_t count, float* scores) {
   const auto score = pairs                                ? score_rows_in_place<kRowsInPlace, Dtype::bfloat16, kDotsPairs>
-                     : problem.dtype == Dtype::float32  ? score_rows_in_place<kRowsInPlace, Dtype::float32, false>
-                     : problem.dtype == Dtype::bfloat16 ? score_rows_in_place<kRowsInPlace, Dtype::bfloat16, false>
-                                                        : score_rows_in_place<kRowsInPlace, Dtype::float16, false>;
-  score(rows, problem, key_at(problem, task, first_key), task.piece->key.stride[2] * bytes_of(problem.dtype), queries,
+                     : problem.stored == Dtype::float32  ? score_rows_in_place<kRowsInPlace, Dtype::float32, false>
+                     : problem.stored == Dtype::bfloat16 ? score_rows_in_place<kRowsInPlace, Dtype::bfloat16, false>
+                     : problem.stored == Dtype::int8     ? score_rows_in_place<kRowsInPlace, Dtype::int8, false>
+                                                         : score_rows_in_place<kRowsInPlace, Dtype::float16, false>;
+  score(rows, problem, key_at(problem, task, first_key), task.piece->key.stride[2] * bytes_of(problem.stored), queries,
         count, scores);
 }

@@ -70,6 +70,7 @@ static void add_values(int64_t rows, const float* weights, const Values& values,
                        const float* rescale, float* outputs) {
   const auto add = values.dtype == Dtype::float32    ? add_values<Dtype::float32, false>
                    : values.dtype == Dtype::bfloat16 ? add_values<Dtype::bfloat16, false>
+                   : values.dtype == Dtype::int8     ? add_values<Dtype::int8, false>
                                                      : add_values<Dtype::float16, false>;
   add(rows, weights, values, keys, width, rescale, outputs);
 }

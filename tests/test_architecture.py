@@ -52,7 +52,7 @@ def imports(path: Path) -> Iterator[str]:
 
 
 def layer_imported(module: str) -> str | None:
-    """Tell which layer of keywise an imported name lives in; the public names live in attention."""
+    """Tell which layer of keywise an imported name lives in; the public names live in attention, all but one."""
     parts = module.split(".")
     if parts[0] != "keywise":
         return None
@@ -60,6 +60,8 @@ def layer_imported(module: str) -> str | None:
         return "__init__"
     if parts[1] in BELOW or parts[1] in EVERYTHING:
         return parts[1]
+    if parts[1] == "KVCache":
+        return "cache"
     return "errors" if parts[1].endswith("Error") else "attention"
 
 
@@ -75,7 +77,7 @@ def test_layers_point_one_way(path: Path) -> None:
 
 
 def test_the_layers_of_the_plan_exist() -> None:
-    assert {"attention", "hf", "documents", "errors"} <= {layer_of(path) for path in MODULES}
+    assert {"attention", "cache", "hf", "documents", "errors"} <= {layer_of(path) for path in MODULES}
 
 
 def test_only_kernels_imports_the_native_module() -> None:
@@ -96,8 +98,10 @@ def test_only_the_definition_writes_a_softmax_out() -> None:
     assert writers == {"attention/reference.py", "attention/partial.py"}
 
 
-@pytest.mark.parametrize("path", [path for path in MODULES if layer_of(path) in {"attention", "errors"}], ids=name_of)
-def test_attention_stands_on_numpy_alone(path: Path) -> None:
+@pytest.mark.parametrize(
+    "path", [path for path in MODULES if layer_of(path) in {"attention", "cache", "errors"}], ids=name_of
+)
+def test_attention_and_cache_stand_on_numpy_alone(path: Path) -> None:
     foreign = {module.split(".")[0] for module in imports(path)} - set(sys.stdlib_module_names) - {"keywise", "numpy"}
     # NumPy's own bfloat16, needed by those alone who hold such arrays.
     assert foreign <= {"ml_dtypes"}
@@ -180,5 +184,17 @@ def test_the_public_names_are_there_and_described() -> None:
 
 
 def test_docstrings_of_public_functions_have_examples() -> None:
-    for name in ("attend", "read", "partial", "merge", "Mask", "Reading", "targets", "using", "explain", "set_threads"):
+    for name in (
+        "attend",
+        "read",
+        "partial",
+        "merge",
+        "Mask",
+        "Reading",
+        "KVCache",
+        "targets",
+        "using",
+        "explain",
+        "set_threads",
+    ):
         assert ">>>" in (getattr(kw, name).__doc__ or ""), f"keywise.{name} shows no example"

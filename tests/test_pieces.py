@@ -102,9 +102,7 @@ def test_pieces_are_read_where_they_are_and_give_the_same_bits_on_any_number_of_
 
 def test_a_cut_where_blocks_end_changes_no_bit(kernel: str) -> None:
     arguments = Case("bfloat16", queries=60, keys=1_000, mask="causal", peaky=True).arguments()
-    whole, cut = run(**arguments, reading=Want()), run(**in_pieces(arguments, (256, 768)), reading=Want())
-    for name in ("output", "lse", "entropy", "top_keys", "top_weights", "key_mass"):
-        np.testing.assert_array_equal(numbers(getattr(cut, name)), numbers(getattr(whole, name)), err_msg=name)
+    assert torch.equal(run(**in_pieces(arguments, (256, 768))), run(**arguments))
 
 
 def test_poison_in_one_piece_stays_hidden_in_all(target: str) -> None:

@@ -77,6 +77,7 @@ static inline Vec load_bfloat16(const uint16_t* p) {
                       int32_t(uint32_t(p[3]) << 16)};
   return (Vec)bits;
 }
+static inline Vec load_int8(const int8_t* p) { return Vec{float(p[0]), float(p[1]), float(p[2]), float(p[3])}; }
 static inline float widen(uint16_t bits, bool half);
 static inline Vec load_float16(const uint16_t* p) {
   return Vec{widen(p[0], true), widen(p[1], true), widen(p[2], true), widen(p[3], true)};

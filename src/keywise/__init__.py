@@ -10,6 +10,7 @@ from keywise.attention.mask import Mask
 from keywise.attention.operation import attend, partial, read
 from keywise.attention.partial import Partial, merge
 from keywise.attention.reading import Reading
+from keywise.cache.kvcache import KVCache
 from keywise.errors import (
     DtypeError,
     FormatError,
@@ -29,6 +30,7 @@ __version__: str
 __all__ = [
     "DtypeError",
     "FormatError",
+    "KVCache",
     "KeywiseError",
     "Mask",
     "ModelError",

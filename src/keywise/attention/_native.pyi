@@ -20,6 +20,12 @@ class Call:
     def dtype(self, arg: str, /) -> None: ...
 
     @property
+    def stored(self) -> str: ...
+
+    @stored.setter
+    def stored(self, arg: str, /) -> None: ...
+
+    @property
     def query(self) -> Annotated[NDArray, dict(shape=(None, None, None, None), device='cpu', writable=False)]: ...
 
     @query.setter
@@ -27,6 +33,9 @@ class Call:
 
     def add_piece(self, key: Annotated[NDArray, dict(shape=(None, None, None, None), device='cpu', writable=False)], value: Annotated[NDArray, dict(shape=(None, None, None, None), device='cpu', writable=False)]) -> None:
         """Add the next piece of keys and values."""
+
+    def add_scales(self, key: Annotated[NDArray[numpy.float32], dict(shape=(None, None, None), device='cpu', writable=False)], value: Annotated[NDArray[numpy.float32], dict(shape=(None, None, None), device='cpu', writable=False)]) -> None:
+        """Add the scales of the next int8 piece."""
 
     @property
     def bias(self) -> Annotated[NDArray, dict(shape=(None, None, None, None), device='cpu', writable=False)] | None: ...

@@ -21,14 +21,21 @@ Array = npt.NDArray[Any]
 
 
 class Taken(NamedTuple):
-    """An argument as a NumPy array over the same memory; bfloat16 travels as uint16 because NumPy has no such type."""
+    """An argument as a NumPy array over the same memory; bfloat16 travels as uint16 because NumPy has no such type.
+
+    Keys and values [batch, heads, tokens, head_dim] in int8 have a float32 scale [batch, heads, tokens] that every
+    element is to be multiplied by.
+    """
 
     data: Array
     dtype: str
     like: Any
+    scale: Array | None = None
 
     def floats(self, dtype: npt.DTypeLike) -> Array:
         """Give the elements as NumPy floats of `dtype` (a copy where a conversion is needed)."""
+        if self.scale is not None:
+            return np.multiply(self.data, self.scale[..., None], dtype=dtype)
         if self.dtype == "bfloat16":
             wide = self.data.astype(np.uint32) << 16
             return wide.view(np.float32).astype(dtype, copy=False)
@@ -42,6 +49,8 @@ def take(name: str, value: Any) -> Taken:
         return _take_torch(name, value, torch)
     if isinstance(value, np.ndarray):
         return _take_numpy(name, value, value)
+    if isinstance(value, Taken):
+        return value
     if hasattr(value, "__dlpack__") and hasattr(value, "__dlpack_device__"):
         device = value.__dlpack_device__()
         if not hasattr(value, "__array_namespace__"):

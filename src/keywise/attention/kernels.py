@@ -229,8 +229,11 @@ def _call(problem: Problem) -> _native.Call:
     call = _native.Call()
     call.dtype = problem.dtype
     call.query = problem.query.data
+    call.stored = problem.pieces[0].key.dtype
     for key, value in problem.pieces:
         call.add_piece(key.data, value.data)
+        if key.scale is not None and value.scale is not None:
+            call.add_scales(key.scale, value.scale)
     if problem.bias is not None:
         call.bias, call.bias_dtype = problem.bias.data, problem.bias.dtype
     if problem.sinks is not None:

@@ -16,6 +16,7 @@ from keywise.attention.mask import Mask
 from keywise.errors import DtypeError, OptionError, ShapeError
 
 MAXIMUM_TOKENS = 2**31 - 1
+SCALED = "int8 with scales"
 LARGEST_NUMBER = 1e30
 """Kernels hold options in float32."""
 
@@ -97,6 +98,11 @@ class Piece(NamedTuple):
     key: Taken
     value: Taken
 
+    @property
+    def tokens(self) -> int:
+        """Number of tokens."""
+        return int(self.key.data.shape[2])
+
 
 class Problem(NamedTuple):
     """One call of attention, validated: shapes fit, dtypes agree, every option is usable."""
@@ -115,7 +121,7 @@ class Problem(NamedTuple):
 
     @property
     def dtype(self) -> str:
-        """Element type shared by query, key and value."""
+        """Element type of query and output, and of key and value where these are not int8."""
         return self.query.dtype
 
     @property
@@ -220,6 +226,8 @@ def _pieces(query: Taken, key: Any, value: Any) -> tuple[tuple[Piece, ...], Size
     pieces = tuple(piece for piece, _ in found)
     for number, piece in enumerate(pieces):
         for name, array, first in zip(Piece._fields, piece, pieces[0], strict=True):
+            if array.dtype != first.dtype:
+                raise DtypeError(f"{name} piece {number} has dtype {array.dtype} and the first {first.dtype}")
             if (array.data.shape[1], array.data.shape[3]) != (first.data.shape[1], first.data.shape[3]):
                 raise ShapeError(
                     f"{name} piece {number} has shape {list(array.data.shape)} and the first piece "
@@ -234,14 +242,19 @@ def _pieces(query: Taken, key: Any, value: Any) -> tuple[tuple[Piece, ...], Size
 
 def _piece(query: Taken, key: Any, value: Any, which: str = "") -> tuple[Piece, Sizes]:
     keys, values = take(f"key{which}", key), take(f"value{which}", value)
-    dtypes = query.dtype, keys.dtype, values.dtype
+    dtypes = query.dtype, _dtype_of(keys), _dtype_of(values)
     sizes = _sizes(dtypes, (query.data.shape, keys.data.shape, values.data.shape), which)
     return Piece(_in_place(keys), _in_place(values)), sizes
 
 
+def _dtype_of(taken: Taken) -> str:
+    return taken.dtype if taken.scale is None else SCALED
+
+
 def _in_place(taken: Taken) -> Taken:
     data = rows_in_place(taken.data)
-    return taken if data is taken.data else taken._replace(data=data)
+    scale = None if taken.scale is None else rows_in_place(taken.scale)
+    return taken if data is taken.data and scale is taken.scale else taken._replace(data=data, scale=scale)
 
 
 @functools.lru_cache(maxsize=64)  # the layers of a model are all of the same few
@@ -249,7 +262,7 @@ def _sizes(dtypes: tuple[str, ...], shapes: tuple[tuple[int, ...], ...], which: 
     """Check the dtypes and shapes of query, key and value, and these against each other."""
     names = "query", f"key{which}", f"value{which}"
     for name, dtype, shape in zip(names, dtypes, shapes, strict=True):
-        if dtype not in FLOATS:
+        if dtype not in FLOATS and (dtype != SCALED or name == "query"):
             raise DtypeError(f"{name} has dtype {dtype}; keywise takes {', '.join(FLOATS)}")
         if len(shape) != 4:
             raise ShapeError(f"{name} has shape {list(shape)}; it needs 4 axes [batch, heads, tokens, head_dim]")
@@ -257,10 +270,12 @@ def _sizes(dtypes: tuple[str, ...], shapes: tuple[tuple[int, ...], ...], which: 
             raise ShapeError(f"{name} has shape {list(shape)}; head_dim is 1 or more")
         if shape[2] > MAXIMUM_TOKENS:
             raise ShapeError(f"{name} has {shape[2]} tokens; at most {MAXIMUM_TOKENS} fit one call")
-        if dtype != dtypes[0]:
+        if dtype not in {dtypes[0], SCALED}:
             raise DtypeError(f"{name} has dtype {dtype} and query has {dtypes[0]}; the three share one")
         if shape[0] != shapes[0][0]:
             raise ShapeError(f"{name} has {shape[0]} batch items, query has {shapes[0][0]}; they must agree")
+    if dtypes[1] != dtypes[2]:
+        raise DtypeError(f"key{which} has dtype {dtypes[1]} and value{which} has {dtypes[2]}; they must agree")
     query, key, value = shapes
     if key[3] != query[3]:
         raise ShapeError(f"key has head_dim {key[3]} and query has {query[3]}; they must agree")

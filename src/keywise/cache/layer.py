@@ -1,0 +1,208 @@
+"""One layer's keys and values: pieces that nobody writes to any more, then one private piece that grows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from keywise.attention.arrays import Array, Taken, empty
+from keywise.attention.problem import Piece
+
+FEWEST_TOKENS = 64
+"""Room of the smallest private piece."""
+
+
+class Layer:
+    """Keys and values of consecutive tokens; in memory each head's tokens lie together, as the kernels read them.
+
+    Parameters
+    ----------
+    window : int, optional
+        Keys before the next query's own position that it may still need; older ones are dropped when tokens are
+        appended. None keeps all.
+    first : int
+        Position of the first token kept.
+    shared : Piece, optional
+        Tokens that are there already.
+    check : callable, optional
+        Called before they are first looked at; raises when they are not what they should be.
+    """
+
+    def __init__(
+        self,
+        window: int | None = None,
+        *,
+        first: int = 0,
+        shared: Piece | None = None,
+        check: Callable[[], None] | None = None,
+    ) -> None:
+        self.window = window
+        self.first = first
+        self._shared: tuple[Piece, ...] = () if shared is None else (shared,)
+        self._check = check
+        self._private: Piece | None = None
+        self._begin = self._end = 0
+        self._lent = 0
+        """Tokens of the private piece before this one may be seen by forks: they are never overwritten."""
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens so far, dropped ones included: the position of the next one."""
+        return self.first + sum(piece.tokens for piece in self._shared) + self._end - self._begin
+
+    def pieces(self) -> tuple[Piece, ...]:
+        """Give the tokens kept as views in order; they hold until the next change."""
+        if self._check is not None:
+            self._check()
+            self._check = None
+        return self._views()
+
+    def _views(self) -> tuple[Piece, ...]:
+        if self._private is None or self._begin == self._end:
+            return self._shared
+        return (*self._shared, cut(self._private, self._begin, self._end))
+
+    def append(self, piece: Piece) -> None:
+        """Write new tokens behind the last; the caller has seen to it that they fit."""
+        if self.window is not None:
+            self._drop(self.tokens - self.window - self.first)
+        private = self._room_for(piece)
+        end = self._end + piece.tokens
+        _write(cut(private, self._end, end), piece)
+        self._end = end
+
+    def misses(self, tokens: int) -> bool:
+        """Tell whether going back to this many tokens would need tokens that the window has dropped."""
+        return tokens > 0 and self.first > 0 and (self.window is None or tokens - self.window < self.first)
+
+    def truncate(self, tokens: int) -> None:
+        """Forget the tokens from this position on."""
+        if tokens == 0:
+            self._drop(self.tokens - self.first)
+            self.first = 0
+            return
+        kept = tokens - self.first
+        shared: list[Piece] = []
+        for piece in self._shared:
+            shared.append(piece if piece.tokens <= kept else cut(piece, 0, kept))
+            kept -= shared[-1].tokens
+        self._shared = tuple(piece for piece in shared if piece.tokens)
+        self._end = self._begin + kept
+        if self._end < self._lent:
+            self._shared = self._views()
+            self._let_go()
+
+    def fork(self) -> Layer:
+        """Give a layer with the same tokens; nothing is copied, and neither writes over what the other sees."""
+        other = Layer(self.window, first=self.first, check=self._check)
+        other._shared = self._views()
+        self._lent = self._end
+        return other
+
+    def select(self, items: Array) -> None:
+        """Make the batch of some of its items, in any order and as often as wanted."""
+        pieces, private = self.pieces(), self._private
+        if private is None or items.size != private.key.data.shape[0] or self._lent > self._begin:
+            self._shared = tuple(_selected(piece, items) for piece in pieces)
+            self._let_go()
+            return
+        self._shared = tuple(_selected(piece, items) for piece in self._shared)
+        changed = np.flatnonzero(items != np.arange(items.size))
+        for live in _arrays(cut(private, self._begin, self._end)):
+            live[changed] = live[items[changed]]
+
+    def _let_go(self) -> None:
+        self._private = None
+        self._begin = self._end = self._lent = 0
+
+    def _drop(self, tokens: int) -> None:
+        if tokens <= 0:
+            return
+        self.first += tokens
+        while tokens and self._shared:
+            whole = self._shared[0].tokens
+            here = min(tokens, whole)
+            rest = self._shared[1:]
+            self._shared = rest if here == whole else (cut(self._shared[0], here, whole), *rest)
+            tokens -= here
+        self._begin += tokens
+
+    def _room_for(self, piece: Piece) -> Piece:
+        """Give the private piece with room for `piece` behind its last token."""
+        private = self._private
+        if private is None:
+            return self._fill(cut(piece, 0, 0), piece)
+        live = cut(private, self._begin, self._end)
+        if not live.tokens and not _alike(private, piece):
+            return self._fill(cut(piece, 0, 0), piece)
+        needed = live.tokens + piece.tokens
+        if private.tokens <= 4 * max(needed, FEWEST_TOKENS):
+            if self._end + piece.tokens <= private.tokens:
+                return private
+            if 2 * needed <= private.tokens and not self._lent:
+                # A window moves through its piece: what is left of it goes back to the start.
+                _write(cut(private, 0, live.tokens), live)
+                self._begin, self._end = 0, live.tokens
+                return private
+        return self._fill(live, piece)
+
+    def _fill(self, live: Piece, new: Piece) -> Piece:
+        """Start a private piece with `live`, room for `new` and a share more."""
+        needed = live.tokens + new.tokens
+        capacity = needed + max(needed // 2, FEWEST_TOKENS)
+        self._private = Piece(_room(new.key, capacity), _room(new.value, capacity))
+        _write(cut(self._private, 0, live.tokens), live)
+        self._begin, self._end, self._lent = 0, live.tokens, 0
+        return self._private
+
+
+def cut(piece: Piece, begin: int, end: int) -> Piece:
+    """Give a view of tokens `begin` to `end - 1`."""
+    return _each(piece, lambda array: array[:, :, begin:end])
+
+
+def _each(piece: Piece, change: Callable[[Array], Array]) -> Piece:
+    """Change numbers [batch, heads, tokens, head_dim] and scales [batch, heads, tokens] alike."""
+    return Piece(
+        *(
+            Taken(change(held.data), held.dtype, None, None if held.scale is None else change(held.scale))
+            for held in piece
+        )
+    )
+
+
+def _arrays(piece: Piece) -> list[Array]:
+    return [array for held in piece for array in (held.data, held.scale) if array is not None]
+
+
+def _write(into: Piece, piece: Piece) -> None:
+    for place, array in zip(_arrays(into), _arrays(piece), strict=True):
+        place[...] = array
+
+
+def _room(new: Taken, capacity: int) -> Taken:
+    """Give memory for more tokens like `new`, in its own library's memory."""
+    batch, heads, _, width = new.data.shape
+    scale = None if new.scale is None else empty((batch, heads, capacity), "float32", new.like)
+    return Taken(empty((batch, heads, capacity, width), new.dtype, new.like), new.dtype, None, scale)
+
+
+def _alike(one: Piece, other: Piece) -> bool:
+    return all(
+        a.dtype == b.dtype and a.data.shape[:2] == b.data.shape[:2] and a.data.shape[3] == b.data.shape[3]
+        for a, b in zip(one, other, strict=True)
+    )
+
+
+def _selected(piece: Piece, items: Array) -> Piece:
+    if np.array_equal(items, np.arange(piece.key.data.shape[0])):
+        return piece
+    return _each(piece, lambda array: _items_of(array, items))
+
+
+def _items_of(array: Array, items: Array) -> Array:
+    if array.shape[0] == 1 or array.strides[0] == 0:
+        # All items are one in memory, and stay one.
+        return np.lib.stride_tricks.as_strided(array, (items.size, *array.shape[1:]), (0, *array.strides[1:]))
+    return np.ascontiguousarray(array[items])
