@@ -1,0 +1,59 @@
+"""Keys or values of one layer that lie in several pieces of memory, handed to a model as one tensor."""
+
+# ruff: noqa: PLC0415  (torch and transformers are slow to import, or absent: only calls need them)
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+
+def join(pieces: Sequence[Any]) -> Any:
+    """Give tensors [B, H, tokens, D] as one along the tokens: a single piece as it is, several without copying them."""
+    return pieces[0] if len(pieces) == 1 else joined_class()(pieces)
+
+
+@functools.cache
+def joined_class() -> Any:
+    """Give the tensor class whose pieces are copied together only if some operation asks for its elements.
+
+    keywise's attention reads the pieces where they lie; any other attention, and whatever else a model does with its
+    keys and values, works on the one tensor that they stand for.
+    """
+    import torch
+    from torch.utils import _pytree
+
+    class Joined(torch.Tensor):  # type: ignore[misc]  # torch has no types here
+        """Several tensors [B, H, tokens, D] that follow each other along the tokens, without storage of its own."""
+
+        pieces: tuple[Any, ...]
+
+        @staticmethod
+        def __new__(cls, pieces: Sequence[Any]) -> Any:
+            first = pieces[0]
+            tokens = sum(piece.shape[2] for piece in pieces)
+            shape = (*first.shape[:2], tokens, first.shape[3])
+            self = torch.Tensor._make_wrapper_subclass(cls, shape, dtype=first.dtype, device=first.device)
+            self.pieces = tuple(pieces)
+            return self
+
+        @functools.cached_property
+        def dense(self) -> Any:
+            return torch.cat(self.pieces, dim=2)
+
+        def __repr__(self, **_: Any) -> str:
+            return f"Joined({list(self.shape)} of {len(self.pieces)} pieces)"
+
+        @classmethod
+        def __torch_dispatch__(cls, function: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            def filled(value: Any) -> Any:
+                if not isinstance(value, Joined):
+                    return value
+                # Whoever holds the elements may write to them, so from here on they are the one piece.
+                value.pieces = (value.dense,)
+                return value.dense
+
+            return function(*_pytree.tree_map(filled, args), **_pytree.tree_map(filled, kwargs or {}))
+
+    return Joined
