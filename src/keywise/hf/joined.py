@@ -8,10 +8,21 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
+from keywise.attention.operation import Pieces
+
 
 def join(pieces: Sequence[Any]) -> Any:
     """Give tensors [B, H, tokens, D] as one along the tokens: a single piece as it is, several without copying them."""
     return pieces[0] if len(pieces) == 1 else joined_class()(pieces)
+
+
+def apart(key: Any, value: Any) -> tuple[Any, Any]:
+    """Give joined keys and values as the pieces that they lie in, other tensors as they are."""
+    joined = joined_class()
+    if isinstance(key, joined) and isinstance(value, joined) and len(key.pieces) == len(value.pieces):
+        return Pieces(key.pieces), Pieces(value.pieces)
+    # A model may have worked on the one and not on the other.
+    return tuple(tensor.dense if isinstance(tensor, joined) else tensor for tensor in (key, value))
 
 
 @functools.cache

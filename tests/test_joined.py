@@ -1,0 +1,58 @@
+"""Keys and values in several pieces are one tensor to a model, and pieces to the kernel."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from keywise.attention.operation import run
+from keywise.hf.joined import apart, join, joined_class
+
+
+def pieces(dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    return [torch.randn(2, 3, tokens, 8, generator=generator).to(dtype) for tokens in (5, 1, 7)]
+
+
+def test_one_piece_is_itself() -> None:
+    piece = pieces()[0]
+    assert join([piece]) is piece
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_it_is_a_tensor_to_everyone_else(dtype: torch.dtype) -> None:
+    parts = pieces(dtype)
+    whole, joined = torch.cat(parts, dim=2), join(parts)
+    assert isinstance(joined, Tensor)
+    assert (joined.shape, joined.dtype, joined.device) == (whole.shape, whole.dtype, whole.device)
+    assert not joined.requires_grad
+    query = torch.randn(2, 6, 4, 8).to(dtype)
+    for work in (
+        lambda key: key.transpose(1, 2).reshape(2, 13, 24),
+        lambda key: key[:, :, -4:],
+        lambda key: key.repeat_interleave(2, dim=1),
+        lambda key: torch.nn.functional.scaled_dot_product_attention(query, key, key, enable_gqa=True),
+    ):
+        found = work(join(parts))
+        assert type(found) is Tensor
+        assert torch.equal(found, work(whole))
+
+
+def test_what_is_written_to_it_is_what_the_kernel_reads() -> None:
+    joined, value = join(pieces()), join(pieces())
+    joined.transpose(1, 2).mul_(2)
+    key, same = apart(joined, value)
+    assert type(key) is Tensor
+    assert torch.equal(key, 2 * torch.cat(pieces(), dim=2))
+    assert torch.equal(same, torch.cat(pieces(), dim=2))
+
+
+def test_the_kernel_reads_the_pieces_where_they_lie(monkeypatch: pytest.MonkeyPatch) -> None:
+    parts, query = pieces(), torch.randn(2, 6, 4, 8)
+    joined = join(parts), join(parts)
+    monkeypatch.setattr(joined_class(), "dense", property(lambda _: pytest.fail("the pieces were copied together")))
+    key, value = apart(*joined)
+    assert [piece.data_ptr() for piece in key] == [piece.data_ptr() for piece in parts]
+    whole = torch.cat(parts, dim=2)
+    torch.testing.assert_close(run(query, key, value), run(query, whole, whole))
