@@ -1,0 +1,249 @@
+"""The cache that transformers' models append to, kept in a `keywise.KVCache`."""
+
+# ruff: noqa: PLC0415  (torch and transformers are slow to import, or absent: only calls need them)
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+from keywise.attention.arrays import give
+from keywise.attention.problem import Piece
+from keywise.cache.kvcache import KVCache
+from keywise.cache.layer import cut
+from keywise.errors import ModelError, OptionError
+from keywise.hf.joined import join
+
+
+class CacheLayer:
+    """One layer of a `Cache`: what transformers asks of a layer, answered from the `KVCache`."""
+
+    is_compileable = False
+    is_croppable = True
+    supports_early_init = False
+
+    kv: KVCache
+    """The cache that holds this layer's keys and values, and those of all others."""
+
+    def __init__(self, number: int, sliding_window: int | None) -> None:
+        self._number, self.sliding_window = number, sliding_window
+        self.is_sliding = sliding_window is not None
+
+    @property
+    def is_initialized(self) -> bool:
+        """Whether anything was appended."""
+        return self.kv.tokens(self._number) > 0
+
+    @property
+    def keys(self) -> Any:
+        """The keys held, [B, H, tokens, D]; None before the first ones."""
+        return self._tensors(None)[0] if self.is_initialized else None
+
+    @property
+    def values(self) -> Any:
+        """The values held, [B, H, tokens, Dv]; None before the first ones."""
+        return self._tensors(None)[1] if self.is_initialized else None
+
+    @property
+    def record_past(self) -> bool:
+        """Whether a sliding layer keeps what its window has passed, so that it can be cropped."""
+        return self.kv.windows[self._number] is None
+
+    @record_past.setter
+    def record_past(self, wanted: bool) -> None:
+        windows = list(self.kv.windows)
+        windows[self._number] = None if wanted or self.sliding_window is None else self.sliding_window - 1
+        self.kv.windows = tuple(windows)
+
+    def lazy_initialization(self, key_states: Any, value_states: Any) -> None:
+        """Do nothing: the first append makes the room."""
+
+    def update(self, key_states: Any, value_states: Any, *_: Any, **__: Any) -> tuple[Any, Any]:
+        """Append the keys and values of new tokens; give all that these tokens may see."""
+        self.kv.append(self._number, key_states, value_states)
+        seen = None if self.sliding_window is None else self.sliding_window - 1 + key_states.shape[2]
+        return self._tensors(seen)
+
+    def get_seq_length(self) -> int:
+        """Give the number of tokens so far, those that a window has passed included."""
+        return self.kv.tokens(self._number)
+
+    def get_max_length(self) -> int:
+        """Give the window of a sliding layer, -1 for no limit."""
+        return -1 if self.sliding_window is None else self.sliding_window
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Give how many keys `update` will return for so many queries, and the position of the first."""
+        tokens = self.get_seq_length()
+        first = 0 if self.sliding_window is None else max(tokens - self.sliding_window + 1, 0)
+        return tokens - first + query_length, first
+
+    def _tensors(self, last: int | None) -> tuple[Any, Any]:
+        """Give keys and values, of all tokens held or the last so many, as tensors over the cache's own memory."""
+        import torch
+
+        like = torch.empty(0)
+        pieces = self.kv.pieces(self._number)
+        pairs = [
+            tuple(give(side.data, side.dtype, like) for side in piece)
+            for piece in (pieces if last is None else _last(pieces, last))
+        ]
+        keys, values = zip(*pairs, strict=True)
+        return join(keys), join(values)
+
+
+def _last(pieces: tuple[Piece, ...], tokens: int) -> Iterator[Piece]:
+    """Give the last so many tokens of all."""
+    surplus = sum(piece.tokens for piece in pieces) - tokens
+    for piece in pieces:
+        if surplus < piece.tokens:
+            yield piece if surplus <= 0 else cut(piece, surplus, piece.tokens)
+        surplus = max(surplus - piece.tokens, 0)
+
+
+class CacheMethods:
+    """Keys and values of a transformers model in a `keywise.KVCache`: no step copies the past, forks share it.
+
+    Give it to a model or to ``generate`` as ``past_key_values``. With keywise's attention a past in several pieces (a
+    shared document, the own tail) is read where it lies; with any other attention it works too, by a copy per step.
+
+    Parameters
+    ----------
+    config : transformers.PreTrainedConfig
+        The model's config: its number of layers, and which of them slide a window.
+
+    Attributes
+    ----------
+    kv : keywise.KVCache
+        What holds the keys and values.
+    reused_tokens : int
+        Number of tokens in it that were taken from disk instead of being read by the model.
+
+    Raises
+    ------
+    ModelError
+        When the model has layers that keep something else than keys and values.
+
+    Examples
+    --------
+    >>> import torch, keywise.hf
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+    >>> small = LlamaConfig(hidden_size=16, intermediate_size=16, num_attention_heads=2, num_hidden_layers=1)
+    >>> model = keywise.hf.use(LlamaForCausalLM(small).eval())
+    >>> cache = keywise.hf.Cache(model.config)
+    >>> _ = model.generate(torch.tensor([[5, 6, 7]]), past_key_values=cache, max_new_tokens=2, do_sample=False)
+    >>> cache.get_seq_length()
+    4
+    """
+
+    layers: list[Any]
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config=config)  # type: ignore[call-arg]  # transformers' DynamicCache comes behind this class
+        self.layers = [_taken_over(number, layer) for number, layer in enumerate(self.layers)]
+        self.reused_tokens = 0
+        sliding = [getattr(layer, "sliding_window", None) for layer in self.layers]
+        self._set(KVCache(len(sliding), windows=[None if window is None else window - 1 for window in sliding]))
+
+    def fork(self) -> Any:
+        """Give a cache that goes on from the same tokens; what is there is shared, nothing is copied."""
+        other = copy.copy(self)
+        other.layers = [copy.copy(layer) for layer in self.layers]
+        other._set(self.kv.fork())
+        return other
+
+    def __deepcopy__(self, _memo: dict[int, Any]) -> Any:
+        return self.fork()
+
+    def truncate(self, tokens: int) -> None:
+        """Keep the first so many tokens.
+
+        Raises
+        ------
+        OptionError
+            When there are fewer, or a sliding layer has dropped what the next token would see; it keeps everything
+            after `activate_past_recording`.
+        """
+        self.kv.truncate(tokens)
+        self.reused_tokens = min(self.reused_tokens, tokens)
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Remove so many of the last tokens; transformers counts them below zero."""
+        if tokens_to_remove > 0:
+            raise OptionError(
+                f"tokens_to_remove={tokens_to_remove} is above 0; give -{tokens_to_remove} to remove that many, or "
+                "truncate() to the number that stay"
+            )
+        if tokens_to_remove:
+            self.truncate(len(self.kv) + tokens_to_remove)
+
+    def activate_past_recording(self) -> None:
+        """Let sliding layers keep what their windows pass, so that any number of tokens can be removed again."""
+        for layer in self._own():
+            layer.record_past = True
+
+    def reset(self) -> None:
+        """Forget all tokens."""
+        self._set(KVCache(self.kv.layers, windows=self.kv.windows))
+        self.reused_tokens = 0
+
+    def reorder_cache(self, beam_idx: Any) -> None:
+        """Continue the beams that these items name."""
+        self.batch_select_indices(beam_idx)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat every item so many times; a batch of one stays one in memory."""
+        import torch
+
+        self.batch_select_indices(torch.arange(self._batch()).repeat_interleave(repeats))
+
+    def batch_select_indices(self, indices: Any) -> None:
+        """Make the batch of these of its items, in this order, or of those where a boolean tensor is true."""
+        import torch
+
+        if self._batch():
+            self.kv.select(torch.arange(self._batch())[indices].numpy())
+
+    def _batch(self) -> int:
+        return next((layer.keys.shape[0] for layer in self._own() if layer.is_initialized), 0)
+
+    def _own(self) -> list[Any]:
+        return [layer for layer in self.layers if isinstance(layer, CacheLayer)]
+
+    def _set(self, kv: KVCache) -> None:
+        self.kv = kv
+        for layer in self._own():
+            layer.kv = kv
+
+
+@functools.cache
+def layer_class() -> Any:
+    """Give `CacheLayer` as a transformers layer."""
+    from transformers.cache_utils import CacheLayerMixin
+
+    return type("CacheLayer", (CacheLayer, CacheLayerMixin), {"__doc__": CacheLayer.__doc__})
+
+
+@functools.cache
+def cache_class() -> Any:
+    """Give `keywise.hf.Cache`: a transformers `DynamicCache` with the methods above."""
+    from transformers import DynamicCache
+
+    return type("Cache", (CacheMethods, DynamicCache), {"__doc__": CacheMethods.__doc__, "__module__": "keywise.hf"})
+
+
+def _taken_over(number: int, layer: Any) -> Any:
+    """Give our own layer for one of transformers' that keeps keys and values, and one that keeps nothing as it is."""
+    from transformers.cache_utils import DummyLayer, DynamicLayer, DynamicSlidingWindowLayer
+
+    kind = type(layer)
+    if kind is DummyLayer:
+        return layer
+    if kind not in (DynamicLayer, DynamicSlidingWindowLayer):
+        raise ModelError(
+            f"config: layer {number} needs a {kind.__name__}, which keeps something else than keys and values; "
+            "use transformers' DynamicCache for this model"
+        )
+    return layer_class()(number, getattr(layer, "sliding_window", None))
