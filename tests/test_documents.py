@@ -120,7 +120,7 @@ def test_questions_leave_the_document_as_it_was(lighthouse, answer):
 def test_mass_equals_that_of_the_full_weights(loaded):
     document = Reader(loaded).read("The lamp was lit in 1862.\n\nAnn Low kept it — 😀. She left.")
     for question in ("Who kept it?", NULL_QUESTION):
-        _, mass = document._step(document._fresh_cache(), document._prompt.question_ids(question))
+        _, mass = document._step(document._cache.fork(), document._prompt.question_ids(question))
         np.testing.assert_allclose(mass, mass_by_eager(loaded, document, question), atol=2e-4)
     assert document.evidence("Who kept it?")[0].text == "Ann Low kept it — 😀."
 
@@ -132,7 +132,7 @@ def test_windowed_layers_and_chunks(windowed, monkeypatch, chunk_tokens):
     document = Reader(windowed).read(text)
     # A long question, so that the window ends inside the document, and a short one, so that it goes on in the cache.
     for question in ("Which one?", "Which lamp is lit? " * 3):
-        _, mass = document._step(document._fresh_cache(), document._prompt.question_ids(question))
+        _, mass = document._step(document._cache.fork(), document._prompt.question_ids(question))
         np.testing.assert_allclose(mass, mass_by_eager(windowed, document, question), atol=2e-5)
 
 

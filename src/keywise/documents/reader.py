@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -164,7 +163,7 @@ class Document:
         self._check_length()
         self._positions = range(len(prompt.before_ids), len(prompt.before_ids) + self.tokens)
         self._cache = self._prefill([*prompt.before_ids, *ids], progress)
-        _, self._null = self._step(self._fresh_cache(), prompt.question_ids(NULL_QUESTION))
+        _, self._null = self._step(self._cache.fork(), prompt.question_ids(NULL_QUESTION))
 
     def evidence(self, question: str) -> list[Evidence]:
         """Rank all sentences by the attention that a question gives to them, without answering it.
@@ -179,7 +178,7 @@ class Document:
         >>> document.evidence("Who was the keeper?")[0].rank  # doctest: +SKIP
         1
         """
-        _, mass = self._step(self._fresh_cache(), self._question_ids(question, answer_tokens=0))
+        _, mass = self._step(self._cache.fork(), self._question_ids(question, answer_tokens=0))
         return rank_sentences(self.sources, self._sentence_of, above_null(mass, self._null), None)
 
     def ask(
@@ -212,7 +211,7 @@ class Document:
         if isinstance(max_tokens, bool) or not isinstance(max_tokens, int) or max_tokens < 1:
             raise OptionError(f"max_tokens={max_tokens!r} is no positive integer; give the longest answer in tokens")
         question_ids = self._question_ids(question, answer_tokens=max_tokens)
-        cache = self._fresh_cache()
+        cache = self._cache.fork()
         token, question_mass = self._step(cache, question_ids)
         answer_ids: list[int] = []
         answer_mass = np.zeros(self.tokens)
@@ -242,25 +241,13 @@ class Document:
         )
 
     def _prefill(self, ids: list[int], progress: Progress | None) -> Any:
-        from transformers import DynamicCache  # noqa: PLC0415 - heavy
+        import keywise.hf  # noqa: PLC0415 - importing this module must not load torch
 
-        cache = DynamicCache(config=self._loaded.model.config)
+        cache = keywise.hf.Cache(self._loaded.model.config)
         for start in range(0, len(ids), CHUNK_TOKENS):
             self._forward(cache, ids[start : start + CHUNK_TOKENS])
             if progress:
                 progress(min(start + CHUNK_TOKENS, len(ids)), len(ids))
-        return cache
-
-    def _fresh_cache(self) -> Any:
-        """Give a cache that goes on from the document and leaves the document's own as it is."""
-        from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer  # noqa: PLC0415 - heavy
-
-        cache = copy.copy(self._cache)
-        # These two grow by making new tensors, so the old ones can be shared; other kinds may write in place.
-        growing = (DynamicLayer, DynamicSlidingWindowLayer)
-        cache.layers = [
-            copy.copy(layer) if type(layer) in growing else copy.deepcopy(layer) for layer in self._cache.layers
-        ]
         return cache
 
     def _step(self, cache: Any, ids: list[int]) -> tuple[int, Mass]:
