@@ -12,25 +12,17 @@ from typing import Any
 
 import pytest
 import torch
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from transformers import PreTrainedTokenizerFast
 
 import models
 from keywise.errors import DtypeError, ModelError
 from keywise.hf import fingerprint
 
 
-def tokenizer(*words: str) -> Any:
-    vocabulary = {word: number for number, word in enumerate(words)}
-    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel(vocabulary, unk_token=words[0])))
-
-
 def test_equal_models_have_equal_fingerprints() -> None:
     assert fingerprint(models.make("llama")) == fingerprint(models.make("llama"))
     assert (
-        fingerprint(models.make("llama"), tokenizer("a", "b"))["tokenizer"]
-        == (fingerprint(models.make("llama"), tokenizer("a", "b"))["tokenizer"])
+        fingerprint(models.make("llama"), models.tokenizer("a", "b"))["tokenizer"]
+        == (fingerprint(models.make("llama"), models.tokenizer("a", "b"))["tokenizer"])
     )
 
 
@@ -64,12 +56,12 @@ def test_what_changes_the_keys_changes_its_field(change: Callable[[Any], Any], f
 
 
 def test_tokenizers_differ_by_meaning_and_not_by_padding() -> None:
-    model, words = models.make("llama"), tokenizer("a", "b")
+    model, words = models.make("llama"), models.tokenizer("a", "b")
     before = fingerprint(model, words)
     words.backend_tokenizer.enable_padding(length=8)
     words.backend_tokenizer.enable_truncation(4)
     assert fingerprint(model, words) == before
-    assert fingerprint(model, tokenizer("b", "a"))["tokenizer"] != before["tokenizer"]
+    assert fingerprint(model, models.tokenizer("b", "a"))["tokenizer"] != before["tokenizer"]
     assert fingerprint(model)["tokenizer"] == "none"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import tracemalloc
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +14,8 @@ from transformers.cache_utils import Cache as TransformersCache
 
 import keywise.hf
 import models
-from keywise.errors import ModelError, OptionError
+from keywise.errors import FormatError, ModelError, OptionError
+from keywise.hf import fingerprint
 from keywise.hf.joined import joined_class
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
@@ -190,3 +192,117 @@ def test_no_step_copies_the_past() -> None:
     base = keywise.hf.Cache(model.config)
     logits(model, torch.full((1, past), 5), base, [past])
     assert bytes_of_a_step(model, base.fork(), 10) < past_bytes / 4
+
+
+DISK_FAMILIES = ["llama", "qwen2", "mistral", "gemma2"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("name", DISK_FAMILIES)
+def test_going_on_from_disk_is_never_having_stopped(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    model, given = model_of(name).to(dtype), asked(name, "left")
+    made = fingerprint(model)
+    for way in ("greedy", "beams", "sampling"):
+        # The window of the sliding ones is crossed before the disk comes in.
+        start = generate(model, given, begun := keywise.hf.Cache(model.config), tokens=5)
+        begun.save(tmp_path / "cache", start, made)
+        longer = {
+            "input_ids": torch.cat([start, start[:, 3:6]], dim=1),
+            "attention_mask": torch.nn.functional.pad(given["attention_mask"], (0, 8), value=1),
+        }
+        opened = keywise.hf.Cache.open(tmp_path / "cache", model.config, made, longer["input_ids"])
+        assert opened.reused_tokens == start.shape[1] - 1
+        # Half precision has ties, which go the way of the sums' order, and that is a fork's.
+        caches = [opened, begun.fork()] if dtype != torch.float32 else [opened, begun.fork(), begun]
+        if way == "beams":
+            for cache in caches:
+                cache.batch_repeat_interleave(3)
+        found = [generate(model, longer, cache, way) for cache in caches]
+        assert all(torch.equal(found[0], other) for other in found[1:])
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral"])
+def test_another_continuation_from_disk(name: str, tmp_path: Path) -> None:
+    model, (ids, _) = model_of(name), models.padded_tokens((models.TOKENS,), "left")
+    made = fingerprint(model)
+    cache = keywise.hf.Cache(model.config)
+    cache.activate_past_recording()
+    generate(model, {"input_ids": ids}, cache)
+    cache.truncate(models.TOKENS)
+    cache.save(tmp_path / "cache", ids, made)
+    other = torch.cat([ids[:, :11], ids.flip(1)[:, :6]], dim=1)
+    opened = keywise.hf.Cache.open(tmp_path / "cache", model.config, made, other)
+    assert opened.reused_tokens == opened.get_seq_length() == 11
+    assert torch.equal(generate(model, {"input_ids": other}, opened), generate(model, {"input_ids": other}, None))
+    # All that is asked is in the file: the last token is left to the model, which needs one to go on from.
+    opened = keywise.hf.Cache.open(tmp_path / "cache", model.config, made, ids)
+    assert opened.reused_tokens == models.TOKENS - 1
+    assert torch.equal(generate(model, {"input_ids": ids}, opened), generate(model, {"input_ids": ids}, None))
+    # Nothing in common: nothing is reused, and the result is right.
+    opened = keywise.hf.Cache.open(tmp_path / "cache", model.config, made, ids.flip(1))
+    assert opened.reused_tokens == 0
+    assert torch.equal(
+        generate(model, {"input_ids": ids.flip(1)}, opened), generate(model, {"input_ids": ids.flip(1)}, None)
+    )
+
+
+@pytest.mark.parametrize("name", ["t5", "marian"])
+def test_encoder_and_decoder_from_disk(name: str, tmp_path: Path) -> None:
+    model, given = model_of(name), models.inputs(name)
+    model.generation_config.forced_eos_token_id = None  # Marian's, which would end the first part
+    made = {**fingerprint(model), "source": str(given["input_ids"].tolist())}
+    caches = EncoderDecoderCache(keywise.hf.Cache(model.config), keywise.hf.Cache(model.config))
+    start = generate(model, given, caches, tokens=4)
+    caches.self_attention_cache.save(tmp_path / "self", start, made)
+    caches.cross_attention_cache.save(tmp_path / "cross", given["input_ids"], made)
+    opened = EncoderDecoderCache(
+        *(keywise.hf.Cache.open(tmp_path / part, model.config, made) for part in ("self", "cross"))
+    )
+    assert opened.cross_attention_cache.reused_tokens == models.TOKENS
+    onward = {**given, "decoder_input_ids": start}
+    found = generate(model, onward, opened)
+    assert torch.equal(found, generate(model, onward, caches))
+    assert torch.equal(found, generate(model, given, None, tokens=4 + NEW_TOKENS))
+
+
+def other_weights(model: Any) -> None:
+    with torch.no_grad():
+        model.model.embed_tokens.weight[5, 5] += 1
+
+
+def other_rope(model: Any) -> None:
+    model.config.rope_parameters = {**model.config.rope_parameters, "rope_theta": 7e3}
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        (other_weights, "weights"),
+        (other_rope, "rope"),
+        (lambda model: model.to(torch.float16), "dtype"),
+        (lambda model: setattr(model.config, "rms_norm_eps", 0.1), "config"),
+        (None, "tokenizer"),
+    ],
+)
+def test_a_cache_of_something_else_is_refused(change: Any, field: str, tmp_path: Path) -> None:
+    model, (ids, _) = model_of("llama"), models.padded_tokens((models.TOKENS,), "left")
+    cache = keywise.hf.Cache(model.config)
+    logits(model, ids, cache, [models.TOKENS])
+    cache.save(tmp_path / "cache", ids, fingerprint(model))
+    if change is None:
+        made = fingerprint(model, models.tokenizer("a", "b"))
+    else:
+        change(model)
+        made = fingerprint(model)
+    with pytest.raises(FormatError, match=f"made with another {field}"):
+        keywise.hf.Cache.open(tmp_path / "cache", model.config, made)
+
+
+def test_a_file_of_other_layers_is_refused(tmp_path: Path) -> None:
+    model, (ids, _) = model_of("llama"), models.padded_tokens((models.TOKENS,), "left")
+    cache = keywise.hf.Cache(model.config)
+    logits(model, ids, cache, [models.TOKENS])
+    cache.save(tmp_path / "cache", ids, {})
+    model.config.num_hidden_layers = 3
+    with pytest.raises(FormatError, match="kv has 2 layers and the model 3"):
+        keywise.hf.Cache.open(tmp_path / "cache", model.config, {})

@@ -6,14 +6,16 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from keywise.attention.arrays import give
 from keywise.attention.problem import Piece
+from keywise.cache import file
 from keywise.cache.kvcache import KVCache
 from keywise.cache.layer import cut
-from keywise.errors import ModelError, OptionError
+from keywise.errors import FormatError, ModelError, OptionError
 from keywise.hf.joined import join
 
 
@@ -113,6 +115,8 @@ class CacheMethods:
     ----------
     config : transformers.PreTrainedConfig
         The model's config: its number of layers, and which of them slide a window.
+    kv : keywise.KVCache, optional
+        Keys and values taken from disk; default none yet.
 
     Attributes
     ----------
@@ -140,12 +144,89 @@ class CacheMethods:
 
     layers: list[Any]
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, config: Any, kv: KVCache | None = None) -> None:
         super().__init__(config=config)  # type: ignore[call-arg]  # transformers' DynamicCache comes behind this class
         self.layers = [_taken_over(number, layer) for number, layer in enumerate(self.layers)]
-        self.reused_tokens = 0
-        sliding = [getattr(layer, "sliding_window", None) for layer in self.layers]
-        self._set(KVCache(len(sliding), windows=[None if window is None else window - 1 for window in sliding]))
+        if kv is None:
+            sliding = [getattr(layer, "sliding_window", None) for layer in self.layers]
+            kv = KVCache(len(sliding), windows=[None if window is None else window - 1 for window in sliding])
+        elif kv.layers != len(self.layers):
+            raise FormatError(f"kv has {kv.layers} layers and the model {len(self.layers)}; it is another one's")
+        self.reused_tokens = len(kv)
+        self._set(kv)
+
+    def save(self, path: str | os.PathLike[str], token_ids: Any, fingerprint: Mapping[str, str], **others: Any) -> None:
+        """Write the cache to a file, whole or not at all; see `keywise.cache.file.save`.
+
+        Parameters
+        ----------
+        path : path
+        token_ids : whole numbers [N] or [B, N]
+            The tokens that the model has read, padding included; those behind the last one cached are left out.
+        fingerprint : mapping
+            What `keywise.hf.fingerprint` says of the model. With an encoder the decoder's keys depend on all of the
+            source too: add a field of your own for it.
+        others
+            `positions` and `extra`, as in `keywise.cache.file.save`.
+
+        Raises
+        ------
+        FormatError, ShapeError, DtypeError, OptionError
+            As `keywise.cache.file.save` does.
+
+        Examples
+        --------
+        >>> cache.save("chat.keywise", ids, keywise.hf.fingerprint(model, tokenizer))  # doctest: +SKIP
+        """
+        file.save(path, self.kv, fingerprint=fingerprint, token_ids=token_ids[..., : len(self.kv)], **others)
+
+    @classmethod
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        config: Any,
+        fingerprint: Mapping[str, str],
+        token_ids: Any = None,
+        *,
+        positions: Any = None,
+    ) -> Any:
+        """Open a file that `save` wrote: mapped, not read; `reused_tokens` tells how much of it serves.
+
+        Parameters
+        ----------
+        path : path
+        config : transformers.PreTrainedConfig
+            The model's config.
+        fingerprint : mapping
+            What `keywise.hf.fingerprint` says of the model; every field must be that of the file.
+        token_ids : whole numbers [N] or [B, N], optional
+            The tokens to go on with: what they share with the file from the first token on is kept, but for the last
+            one, which the model needs to go on from. None keeps the whole file.
+        positions : whole numbers of that shape, optional
+            As given to `save`, if they were.
+
+        Returns
+        -------
+        Cache
+
+        Raises
+        ------
+        FormatError
+            When the file is damaged, or made by another model, tokenizer, dtype or rotary positions, with the reason.
+        OptionError
+            When a sliding layer has dropped what the shared tokens need.
+
+        Examples
+        --------
+        >>> cache = keywise.hf.Cache.open("chat.keywise", model.config, fingerprint, ids)  # doctest: +SKIP
+        >>> model.generate(ids, past_key_values=cache)  # doctest: +SKIP
+        """
+        opened = file.open(path, fingerprint)
+        cache = cls(config, opened.cache)
+        if token_ids is not None:
+            common = opened.head.common_tokens(token_ids, positions)
+            cache.truncate(max(min(common, token_ids.shape[-1] - 1), 0))
+        return cache
 
     def fork(self) -> Any:
         """Give a cache that goes on from the same tokens; what is there is shared, nothing is copied."""
