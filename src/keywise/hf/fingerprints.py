@@ -115,8 +115,9 @@ def _numbers(model: Any, most: int | None) -> Iterable[bytes]:
 def _tokenizer(tokenizer: Any) -> Iterable[bytes]:
     if not hasattr(tokenizer, "backend_tokenizer"):
         return [type(tokenizer).__name__.encode(), *_json(tokenizer.get_vocab())]
-    # How a batch is padded or cut is set by every call, and changes no token's meaning.
-    return _json(_without(json.loads(tokenizer.backend_tokenizer.to_str()), {"padding", "truncation"}))
+    # Before the vocabulary stands how a batch is padded or cut: every call sets it, and it changes no token's meaning.
+    settings, begin, meaning = tokenizer.backend_tokenizer.to_str().partition('"added_tokens"')
+    return [(begin + meaning or settings).encode()]
 
 
 def _without(value: Any, names: Iterable[str]) -> Any:
