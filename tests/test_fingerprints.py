@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 import models
 from keywise.errors import DtypeError, ModelError
@@ -82,10 +83,22 @@ def test_files_are_digested_once(saved: tuple[Any, Path, Path], monkeypatch: pyt
     assert fingerprint(model, folder=folder, cache_dir=cache) == first
     monkeypatch.undo()
     # A note that is damaged or says something else is not believed.
-    for wrong in (b"", b"[]", b"{}", json.dumps({**said, "size_bytes": 1, "sha256": "0"}).encode()):
+    for wrong in (b"", b"[]", b"{}", b'{"sha256": 7}', json.dumps({**said, "size_bytes": 1, "sha256": "0"}).encode()):
         notes[0].write_bytes(wrong)
         assert fingerprint(model, folder=folder, cache_dir=cache) == first
         assert json.loads(notes[0].read_text()) == said
+
+
+def test_a_tokenizer_is_that_of_the_folder_or_itself(saved: tuple[Any, Path, Path]) -> None:
+    model, folder, cache = saved
+    models.tokenizer("a", "b").save_pretrained(folder)
+    loaded = AutoTokenizer.from_pretrained(folder)
+    first = fingerprint(model, loaded, folder=folder, cache_dir=cache)
+    assert first["tokenizer"].startswith("file: ")
+    other = fingerprint(model, models.tokenizer("b", "a"), folder=folder, cache_dir=cache)
+    assert other["tokenizer"].startswith("in memory: ")
+    loaded.add_tokens(["c"])
+    assert fingerprint(model, loaded, folder=folder, cache_dir=cache)["tokenizer"] != first["tokenizer"]
 
 
 def test_a_changed_file_is_noticed(saved: tuple[Any, Path, Path]) -> None:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +32,15 @@ _NO_MATTER = frozenset(
 )
 SAMPLED_NUMBERS = 64
 
+Folder = str | os.PathLike[str]
+
 
 def fingerprint(
     model: Any,
     tokenizer: Any = None,
     *,
-    folder: str | os.PathLike[str] | None = None,
-    cache_dir: str | os.PathLike[str] | None = None,
+    folder: Folder | None = None,
+    cache_dir: Folder | None = None,
 ) -> dict[str, str]:
     """Describe a model by digests of its weights, config, rotary positions, dtype and tokenizer.
 
@@ -48,8 +51,8 @@ def fingerprint(
     tokenizer : transformers tokenizer, optional
         The tokenizer whose tokens are kept; None where tokens come from elsewhere.
     folder : path, optional
-        The safetensors folder that the model was loaded from, unchanged since: its files' digests are remembered by
-        path, size and time of change, so that they cost nothing the second time. None digests the weights in memory.
+        The folder that model and tokenizer were loaded from, unchanged since: its files' digests are remembered by
+        path, size and time of change, so that they cost nothing the second time. None digests what is in memory.
     cache_dir : path, optional
         Where digests of files are remembered; see `keywise.hf.models.cache_folder`.
 
@@ -78,16 +81,17 @@ def fingerprint(
     if not isinstance(model, PreTrainedModel):
         raise DtypeError(f"model is a {type(model).__name__}; give a loaded transformers model (a PreTrainedModel)")
     config = model.config.to_dict()
+    at = None if folder is None else Path(folder)
     return {
-        "weights": _weights(model, None if folder is None else Path(folder), cache_dir),
+        "weights": _weights(model, at, cache_dir),
         "config": _digest(_json(_without(config, _NO_MATTER))),
         "rope": _digest(_json(_only(config, "rope_parameters"))),
         "dtype": str(model.dtype).removeprefix("torch."),
-        "tokenizer": "none" if tokenizer is None else _digest(_tokenizer(tokenizer)),
+        "tokenizer": "none" if tokenizer is None else _tokenizer(tokenizer, at, cache_dir),
     }
 
 
-def _weights(model: Any, folder: Path | None, cache_dir: str | os.PathLike[str] | None) -> str:
+def _weights(model: Any, folder: Path | None, cache_dir: Folder | None) -> str:
     if folder is None:
         return "in memory: " + _digest(_numbers(model, None))
     files = sorted(folder.glob("*.safetensors"))
@@ -95,7 +99,7 @@ def _weights(model: Any, folder: Path | None, cache_dir: str | os.PathLike[str] 
         raise ModelError(
             f"folder={str(folder)!r} holds no .safetensors; give the folder that the model was loaded from"
         )
-    digests = [_file_sha256(file, cache_folder(cache_dir) / "digests").encode() for file in files]
+    digests = [_file_sha256(file, cache_dir) for file in files]
     # The files say what was loaded; a sample of each tensor tells when something else computes by now.
     return "files: " + _digest([*digests, *_numbers(model, SAMPLED_NUMBERS)])
 
@@ -112,12 +116,15 @@ def _numbers(model: Any, most: int | None) -> Iterable[bytes]:
         yield numbers.cpu().view(torch.uint8).numpy().tobytes()
 
 
-def _tokenizer(tokenizer: Any) -> Iterable[bytes]:
+def _tokenizer(tokenizer: Any, folder: Path | None, cache_dir: Folder | None) -> str:
+    file = None if folder is None else folder / "tokenizer.json"
+    if file is not None and file.is_file() and Path(tokenizer.name_or_path) == folder:
+        return "file: " + _digest([_file_sha256(file, cache_dir), *_json(tokenizer.get_added_vocab())])
     if not hasattr(tokenizer, "backend_tokenizer"):
-        return [type(tokenizer).__name__.encode(), *_json(tokenizer.get_vocab())]
+        return "in memory: " + _digest([type(tokenizer).__name__.encode(), *_json(tokenizer.get_vocab())])
     # Before the vocabulary stands how a batch is padded or cut: every call sets it, and it changes no token's meaning.
     settings, begin, meaning = tokenizer.backend_tokenizer.to_str().partition('"added_tokens"')
-    return [(begin + meaning or settings).encode()]
+    return "in memory: " + _digest([(begin + meaning or settings).encode()])
 
 
 def _without(value: Any, names: Iterable[str]) -> Any:
@@ -152,26 +159,27 @@ def _digest(parts: Iterable[bytes]) -> str:
     return digest.hexdigest()
 
 
-def _file_sha256(path: Path, remembered: Path) -> str:
+def _file_sha256(path: Path, cache_dir: Folder | None) -> bytes:
     """Give the SHA-256 of a file, from the last time if neither path, size nor time of change is another."""
     path = path.resolve()
     stat = path.stat()
     known = {"path": str(path), "size_bytes": stat.st_size, "changed_ns": stat.st_mtime_ns, "inode": stat.st_ino}
-    note = remembered / f"{_digest([str(path).encode()])[:32]}.json"
+    note = cache_folder(cache_dir) / "digests" / f"{_digest([str(path).encode()])[:32]}.json"
     if (sha256 := _remembered(note, known)) is not None:
         return sha256
     with path.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    remembered.mkdir(parents=True, exist_ok=True)
-    with replaced(note) as aside:
-        aside.write(json.dumps({**known, "sha256": sha256}).encode())
+        sha256 = hashlib.file_digest(file, "sha256").digest()
+    with suppress(OSError):  # without a note the next time takes as long as this one, and that is all
+        note.parent.mkdir(parents=True, exist_ok=True)
+        with replaced(note) as aside:
+            aside.write(json.dumps({**known, "sha256": sha256.hex()}).encode())
     return sha256
 
 
-def _remembered(note: Path, known: dict[str, Any]) -> str | None:
+def _remembered(note: Path, known: dict[str, Any]) -> bytes | None:
     try:
         said = json.loads(note.read_bytes())
-    except (FileNotFoundError, ValueError):  # never written, or damaged: the file is digested again
-        return None
-    fits = isinstance(said, dict) and said.keys() == {*known, "sha256"} and all(said[k] == known[k] for k in known)
-    return str(said["sha256"]) if fits else None
+        sha256 = bytes.fromhex(said.pop("sha256"))
+    except (OSError, ValueError, TypeError, AttributeError, KeyError):
+        return None  # never written, or damaged: the file is digested again
+    return sha256 if said == known else None
