@@ -143,6 +143,23 @@ def test_a_batch_of_one_goes_on_as_many_and_stays_one_in_memory() -> None:
     assert cache.layers[0].keys.shape[0] == 1
 
 
+@pytest.mark.parametrize("attention", ["keywise", "eager"])
+def test_int8_takes_a_quarter_of_float32_and_stays_near(attention: str, tmp_path: Path) -> None:
+    model, (ids, _) = model_of("gemma2", attention), models.padded_tokens((models.TOKENS,), "left")
+    exact, rounded = keywise.hf.Cache(model.config), keywise.hf.Cache(model.config, dtype="int8")
+    right = logits(model, ids, exact, [12, 1, 7])
+    found = logits(model, ids, rounded, [12, 1, 7])
+    assert rounded.kv.pieces(1)[0].key.data.dtype == "int8"
+    assert 0 < (found - right).norm() / right.norm() < 0.03
+    rounded.save(tmp_path / "cache", ids, {})
+    opened = keywise.hf.Cache.open(tmp_path / "cache", model.config, {})
+    assert torch.equal(logits(model, ids[:, :3], opened, [3]), logits(model, ids[:, :3], rounded.fork(), [3]))
+    rounded.reset()
+    assert rounded.kv.dtype == "int8"
+    with pytest.raises(OptionError, match="dtype='int8': kv holds what came"):
+        keywise.hf.Cache(model.config, exact.kv, dtype="int8")
+
+
 def test_reset_forgets_everything() -> None:
     model, given = model_of("mistral"), asked("mistral")
     cache = keywise.hf.Cache(model.config)

@@ -10,7 +10,6 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from keywise.attention.arrays import give
 from keywise.attention.problem import Piece
 from keywise.cache import file
 from keywise.cache.kvcache import KVCache
@@ -32,6 +31,7 @@ class CacheLayer:
     def __init__(self, number: int, sliding_window: int | None) -> None:
         self._number, self.sliding_window = number, sliding_window
         self.is_sliding = sliding_window is not None
+        self._dtype: Any = None
 
     @property
     def is_initialized(self) -> bool:
@@ -64,6 +64,7 @@ class CacheLayer:
 
     def update(self, key_states: Any, value_states: Any, *_: Any, **__: Any) -> tuple[Any, Any]:
         """Append the keys and values of new tokens; give all that these tokens may see."""
+        self._dtype = key_states.dtype
         self.kv.append(self._number, key_states, value_states)
         seen = None if self.sliding_window is None else self.sliding_window - 1 + key_states.shape[2]
         return self._tensors(seen)
@@ -86,14 +87,11 @@ class CacheLayer:
         """Give keys and values, of all tokens held or the last so many, as tensors over the cache's own memory."""
         import torch
 
-        like = torch.empty(0)
         pieces = self.kv.pieces(self._number)
-        pairs = [
-            tuple(give(side.data, side.dtype, like) for side in piece)
-            for piece in (pieces if last is None else _last(pieces, last))
-        ]
-        keys, values = zip(*pairs, strict=True)
-        return join(keys), join(values)
+        held = pieces[0].key
+        dtype = self._dtype or getattr(torch, held.dtype if held.scale is None else "float32")
+        keys, values = zip(*(pieces if last is None else _last(pieces, last)), strict=True)
+        return join(keys, dtype), join(values, dtype)
 
 
 def _last(pieces: tuple[Piece, ...], tokens: int) -> Iterator[Piece]:
@@ -117,6 +115,8 @@ class CacheMethods:
         The model's config: its number of layers, and which of them slide a window.
     kv : keywise.KVCache, optional
         Keys and values taken from disk; default none yet.
+    dtype : str, optional
+        ``"int8"`` keeps half the bytes of bfloat16, rounded; see `keywise.KVCache`. Default: exactly what comes.
 
     Attributes
     ----------
@@ -144,12 +144,15 @@ class CacheMethods:
 
     layers: list[Any]
 
-    def __init__(self, config: Any, kv: KVCache | None = None) -> None:
+    def __init__(self, config: Any, kv: KVCache | None = None, *, dtype: str | None = None) -> None:
         super().__init__(config=config)  # type: ignore[call-arg]  # transformers' DynamicCache comes behind this class
         self.layers = [_taken_over(number, layer) for number, layer in enumerate(self.layers)]
         if kv is None:
             sliding = [getattr(layer, "sliding_window", None) for layer in self.layers]
-            kv = KVCache(len(sliding), windows=[None if window is None else window - 1 for window in sliding])
+            windows = [None if window is None else window - 1 for window in sliding]
+            kv = KVCache(len(sliding), windows=windows, dtype=dtype)
+        elif dtype not in (None, kv.dtype):
+            raise OptionError(f"dtype={dtype!r}: kv holds {kv.dtype or 'what came'}; leave dtype out")
         elif kv.layers != len(self.layers):
             raise FormatError(f"kv has {kv.layers} layers and the model {len(self.layers)}; it is another one's")
         self.reused_tokens = len(kv)
@@ -267,7 +270,7 @@ class CacheMethods:
 
     def reset(self) -> None:
         """Forget all tokens."""
-        self._set(KVCache(self.kv.layers, windows=self.kv.windows))
+        self._set(KVCache(self.kv.layers, windows=self.kv.windows, dtype=self.kv.dtype))
         self.reused_tokens = 0
 
     def reorder_cache(self, beam_idx: Any) -> None:

@@ -8,12 +8,30 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
+from keywise.attention.arrays import Taken, take
 from keywise.attention.operation import Pieces
 
 
-def join(pieces: Sequence[Any]) -> Any:
-    """Give tensors [B, H, tokens, D] as one along the tokens: a single piece as it is, several without copying them."""
-    return pieces[0] if len(pieces) == 1 else joined_class()(pieces)
+def join(pieces: Sequence[Taken], dtype: Any) -> Any:
+    """Give keys or values [B, H, tokens, D] as one tensor along the tokens, over their own memory.
+
+    A single piece is a plain view. Several, and those in int8, are a tensor of `dtype` (a torch.dtype) that stands for
+    them.
+    """
+    if len(pieces) == 1 and pieces[0].scale is None:
+        return _tensor(pieces[0], dtype)
+    return joined_class()(pieces, dtype)
+
+
+def _tensor(piece: Taken, dtype: Any) -> Any:
+    import torch
+
+    if piece.scale is not None:
+        return torch.from_numpy(piece.floats(np.float32)).to(dtype)
+    tensor = torch.from_numpy(piece.data)
+    return tensor.view(torch.bfloat16) if piece.dtype == "bfloat16" else tensor
 
 
 def apart(key: Any, value: Any) -> tuple[Any, Any]:
@@ -36,22 +54,21 @@ def joined_class() -> Any:
     from torch.utils import _pytree
 
     class Joined(torch.Tensor):  # type: ignore[misc]  # torch has no types here
-        """Several tensors [B, H, tokens, D] that follow each other along the tokens, without storage of its own."""
+        """Several arrays [B, H, tokens, D] that follow each other along the tokens, without storage of its own."""
 
-        pieces: tuple[Any, ...]
+        pieces: tuple[Taken, ...]
 
         @staticmethod
-        def __new__(cls, pieces: Sequence[Any]) -> Any:
-            first = pieces[0]
-            tokens = sum(piece.shape[2] for piece in pieces)
-            shape = (*first.shape[:2], tokens, first.shape[3])
-            self = torch.Tensor._make_wrapper_subclass(cls, shape, dtype=first.dtype, device=first.device)
+        def __new__(cls, pieces: Sequence[Taken], dtype: Any) -> Any:
+            batch, heads, _, width = pieces[0].data.shape
+            shape = (batch, heads, sum(piece.data.shape[2] for piece in pieces), width)
+            self = torch.Tensor._make_wrapper_subclass(cls, shape, dtype=dtype)
             self.pieces = tuple(pieces)
             return self
 
         @functools.cached_property
         def dense(self) -> Any:
-            return torch.cat(self.pieces, dim=2)
+            return torch.cat([_tensor(piece, self.dtype) for piece in self.pieces], dim=2)
 
         def __repr__(self, **_: Any) -> str:
             return f"Joined({list(self.shape)} of {len(self.pieces)} pieces)"
@@ -62,7 +79,7 @@ def joined_class() -> Any:
                 if not isinstance(value, Joined):
                     return value
                 # Whoever holds the elements may write to them, so from here on they are the one piece.
-                value.pieces = (value.dense,)
+                value.pieces = (take("a joined tensor", value.dense),)
                 return value.dense
 
             return function(*_pytree.tree_map(filled, args), **_pytree.tree_map(filled, kwargs or {}))
