@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import DynamicCache, EncoderDecoderCache, MambaConfig
+from transformers import DynamicCache, EncoderDecoderCache, Gemma3nForCausalLM, Gemma3nTextConfig, MambaConfig
 from transformers.cache_utils import Cache as TransformersCache
 
 import keywise.hf
@@ -179,6 +179,19 @@ def test_what_cannot_be_cut_is_refused() -> None:
         cache.truncate(99)
     with pytest.raises(OptionError, match="tokens_to_remove=3 is above 0; give -3"):
         cache.crop(3)
+
+
+def test_layers_that_use_the_keys_of_others_keep_nothing() -> None:
+    kinds = ["sliding_attention", "full_attention"] * 2
+    sizes = {**models.TEXT, "num_hidden_layers": 4, "num_key_value_heads": 2, "head_dim": 8, "sliding_window": 6}
+    inner = {"vocab_size_per_layer_input": 64, "hidden_size_per_layer_input": 8, "laurel_rank": 4}
+    more = {"layer_types": kinds, "num_kv_shared_layers": 2, "activation_sparsity_pattern": [0.0] * 4}
+    torch.manual_seed(0)
+    model = keywise.hf.use(Gemma3nForCausalLM(Gemma3nTextConfig(**sizes, **inner, **more)).eval())
+    given, cache = asked("llama"), keywise.hf.Cache(model.config)
+    found = generate(model, given, cache)
+    assert torch.equal(found, generate(model, given, DynamicCache(config=model.config)))
+    assert [cache.kv.tokens(layer) > 0 for layer in range(4)] == [True, True, False, False]
 
 
 def test_layers_that_keep_something_else_are_refused() -> None:

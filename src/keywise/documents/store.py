@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from keywise.cache import file
 from keywise.cache.aside import ASIDE, replaced
+from keywise.cache.head import VERSION
 from keywise.cache.kvcache import KVCache
 from keywise.errors import FormatError, OptionError
 from keywise.hf.models import Status, cache_folder
@@ -206,7 +207,8 @@ class Shelf:
 
     def __init__(self, store: Store, fingerprint: Mapping[str, str], model: str, status: Status | None = None) -> None:
         self._store, self._fingerprint, self._model, self._say = store, fingerprint, model, status or warnings.warn
-        digest = hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode())
+        # Files of another format are another keywise's, not damaged.
+        digest = hashlib.sha256(json.dumps([VERSION, fingerprint], sort_keys=True).encode())
         self.folder = store.folder / digest.hexdigest()[:16]
 
     def find(self, token_ids: Sequence[int]) -> Found | None:
@@ -214,8 +216,12 @@ class Shelf:
 
         Damaged files are told of and removed, never used.
         """
-        wanted, best, most = np.asarray(token_ids), None, min(FEWEST_REUSED_TOKENS, len(token_ids)) - 1
-        for path in sorted(self.folder.glob(f"*{_SUFFIX}")):
+        wanted, best, most = np.array(token_ids, np.int64), None, min(FEWEST_REUSED_TOKENS, len(token_ids)) - 1
+        # The same text is looked for under its own name first: then the others need not be opened.
+        same = self._path(wanted)
+        for path in sorted(self.folder.glob(f"*{_SUFFIX}"), key=lambda path: path != same):
+            if most == len(token_ids):
+                break
             try:
                 common = file.peek(path).common_tokens(wanted)
             except FormatError as error:
@@ -249,8 +255,8 @@ class Shelf:
             side.data.nbytes for layer in range(cache.layers) for piece in cache.pieces(layer) for side in piece
         )
         about = json.dumps({"sources": list(sources), "model": self._model}).encode()
-        ids = np.asarray(token_ids)
-        path = self.folder / f"{hashlib.sha256(ids.tobytes()).hexdigest()[:32]}{_SUFFIX}"
+        ids = np.array(token_ids, np.int64)
+        path = self._path(ids)
         try:
             limit = self._store.limit_bytes
             if size_bytes > limit:
@@ -271,6 +277,9 @@ class Shelf:
         if replacing is not None and replacing.path != path and replacing.common_tokens == replacing.tokens:
             _remove(replacing.path)
         self._store.evict(limit, spare=path)
+
+    def _path(self, token_ids: NDArray[np.int64]) -> Path:
+        return self.folder / f"{hashlib.sha256(token_ids.tobytes()).hexdigest()[:32]}{_SUFFIX}"
 
     def _refuse(self, path: Path, error: FormatError) -> None:
         self._say(f"{error}; removed, to be read again")
