@@ -292,23 +292,23 @@ class Document:
         self.reused_tokens = max(self._cache.reused_tokens - self._positions.start, 0)
         done = self._cache.reused_tokens
         names = [source.name for source in self.sources]
+        question = self._prompt.question_ids(NULL_QUESTION)
+        calibration = {"null_question": np.array(question), "null_layers": np.array(self._layers)}
+        if found and found.tokens == len(ids) and _same(calibration, found.extra):
+            self._null = found.extra["null_mass"]
+            return
         try:
             while done < len(ids):
                 self._forward(self._cache, ids[done : done + CHUNK_TOKENS])
                 done = min(done + CHUNK_TOKENS, len(ids))
                 if progress:
                     progress(done, len(ids))
+            _, self._null = self._step(self._cache.fork(), question)
         except KeyboardInterrupt:
             if shelf and done > self._cache.reused_tokens:
-                self._cache.truncate(done)
+                self._cache.truncate(done)  # some layers may have taken more
                 shelf.keep(self._cache.kv, ids[:done], sources=names, extra={}, replacing=found)
             raise
-        question = self._prompt.question_ids(NULL_QUESTION)
-        calibration = {"null_question": np.array(question), "null_layers": np.array(self._layers)}
-        if found and found.tokens == len(ids) and _same(calibration, found.extra):
-            self._null = found.extra["null_mass"]
-            return
-        _, self._null = self._step(self._cache.fork(), question)
         if shelf:
             extra = {**calibration, "null_mass": self._null}
             shelf.keep(self._cache.kv, ids, sources=names, extra=extra, replacing=found)
