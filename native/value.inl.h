@@ -21,6 +21,9 @@ static void value_tile(const float* weights, const Values& values, int64_t first
     Vec value[C];
 #pragma GCC unroll 16
     for (int c = 0; c < C; ++c) value[c] = load_as<kDtype>(row, first + c * kLanes);
+    // What is not float32 is read in place, strip by strip: the next strip is on its way while this one is used.
+    for (int64_t byte = 0; kDtype != Dtype::float32 && byte < C * kLanes * bytes_of(kDtype); byte += 64)
+      __builtin_prefetch(row + first * bytes_of(kDtype) + byte + kValueStripBytes);
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
       const Vec weight = broadcast(weights[r * (kPairs ? kBlockKeys / 2 : kBlockKeys) + key]);

@@ -7,6 +7,7 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -45,3 +46,14 @@ def one_torch_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Keep documents in a folder of the test's own, beside the user's converted models."""
+    from keywise.hf.models import cache_folder
+
+    folder = tmp_path_factory.mktemp("cache")
+    (folder / "models").symlink_to(cache_folder() / "models")
+    monkeypatch.setenv("KEYWISE_CACHE_DIR", str(folder))
+    return folder

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 import transformers as hf
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 
 TOKENS = 20
 WINDOW = 6
@@ -183,3 +185,9 @@ def inputs(name: str, side: str | None = None) -> dict[str, torch.Tensor]:
     if name == "bert":
         return {"input_ids": ids, "attention_mask": real}
     return {"input_ids": ids, "attention_mask": real, "position_ids": (real.cumsum(-1) - 1).clamp(min=0)}
+
+
+def tokenizer(*words: str) -> Any:
+    """Make a tokenizer that knows these words."""
+    vocabulary = {word: number for number, word in enumerate(words)}
+    return hf.PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel(vocabulary, unk_token=words[0])))

@@ -25,6 +25,9 @@ needs_model = pytest.mark.skipif(
 )
 
 
+pytestmark = pytest.mark.usefixtures("own_cache")
+
+
 @pytest.fixture(autouse=True)
 def same_threads_afterwards():
     threads = torch.get_num_threads()
@@ -78,6 +81,50 @@ def test_ask_json_is_json_alone(tmp_path):
     assert len(report["evidence"]) == 3
     first = report["evidence"][0]
     assert (first["source"], first["text"]) == (str(keeper), "The cook was Jo Bell.")
+
+
+@needs_model
+def test_the_second_question_reads_nothing(tmp_path):
+    note = tmp_path / "note.txt"
+    note.write_text("The lamp was lit in 1862. Its keeper was Ann Low. It burned oil.", encoding="utf-8")
+    reports = []
+    for options in ([], [], ["--no-cache"]):
+        done = run("ask", "Who was the keeper?", note, "--json", "--max-tokens", 3, "--threads", 1, *options)
+        assert done.exit_code == 0, done.stderr
+        report = json.loads(done.stdout)
+        tokens, reused = report["document_tokens"], report.pop("reused_tokens")
+        assert reused == (tokens if len(reports) == 1 else 0)
+        assert f"Read {tokens - reused} tokens, took {reused} from the cache" in done.stderr
+        reports.append(report)
+    assert reports[0] == reports[1]
+    listed = json.loads(run("cache", "ls", "--json").stdout)
+    assert [item["sources"] for item in listed["kept"]] == [[str(note)]]
+    assert listed["size_bytes"] == listed["kept"][0]["size_bytes"] > 0
+    shown = run("cache", "ls").stdout
+    assert "tokens" in shown
+    assert json.loads(run("cache", "clear", "--json").stdout) == {"freed_bytes": listed["size_bytes"]}
+    assert json.loads(run("cache", "ls", "--json").stdout)["kept"] == []
+
+
+def test_cache_limit(own_cache):
+    assert json.loads(run("cache", "limit", "--json").stdout) == {"limit_bytes": 4 * 10**9}
+    for given, limit_bytes, shown in (
+        ("1.5GB", 1_500_000_000, "1.5 GB"),
+        ("20 mb", 20_000_000, "20 MB"),
+        ("0", 0, "0 B"),
+    ):
+        done = run("cache", "limit", given)
+        assert (done.exit_code, done.stdout) == (0, f"{shown}\n")
+        assert json.loads(run("cache", "limit", "--json").stdout) == {"limit_bytes": limit_bytes}
+    for wrong in ("3x", "GB", "1e3", "٣GB", ""):
+        done = run("cache", "limit", wrong)
+        assert done.exit_code == 2
+        assert f"SIZE={wrong!r} is no size" in done.stderr
+    (own_cache / "documents" / "settings.json").write_bytes(b"{}")
+    done = run("cache", "limit")
+    assert done.exit_code == 2
+    assert "set the limit again" in done.stderr
+    assert run("cache", "limit", "1GB").exit_code == 0
 
 
 def test_info_json():

@@ -42,6 +42,7 @@ def python_blocks(page: Path) -> list[tuple[int, str]]:
     ]
 
 
+@pytest.mark.usefixtures("own_cache")
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_pages(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Run a page's blocks one after the other; later ones may use what earlier ones made."""

@@ -58,7 +58,8 @@ class Page(HTMLParser):
 
 def test_json_keys_and_values():
     report = json.loads(json.dumps(to_json(ANSWER, top=2)))
-    assert list(report) == ["question", "text", "complete", "model", "document_tokens", "answer_tokens", "evidence"]
+    tokens = ["document_tokens", "reused_tokens", "answer_tokens"]
+    assert list(report) == ["question", "text", "complete", "model", *tokens, "evidence"]
     assert len(report["evidence"]) == 2
     first = report["evidence"][0]
     assert list(first) == ["rank", "share", "mass", "answer_mass", "source", "start", "end", "text"]

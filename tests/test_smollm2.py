@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -68,6 +70,25 @@ def test_readings_equal_eager_weights(loaded: Any) -> None:
         torch.testing.assert_close(found.top_weights, eager.topk(4, dim=3).values, atol=2e-4, rtol=2e-4)
         entropy = torch.special.entr(eager).sum(dim=3)
         torch.testing.assert_close(found.entropy, entropy, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_going_on_from_disk_is_never_having_stopped(loaded: Any, dtype: torch.dtype, tmp_path: Path) -> None:
+    model = keywise.hf.use(loaded.model if dtype == torch.float32 else copy.deepcopy(loaded.model).to(dtype))
+    ids = ids_of(loaded, " ".join(PROMPTS))
+    made = keywise.hf.fingerprint(model, loaded.tokenizer, folder=loaded.folder, cache_dir=tmp_path)
+    begun = keywise.hf.Cache(model.config)
+    with torch.no_grad():
+        model(ids[:, :-1], past_key_values=begun)
+    begun.save(tmp_path / "cache", ids, made)
+    opened = keywise.hf.Cache.open(tmp_path / "cache", model.config, made, ids)
+    assert opened.reused_tokens == ids.shape[1] - 1
+    found, straight = (
+        model.generate(ids, past_key_values=cache, max_new_tokens=NEW_TOKENS // 2, do_sample=False)
+        # Half precision has ties, which go the way of the sums' order, and that is a fork's.
+        for cache in (opened, None if dtype == torch.float32 else begun.fork())
+    )
+    assert torch.equal(found, straight)
 
 
 def test_bfloat16_model_is_as_right_as_with_sdpa(loaded: Any, target: str) -> None:

@@ -8,6 +8,7 @@ import platform
 import re
 import sys
 import tempfile
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 FAILURE, USER_MISTAKE, INTERRUPTED = 1, 2, 130
 
 _ARGUMENT = re.compile(r"(?<![\w'\"/.-])(max_tokens|model|threads|top)=")
+
+UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+_SIZE = re.compile(rf"(?P<number>\d+(\.\d+)?) *(?P<unit>{'|'.join(UNITS)})?", re.ASCII | re.IGNORECASE)
 
 ASK_EXAMPLES = """
 Examples:
@@ -117,14 +121,61 @@ def _application() -> "typer.Typer":
         threads: Annotated[
             int | None, typer.Option(min=1, max=MOST_THREADS, help="Number of CPU threads. Default: all.")
         ] = None,
+        no_cache: Annotated[
+            bool, typer.Option("--no-cache", help="Read everything anew, and keep nothing of it on disk.")
+        ] = False,
     ) -> None:
         """Answer a QUESTION about FILEs, with the sentences that mattered.
 
         A language model on this machine reads the files and answers. Below the answer stand the sentences that the
-        question's attention went to, each with its share, its file and its span in characters.
+        question's attention went to, each with its share, its file and its span in characters. What was read is kept
+        on disk (see `keywise cache`): the next question about the same files need not wait for the reading.
         """
         with _reported():
-            _ask(question, files, model, as_json=as_json, html=html, top=top, max_tokens=max_tokens, threads=threads)
+            _ask(
+                question,
+                files,
+                model,
+                as_json=as_json,
+                html=html,
+                top=top,
+                max_tokens=max_tokens,
+                threads=threads,
+                keep=not no_cache,
+            )
+
+    cache = typer.Typer(
+        no_args_is_help=True, help="Documents that were read, kept on disk for the next question about them."
+    )
+    application.add_typer(cache, name="cache")
+
+    @cache.command("ls")
+    def cache_ls(
+        as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+    ) -> None:
+        """List what is kept, the last used first."""
+        with _reported():
+            _cache_ls(as_json=as_json)
+
+    @cache.command("clear")
+    def cache_clear(
+        as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+    ) -> None:
+        """Remove everything that is kept. Models stay."""
+        with _reported():
+            _cache_clear(as_json=as_json)
+
+    @cache.command("limit")
+    def cache_limit(
+        size: Annotated[
+            str | None,
+            typer.Argument(metavar="SIZE", help="Such as 500MB or 10GB; 0 keeps nothing.", show_default=False),
+        ] = None,
+        as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+    ) -> None:
+        """Show how much may be kept, or set it to SIZE; what was not used for longest goes first."""
+        with _reported():
+            _cache_limit(size, as_json=as_json)
 
     @application.command()
     def info(
@@ -147,6 +198,7 @@ def _ask(
     top: int,
     max_tokens: int,
     threads: int | None,
+    keep: bool,
 ) -> None:
     from keywise.documents import Reader, read_file  # noqa: PLC0415 - a missing file must not wait for these
     from keywise.documents.report import evidence_table, printable, to_json, write_html  # noqa: PLC0415
@@ -170,9 +222,10 @@ def _ask(
     def notify(line: str) -> None:
         notices.print(printable(line), style="dim", markup=False, highlight=False)
 
-    reader = Reader(model, status=notify)
+    reader = Reader(model, keep=keep, status=notify)
     with _progress_bar(notices) as progress:
         document = reader.read(sources, progress=progress)
+    notify(f"Read {document.tokens - document.reused_tokens:,} tokens, took {document.reused_tokens:,} from the cache")
 
     if as_json:
         answer = document.ask(question, max_tokens=max_tokens)
@@ -218,6 +271,66 @@ def _check_page(html: str, files: list[str]) -> None:
             pass  # the folder takes new files
     except OSError as error:
         raise OptionError(f"--html {html!r} cannot be written: {error.strerror}; name another file") from error
+
+
+def _cache_ls(*, as_json: bool) -> None:
+    from rich.console import Console  # noqa: PLC0415
+    from rich.table import Column, Table  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
+
+    from keywise.documents.report import printable  # noqa: PLC0415
+    from keywise.documents.store import Store  # noqa: PLC0415
+
+    store = Store(status=_say)
+    kept = store.kept()
+    size_bytes, limit_bytes = sum(item.size_bytes for item in kept), store.limit_bytes
+    if as_json:
+        listed = [asdict(item) for item in kept]
+        _write_json({"folder": store.folder, "limit_bytes": limit_bytes, "size_bytes": size_bytes, "kept": listed})
+        return
+    table = Table(
+        *(Column(name, overflow="fold") for name in ("used", "tokens", "size", "model", "documents")), box=None
+    )
+    for item in kept:
+        used = time.strftime("%Y-%m-%d %H:%M", time.localtime(item.used))
+        cells = (used, f"{item.tokens:,}", _size(item.size_bytes), item.model, ", ".join(item.sources))
+        table.add_row(*(Text(printable(cell)) for cell in cells))
+    Console().print(table)
+    _write(printable(f"{_size(size_bytes)} of {_size(limit_bytes)} in {store.folder}") + "\n")
+
+
+def _cache_clear(*, as_json: bool) -> None:
+    from keywise.documents.store import Store  # noqa: PLC0415
+
+    freed_bytes = Store(status=_say).clear()
+    if as_json:
+        _write_json({"freed_bytes": freed_bytes})
+    else:
+        _write(f"{_size(freed_bytes)} freed\n")
+
+
+def _cache_limit(size: str | None, *, as_json: bool) -> None:
+    from keywise.documents.store import Store  # noqa: PLC0415
+
+    store = Store(status=_say)
+    if size is not None:
+        store.limit_bytes = _bytes(size)
+    if as_json:
+        _write_json({"limit_bytes": store.limit_bytes})
+    else:
+        _write(f"{_size(store.limit_bytes)}\n")
+
+
+def _bytes(size: str) -> int:
+    match = _SIZE.fullmatch(size.strip())
+    if match is None:
+        raise OptionError(f"SIZE={size!r} is no size; give a number of {', '.join(UNITS)}, such as 10GB")
+    return round(float(match["number"]) * UNITS[(match["unit"] or "B").upper()])
+
+
+def _size(size_bytes: int) -> str:
+    unit = max((unit for unit, worth in UNITS.items() if worth <= size_bytes), key=UNITS.__getitem__, default="B")
+    return f"{size_bytes / UNITS[unit]:.4g} {unit}"
 
 
 def _info(*, as_json: bool) -> None:

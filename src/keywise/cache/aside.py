@@ -7,7 +7,10 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Final
+
+ASIDE: Final = ".aside-"
+"""How the names of files begin that are not whole yet."""
 
 
 @contextmanager
@@ -19,7 +22,7 @@ def replaced(path: Path) -> Iterator[IO[bytes]]:
     OSError
         When it cannot be written; the file that was there before is untouched.
     """
-    handle, name = tempfile.mkstemp(prefix=".aside-", dir=path.parent)
+    handle, name = tempfile.mkstemp(prefix=ASIDE, dir=path.parent)
     aside = Path(name)
     try:
         with os.fdopen(handle, "wb") as file:

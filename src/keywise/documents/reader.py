@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -21,6 +20,7 @@ from keywise.documents.evidence import (
 )
 from keywise.documents.files import CONVERTED_SUFFIXES, Source, has_words, read_file
 from keywise.documents.prompt import Prompt
+from keywise.documents.store import Shelf, Store
 from keywise.errors import DtypeError, FormatError, OptionError
 from keywise.hf.models import LoadedModel, Status, load_model
 
@@ -51,6 +51,8 @@ class Answer:
         Whether the model ended the answer itself; False if `max_tokens` cut it.
     document_tokens, answer_tokens
         Their lengths in tokens.
+    reused_tokens
+        How many of the document's tokens were not read this time, but taken from disk.
     """
 
     text: str
@@ -60,6 +62,7 @@ class Answer:
     complete: bool
     document_tokens: int
     answer_tokens: int
+    reused_tokens: int = 0
 
 
 class Reader:
@@ -71,16 +74,18 @@ class Reader:
         A folder with safetensors, a ``.gguf`` file, a hub id, or a model that `keywise.hf.models.load_model` gave.
         None takes the default; see `keywise.hf.models.find_model`. It must have a chat template.
     cache_dir
-        Where a GGUF model is kept after its conversion; default is keywise's folder in the user's cache.
+        Where what was read is kept, and a GGUF model after its conversion; default is ``KEYWISE_CACHE_DIR``, else
+        keywise's folder in the user's cache.
+    keep
+        Whether to keep what is read on disk, and to use what is kept: the same text is not read again, and of a text
+        whose end was changed only the end is. False neither writes nor looks at any document there.
     status
-        Called with a line of text before every slow step of loading.
+        Called with a line of text before every slow step of loading, and when something could not be kept.
 
     Raises
     ------
     ModelError
         If no model is found, or it cannot be loaded, has no chat template, or keywise cannot be its attention.
-    OptionError
-        If `cache_dir` is given with a loaded model.
 
     Examples
     --------
@@ -96,18 +101,19 @@ class Reader:
         model: str | os.PathLike[str] | LoadedModel | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
         *,
+        keep: bool = True,
         status: Status | None = None,
     ) -> None:
         import keywise.hf  # noqa: PLC0415 - importing this module must not load torch
 
-        if isinstance(model, LoadedModel) and cache_dir is not None:
-            raise OptionError(
-                f"cache_dir={str(cache_dir)!r} has no use for a model that is loaded already; leave it out"
-            )
         loaded = model if isinstance(model, LoadedModel) else load_model(model, cache_dir=cache_dir, status=status)
         keywise.hf.use(loaded.model)
         self._loaded = loaded
         self._prompt = Prompt(loaded)
+        self._shelf = None
+        if keep:
+            made = keywise.hf.fingerprint(loaded.model, loaded.tokenizer, folder=loaded.folder, cache_dir=cache_dir)
+            self._shelf = Shelf(Store(cache_dir, status), made, loaded.name, status)
 
     def read(self, source: Readable | Sequence[Readable], *, progress: Progress | None = None) -> Document:
         """Read a text, a file or several of them, once for all questions.
@@ -137,7 +143,7 @@ class Reader:
         items = list(source) if isinstance(source, Sequence) and not isinstance(source, str) else [source]
         if not items:
             raise FormatError("source=[] names nothing to read; give at least one path or text")
-        return Document(self._loaded, self._prompt, _sources(items), progress)
+        return Document(self._loaded, self._prompt, _sources(items), self._shelf, progress)
 
 
 class Document:
@@ -149,10 +155,17 @@ class Document:
         The texts, in the order in which they were read.
     tokens
         Length of the document in tokens.
+    reused_tokens
+        How many of them were taken from disk instead of being read.
     """
 
     def __init__(
-        self, loaded: LoadedModel, prompt: Prompt, sources: Sequence[Source], progress: Progress | None
+        self,
+        loaded: LoadedModel,
+        prompt: Prompt,
+        sources: Sequence[Source],
+        shelf: Shelf | None,
+        progress: Progress | None,
     ) -> None:
         self._loaded, self._prompt = loaded, prompt
         config = loaded.model.config.get_text_config()
@@ -163,8 +176,7 @@ class Document:
         self.tokens = len(ids)
         self._check_length()
         self._positions = range(len(prompt.before_ids), len(prompt.before_ids) + self.tokens)
-        self._cache = self._prefill([*prompt.before_ids, *ids], progress)
-        _, self._null = self._step(self._fresh_cache(), prompt.question_ids(NULL_QUESTION))
+        self._read([*prompt.before_ids, *ids], shelf, progress)
 
     def evidence(self, question: str) -> list[Evidence]:
         """Rank all sentences by the attention that a question gives to them, without answering it.
@@ -179,7 +191,7 @@ class Document:
         >>> document.evidence("Who was the keeper?")[0].rank  # doctest: +SKIP
         1
         """
-        _, mass = self._step(self._fresh_cache(), self._question_ids(question, answer_tokens=0))
+        _, mass = self._step(self._cache.fork(), self._question_ids(question, answer_tokens=0))
         return rank_sentences(self.sources, self._sentence_of, above_null(mass, self._null), None)
 
     def ask(
@@ -209,23 +221,21 @@ class Document:
         >>> document.ask("Who was the keeper?").text  # doctest: +SKIP
         'The keeper was Ann Low.'
         """
-        if isinstance(max_tokens, bool) or not isinstance(max_tokens, int) or max_tokens < 1:
-            raise OptionError(f"max_tokens={max_tokens!r} is no positive integer; give the longest answer in tokens")
-        question_ids = self._question_ids(question, answer_tokens=max_tokens)
-        cache = self._fresh_cache()
+        question_ids = self._question_ids(question, answer_tokens=_positive(max_tokens))
+        cache = self._cache.fork()
         token, question_mass = self._step(cache, question_ids)
         answer_ids: list[int] = []
         answer_mass = np.zeros(self.tokens)
         said = 0
         while token not in self._prompt.end_ids and len(answer_ids) < max_tokens:
             answer_ids.append(token)
-            token, token_mass = self._step(cache, [token])
-            answer_mass += token_mass
             text = self._prompt.text(answer_ids)
             # A character can take several tokens; until it is whole it decodes to the replacement character.
             if on_token and not text.endswith("\ufffd"):
                 on_token(text[said:])
                 said = len(text)
+            token, token_mass = self._step(cache, [token])
+            answer_mass += token_mass
         return Answer(
             text=self._prompt.text(answer_ids).strip(),
             evidence=rank_sentences(
@@ -239,29 +249,69 @@ class Document:
             complete=token in self._prompt.end_ids,
             document_tokens=self.tokens,
             answer_tokens=len(answer_ids),
+            reused_tokens=self.reused_tokens,
         )
 
-    def _prefill(self, ids: list[int], progress: Progress | None) -> Any:
-        from transformers import DynamicCache  # noqa: PLC0415 - heavy
+    def ask_many(self, questions: Iterable[str], *, max_tokens: int = ANSWER_TOKENS) -> list[Answer]:
+        """Answer several questions; each goes on from the document's keys and values, which all of them share.
 
-        cache = DynamicCache(config=self._loaded.model.config)
-        for start in range(0, len(ids), CHUNK_TOKENS):
-            self._forward(cache, ids[start : start + CHUNK_TOKENS])
-            if progress:
-                progress(min(start + CHUNK_TOKENS, len(ids)), len(ids))
-        return cache
+        Parameters
+        ----------
+        questions
+            The questions.
+        max_tokens
+            Longest answer to each, in tokens.
 
-    def _fresh_cache(self) -> Any:
-        """Give a cache that goes on from the document and leaves the document's own as it is."""
-        from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer  # noqa: PLC0415 - heavy
+        Raises
+        ------
+        DtypeError
+            If `questions` is one text.
+        OptionError
+            As `ask` does, before any question is answered.
 
-        cache = copy.copy(self._cache)
-        # These two grow by making new tensors, so the old ones can be shared; other kinds may write in place.
-        growing = (DynamicLayer, DynamicSlidingWindowLayer)
-        cache.layers = [
-            copy.copy(layer) if type(layer) in growing else copy.deepcopy(layer) for layer in self._cache.layers
-        ]
-        return cache
+        Examples
+        --------
+        >>> [answer.text for answer in document.ask_many(["Who?", "When?"])]  # doctest: +SKIP
+        ['Ann Low.', 'In 1862.']
+        """
+        if isinstance(questions, str):
+            raise DtypeError(f"questions={questions!r} is one text; give a list of questions, or use ask()")
+        asked = list(questions)
+        for question in asked:
+            self._question_ids(question, answer_tokens=_positive(max_tokens))
+        return [self.ask(question, max_tokens=max_tokens) for question in asked]
+
+    def _read(self, ids: list[int], shelf: Shelf | None, progress: Progress | None) -> None:
+        """Read tokens, but for those that the shelf has, and what a null question looks at; keep what is new."""
+        import keywise.hf  # noqa: PLC0415 - importing this module must not load torch
+
+        found = shelf.find(ids) if shelf else None
+        self._cache = keywise.hf.Cache(self._loaded.model.config, found and found.cache)
+        self._cache.activate_past_recording()  # so that any text with the same beginning can go on from here
+        self._cache.truncate(found.common_tokens if found else 0)
+        self.reused_tokens = max(self._cache.reused_tokens - self._positions.start, 0)
+        done = self._cache.reused_tokens
+        names = [source.name for source in self.sources]
+        question = self._prompt.question_ids(NULL_QUESTION)
+        calibration = {"null_question": np.array(question), "null_layers": np.array(self._layers)}
+        if found and found.tokens == len(ids) and _same(calibration, found.extra):
+            self._null = found.extra["null_mass"]
+            return
+        try:
+            while done < len(ids):
+                self._forward(self._cache, ids[done : done + CHUNK_TOKENS])
+                done = min(done + CHUNK_TOKENS, len(ids))
+                if progress:
+                    progress(done, len(ids))
+            _, self._null = self._step(self._cache.fork(), question)
+        except KeyboardInterrupt:
+            if shelf and done > self._cache.reused_tokens:
+                self._cache.truncate(done)  # some layers may have taken more
+                shelf.keep(self._cache.kv, ids[:done], sources=names, extra={}, replacing=found)
+            raise
+        if shelf:
+            extra = {**calibration, "null_mass": self._null}
+            shelf.keep(self._cache.kv, ids, sources=names, extra=extra, replacing=found)
 
     def _step(self, cache: Any, ids: list[int]) -> tuple[int, Mass]:
         """Run tokens after those in the cache; give the likeliest next one and the mass on the document's tokens."""
@@ -305,6 +355,16 @@ class Document:
                 f"{self._loaded.name!r} can read {possible:,} (about {characters * possible // self.tokens:,} "
                 "characters of it); give a shorter document or a model with a longer context"
             )
+
+
+def _positive(max_tokens: int) -> int:
+    if isinstance(max_tokens, bool) or not isinstance(max_tokens, int) or max_tokens < 1:
+        raise OptionError(f"max_tokens={max_tokens!r} is no positive integer; give the longest answer in tokens")
+    return max_tokens
+
+
+def _same(wanted: Mapping[str, Any], kept: Mapping[str, Any]) -> bool:
+    return all(name in kept and np.array_equal(kept[name], value) for name, value in wanted.items())
 
 
 def _sources(items: Sequence[Readable]) -> list[Source]:

@@ -49,8 +49,8 @@ def to_json(answer: Answer, *, top: int | None = None) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``question, text, complete, model, document_tokens, answer_tokens`` and ``evidence``, a list of
-        ``rank, share, mass, answer_mass, source, start, end, text``.
+        ``question, text, complete, model, document_tokens, reused_tokens, answer_tokens`` and ``evidence``, a list
+        of ``rank, share, mass, answer_mass, source, start, end, text``.
 
     Raises
     ------
@@ -64,7 +64,7 @@ def to_json(answer: Answer, *, top: int | None = None) -> dict[str, Any]:
     >>> json.dumps(to_json(Answer("Ann.", [], "Who?", "m", True, 9, 2)))[:19]
     '{"question": "Who?"'
     """
-    answer_keys = ("question", "text", "complete", "model", "document_tokens", "answer_tokens")
+    answer_keys = ("question", "text", "complete", "model", "document_tokens", "reused_tokens", "answer_tokens")
     evidence_keys = ("rank", "share", "mass", "answer_mass", "source", "start", "end", "text")
     return {
         **{key: getattr(answer, key) for key in answer_keys},

@@ -1,6 +1,18 @@
 """The Hugging Face plug-in: keywise as the attention of a transformers model, and readings of that model at work."""
 
+from typing import Any
+
+from keywise.hf.fingerprints import fingerprint
 from keywise.hf.plugin import register, use
 from keywise.hf.readings import LayerReading, Readings, reading
 
-__all__ = ["LayerReading", "Readings", "reading", "register", "use"]
+__all__ = ["Cache", "LayerReading", "Readings", "fingerprint", "reading", "register", "use"]
+
+
+def __getattr__(name: str) -> Any:
+    # The class is built on transformers' own, which is slow to import.
+    if name == "Cache":
+        from keywise.hf.cache import cache_class  # noqa: PLC0415
+
+        return cache_class()
+    raise AttributeError(f"module 'keywise.hf' has no attribute {name!r}")

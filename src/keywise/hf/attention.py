@@ -9,6 +9,7 @@ from typing import Any
 from keywise.attention.mask import Mask
 from keywise.attention.operation import run
 from keywise.errors import ModelError
+from keywise.hf.joined import apart
 from keywise.hf.masks import lazy_mask_class
 from keywise.hf.readings import collector_of
 
@@ -78,6 +79,7 @@ def forward(  # noqa: PLR0917  (transformers calls it this way)
     query : [1 or B, Hq, Q, D]
     key : [B, Hkv, N, D]
     value : [B, Hkv, N, Dv]
+        `keywise.hf.Cache` may hand both over in several pieces.
     attention_mask : tensor or None
         What the model made of `make_mask`'s answer, or the user's own boolean or additive mask. None is causal
         attention aligned at the last key, or none at all when the layer is not causal.
@@ -113,6 +115,7 @@ def forward(  # noqa: PLR0917  (transformers calls it this way)
         query = query.expand(key.shape[0], -1, -1, -1)
     queries, keys = query.shape[2], key.shape[2]
     causal = is_causal if is_causal is not None else getattr(module, "is_causal", True)
+    key, value = apart(key, value)
     mask, bias = _mask_and_bias(module, attention_mask, bool(causal) and queries > 1)
     arguments = {
         "mask": mask,

@@ -72,13 +72,13 @@ class LoadedModel:
     name
         What to call it.
     folder
-        The safetensors folder that it was loaded from.
+        The safetensors folder that it was loaded from; None for a model made in memory.
     """
 
     model: Any
     tokenizer: Any
     name: str
-    folder: Path
+    folder: Path | None
 
 
 def find_model(model: str | os.PathLike[str] | None = None) -> FoundModel:

@@ -1,0 +1,302 @@
+"""What was read stays on disk: found again by the longest common prefix of tokens, within a limit of bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from keywise.cache import file
+from keywise.cache.aside import ASIDE, replaced
+from keywise.cache.head import VERSION
+from keywise.cache.kvcache import KVCache
+from keywise.errors import FormatError, OptionError
+from keywise.hf.models import Status, cache_folder
+
+DEFAULT_LIMIT_BYTES: Final = 4 * 10**9
+# Less in common than this is read again sooner than a large file is verified.
+FEWEST_REUSED_TOKENS: Final = 64
+ABANDONED_SECONDS: Final = 3600
+_SUFFIX: Final = ".keywise"
+_ABOUT: Final = "about"
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A reading on disk.
+
+    Attributes
+    ----------
+    path
+        Its file.
+    sources
+        Names of the texts that were read.
+    model
+        Name of the model that read them.
+    tokens
+        Number of tokens, those of the prompt before the document included.
+    size_bytes
+        Size of the file.
+    used
+        When it was last used, in seconds since 1970.
+    """
+
+    path: Path
+    sources: tuple[str, ...]
+    model: str
+    tokens: int
+    size_bytes: int
+    used: float
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """A reading that begins with tokens that are wanted.
+
+    Attributes
+    ----------
+    path
+        Its file.
+    cache
+        Its keys and values, all of them verified.
+    common_tokens
+        How many of the wanted tokens it begins with.
+    tokens
+        How many it has.
+    extra
+        What was kept with it.
+    """
+
+    path: Path
+    cache: KVCache
+    common_tokens: int
+    tokens: int
+    extra: Mapping[str, NDArray[Any]]
+
+
+class Store:
+    """The folder of all readings, one file each.
+
+    Parameters
+    ----------
+    cache_dir
+        Where keywise keeps things; default is ``KEYWISE_CACHE_DIR``, else keywise's folder in the user's cache.
+    status
+        Called with a line of text about every file that could not be used or written; default is a warning.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     store = Store(folder)
+    ...     store.limit_bytes = 10**9
+    ...     store.kept(), Store(folder).limit_bytes
+    ([], 1000000000)
+    """
+
+    def __init__(self, cache_dir: str | os.PathLike[str] | None = None, status: Status | None = None) -> None:
+        self.folder = cache_folder(cache_dir) / "documents"
+        self._say = status or warnings.warn
+
+    @property
+    def limit_bytes(self) -> int:
+        """Most bytes of all readings together; setting it removes those not used for longest until they fit.
+
+        Raises
+        ------
+        OptionError
+            When it is set to a negative number.
+        FormatError
+            When it cannot be written, or what was written is damaged.
+        """
+        try:
+            limit = json.loads(self._settings.read_bytes())["limit_bytes"]
+        except FileNotFoundError:
+            return DEFAULT_LIMIT_BYTES
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise FormatError(f"{self._settings}: cannot be read ({error}); set the limit again") from error
+        if not isinstance(limit, int) or limit < 0:
+            raise FormatError(f"{self._settings}: limit_bytes={limit!r} is no number of bytes; set the limit again")
+        return limit
+
+    @limit_bytes.setter
+    def limit_bytes(self, limit: int) -> None:
+        if limit < 0:
+            raise OptionError(f"limit_bytes={limit} is below 0; give the most bytes that readings may take")
+        try:
+            _make(self.folder)
+            with replaced(self._settings) as settings:
+                settings.write(json.dumps({"limit_bytes": limit}).encode())
+        except OSError as error:
+            raise FormatError(f"{self._settings}: cannot be written ({error.strerror})") from error
+        self.evict(limit)
+
+    def kept(self) -> list[Kept]:
+        """List all readings, the last used first; damaged ones are told of and left out."""
+        found = []
+        for path in self._files():
+            try:
+                opened = file.open(path, file.peek(path).fingerprint)
+                stat = path.stat()
+                about = json.loads(opened.extra[_ABOUT].tobytes())
+            except (FormatError, FileNotFoundError) as error:
+                self._say(f"{error}; remove it with `keywise cache clear`")
+                continue
+            names, model = tuple(about["sources"]), about["model"]
+            found.append(Kept(path, names, model, opened.head.tokens, stat.st_size, stat.st_mtime))
+        return sorted(found, key=lambda kept: -kept.used)
+
+    def clear(self) -> int:
+        """Remove all readings; give the bytes that this set free."""
+        return sum(_remove(path) for path in [*self._files(), *self._abandoned()])
+
+    @property
+    def _settings(self) -> Path:
+        return self.folder / "settings.json"
+
+    def _files(self) -> list[Path]:
+        return sorted(self.folder.glob(f"*/*{_SUFFIX}"))
+
+    def _abandoned(self) -> list[Path]:
+        """Give what writers left behind who were killed long ago."""
+        long_ago = time.time() - ABANDONED_SECONDS
+        return [path for path in self.folder.glob(f"*/{ASIDE}*") if path.stat().st_mtime < long_ago]
+
+    def evict(self, limit: int, *, spare: Path | None = None) -> None:
+        """Remove the readings not used for longest until the rest fits; one of them is spared."""
+        for path in self._abandoned():
+            _remove(path)
+        sizes = {}
+        for path in self._files():
+            try:
+                stat = path.stat()
+            except FileNotFoundError:  # another process was faster
+                continue
+            sizes[path] = (path != spare, -stat.st_mtime, stat.st_size)
+        total = 0
+        for path in sorted(sizes, key=lambda path: sizes[path]):
+            total += sizes[path][2]
+            if total > limit:
+                _remove(path)
+
+
+class Shelf:
+    """The readings of one model.
+
+    Parameters
+    ----------
+    store
+        The folder of all readings.
+    fingerprint
+        What `keywise.hf.fingerprint` says of the model.
+    model
+        Its name.
+    status
+        Called with a line of text about every file that could not be used or written; default is a warning.
+    """
+
+    def __init__(self, store: Store, fingerprint: Mapping[str, str], model: str, status: Status | None = None) -> None:
+        self._store, self._fingerprint, self._model, self._say = store, fingerprint, model, status or warnings.warn
+        # Files of another format are another keywise's, not damaged.
+        digest = hashlib.sha256(json.dumps([VERSION, fingerprint], sort_keys=True).encode())
+        self.folder = store.folder / digest.hexdigest()[:16]
+
+    def find(self, token_ids: Sequence[int]) -> Found | None:
+        """Find the reading that begins with most of these tokens; None if none begins with 64, or is the same.
+
+        Damaged files are told of and removed, never used.
+        """
+        wanted, best, most = np.array(token_ids, np.int64), None, min(FEWEST_REUSED_TOKENS, len(token_ids)) - 1
+        # The same text is looked for under its own name first: then the others need not be opened.
+        same = self._path(wanted)
+        for path in sorted(self.folder.glob(f"*{_SUFFIX}"), key=lambda path: path != same):
+            if most == len(token_ids):
+                break
+            try:
+                common = file.peek(path).common_tokens(wanted)
+            except FormatError as error:
+                self._refuse(path, error)
+                continue
+            if common > most:
+                best, most = path, common
+        if best is None:
+            return None
+        try:
+            opened = file.open(best, self._fingerprint)
+            opened.verify()
+        except FormatError as error:
+            self._refuse(best, error)
+            return self.find(token_ids)
+        with suppress(FileNotFoundError):  # removed by another process; what is open stays
+            os.utime(best)
+        return Found(best, opened.cache, most, opened.head.tokens, opened.extra)
+
+    def keep(
+        self,
+        cache: KVCache,
+        token_ids: Sequence[int],
+        *,
+        sources: Sequence[str],
+        extra: Mapping[str, NDArray[Any]],
+        replacing: Found | None,
+    ) -> None:
+        """Write a reading, in place of one whose tokens are all in it; say so if it is too large or cannot be."""
+        size_bytes = sum(
+            side.data.nbytes for layer in range(cache.layers) for piece in cache.pieces(layer) for side in piece
+        )
+        about = json.dumps({"sources": list(sources), "model": self._model}).encode()
+        ids = np.array(token_ids, np.int64)
+        path = self._path(ids)
+        try:
+            limit = self._store.limit_bytes
+            if size_bytes > limit:
+                self._say(f"Not kept: {size_bytes:,} bytes are more than the limit of {limit:,}; see `keywise cache`")
+                return
+            _make(self._store.folder)
+            _make(self.folder)
+            file.save(
+                path,
+                cache,
+                fingerprint=self._fingerprint,
+                token_ids=ids,
+                extra={**extra, _ABOUT: np.frombuffer(about, np.uint8)},
+            )
+        except (FormatError, OSError) as error:
+            self._say(f"Not kept: {error}")
+            return
+        if replacing is not None and replacing.path != path and replacing.common_tokens == replacing.tokens:
+            _remove(replacing.path)
+        self._store.evict(limit, spare=path)
+
+    def _path(self, token_ids: NDArray[np.int64]) -> Path:
+        return self.folder / f"{hashlib.sha256(token_ids.tobytes()).hexdigest()[:32]}{_SUFFIX}"
+
+    def _refuse(self, path: Path, error: FormatError) -> None:
+        self._say(f"{error}; removed, to be read again")
+        _remove(path)
+
+
+def _make(folder: Path) -> None:
+    # The files tell what was read: they are for their owner alone.
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, exist_ok=True)
+
+
+def _remove(path: Path) -> int:
+    """Remove a file; readers that have it open keep it. Give its bytes."""
+    try:
+        size = path.stat().st_size
+        path.unlink()
+    except FileNotFoundError:
+        return 0
+    return size
