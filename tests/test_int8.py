@@ -164,7 +164,7 @@ def test_mistakes_are_refused() -> None:
     whole, floats = quantised("key", take("key", tokens(3, seed=0))), tokens(3, seed=0)
     with pytest.raises(DtypeError, match="query has dtype int8"):
         run(whole, floats, floats)
-    with pytest.raises(DtypeError, match="key has dtype int8 and value has float32"):
+    with pytest.raises(DtypeError, match="key has dtype int8 with scales and value has float32"):
         run(floats, whole, floats)
     with pytest.raises(DtypeError, match="key piece 1 has dtype float32 and the first int8"):
         run(floats, Pieces([whole, floats]), Pieces([whole, floats]))
