@@ -183,10 +183,9 @@ struct Pass {
       const int64_t head = task.key_head * group + (task.first_row + row) % group;
       if (problem.transforms())
         transform_row(problem, task.item, head, token, block.first, panel_begin, panel_end, workspace.line, scores);
-      if (!covers(spans[row], block.first + panel_begin, block.first + panel_end)) {
-        hides = true;
-        hide_outside(spans[row], block.first, panel_begin, panel_end, scores);
-      }
+      // Keys behind the last have no values that could leak.
+      hides = hides || !covers(spans[row], block.first + panel_begin, block.first + end);
+      if (hides || end < panel_end) hide_outside(spans[row], block.first, panel_begin, panel_end, scores);
       if (by_key) hide_by_key(problem, task.item, head, token, block.first, panel_begin, end, scores);
       float* largest = workspace.largest + place(0, row) * kLanes;
       store(largest, largest_of_lanes(scores, panel_begin, panel_end, load(largest)));

@@ -17,16 +17,17 @@ namespace {
 
 // Query rows per task: many enough to pay for reading a block of keys, few enough that their state stays in L2.
 constexpr int64_t kRows = 240;
-constexpr int64_t kFewestRows = 96;
+constexpr int64_t kFewestRows = 24;
 // Rows that are read keep their weights; those of one strip should stay in L2.
 constexpr int64_t kStripFloats = 256 * 1024 / sizeof(float);
 constexpr int64_t kStripKeys = 32 * kBlockKeys;
 constexpr int64_t kFewestRowsRead = 12;
 // Few key heads with at most this many query rows each (decoding, a question after a document) are split by keys.
 constexpr int64_t kSplitRows = 64;
+constexpr int64_t kSplitHeads = 16;
 constexpr int64_t kSplitKeys = 4 * kBlockKeys;
 // Tasks to aim for, so that any usual number of cores has work to the end.
-constexpr int64_t kTasks = 16;
+constexpr int64_t kTasks = 8;
 // Tasks and bytes of a wave: heads whose keys are packed and used at the same time.
 constexpr int64_t kWaveTasks = 64;
 constexpr int64_t kWaveBytes = 16 << 20;
@@ -359,7 +360,7 @@ bool run(const Problem& problem, const Target& target, int threads, Interrupted 
       std::fill_n(problem.reading.key_mass, problem.batch * problem.query_heads * problem.keys, 0.0f);
     return true;
   }
-  const bool few_rows = run.rows_per_head() <= kSplitRows && run.heads() < kTasks;
+  const bool few_rows = run.rows_per_head() <= kSplitRows && run.heads() < kSplitHeads;
   return few_rows && problem.keys > kSplitKeys ? run.by_keys() : run.by_rows();
 }
 
