@@ -283,5 +283,6 @@ NB_MODULE(_native, module) {
       .def_rw("row_weights", &Call::row_weights, nb::for_setter(nb::arg().none()));
   module.def("run", &run, nb::arg("call"), nb::arg("target"), nb::arg("threads"), nb::arg("interruptible"),
              "Run a call on a target; where it is interruptible, Ctrl-C between blocks raises KeyboardInterrupt.");
+  module.attr("split_tokens") = keywise::kSplitKeys;
   module.def("candidates", &candidates, "Targets compiled in, best first, with the reason each cannot run here or ''.");
 }

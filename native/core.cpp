@@ -25,7 +25,6 @@ constexpr int64_t kFewestRowsRead = 12;
 // Few key heads with at most this many query rows each (decoding, a question after a document) are split by keys.
 constexpr int64_t kSplitRows = 64;
 constexpr int64_t kSplitHeads = 16;
-constexpr int64_t kSplitKeys = 4 * kBlockKeys;
 // Tasks to aim for, so that any usual number of cores has work to the end.
 constexpr int64_t kTasks = 8;
 // Tasks and bytes of a wave: heads whose keys are packed and used at the same time.

@@ -18,6 +18,8 @@ KEYWISE_INLINE constexpr int64_t bytes_of(Dtype dtype) {
 
 // Keys are taken in blocks of this many: a tile of scores (12 x 256 floats) stays in the first-level cache.
 constexpr int64_t kBlockKeys = 256;
+// Few rows take the keys of a piece in parts of this many, from its first key on.
+constexpr int64_t kSplitKeys = 4 * kBlockKeys;
 // Rows of value vectors are padded to this many floats, a multiple of every target's vector width.
 constexpr int64_t kPad = 16;
 

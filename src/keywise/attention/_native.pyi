@@ -222,6 +222,8 @@ def run(call: Call, target: str, threads: int, interruptible: bool) -> None:
     Run a call on a target; where it is interruptible, Ctrl-C between blocks raises KeyboardInterrupt.
     """
 
+split_tokens: int = 1024
+
 def candidates() -> list[tuple[str, str]]:
     """
     Targets compiled in, best first, with the reason each cannot run here or ''.

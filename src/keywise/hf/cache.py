@@ -232,7 +232,7 @@ class CacheMethods:
         return cache
 
     def fork(self) -> Any:
-        """Give a cache that goes on from the same tokens; what is there is shared, nothing is copied."""
+        """Give a cache that goes on from the same tokens; what is there is shared."""
         other = copy.copy(self)
         other.layers = [copy.copy(layer) for layer in self.layers]
         other._set(self.kv.fork())
