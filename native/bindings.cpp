@@ -211,24 +211,40 @@ class WithoutGil {
 };
 thread_local WithoutGil* WithoutGil::here = nullptr;
 
-// `interruptible` on Python's main thread, the only one that signals reach.
-void run(const Call& call, const std::string& target, int threads, bool interruptible) {
+const keywise::Target& target_of(const std::string& name) {
   const keywise::Candidate* list;
   const int count = keywise::candidates(&list);
   for (int i = 0; i < count; ++i) {
-    if (target != list[i].target->name) continue;
-    if (*list[i].reason) throw nb::value_error((target + ": " + list[i].reason).c_str());
-    const std::vector<keywise::Piece> pieces = pieces_of(call);
-    const keywise::Problem problem = problem_of(call, pieces);
-    bool finished;
-    {
-      const WithoutGil released;
-      finished = keywise::run(problem, *list[i].target, threads, interruptible ? WithoutGil::signal_waits : nullptr);
-    }
-    if (!finished) throw nb::python_error();
-    return;
+    if (name != list[i].target->name) continue;
+    if (*list[i].reason) throw nb::value_error((name + ": " + list[i].reason).c_str());
+    return *list[i].target;
   }
-  throw nb::value_error(("no target named " + target).c_str());
+  throw nb::value_error(("no target named " + name).c_str());
+}
+
+// `interruptible` on Python's main thread, the only one that signals reach.
+void run(const Call& call, const std::string& name, int threads, bool interruptible) {
+  const keywise::Target& target = target_of(name);
+  const std::vector<keywise::Piece> pieces = pieces_of(call);
+  const keywise::Problem problem = problem_of(call, pieces);
+  bool finished;
+  {
+    const WithoutGil released;
+    finished = keywise::run(problem, target, threads, interruptible ? WithoutGil::signal_waits : nullptr);
+  }
+  if (!finished) throw nb::python_error();
+}
+
+double multiply_adds(const std::string& name, int64_t rounds, bool pairs) {
+  const keywise::Target& target = target_of(name);
+  const WithoutGil released;
+  return target.multiply_adds(rounds, pairs);
+}
+
+double add_up(const std::string& name, const Input<float, 1>& data) {
+  const keywise::Target& target = target_of(name);
+  const WithoutGil released;
+  return target.add_up(data.data(), int64_t(data.shape(0)));
 }
 
 std::vector<std::tuple<std::string, std::string>> candidates() {
@@ -284,5 +300,8 @@ NB_MODULE(_native, module) {
   module.def("run", &run, nb::arg("call"), nb::arg("target"), nb::arg("threads"), nb::arg("interruptible"),
              "Run a call on a target; where it is interruptible, Ctrl-C between blocks raises KeyboardInterrupt.");
   module.attr("split_tokens") = keywise::kSplitKeys;
+  module.def("multiply_adds", &multiply_adds, nb::arg("target"), nb::arg("rounds"), nb::arg("pairs"),
+             "Multiply and add in registers alone, pairs of bfloat16 where asked for; gives the number of operations.");
+  module.def("add_up", &add_up, nb::arg("target"), nb::arg("data"), "Sum a contiguous float32 buffer.");
   module.def("candidates", &candidates, "Targets compiled in, best first, with the reason each cannot run here or ''.");
 }

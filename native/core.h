@@ -200,6 +200,10 @@ struct Target {
   // where no other task has these keys, written as it is.
   void (*add_columns)(const Problem&, const Task&, const State&, const Strip&, const Workspace&, double* sums,
                       float* mass);
+  // For the benchmarks: operations done in registers alone, on pairs of bfloat16 where the target multiplies them
+  // directly; and the sum of a buffer, read as fast as can be.
+  double (*multiply_adds)(int64_t rounds, bool pairs);
+  double (*add_up)(const float* data, int64_t count);
 };
 
 // dispatch.cpp: every target compiled in, best first, and why it cannot run here (empty: it can).

@@ -28,7 +28,7 @@ BELOW = {
     "memory": {"attention", "cache", "hf", "documents"},
     "diagnosis": {"attention", "hf"},
 }
-EVERYTHING = {"__init__", "__main__", "cli"}
+EVERYTHING = {"__init__", "__main__", "bench", "cli"}
 
 
 def layer_of(path: Path) -> str:
@@ -80,6 +80,11 @@ def test_the_layers_of_the_plan_exist() -> None:
     assert {"attention", "cache", "hf", "documents", "errors"} <= {layer_of(path) for path in MODULES}
 
 
+def test_only_the_command_line_uses_the_benchmarks() -> None:
+    users = {layer_of(path) for path in MODULES if "bench" in {layer_imported(module) for module in imports(path)}}
+    assert users == {"bench", "cli"}
+
+
 def test_only_kernels_imports_the_native_module() -> None:
     importers = {name_of(path) for path in MODULES if any("_native" in module for module in imports(path))}
     assert importers == {"attention/kernels.py"}
@@ -94,8 +99,8 @@ def calls(path: Path) -> Iterator[str]:
 def test_only_the_definition_writes_a_softmax_out() -> None:
     exponentials = {"exp", "exp2", "expm1", "logaddexp", "logsumexp", "softmax", "log_softmax"}
     writers = {name_of(path) for path in MODULES if exponentials & set(calls(path))}
-    # Partials rescale by exp(peak - peak): the algebra at the centre.
-    assert writers == {"attention/reference.py", "attention/partial.py"}
+    # Partials rescale by exp(peak - peak): the algebra at the centre. A rival is what users of torch write themselves.
+    assert writers == {"attention/reference.py", "attention/partial.py", "bench/rivals/pytorch.py"}
 
 
 @pytest.mark.parametrize(
@@ -115,7 +120,8 @@ def heavy_imports_on_load(path: Path) -> set[str]:
             found |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
             found.add(node.module.split(".")[0])
-    return found & {"torch", "transformers", "accelerate", "gguf", "safetensors", "markitdown"}
+    models = {"torch", "transformers", "accelerate", "gguf", "safetensors", "markitdown"}
+    return found & (models | {"jax", "llama_cpp", "matplotlib", "onnx", "onnxruntime", "openvino", "rank_bm25"})
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)

@@ -90,8 +90,9 @@ static inline Vec sum_each(const Vec* t) {
 #include "no_pairs.inl.h"
 
 #include "../attend.inl.h"
+#include "../limits.inl.h"
 
 extern const Target target;
-const Target target = {"avx2", kDotsPairs, pack, compute, merge, finish, add_columns};
+const Target target = {"avx2", kDotsPairs, pack, compute, merge, finish, add_columns, multiply_adds, add_up};
 
 }  // namespace keywise::avx2

@@ -11,8 +11,9 @@ namespace keywise::avx512 {
 #include "no_pairs.inl.h"
 
 #include "../attend.inl.h"
+#include "../limits.inl.h"
 
 extern const Target target;
-const Target target = {"avx512", kDotsPairs, pack, compute, merge, finish, add_columns};
+const Target target = {"avx512", kDotsPairs, pack, compute, merge, finish, add_columns, multiply_adds, add_up};
 
 }  // namespace keywise::avx512

@@ -93,8 +93,9 @@ static inline Vec sum_each(const Vec* t) { return Vec{sum(t[0]), sum(t[1]), sum(
 #include "no_pairs.inl.h"
 
 #include "../attend.inl.h"
+#include "../limits.inl.h"
 
 extern const Target target;
-const Target target = {"portable", kDotsPairs, pack, compute, merge, finish, add_columns};
+const Target target = {"portable", kDotsPairs, pack, compute, merge, finish, add_columns, multiply_adds, add_up};
 
 }  // namespace keywise::portable

@@ -4,7 +4,6 @@ import io
 import json
 import logging
 import os
-import platform
 import re
 import sys
 import tempfile
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import keywise
 from keywise.attention.kernels import MOST_THREADS
+from keywise.bench.machine import available_cpus, cpu_name
 from keywise.errors import FormatError, KeywiseError, ModelError, OptionError
 
 if TYPE_CHECKING:
@@ -73,6 +73,8 @@ def main() -> None:
 
 def _application() -> "typer.Typer":
     import typer  # noqa: PLC0415 - optional: `main` says so when it is missing
+
+    from keywise.bench.commands import COMMANDS as BENCH_COMMANDS  # noqa: PLC0415 - needs typer
 
     application = typer.Typer(
         name="keywise",
@@ -185,6 +187,10 @@ def _application() -> "typer.Typer":
         with _reported():
             _info(as_json=as_json)
 
+    bench = typer.Typer(no_args_is_help=True, help="Time keywise against its rivals; results are checked first.")
+    for function, epilogue in BENCH_COMMANDS:
+        bench.command(epilog=epilogue)(_reported()(function))
+    application.add_typer(bench, name="bench")
     return application
 
 
@@ -346,7 +352,7 @@ def _info(*, as_json: bool) -> None:
     if as_json:
         facts: dict[str, Any] = {
             "version": keywise.__version__,
-            "cpu": _cpu_name(),
+            "cpu": _cpu(),
             "target": explanation.target,
             "targets": explanation.reasons,
             "threads": explanation.threads,
@@ -355,7 +361,7 @@ def _info(*, as_json: bool) -> None:
         }
         _write_json(facts)
         return
-    _write(f"keywise {keywise.__version__}\ncpu     {_cpu_name()}\n{explanation}\nmodels\n")
+    _write(f"keywise {keywise.__version__}\ncpu     {_cpu()}\n{explanation}\nmodels\n")
     for found in models:
         size = f"{found.size_bytes / 1e6:,.0f} MB" if found.size_bytes is not None else "on the hub"
         _write(printable(f"  {found.name}  ({found.origin}, {size})") + "\n")
@@ -388,14 +394,8 @@ def _progress_bar(console: Any) -> Iterator[Any]:
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-def _cpu_name() -> str:
-    # platform.processor() is empty or just the architecture on most Linux systems.
-    listing = Path("/proc/cpuinfo")
-    if listing.is_file():
-        for line in listing.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return f"{line.partition(':')[2].strip()}, {os.cpu_count()} CPUs"
-    return f"{platform.processor() or platform.machine()}, {os.cpu_count()} CPUs"
+def _cpu() -> str:
+    return f"{cpu_name()}, {len(available_cpus())} CPUs"
 
 
 def _write(text: str) -> None:

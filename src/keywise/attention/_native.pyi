@@ -224,6 +224,14 @@ def run(call: Call, target: str, threads: int, interruptible: bool) -> None:
 
 split_tokens: int = 1024
 
+def multiply_adds(target: str, rounds: int, pairs: bool) -> float:
+    """
+    Multiply and add in registers alone, pairs of bfloat16 where asked for; gives the number of operations.
+    """
+
+def add_up(target: str, data: Annotated[NDArray[numpy.float32], dict(shape=(None,), device='cpu', writable=False)]) -> float:
+    """Sum a contiguous float32 buffer."""
+
 def candidates() -> list[tuple[str, str]]:
     """
     Targets compiled in, best first, with the reason each cannot run here or ''.

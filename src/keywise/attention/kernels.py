@@ -187,6 +187,16 @@ def get_threads() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def multiply_adds(rounds: int, dtype: str) -> float:
+    """Multiply and add in registers alone on the chosen target, and give the number of operations done."""
+    return _native.multiply_adds(_target(dtype, _chosen.get()), rounds, dtype == "bfloat16")
+
+
+def add_up(data: Array) -> float:
+    """Sum a contiguous float32 vector on the chosen target, as fast as it can be read."""
+    return _native.add_up(_target("float32", _chosen.get()), data)
+
+
 def run(problem: Problem, output: Array, readings: dict[str, Array]) -> None:
     """Run a problem on the chosen target; `output` [B, Hq, Q, Dv] and the readings, by name, are written in place."""
     target = _target(problem.dtype, _chosen.get())

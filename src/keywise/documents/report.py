@@ -172,20 +172,34 @@ def write_html(path: str | os.PathLike[str], answer: Answer, sources: Sequence[S
     --------
     >>> write_html("answer.html", answer, document.sources)  # doctest: +SKIP
     """
-    page = to_html(answer, sources)
+    write_whole(path, to_html(answer, sources))
+
+
+def write_whole(path: str | os.PathLike[str], content: str | bytes) -> None:
+    """Write a file whole or not at all: aside, to the disk, then renamed.
+
+    Raises
+    ------
+    FormatError
+        If the file cannot be written.
+
+    Examples
+    --------
+    >>> write_whole("note.txt", "It rains.")  # doctest: +SKIP
+    """
     target = Path(path)
     aside = target.with_name(f".keywise-{os.getpid()}")
     try:
         try:
-            with aside.open("w", encoding="utf-8") as file:
-                file.write(page)
+            with aside.open("wb") as file:
+                file.write(content.encode() if isinstance(content, str) else content)
                 file.flush()
                 os.fsync(file.fileno())
             aside.replace(target)
         finally:
             aside.unlink(missing_ok=True)
     except OSError as error:
-        raise FormatError(f"the page {str(target)!r} cannot be written: {error.strerror}; name another file") from error
+        raise FormatError(f"{str(target)!r} cannot be written: {error.strerror}; name another file") from error
 
 
 def heaviest(evidence: Sequence[Evidence], top: int | None) -> Sequence[Evidence]:

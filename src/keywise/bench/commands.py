@@ -1,0 +1,268 @@
+"""The commands of `keywise bench`."""
+
+# ruff: noqa: PLC0415, PLR0917  (a command imports what it measures; each of its arguments is one of the user)
+
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from keywise.bench.cases import GROUPS
+from keywise.bench.markdown import thread_count
+from keywise.errors import OptionError
+
+if TYPE_CHECKING:
+    from keywise.bench.results import Run
+
+ATTENTION_HELP = (
+    """
+Groups of cases:
+
+"""
+    + "\n\n".join(f"  {name}  {group.what} ({len(group.cases)})" for name, group in GROUPS.items())
+    + """
+
+Examples:
+
+  keywise bench attention
+
+  keywise bench attention decode few-rows --threads 2 --json decode.json
+
+  keywise bench attention prefill-fp32-full --only N=2048 --rival torch --rival OpenVINO
+"""
+)
+TABLE_HELP = """
+Examples:
+
+  keywise bench table prefill.json decode.json
+
+  keywise bench table --update docs/performance.md
+"""
+
+
+Json = Annotated[
+    Path | None,
+    typer.Option("--json", metavar="FILE", help="Keep every sample in this file; it is whole after every case."),
+]
+Threads = Annotated[
+    list[int] | None,
+    typer.Option(min=1, help="Number of threads; several are run one after the other. Default: 1 and all."),
+]
+Model = Annotated[str | None, typer.Option(help="Hub id, folder or .gguf file. Default: the default model.")]
+
+
+def attention(
+    groups: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="GROUP", help="Groups of cases, listed below. Default: all.", show_default=False),
+    ] = None,
+    threads: Threads = None,
+    rival: Annotated[
+        list[str] | None, typer.Option(help="Who takes part besides keywise, by the name in the tables.")
+    ] = None,
+    only: Annotated[str, typer.Option(metavar="TEXT", help="Only cases whose name contains this.")] = "",
+    seconds: Annotated[
+        float | None, typer.Option(min=0.0, help="Time for the rounds of one case; at least 5 are run.")
+    ] = None,
+    json: Json = None,
+) -> None:
+    """Time attention alone against torch, ONNX Runtime, OpenVINO and JAX.
+
+    Everyone's result is compared with the definition; who is wrong, absent or unable is named and not timed. The
+    others take turns in one process per number of threads, and medians are compared. Ctrl-C keeps what was
+    measured.
+    """
+    from keywise.bench import attention as bench_attention
+    from keywise.bench.machine import Limits
+    from keywise.bench.rivals import KEYWISE
+
+    jobs = bench_attention.plan(
+        groups or list(GROUPS),
+        threads=_counts(threads),
+        rivals=rival or [],
+        only=only,
+        seconds=seconds,
+    )
+    with _run("attention", json, len(jobs)) as (run, done):
+        for found in bench_attention.run(jobs):
+            if isinstance(found, Limits):
+                run.limits.append(found.plain())
+                continue
+            run.add(found.plain())
+            took = f"{found.seconds(KEYWISE) * 1e3:.3f} ms" if KEYWISE in found.samples else "not timed"
+            done(f"{found.group}, {found.case.name}, {thread_count(found.threads)}: keywise {took}")
+
+
+def model(
+    model: Model = None,
+    task: Annotated[list[str] | None, typer.Option(help="prefill, decode or readings. Default: all three.")] = None,
+    dtype: Annotated[list[str] | None, typer.Option(help="bfloat16 or float32. Default: both.")] = None,
+    most_tokens: Annotated[int, typer.Option(min=1, help="Leave out longer texts.")] = 8000,
+    threads: Threads = None,
+    seconds: Annotated[
+        float, typer.Option(min=0.0, help="Time for the rounds of one task; at least 3 are run.")
+    ] = 20.0,
+    json: Json = None,
+) -> None:
+    """Time a language model with transformers' sdpa and eager attention, with keywise, and in llama.cpp.
+
+    Logits are compared first. Prefill of 2000 and 8000 tokens, decoding after 128, 2000 and 8000 tokens, and a
+    text of 4096 tokens with readings on every layer against sdpa without.
+    """
+    from keywise.bench import model as bench_model
+
+    tasks = bench_model.plan(task, dtype, most_tokens)
+    counts = _counts(threads)
+    with _run("model", json, len(tasks) * len(counts)) as (run, done):
+        for found in bench_model.run(model, tasks, counts, seconds):
+            run.add(found)
+            done(f"{found['task']}, {found['tokens']} tokens, {found['dtype']}, {thread_count(found['threads'])}")
+
+
+def memory(
+    tokens: Annotated[int, typer.Option(min=64, help="Length of the text.")] = 4096,
+    model: Model = None,
+    json: Json = None,
+) -> None:
+    """Measure the peak memory of a forward pass with readings on every layer, against sdpa without any."""
+    from keywise.bench import memory as bench_memory
+
+    with _run("memory", json, 2 * len(bench_memory.WAYS)) as (run, done):
+        for found in bench_memory.run(tokens, model):
+            run.add(found)
+            done(f"{found['way']}: {found['peak_bytes'] / 1e9:.2f} GB")
+
+
+def evidence(
+    data: Annotated[Path, typer.Option(metavar="FILE", help="Questions with answer spans, SQuAD's format.")],
+    model: Model = None,
+    paragraphs: Annotated[int, typer.Option(min=1, help="Paragraphs per document.")] = 5,
+    questions: Annotated[int, typer.Option(min=1, help="Questions per document.")] = 3,
+    answers: Annotated[bool, typer.Option("--answers", help="Let the model answer too (much slower).")] = False,
+    json: Json = None,
+) -> None:
+    """Count how often the sentence that answers a question ranks first, against BM25 and chance.
+
+    Each document is the first paragraphs of an article; questions, spread evenly over them, are asked of the whole.
+    """
+    from keywise.bench import evidence as bench_evidence
+    from keywise.documents import Reader
+
+    articles = bench_evidence.documents(data, paragraphs, questions)
+    asked = sum(len(some) for _, some in articles)
+    with _run("evidence", json, asked) as (run, done):
+        for found in bench_evidence.run(Reader(model), articles, answers=answers):
+            run.add(found)
+            done(f"rank {found['rank']} of {found['sentences']}: {found['question']}")
+
+
+def table(
+    files: Annotated[
+        list[Path] | None, typer.Argument(metavar="FILE", help="Files written with --json.", show_default=False)
+    ] = None,
+    update: Annotated[
+        Path | None, typer.Option(metavar="PAGE", help="Make the tables of this Markdown page anew.")
+    ] = None,
+) -> None:
+    """Write runs as Markdown tables.
+
+    A page to update has lines <!-- keywise bench table FILE... --> and <!-- end of table -->; what stands between
+    them is replaced. File names count from the page's folder.
+    """
+    from keywise.bench.results import read_run
+    from keywise.bench.table import tables, updated
+    from keywise.documents.report import write_whole
+
+    if bool(files) == bool(update):
+        raise OptionError("give FILEs to write their tables, or --update PAGE to update a page's")
+    if update:
+        write_whole(update, updated(_text(update), update.parent))
+    else:
+        sys.stdout.write(tables([read_run(path) for path in files or []]) + "\n")
+
+
+def plot(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE", help="Files written with --json.")],
+    out: Annotated[Path, typer.Option(metavar="PICTURE", help="An .svg, .png or .pdf file.")],
+) -> None:
+    """Draw throughput against length from runs of `keywise bench attention lengths`."""
+    from keywise.bench.plot import draw
+    from keywise.bench.results import read_run
+    from keywise.bench.table import timings_of
+
+    draw(out, *timings_of([read_run(path) for path in files]))
+
+
+def _counts(threads: list[int] | None) -> list[int]:
+    from keywise.bench.machine import available_cpus
+
+    cpus = len(available_cpus())
+    if threads and max(threads) > cpus:
+        raise OptionError(f"--threads {max(threads)} is more than the {cpus} CPUs that this process may use")
+    return threads or sorted({1, cpus})
+
+
+def _text(page: Path) -> str:
+    try:
+        return page.read_text(encoding="utf-8")
+    except OSError as error:
+        raise OptionError(f"--update {str(page)!r} cannot be read: {error.strerror}") from error
+
+
+def _command(arguments: list[str]) -> str:
+    """Write the command again without the file that it fills, and other files by their names alone."""
+    kept = []
+    rest = iter(arguments)
+    for argument in rest:
+        if argument == "--json":
+            next(rest, None)
+        elif not argument.startswith("--json="):
+            kept.append(Path(argument).name if Path(argument).is_absolute() else argument)
+    return shlex.join(["keywise", *kept])
+
+
+@contextmanager
+def _run(kind: str, path: Path | None, total: int) -> Iterator[tuple["Run", Callable[[str], None]]]:
+    """Begin a run, show how far it is, and end it with its table, also when Ctrl-C ends it early."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from keywise.bench.results import Run
+    from keywise.bench.table import tables
+    from keywise.documents.report import printable
+
+    run = Run(kind, _command(sys.argv[1:]), path)
+    run.save()
+    console = Console(stderr=True)
+    columns = (TextColumn("Measuring"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    try:
+        with Progress(*columns, console=console, transient=True) as bar:
+            task = bar.add_task("", total=total)
+
+            def done(line: str) -> None:
+                bar.advance(task)
+                console.print(printable(line), style="dim", markup=False, highlight=False, soft_wrap=True)
+
+            yield run, done
+    except KeyboardInterrupt:
+        run.interrupted = True
+        raise
+    finally:
+        run.save()
+        if run.results:
+            sys.stdout.write(tables([run]) + "\n")
+
+
+COMMANDS = (
+    (attention, ATTENTION_HELP),
+    (model, None),
+    (memory, None),
+    (evidence, None),
+    (table, TABLE_HELP),
+    (plot, None),
+)
+"""Every command with its epilogue."""

@@ -1,0 +1,32 @@
+"""JAX: dot_product_attention, compiled for the CPU; its threads are the CPUs that the process may use."""
+
+# ruff: noqa: PLC0415  (jax is slow to import, or absent: only calls need it)
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from keywise.bench.inputs import Inputs, as_numpy
+from keywise.bench.rivals.way import Way, lower_right, refuse_large_weights
+
+
+def attention(inputs: Inputs, _threads: int) -> Way:
+    """Compile for arrays [batch, tokens, heads, head_dim]; its `is_causal` counts from the first key."""
+    import jax
+
+    refuse_large_weights(inputs)
+    case = inputs.case
+    arrays = [jax.numpy.asarray(np.ascontiguousarray(array.swapaxes(1, 2))) for array in inputs.arrays]
+    options: dict[str, Any] = {}
+    if case.causal and case.queries == case.keys:
+        options["is_causal"] = True
+    elif case.causal and case.queries > 1:
+        options["mask"] = jax.numpy.asarray(as_numpy(lower_right(inputs)))[None, None]
+    compiled = jax.jit(partial(jax.nn.dot_product_attention, **options)).lower(*arrays).compile()
+    return Way(
+        lambda: compiled(*arrays).block_until_ready(),
+        lambda result: np.asarray(result).swapaxes(1, 2),
+    )
