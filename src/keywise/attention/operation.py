@@ -194,9 +194,10 @@ def run(
     like = problem.query.like
     rows = (queries, query_heads) if transposed_output else (query_heads, queries)
     output = empty((batch, *rows, value_dim), problem.dtype, like)
-    readings = {name: empty(shape, dtype, like) for name, (shape, dtype) in problem.readings.items()}
+    wanted = () if problem.reading is None else problem.reading.arrays
+    readings = {name: empty(shape, dtype, like) for name, shape, dtype in wanted}
     kernels.run(problem, output.swapaxes(1, 2) if transposed_output else output, readings)
     given = give(output, like)
     if reading is None:
         return given
-    return Reading(output=given, **{name: give(array, like) for name, array in readings.items()})
+    return Reading(given, **{name: give(array, like) for name, array in readings.items()})

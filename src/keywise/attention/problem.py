@@ -1,6 +1,6 @@
 """User arrays become one frozen, validated `Problem`; after it nothing checks again.
 
-The records are named tuples: a frozen dataclass takes three times as long to make, which a small call would notice.
+The records are named tuples: frozen dataclasses take longer to make, which a small call would notice.
 """
 
 from __future__ import annotations
@@ -74,6 +74,8 @@ class ReadingPlan(NamedTuple):
     segment_count: int | None
     row_weights: Array | None
     """[B, Hq, Q] float32, broadcast by zero strides; None for 1 everywhere."""
+    arrays: tuple[tuple[str, tuple[int, ...], str], ...]
+    """Name, shape and dtype of every reading."""
 
 
 class Sizes(NamedTuple):
@@ -123,27 +125,6 @@ class Problem(NamedTuple):
     def dtype(self) -> str:
         """Element type of query and output, and of key and value where these are not int8."""
         return self.query.dtype
-
-    @property
-    def readings(self) -> dict[str, tuple[tuple[int, ...], str]]:
-        """Shape and dtype of each reading that is wanted, by its name."""
-        plan = self.reading
-        if plan is None:
-            return {}
-        batch, query_heads, _, _, keys, _, _ = self.shape
-        rows = (batch, query_heads, plan.last_row - plan.first_row)
-        wanted = {
-            "lse": (rows, "float32"),
-            "entropy": (rows, "float32"),
-            "top_keys": ((*rows, plan.top), "int32"),
-            "top_weights": ((*rows, plan.top), "float32"),
-            "covered": (rows, "float32"),
-        }
-        if plan.key_mass:
-            wanted["key_mass"] = ((batch, query_heads, keys), "float32")
-        if plan.segment_count is not None:
-            wanted["segment_mass"] = ((*rows, plan.segment_count), "float32")
-        return wanted
 
     def key_floats(self, dtype: npt.DTypeLike) -> Array:
         """Give the keys of all pieces as one array of NumPy floats [B, Hkv, N, D]."""
@@ -409,15 +390,35 @@ def _plan(want: Want, scores: tuple[int, ...]) -> ReadingPlan:
     runs, segment_count = _NO_RUNS, None
     if want.segments is not None:
         runs, segment_count = _runs(want.segments, keys)
+    top = whole("top", want.top, minimum=0)
     return ReadingPlan(
-        top=whole("top", want.top, minimum=0),
+        top=top,
         key_mass=want.key_mass,
         first_row=first_row,
         last_row=last_row,
         runs=runs,
         segment_count=segment_count,
         row_weights=None if want.row_weights is None else _row_weights(want.row_weights, (batch, query_heads, queries)),
+        arrays=_arrays((batch, query_heads, last_row - first_row), top, keys if want.key_mass else None, segment_count),
     )
+
+
+@functools.lru_cache(maxsize=8)
+def _arrays(
+    rows: tuple[int, int, int], top: int, keys: int | None, segment_count: int | None
+) -> tuple[tuple[str, tuple[int, ...], str], ...]:
+    arrays: list[tuple[str, tuple[int, ...], str]] = [
+        ("lse", rows, "float32"),
+        ("entropy", rows, "float32"),
+        ("top_keys", (*rows, top), "int32"),
+        ("top_weights", (*rows, top), "float32"),
+        ("covered", rows, "float32"),
+    ]
+    if keys is not None:
+        arrays.append(("key_mass", (*rows[:2], keys), "float32"))
+    if segment_count is not None:
+        arrays.append(("segment_mass", (*rows, segment_count), "float32"))
+    return tuple(arrays)
 
 
 def _row_weights(row_weights: Any, shape: tuple[int, ...]) -> Array:
