@@ -7,6 +7,7 @@ NATIVE := CMakeLists.txt $(wildcard native/* native/targets/*)
 
 QUESTION ?= Where is the old lens now?
 DOCUMENT ?= examples/lighthouse.md
+BENCH    ?=
 
 .PHONY: ask test lint format stubs bench clean
 
@@ -28,8 +29,8 @@ format: $(VENV)/dev ## let ruff mend what it can
 stubs: $(VENV)/dev ## generate the type stub of the native module anew
 	$(BIN)/python -m nanobind.stubgen -q -m keywise.attention._native -o src/keywise/attention/_native.pyi
 
-bench: $(VENV)/dev ## time keywise against torch, results checked first
-	$(BIN)/python bench/attention.py
+bench: $(VENV)/bench ## time keywise against its rivals, results checked first; BENCH names groups of cases and options
+	$(BIN)/keywise bench attention $(BENCH)
 
 clean: ## remove what the other targets made
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
@@ -47,4 +48,8 @@ $(VENV)/app: $(BIN)/python pyproject.toml constraints.txt $(NATIVE)
 
 $(VENV)/dev: $(VENV)/app
 	$(PIP) install --quiet -c constraints.txt -e '.[dev]'
+	touch $@
+
+$(VENV)/bench: $(VENV)/app
+	$(PIP) install --quiet -c constraints.txt -e '.[bench]'
 	touch $@

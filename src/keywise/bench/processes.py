@@ -53,7 +53,8 @@ def stream(
             yield found
         process.join()
         if process.exitcode:
-            raise KeywiseError(f"the process that measured {arguments} ended with exit code {process.exitcode}")
+            ended = f"a process that measured ended with exit code {process.exitcode}"
+            raise KeywiseError(f"{ended}; what it said is above, and what was measured before is kept")
     finally:
         process.terminate()
         process.join()

@@ -90,7 +90,9 @@ def _bound(  # noqa: PLR0917
         for name in outputs:
             binding.bind_ortvalue_output(name, values[(in_place or {}).get(name, name)])
         session.run_with_iobinding(binding)
-    except (Fail, InvalidArgument, NotImplemented, RuntimeException) as error:
+    except NotImplemented as error:
+        raise CannotError(f"{operator} has no kernel for {case.dtype}") from error
+    except (Fail, InvalidArgument, RuntimeException) as error:
         raise CannotError(f"{operator} {case.dtype}: {one_line(error)}") from error
     heads_last = (case.batch, case.queries, case.query_heads, case.head_dim)
     return Way(
