@@ -44,7 +44,7 @@ def as_numpy(tensor: Any) -> NDArray[Any]:
     Examples
     --------
     >>> import torch
-    >>> from keywise.bench.problem import as_numpy
+    >>> from keywise.bench.inputs import as_numpy
     >>> as_numpy(torch.ones(2, dtype=torch.bfloat16)).dtype
     dtype(bfloat16)
     """
@@ -66,6 +66,7 @@ def make_inputs(case: Case) -> Inputs:
     Examples
     --------
     >>> from keywise.bench.cases import Case
+    >>> from keywise.bench.inputs import make_inputs
     >>> make_inputs(Case("float32", 1, 4, 2, 3, 5, 8)).key.shape
     torch.Size([1, 2, 5, 8])
     """
@@ -78,7 +79,18 @@ def make_inputs(case: Case) -> Inputs:
         torch.randn(case.batch, case.key_heads, case.keys, case.head_dim, generator=generator) for _ in range(2)
     )
     key[:, :, case.keys - case.queries :] += query[:, :: case.query_heads // case.key_heads]
-    return Inputs(case, query.to(dtype), key.to(dtype), value.to(dtype))
+    return Inputs(case, *(in_numpy_memory(array.to(dtype)) for array in (query, key, value)))
+
+
+def in_numpy_memory(tensor: Any) -> Any:
+    """Give a torch tensor in memory that NumPy asked for.
+
+    NumPy asks for huge pages and torch does not; the arrays of the rivals that are not torch come from NumPy, and
+    everyone should read pages of the same size.
+    """
+    import torch
+
+    return torch.from_numpy(tensor.view(torch.uint8).numpy().copy()).view(tensor.dtype)
 
 
 def definition(inputs: Inputs) -> NDArray[np.float64]:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from keywise.attention.arrays import Array, Taken, empty
+from keywise.attention.arrays import Array, Taken
 from keywise.attention.kernels import SPLIT_TOKENS
 from keywise.attention.problem import Piece
 
@@ -196,10 +196,10 @@ def _write(into: Piece, piece: Piece) -> None:
 
 
 def _room(new: Taken, capacity: int) -> Taken:
-    """Give memory for more tokens like `new`, in its own library's memory."""
+    """Give memory for more tokens like `new`: NumPy's, which asks for huge pages, and these are read much faster."""
     batch, heads, _, width = new.data.shape
-    scale = None if new.scale is None else empty((batch, heads, capacity), "float32", new.like)
-    return Taken(empty((batch, heads, capacity, width), new.dtype, new.like), new.dtype, None, scale)
+    scale = None if new.scale is None else np.empty((batch, heads, capacity), np.float32)
+    return Taken(np.empty((batch, heads, capacity, width), new.data.dtype), new.dtype, None, scale)
 
 
 def _alike(one: Piece, other: Piece) -> bool:
