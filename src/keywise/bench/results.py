@@ -22,7 +22,7 @@ class Run:
     Attributes
     ----------
     kind
-        ``"attention"``, ``"model"``, ``"memory"`` or ``"evidence"``.
+        ``"attention"``, ``"model"``, ``"memory"``, ``"cache"`` or ``"evidence"``.
     command
         The command that does it again.
     path

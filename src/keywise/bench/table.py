@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from keywise.bench import evidence, memory, model
+from keywise.bench import cache, evidence, memory, model
 from keywise.bench.attention_table import attention_tables
 from keywise.bench.machine import Limits
 from keywise.bench.results import Run, read_run
@@ -24,7 +24,13 @@ def tables(runs: Sequence[Run]) -> str:
     FormatError
         If a run is damaged.
     """
-    kinds = {"attention": _attention, "model": model.tables, "memory": memory.tables, "evidence": evidence.tables}
+    kinds = {
+        "attention": _attention,
+        "model": model.tables,
+        "memory": memory.tables,
+        "cache": cache.tables,
+        "evidence": evidence.tables,
+    }
     parts = [*dict.fromkeys(_machine(run) for run in runs)]
     for kind in dict.fromkeys(run.kind for run in runs):
         if kind not in kinds:

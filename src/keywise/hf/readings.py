@@ -317,7 +317,7 @@ def _give_back_free_memory() -> None:
     """Return the holes between live tensors to the system, where the C library can (glibc).
 
     What is kept lies on the heap between the model's large temporary tensors, which keeps the heap from shrinking
-    (bench/memory.py shows the peaks).
+    (`keywise bench memory` shows the peaks).
     """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
