@@ -45,12 +45,12 @@ def draw(path: Path, timings: Sequence[Timed], limits: Sequence[Limits]) -> None
     """
     if path.suffix not in KINDS:
         raise OptionError(f"--out {str(path)!r}: a picture is one of {', '.join(KINDS)}")
-    needs("bench", "matplotlib")
     panels = _panels(timings)
     if not panels:
         raise OptionError(
             f"no shape was timed at {FEWEST_LENGTHS} lengths or more; run `keywise bench attention lengths`"
         )
+    needs("bench", "matplotlib")
     import matplotlib
     from matplotlib.figure import Figure
 
