@@ -67,7 +67,16 @@ static void score_in_place(const Problem& problem, const char* key, int64_t stri
 #pragma GCC unroll 16
       for (int r = 0; r < R; ++r) sums[r][i] = sum[r];
     }
-    for (int r = 0; r < R; ++r) store(scores + r * kBlockKeys + j, sum_each(sums[r]));
+    for (int r = 0; r < R; ++r) {
+      float* place = scores + r * kBlockKeys + j;
+      if (count - j >= kLanes) {
+        store(place, sum_each(sums[r]));
+      } else {  // what lies behind the last key belongs to others
+        float line[kLanes];
+        store(line, sum_each(sums[r]));
+        __builtin_memcpy(place, line, std::size_t(count - j) * sizeof(float));
+      }
+    }
   }
 }
 
@@ -81,13 +90,12 @@ static void score_rows_in_place(int64_t rows, const Problem& problem, const char
   score_in_place<R, kDtype, kPairs>(problem, key, stride_bytes, queries, count, scores);
 }
 
-static void score_rows_in_place(int64_t rows, const Problem& problem, const Task& task, bool pairs,
-                                const float* queries, int64_t first_key, int64_t count, float* scores) {
+static void score_rows_in_place(int64_t rows, const Problem& problem, const Stretch& keys, bool pairs,
+                                const float* queries, float* scores) {
   const auto score = pairs                                ? score_rows_in_place<kRowsInPlace, Dtype::bfloat16, kDotsPairs>
                      : problem.stored == Dtype::float32  ? score_rows_in_place<kRowsInPlace, Dtype::float32, false>
                      : problem.stored == Dtype::bfloat16 ? score_rows_in_place<kRowsInPlace, Dtype::bfloat16, false>
                      : problem.stored == Dtype::int8     ? score_rows_in_place<kRowsInPlace, Dtype::int8, false>
                                                          : score_rows_in_place<kRowsInPlace, Dtype::float16, false>;
-  score(rows, problem, key_at(problem, task, first_key), task.piece->key.stride[2] * bytes_of(problem.stored), queries,
-        count, scores);
+  score(rows, problem, keys.row, keys.stride_bytes, queries, keys.count, scores);
 }

@@ -65,7 +65,8 @@ static void add_values(int64_t rows, const float* weights, const Values& values,
       for (int64_t d = 0; d < width; d += kValueVectors * kLanes)
         value_rows<kValueRows, kValueVectors, kDtype, kPairs>(rows - r, (width - d) / kLanes,
                                                               weights + r * kStride + key, here, d, count, width,
-                                                              key ? nullptr : rescale + r, outputs + r * width + d);
+                                                              key || !rescale ? nullptr : rescale + r,
+                                                              outputs + r * width + d);
   }
 }
 
@@ -78,12 +79,15 @@ static void add_values(int64_t rows, const float* weights, const Values& values,
   add(rows, weights, values, keys, width, rescale, outputs);
 }
 
-static bool all_finite(const Values& values, int64_t keys, int64_t value_dim) {
+// Whether the values of the keys first .. last - 1 hold neither NaN nor infinity.
+static bool all_finite(const Problem& problem, const Task& task, int64_t first, int64_t last) {
   Vec poison = zero();  // 0 x NaN and 0 x inf are NaN
-  const char* row = values.first;
-  for (int64_t key = 0; key < keys; ++key, row += values.stride_bytes)
-    for (int64_t d = 0; d < value_dim; d += kLanes)
-      poison = mul_add(load_elements(row, values.dtype, d, value_dim - d), zero(), poison);
+  each_stretch(problem, task, &Piece::value, first, last, [&](const Stretch& values, int64_t) {
+    const char* row = values.row;
+    for (int64_t key = 0; key < values.count; ++key, row += values.stride_bytes)
+      for (int64_t d = 0; d < problem.value_dim; d += kLanes)
+        poison = mul_add(load_elements(row, problem.stored, d, problem.value_dim - d), zero(), poison);
+  });
   return sum(poison) == 0.0f;
 }
 
@@ -91,7 +95,7 @@ static bool all_finite(const Values& values, int64_t keys, int64_t value_dim) {
 static void add_values_around_poison(int64_t rows, const float* weights, const Values& values, int64_t keys,
                                      int64_t value_dim, int64_t width, const float* rescale, float* outputs) {
   for (int64_t r = 0; r < rows; ++r, weights += kBlockKeys, outputs += width) {
-    for (int64_t d = 0; d < value_dim; ++d) outputs[d] *= rescale[r];
+    for (int64_t d = 0; rescale && d < value_dim; ++d) outputs[d] *= rescale[r];
     for (int64_t key = 0; key < keys; ++key) {
       if (weights[key] == 0.0f) continue;
       const char* row = values.first + key * values.stride_bytes;
