@@ -82,7 +82,7 @@ struct Pass {
   const bool keys_in_place = scores_in_place(task);
   const bool values_in_place = !task.packed && task.rows() <= (problem.dtype == Dtype::float32 ? 4 : 1) * kTileRows &&
                                problem.value_dim == problem.value_width();
-  const bool value_pairs = pairs && !values_in_place;
+  const bool value_pairs = pairs && (!values_in_place || problem.stored == Dtype::int8);
   const bool by_key = problem.visibility.documents || problem.visibility.allowed;
   const int64_t depth = key_depth(problem, pairs), width = problem.value_width(), group = problem.group();
   const int64_t rows = task.rows();
@@ -137,6 +137,7 @@ struct Pass {
   }
 
   bool is_finite(const Block& block) {
+    if (problem.stored == Dtype::int8) return true;
     if (task.packed) return task.packed->finite[blocks_before(block)];
     if (examined != block.number)
       finite = all_finite(problem, task, block.first + block.seen, block.first + block.seen_end);
@@ -251,10 +252,12 @@ struct Pass {
         const int64_t j = key - block.first;
         times_scales(height, weights + j, values.scales, values.count, workspace.factors + j);
       });
+      for (int64_t r = 0; r < height; ++r)
+        for (int64_t j = end; j < round_up(end, kPanelKeys); ++j) workspace.factors[r * kBlockKeys + j] = 0.0f;
       weights = workspace.factors;
     }
     const bool poisoned = lines.hides[place(block.number, first)] && !is_finite(block);
-    if (poisoned || values_in_place) {
+    if (poisoned || (values_in_place && !value_pairs)) {
       const float* factors = rescale;
       each_stretch(problem, task, &Piece::value, block.first + from, block.first + end,
                    [&](const Stretch& stretch, int64_t key) {
@@ -267,16 +270,24 @@ struct Pass {
         factors = nullptr;
       });
     } else {
-      Values values = values_of(block);
-      values.first += begin / (value_pairs ? 2 : 1) * values.stride_bytes;
+      Values values;
+      const char* rows[kBlockKeys];
+      if (values_in_place) {
+        rows_of(problem, task, &Piece::value, block.first + begin, block.first + end, rows);
+        if ((end - begin) % 2) rows[end - begin] = rows[end - begin - 1];  // its weight is 0
+        values = {nullptr, 2 * width, Dtype::int8, rows};
+      } else {
+        values = values_of(block);
+        values.first += begin / (value_pairs ? 2 : 1) * values.stride_bytes;
+      }
       if (value_pairs) {
         for (int64_t r = 0; r < height; ++r)
           for (int64_t j = begin; j < end; j += kPanelKeys) {
             const float* here = weights + r * kBlockKeys + j;
             store(workspace.factors + (r * kBlockKeys + j) / 2, to_pairs(load(here), load(here + kLanes)));
           }
-        add_values<Dtype::float32, kDotsPairs>(height, workspace.factors + begin / 2, values, (end - begin + 1) / 2, width,
-                                               rescale, outputs);
+        const auto add_pairs = values_in_place ? add_values<Dtype::int8, kDotsPairs> : add_values<Dtype::float32, kDotsPairs>;
+        add_pairs(height, workspace.factors + begin / 2, values, (end - begin + 1) / 2, width, rescale, outputs);
       } else {
         add_values<Dtype::float32, false>(height, weights + begin, values, end - begin, width, rescale, outputs);
       }

@@ -202,7 +202,7 @@ class SharedKeys {
   SharedKeys(const Run& run, const std::vector<Part>& parts, int64_t heads)
       : run_(run), parts_(parts), packed_(size_t(heads) * parts.size()) {
     const Problem& problem = run.problem;
-    const int64_t pair = run.target.dots_pairs && problem.stored == Dtype::bfloat16 ? 2 : 1;
+    const int64_t pair = run.target.dots_pairs && problem.dtype == Dtype::bfloat16 ? 2 : 1;
     const auto carve_all = [&](Carver carver) {
       for (size_t i = 0; i < packed_.size(); ++i) {
         const Part& part = parts[i % parts.size()];

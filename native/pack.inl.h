@@ -139,8 +139,13 @@ static inline Vec load_elements(const char* row, Dtype dtype, int64_t index, int
   return dtype == Dtype::bfloat16 ? load_bfloat16(source) : load_float16(source);
 }
 
-// Up to 2 kLanes bfloat16 elements as kLanes pairs of bits, zeros behind the last.
-static inline Vec load_pairs(const char* row, int64_t index, int64_t count) {
+// Up to 2 kLanes bfloat16 or int8 elements as kLanes pairs of bfloat16, zeros behind the last; this is exact.
+static inline Vec load_pairs(const char* row, Dtype dtype, int64_t index, int64_t count) {
+  if (dtype == Dtype::int8) {
+    Vec pairs[2];
+    int8_pairs(reinterpret_cast<const int8_t*>(row) + index, clamp(count, 0, 2 * kLanes), pairs);
+    return pairs[0];
+  }
   const uint16_t* source = reinterpret_cast<const uint16_t*>(row) + index;
   uint16_t line[2 * kLanes];
   if (count < 2 * kLanes) {
@@ -153,7 +158,8 @@ static inline Vec load_pairs(const char* row, int64_t index, int64_t count) {
 
 static constexpr int64_t kPanelKeys = 2 * kLanes;
 
-static inline bool uses_pairs(const Problem& problem) { return kDotsPairs && problem.stored == Dtype::bfloat16; }
+// Whatever is stored under bfloat16 queries, bfloat16 or int8, is exact in bfloat16.
+static inline bool uses_pairs(const Problem& problem) { return kDotsPairs && problem.dtype == Dtype::bfloat16; }
 
 // Lanes per key in a packed panel: head_dim floats, or half as many pairs of bfloat16.
 static inline int64_t key_depth(const Problem& problem, bool pairs) {
@@ -164,12 +170,12 @@ static inline int64_t key_depth(const Problem& problem, bool pairs) {
 static inline void load_transposed(const char* const* rows, int64_t known, Dtype dtype, bool pairs, int64_t d,
                                    int64_t left, Vec* tile) {
   const int64_t whole = pairs ? 2 * kLanes : kLanes;
-  if (known >= kLanes && left >= whole && (pairs || dtype == Dtype::float32)) {
+  if (known >= kLanes && left >= whole && dtype == (pairs ? Dtype::bfloat16 : Dtype::float32)) {
 #pragma GCC unroll 16
     for (int i = 0; i < kLanes; ++i) tile[i] = load(reinterpret_cast<const float*>(rows[i]) + d);
   } else {
     for (int i = 0; i < kLanes; ++i)
-      tile[i] = i >= known ? zero() : pairs ? load_pairs(rows[i], 2 * d, left) : load_elements(rows[i], dtype, d, left);
+      tile[i] = i >= known ? zero() : pairs ? load_pairs(rows[i], dtype, 2 * d, left) : load_elements(rows[i], dtype, d, left);
   }
   transpose(tile);
 }
@@ -197,19 +203,19 @@ static void pack_keys(const Problem& problem, const Task& task, int64_t first, i
   }
 }
 
-// Rows of values, packed or where the user has them.
+// Rows of values, packed or where the user has them: at even steps, or, where int8 is taken in pairs, one by one.
 struct Values {
   const char* first;
   int64_t stride_bytes;
   Dtype dtype;
+  const char* const* rows = nullptr;
 };
 
-// Up to kLanes bfloat16 as they are, zeros behind the last; `line` is room for them.
-static inline const uint16_t* narrow_elements(const char* row, int64_t index, int64_t count, uint16_t* line) {
-  const uint16_t* source = reinterpret_cast<const uint16_t*>(row) + index;
-  if (count >= kLanes) return source;
-  __builtin_memset(line, 0, kLanes * sizeof(uint16_t));
-  if (row && count > 0) __builtin_memcpy(line, source, std::size_t(count) * sizeof(uint16_t));
+// Up to kLanes elements as bfloat16, zeros behind the last; `line` is room for twice as many.
+static inline const uint16_t* narrow_elements(const char* row, Dtype dtype, int64_t index, int64_t count,
+                                              uint16_t* line) {
+  if (dtype == Dtype::bfloat16 && count >= kLanes) return reinterpret_cast<const uint16_t*>(row) + index;
+  store(reinterpret_cast<float*>(line), count > 0 ? load_pairs(row, dtype, index, clamp(count, 0, kLanes)) : zero());
   return line;
 }
 
@@ -226,9 +232,9 @@ static void pack_values(const Problem& problem, const Task& task, int64_t first,
     for (int64_t d = 0; d < width; d += kLanes) {
       const int64_t left = value_dim - d;
       if (pairs) {
-        uint16_t lines[2][kLanes];
-        store(packed + d, interleave(narrow_elements(row, d, row ? left : 0, lines[0]),
-                                     narrow_elements(next, d, next ? left : 0, lines[1])));
+        uint16_t lines[2][2 * kLanes];
+        store(packed + d, interleave(narrow_elements(row, problem.stored, d, row ? left : 0, lines[0]),
+                                     narrow_elements(next, problem.stored, d, next ? left : 0, lines[1])));
       } else {
         store(packed + d, row && left > 0 ? load_elements(row, problem.stored, d, left) : zero());
       }
@@ -254,7 +260,7 @@ static void pack_queries(const Problem& problem, const Task& task, bool pairs, b
       row[r] = row_of(problem.query, problem.dtype, task.item, head, (first + r) / group);
     }
     const auto elements = [&](int64_t r, int64_t d) {
-      return pairs ? load_pairs(row[r], 2 * d, problem.head_dim - 2 * d)
+      return pairs ? load_pairs(row[r], problem.dtype, 2 * d, problem.head_dim - 2 * d)
                    : load_elements(row[r], problem.dtype, d, problem.head_dim - d);
     };
     for (int64_t d = 0; d < depth; d += kLanes) {

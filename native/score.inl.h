@@ -57,11 +57,19 @@ static void score_in_place(const Problem& problem, const char* key, int64_t stri
         }
       };
       if (j + i < count) {
-        for (int64_t d = 0; d < whole; d += kLanes)
-          add_products(kPairs ? load(reinterpret_cast<const float*>(key) + d) : load_as<kDtype>(key, d), d);
-        if (whole < depth) {
+        if constexpr (kPairs && kDtype == Dtype::int8) {
+          for (int64_t d = 0; d < depth; d += 2 * kLanes) {
+            Vec elements[2];
+            int8_pairs(reinterpret_cast<const int8_t*>(key) + 2 * d, problem.head_dim - 2 * d, elements);
+            add_products(elements[0], d);
+            if (d + kLanes < depth) add_products(elements[1], d + kLanes);
+          }
+        } else {
+          for (int64_t d = 0; d < whole; d += kLanes)
+            add_products(kPairs ? load(reinterpret_cast<const float*>(key) + d) : load_as<kDtype>(key, d), d);
           const int64_t left = problem.head_dim - step * whole;
-          add_products(kPairs ? load_pairs(key, step * whole, left) : load_elements(key, kDtype, whole, left), whole);
+          if (left > 0)
+            add_products(kPairs ? load_pairs(key, kDtype, step * whole, left) : load_elements(key, kDtype, whole, left), whole);
         }
       }
 #pragma GCC unroll 16
@@ -92,10 +100,12 @@ static void score_rows_in_place(int64_t rows, const Problem& problem, const char
 
 static void score_rows_in_place(int64_t rows, const Problem& problem, const Stretch& keys, bool pairs,
                                 const float* queries, float* scores) {
-  const auto score = pairs                                ? score_rows_in_place<kRowsInPlace, Dtype::bfloat16, kDotsPairs>
+  const bool int8 = problem.stored == Dtype::int8;
+  const auto score = pairs && int8                        ? score_rows_in_place<kRowsInPlace, Dtype::int8, kDotsPairs>
+                     : pairs                             ? score_rows_in_place<kRowsInPlace, Dtype::bfloat16, kDotsPairs>
+                     : int8                              ? score_rows_in_place<kRowsInPlace, Dtype::int8, false>
                      : problem.stored == Dtype::float32  ? score_rows_in_place<kRowsInPlace, Dtype::float32, false>
                      : problem.stored == Dtype::bfloat16 ? score_rows_in_place<kRowsInPlace, Dtype::bfloat16, false>
-                     : problem.stored == Dtype::int8     ? score_rows_in_place<kRowsInPlace, Dtype::int8, false>
                                                          : score_rows_in_place<kRowsInPlace, Dtype::float16, false>;
   score(rows, problem, keys.row, keys.stride_bytes, queries, keys.count, scores);
 }
