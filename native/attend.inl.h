@@ -8,6 +8,13 @@ static constexpr float kLog2e = 1.44269504088896340736f;
 static constexpr float kLn2 = 0.693147180559945309417f;
 static constexpr float kInfinity = __builtin_inff();
 
+// Lane i is the sum of tile[i], kLanes of them.
+static inline Vec sum_each(const Vec* tile) {
+  Vec folded[kLanes / kFold];
+  for (int i = 0; i < kLanes / kFold; ++i) folded[i] = fold(tile + i * kFold);
+  return sum_folded(folded);
+}
+
 #include "exp.inl.h"
 #include "visible.inl.h"
 #include "pack.inl.h"

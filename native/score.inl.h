@@ -44,44 +44,67 @@ static void score_in_place(const Problem& problem, const char* key, int64_t stri
   const int64_t step = kPairs ? 2 : 1, depth = key_depth(problem, kPairs), padded = round_up(depth, kLanes);
   const int64_t whole = problem.head_dim / step / kLanes * kLanes;
   for (int64_t j = 0; j < count; j += kLanes) {
-    Vec sums[R][kLanes];
-    for (int i = 0; i < kLanes; ++i, key += stride_bytes) {
-      Vec sum[R];
+    Vec folded[R][kLanes / kFold];
+    for (int i = 0; i < kLanes; i += kFold) {
+      Vec sums[R][kFold];
 #pragma GCC unroll 16
-      for (int r = 0; r < R; ++r) sum[r] = zero();
-      const auto add_products = [&](Vec elements, int64_t d) {
+      for (int r = 0; r < R; ++r)
+#pragma GCC unroll 16
+        for (int k = 0; k < kFold; ++k) sums[r][k] = zero();
+      const auto add_products = [&](const Vec* elements, int64_t d) {
 #pragma GCC unroll 16
         for (int r = 0; r < R; ++r) {
           const Vec query = load(queries + r * padded + d);
-          sum[r] = kPairs ? dot_pairs(query, elements, sum[r]) : mul_add(query, elements, sum[r]);
+#pragma GCC unroll 16
+          for (int k = 0; k < kFold; ++k)
+            sums[r][k] = kPairs ? dot_pairs(query, elements[k], sums[r][k]) : mul_add(query, elements[k], sums[r][k]);
         }
       };
-      if (j + i < count) {
-        if constexpr (kPairs && kDtype == Dtype::int8) {
-          for (int64_t d = 0; d < depth; d += 2 * kLanes) {
-            Vec elements[2];
-            int8_pairs(reinterpret_cast<const int8_t*>(key) + 2 * d, problem.head_dim - 2 * d, elements);
-            add_products(elements[0], d);
-            if (d + kLanes < depth) add_products(elements[1], d + kLanes);
-          }
-        } else {
-          for (int64_t d = 0; d < whole; d += kLanes)
-            add_products(kPairs ? load(reinterpret_cast<const float*>(key) + d) : load_as<kDtype>(key, d), d);
-          const int64_t left = problem.head_dim - step * whole;
-          if (left > 0)
-            add_products(kPairs ? load_pairs(key, kDtype, step * whole, left) : load_elements(key, kDtype, whole, left), whole);
+      // Behind the last key the last one stands in; its sums are not stored.
+      const char* keys[kFold];
+      for (int k = 0; k < kFold; ++k) keys[k] = key + (j + i + k < count ? j + i + k : count - 1) * stride_bytes;
+      const auto each_key = [&](auto work) {
+#pragma GCC unroll 16
+        for (int k = 0; k < kFold; ++k) work(k);
+      };
+      if constexpr (kPairs && kDtype == Dtype::int8) {
+        for (int64_t d = 0; d < depth; d += 2 * kLanes) {
+          Vec elements[2][kFold];
+          each_key([&](int k) {
+            Vec pairs[2];
+            int8_pairs(reinterpret_cast<const int8_t*>(keys[k]) + 2 * d, problem.head_dim - 2 * d, pairs);
+            elements[0][k] = pairs[0];
+            elements[1][k] = pairs[1];
+          });
+          add_products(elements[0], d);
+          if (d + kLanes < depth) add_products(elements[1], d + kLanes);
+        }
+      } else {
+        Vec elements[kFold];
+        for (int64_t d = 0; d < whole; d += kLanes) {
+          each_key([&](int k) {
+            elements[k] = kPairs ? load(reinterpret_cast<const float*>(keys[k]) + d) : load_as<kDtype>(keys[k], d);
+          });
+          add_products(elements, d);
+        }
+        const int64_t left = problem.head_dim - step * whole;
+        if (left > 0) {
+          each_key([&](int k) {
+            elements[k] = kPairs ? load_pairs(keys[k], kDtype, step * whole, left) : load_elements(keys[k], kDtype, whole, left);
+          });
+          add_products(elements, whole);
         }
       }
 #pragma GCC unroll 16
-      for (int r = 0; r < R; ++r) sums[r][i] = sum[r];
+      for (int r = 0; r < R; ++r) folded[r][i / kFold] = fold(sums[r]);
     }
     for (int r = 0; r < R; ++r) {
       float* place = scores + r * kBlockKeys + j;
       if (count - j >= kLanes) {
-        store(place, sum_each(sums[r]));
+        store(place, sum_folded(folded[r]));
       } else {  // what lies behind the last key belongs to others
         float line[kLanes];
-        store(line, sum_each(sums[r]));
+        store(line, sum_folded(folded[r]));
         __builtin_memcpy(place, line, std::size_t(count - j) * sizeof(float));
       }
     }
