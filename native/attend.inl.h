@@ -293,7 +293,8 @@ struct Pass {
             const float* here = weights + r * kBlockKeys + j;
             store(workspace.factors + (r * kBlockKeys + j) / 2, to_pairs(load(here), load(here + kLanes)));
           }
-        const auto add_pairs = values_in_place ? add_values<Dtype::int8, kDotsPairs> : add_values<Dtype::float32, kDotsPairs>;
+        const auto add_pairs =
+            values_in_place ? add_values<Dtype::int8, kDotsPairs> : add_values<Dtype::float32, kDotsPairs>;
         add_pairs(height, workspace.factors + begin / 2, values, (end - begin + 1) / 2, width, rescale, outputs);
       } else {
         add_values<Dtype::float32, false>(height, weights + begin, values, end - begin, width, rescale, outputs);

@@ -175,7 +175,9 @@ static inline void load_transposed(const char* const* rows, int64_t known, Dtype
     for (int i = 0; i < kLanes; ++i) tile[i] = load(reinterpret_cast<const float*>(rows[i]) + d);
   } else {
     for (int i = 0; i < kLanes; ++i)
-      tile[i] = i >= known ? zero() : pairs ? load_pairs(rows[i], dtype, 2 * d, left) : load_elements(rows[i], dtype, d, left);
+      tile[i] = i >= known ? zero()
+                : pairs    ? load_pairs(rows[i], dtype, 2 * d, left)
+                           : load_elements(rows[i], dtype, d, left);
   }
   transpose(tile);
 }

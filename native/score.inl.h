@@ -90,7 +90,8 @@ static void score_in_place(const Problem& problem, const char* key, int64_t stri
         const int64_t left = problem.head_dim - step * whole;
         if (left > 0) {
           each_key([&](int k) {
-            elements[k] = kPairs ? load_pairs(keys[k], kDtype, step * whole, left) : load_elements(keys[k], kDtype, whole, left);
+            elements[k] = kPairs ? load_pairs(keys[k], kDtype, step * whole, left)
+                                 : load_elements(keys[k], kDtype, whole, left);
           });
           add_products(elements, whole);
         }

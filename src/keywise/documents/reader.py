@@ -253,7 +253,9 @@ class Document:
         )
 
     def ask_many(self, questions: Iterable[str], *, max_tokens: int = ANSWER_TOKENS) -> list[Answer]:
-        """Answer several questions; each goes on from the document's keys and values, which all of them share.
+        """Answer several questions, one after the other, each as `ask` does.
+
+        They share the document's keys and values, which none of them reads again or copies; what each adds is its own.
 
         Parameters
         ----------
