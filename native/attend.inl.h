@@ -8,6 +8,13 @@ static constexpr float kLog2e = 1.44269504088896340736f;
 static constexpr float kLn2 = 0.693147180559945309417f;
 static constexpr float kInfinity = __builtin_inff();
 
+// Lane i is the sum of tile[i], kLanes of them.
+static inline Vec sum_each(const Vec* tile) {
+  Vec folded[kLanes / kFold];
+  for (int i = 0; i < kLanes / kFold; ++i) folded[i] = fold(tile + i * kFold);
+  return sum_folded(folded);
+}
+
 #include "exp.inl.h"
 #include "visible.inl.h"
 #include "pack.inl.h"
@@ -82,7 +89,7 @@ struct Pass {
   const bool keys_in_place = scores_in_place(task);
   const bool values_in_place = !task.packed && task.rows() <= (problem.dtype == Dtype::float32 ? 4 : 1) * kTileRows &&
                                problem.value_dim == problem.value_width();
-  const bool value_pairs = pairs && !values_in_place;
+  const bool value_pairs = pairs && (!values_in_place || problem.stored == Dtype::int8);
   const bool by_key = problem.visibility.documents || problem.visibility.allowed;
   const int64_t depth = key_depth(problem, pairs), width = problem.value_width(), group = problem.group();
   const int64_t rows = task.rows();
@@ -100,7 +107,7 @@ struct Pass {
   };
 
   Block block_of(int64_t number) const {
-    const int64_t first = task.first_key() + number * kBlockKeys, left = task.last_key() - first;
+    const int64_t first = task.first_key + number * kBlockKeys, left = task.last_key - first;
     Block block{number, first, left < kBlockKeys ? left : kBlockKeys, 0, 0};
     block.seen = block.count;
     for (int64_t row = 0; row < rows; ++row) widen_to(spans[row], first, block.count, block.seen, block.seen_end);
@@ -110,10 +117,6 @@ struct Pass {
   int64_t place(int64_t block, int64_t row) const { return strip ? block * rows + row : row % kTileRows; }
   float* line(int64_t block, int64_t row) const { return lines.weights + place(block, row) * kBlockKeys; }
   int64_t blocks_before(const Block& block) const { return (block.first - task.packed->first_key) / kBlockKeys; }
-
-  Values values_at(int64_t key) const {
-    return {value_at(problem, task, key), task.piece->value.stride[2] * bytes_of(problem.stored), problem.stored};
-  }
 
   // Panels of the block, counted from its first key.
   const float* panels_of(const Block& block) {
@@ -132,8 +135,8 @@ struct Pass {
       first = task.packed->values + blocks_before(block) * kBlockKeys / keys_per_row * width;
     } else {
       if (packed_values != block.number)
-        pack_values(problem, values_at(block.first + block.seen), block.panels(), block.seen, block.seen_end, value_pairs,
-                    workspace.values);
+        pack_values(problem, task, block.first + block.panels(), block.first + block.seen, block.first + block.seen_end,
+                    value_pairs, workspace.values);
       packed_values = block.number;
       first = workspace.values - block.panels() / keys_per_row * width;
     }
@@ -141,9 +144,10 @@ struct Pass {
   }
 
   bool is_finite(const Block& block) {
+    if (problem.stored == Dtype::int8) return true;
     if (task.packed) return task.packed->finite[blocks_before(block)];
     if (examined != block.number)
-      finite = all_finite(values_at(block.first + block.seen), block.seen_end - block.seen, problem.value_dim);
+      finite = all_finite(problem, task, block.first + block.seen, block.first + block.seen_end);
     examined = block.number;
     return finite;
   }
@@ -163,18 +167,25 @@ struct Pass {
     float* scores = line(block.number, first);
     const float* queries = workspace.queries + first * (keys_in_place ? round_up(depth, kLanes) : depth);
     if (keys_in_place) {
-      score_rows_in_place(height, problem, task, pairs, queries, block.first + panel_begin, end - panel_begin,
-                          scores + panel_begin);
-      for (int64_t j = round_up(end, kLanes); j < panel_end; j += kLanes)
-        for (int64_t r = 0; r < height; ++r) store(scores + r * kBlockKeys + j, zero());
+      each_stretch(problem, task, &Piece::key, block.first + panel_begin, block.first + end,
+                   [&](const Stretch& keys, int64_t key) {
+        score_rows_in_place(height, problem, keys, pairs, queries, scores + key - block.first);
+      });
+      for (int64_t r = 0; r < height; ++r)
+        for (int64_t j = end; j < panel_end; ++j) scores[r * kBlockKeys + j] = 0.0f;
     } else {
       const auto tile = pairs ? score_rows<kTileRows, kDotsPairs> : score_rows<kTileRows, false>;
       const float* panels = panels_of(block);
       for (int64_t j = panel_begin; j < panel_end; j += kPanelKeys)
         tile(height, queries, panels + j * depth, depth, scores + j);
     }
-    if (const float* scales = scales_at(task, task.piece->key_scale, block.first + panel_begin))
-      times_scales(height, scores + panel_begin, scales, end - panel_begin, scores + panel_begin);
+    if (problem.stored == Dtype::int8) {
+      each_stretch(problem, task, &Piece::key, block.first + panel_begin, block.first + end,
+                   [&](const Stretch& keys, int64_t key) {
+        float* here = scores + key - block.first;
+        times_scales(height, here, keys.scales, keys.count, here);
+      });
+    }
 
     // A bias of -inf hides as well.
     bool hides = by_key || problem.bias.data;
@@ -220,7 +231,7 @@ struct Pass {
     for (int64_t block = first_block; block < last_block; ++block) {
       float* scores = line(block, row);
       const int64_t begin = lines.begin[place(block, row)], end = lines.end[place(block, row)];
-      if (kContest) contest.offer(scores, begin, end, task.first_key() + block * kBlockKeys);
+      if (kContest) contest.offer(scores, begin, end, task.first_key + block * kBlockKeys);
       for (int64_t j = begin; j < end; j += kPanelKeys) {
         weigh<kMoments>(factor, all_peak, scores + j, total, moment);
         weigh<kMoments>(factor, all_peak, scores + j + kLanes, total, moment);
@@ -242,26 +253,49 @@ struct Pass {
     float* outputs = state.values + first * width;
     // Only keys that some row of the task sees have values that may be looked at.
     const int64_t from = begin > block.seen ? begin : block.seen;
-    if (const float* scales = scales_at(task, task.piece->value_scale, block.first + begin)) {
-      times_scales(height, weights + begin, scales, end - begin, workspace.factors + begin);
+    if (problem.stored == Dtype::int8) {
+      each_stretch(problem, task, &Piece::value, block.first + begin, block.first + end,
+                   [&](const Stretch& values, int64_t key) {
+        const int64_t j = key - block.first;
+        times_scales(height, weights + j, values.scales, values.count, workspace.factors + j);
+      });
+      for (int64_t r = 0; r < height; ++r)
+        for (int64_t j = end; j < round_up(end, kPanelKeys); ++j) workspace.factors[r * kBlockKeys + j] = 0.0f;
       weights = workspace.factors;
     }
-    if (lines.hides[place(block.number, first)] && !is_finite(block)) {
-      add_values_around_poison(height, weights + from, values_at(block.first + from), end - from, problem.value_dim, width,
-                               rescale, outputs);
-    } else if (values_in_place) {
-      add_values(height, weights + from, values_at(block.first + from), end - from, width, rescale, outputs);
+    const bool poisoned = lines.hides[place(block.number, first)] && !is_finite(block);
+    if (poisoned || (values_in_place && !value_pairs)) {
+      const float* factors = rescale;
+      each_stretch(problem, task, &Piece::value, block.first + from, block.first + end,
+                   [&](const Stretch& stretch, int64_t key) {
+        const Values values{stretch.row, stretch.stride_bytes, problem.stored};
+        const float* here = weights + key - block.first;
+        if (poisoned)
+          add_values_around_poison(height, here, values, stretch.count, problem.value_dim, width, factors, outputs);
+        else
+          add_values(height, here, values, stretch.count, width, factors, outputs);
+        factors = nullptr;
+      });
     } else {
-      Values values = values_of(block);
-      values.first += begin / (value_pairs ? 2 : 1) * values.stride_bytes;
+      Values values;
+      const char* rows[kBlockKeys];
+      if (values_in_place) {
+        rows_of(problem, task, &Piece::value, block.first + begin, block.first + end, rows);
+        if ((end - begin) % 2) rows[end - begin] = rows[end - begin - 1];  // its weight is 0
+        values = {nullptr, 2 * width, Dtype::int8, rows};
+      } else {
+        values = values_of(block);
+        values.first += begin / (value_pairs ? 2 : 1) * values.stride_bytes;
+      }
       if (value_pairs) {
         for (int64_t r = 0; r < height; ++r)
           for (int64_t j = begin; j < end; j += kPanelKeys) {
             const float* here = weights + r * kBlockKeys + j;
             store(workspace.factors + (r * kBlockKeys + j) / 2, to_pairs(load(here), load(here + kLanes)));
           }
-        add_values<Dtype::float32, kDotsPairs>(height, workspace.factors + begin / 2, values, (end - begin + 1) / 2, width,
-                                               rescale, outputs);
+        const auto add_pairs =
+            values_in_place ? add_values<Dtype::int8, kDotsPairs> : add_values<Dtype::float32, kDotsPairs>;
+        add_pairs(height, workspace.factors + begin / 2, values, (end - begin + 1) / 2, width, rescale, outputs);
       } else {
         add_values<Dtype::float32, false>(height, weights + begin, values, end - begin, width, rescale, outputs);
       }
@@ -307,30 +341,28 @@ static void compute(const Problem& problem, const Task& task, const Workspace& w
     pack_queries(problem, task, pass.pairs, pass.keys_in_place, workspace.queries);
   }
   for (int64_t row = 0; strip && row < pass.rows; ++row) strip->peaks[row] = -kInfinity;
-  const int64_t blocks = (task.piece->keys + kBlockKeys - 1) / kBlockKeys;
+  const int64_t blocks = (task.last_key - task.first_key + kBlockKeys - 1) / kBlockKeys;
   const int64_t block_step = strip ? blocks : 1, row_step = strip ? pass.rows : kTileRows;
   for (int64_t block = 0; block < blocks; block += block_step)
     for (int64_t row = 0; row < pass.rows; row += row_step)
       pass.run(block, block + block_step, row, row + row_step < pass.rows ? row + row_step : pass.rows);
 }
 
-// Packs the blocks of the task's piece that one of its rows sees, for all tasks of the head.
+// Packs the blocks of the task's keys that one of its rows sees, for all tasks of the head.
 static void pack(const Problem& problem, const Task& task, const Packed& packed) {
   const bool pairs = uses_pairs(problem);
   const int64_t depth = key_depth(problem, pairs), width = problem.value_width(), group = problem.group();
-  for (int64_t first = task.first_key(); first < task.last_key(); first += kBlockKeys) {
-    const int64_t left = task.last_key() - first, count = left < kBlockKeys ? left : kBlockKeys;
+  for (int64_t first = task.first_key; first < task.last_key; first += kBlockKeys) {
+    const int64_t left = task.last_key - first, count = left < kBlockKeys ? left : kBlockKeys;
     int64_t seen = count, seen_end = 0;
     for (int64_t token = task.first_row / group; token * group < task.last_row; ++token)
       widen_to(span_of(problem, task, token), first, count, seen, seen_end);
     if (seen >= seen_end) continue;
     const int64_t panels = seen / kPanelKeys * kPanelKeys, number = (first - packed.first_key) / kBlockKeys;
-    const Values values{value_at(problem, task, first + seen), task.piece->value.stride[2] * bytes_of(problem.stored),
-                        problem.stored};
     pack_keys(problem, task, first + panels, first + seen_end, pairs, packed.keys + (number * kBlockKeys + panels) * depth);
-    pack_values(problem, values, panels, seen, seen_end, pairs,
+    pack_values(problem, task, first + panels, first + seen, first + seen_end, pairs,
                 packed.values + (number * kBlockKeys + panels) / (pairs ? 2 : 1) * width);
-    packed.finite[number] = all_finite(values, seen_end - seen, problem.value_dim);
+    packed.finite[number] = all_finite(problem, task, first + seen, first + seen_end);
   }
 }
 

@@ -299,7 +299,6 @@ NB_MODULE(_native, module) {
       .def_rw("row_weights", &Call::row_weights, nb::for_setter(nb::arg().none()));
   module.def("run", &run, nb::arg("call"), nb::arg("target"), nb::arg("threads"), nb::arg("interruptible"),
              "Run a call on a target; where it is interruptible, Ctrl-C between blocks raises KeyboardInterrupt.");
-  module.attr("split_tokens") = keywise::kSplitKeys;
   module.def("multiply_adds", &multiply_adds, nb::arg("target"), nb::arg("rounds"), nb::arg("pairs"),
              "Multiply and add in registers alone, pairs of bfloat16 where asked for; gives the number of operations.");
   module.def("add_up", &add_up, nb::arg("target"), nb::arg("data"), "Sum a contiguous float32 buffer.");

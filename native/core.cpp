@@ -25,6 +25,7 @@ constexpr int64_t kFewestRowsRead = 12;
 // Few key heads with at most this many query rows each (decoding, a question after a document) are split by keys.
 constexpr int64_t kSplitRows = 64;
 constexpr int64_t kSplitHeads = 16;
+constexpr int64_t kSplitKeys = 4 * kBlockKeys;
 // Tasks to aim for, so that any usual number of cores has work to the end.
 constexpr int64_t kTasks = 8;
 // Tasks and bytes of a wave: heads whose keys are packed and used at the same time.
@@ -91,7 +92,11 @@ void carve(Carver& carver, Workspace& workspace, const Problem& problem, int64_t
   carver(workspace.spans, rows * kSpanNumbers);  // which keys each row sees
 }
 
-Strip strip_of(const Piece& part) {
+struct Part {
+  int64_t first_key = 0, keys = 0;
+};
+
+Strip strip_of(const Part& part) {
   Strip strip;
   strip.first_key = part.first_key;
   strip.keys = part.keys;
@@ -144,9 +149,10 @@ struct Run {
     return parallel_for(count, multiplications < kSmallWork ? 1 : threads, work, interrupted);
   }
 
-  // Some rows of a head against the keys of a piece; finish, which goes by the state alone, needs none.
-  Task task_of(int64_t head, int64_t first_row, int64_t last_row, const Piece* piece = nullptr) const {
-    return {head / problem.key_heads, head % problem.key_heads, first_row, last_row, piece};
+  // Some rows of a head against part of the keys; finish, which goes by the state alone, needs none.
+  Task task_of(int64_t head, int64_t first_row, int64_t last_row, const Part& part = {}) const {
+    return {head / problem.key_heads, head % problem.key_heads, first_row, last_row, part.first_key,
+            part.first_key + part.keys};
   }
 
   float* mass_of(int64_t head) const { return problem.reading.key_mass + head * problem.group() * problem.keys; }
@@ -182,34 +188,24 @@ std::vector<RowBlock> row_blocks(const Run& run) {
   return blocks;
 }
 
-// Every piece cut into parts of at most this many keys; an empty piece stays one.
-std::vector<Piece> parts_of(const Problem& problem, int64_t keys) {
-  std::vector<Piece> parts;
-  for (const Piece* piece = problem.pieces; piece < problem.pieces + problem.piece_count; ++piece) {
-    for (int64_t first = 0; first == 0 || first < piece->keys; first += keys) {
-      Piece part = *piece;
-      for (Tensor* tensor : {&part.key, &part.value})
-        tensor->data = static_cast<const char*>(tensor->data) + first * tensor->stride[2] * bytes_of(problem.stored);
-      for (Scales* scales : {&part.key_scale, &part.value_scale})
-        if (scales->data) scales->data += first;
-      part.first_key += first;
-      part.keys = std::min(keys, piece->keys - first);
-      parts.push_back(part);
-    }
-  }
+// The keys in parts of at most this many; no keys are one part.
+std::vector<Part> parts_of(const Problem& problem, int64_t keys) {
+  std::vector<Part> parts;
+  for (int64_t first = 0; first == 0 || first < problem.keys; first += keys)
+    parts.push_back({first, std::min(keys, problem.keys - first)});
   return parts;
 }
 
 // The keys and values of the heads of a wave, packed once for all their rows: [head of the wave, part].
 class SharedKeys {
  public:
-  SharedKeys(const Run& run, const std::vector<Piece>& parts, int64_t heads)
+  SharedKeys(const Run& run, const std::vector<Part>& parts, int64_t heads)
       : run_(run), parts_(parts), packed_(size_t(heads) * parts.size()) {
     const Problem& problem = run.problem;
-    const int64_t pair = run.target.dots_pairs && problem.stored == Dtype::bfloat16 ? 2 : 1;
+    const int64_t pair = run.target.dots_pairs && problem.dtype == Dtype::bfloat16 ? 2 : 1;
     const auto carve_all = [&](Carver carver) {
       for (size_t i = 0; i < packed_.size(); ++i) {
-        const Piece& part = parts[i % parts.size()];
+        const Part& part = parts[i % parts.size()];
         const int64_t blocks = ceil_div(part.keys, kBlockKeys);
         packed_[i].first_key = part.first_key;
         carver(packed_[i].keys, blocks * kBlockKeys * ceil_div(problem.head_dim, pair));
@@ -225,7 +221,7 @@ class SharedKeys {
   bool pack(int64_t first_head, int64_t heads) const {
     const int64_t parts = int64_t(parts_.size());
     return run_.each(heads * parts, [&](int64_t index) {
-      const Task task = run_.task_of(first_head + index / parts, 0, run_.rows_per_head(), &parts_[size_t(index % parts)]);
+      const Task task = run_.task_of(first_head + index / parts, 0, run_.rows_per_head(), parts_[size_t(index % parts)]);
       run_.target.pack(run_.problem, task, packed_[size_t(index)]);
     });
   }
@@ -234,7 +230,7 @@ class SharedKeys {
 
  private:
   const Run& run_;
-  const std::vector<Piece>& parts_;
+  const std::vector<Part>& parts_;
   std::vector<Packed> packed_;
   Memory memory_;
 };
@@ -244,7 +240,7 @@ class SharedKeys {
 // number of blocks.
 bool Run::by_rows() const {
   const std::vector<RowBlock> blocks = row_blocks(*this);
-  const std::vector<Piece> parts = parts_of(problem, kStripKeys);
+  const std::vector<Part> parts = parts_of(problem, kStripKeys);
   const bool masses = problem.reads && problem.reading.key_mass;
   const int64_t block_count = int64_t(blocks.size());
   const bool shares = block_count >= kFewestSharing;
@@ -278,7 +274,7 @@ bool Run::by_rows() const {
         };
         carve_all(Carver(task_scratch(carve_all(Carver()))));
         for (size_t i = 0; i < parts.size(); ++i) {
-          Task task = task_of(first_head + head, block.first, block.last, &parts[i]);
+          Task task = task_of(first_head + head, block.first, block.last, parts[i]);
           task.continues = i > 0;
           task.packed = shares ? shared->of(head, i) : nullptr;
           target.compute(problem, task, workspace, state, block.read ? &strips[i] : nullptr);
@@ -304,7 +300,7 @@ bool Run::by_rows() const {
 
 // Few rows per key head: all of them against fixed parts of the keys, then the partials merged in key order.
 bool Run::by_keys() const {
-  const std::vector<Piece> parts = parts_of(problem, kSplitKeys);
+  const std::vector<Part> parts = parts_of(problem, kSplitKeys);
   const int64_t rows = rows_per_head(), splits = int64_t(parts.size());
   std::vector<State> states(size_t(heads() * splits));
   std::vector<Strip> strips(problem.reads ? states.size() : 0);
@@ -328,7 +324,7 @@ bool Run::by_keys() const {
   };
 
   const bool whole = each(heads() * splits, [&](int64_t index) {
-    const Task task = task_of(index / splits, 0, rows, &parts[size_t(index % splits)]);
+    const Task task = task_of(index / splits, 0, rows, parts[size_t(index % splits)]);
     target.compute(problem, task, workspace_here(), states[size_t(index)],
                    problem.reads ? &strips[size_t(index)] : nullptr);
   });

@@ -18,8 +18,6 @@ KEYWISE_INLINE constexpr int64_t bytes_of(Dtype dtype) {
 
 // Keys are taken in blocks of this many: a tile of scores (12 x 256 floats) stays in the first-level cache.
 constexpr int64_t kBlockKeys = 256;
-// Few rows take the keys of a piece in parts of this many, from its first key on.
-constexpr int64_t kSplitKeys = 4 * kBlockKeys;
 // Rows of value vectors are padded to this many floats, a multiple of every target's vector width.
 constexpr int64_t kPad = 16;
 
@@ -121,16 +119,15 @@ struct Problem {
 
 struct Packed;
 
-// Part of a problem: some query rows of one key head against the keys of one piece. Row r is head r % group of token
-// r / group. A task that continues adds to the state of the task before it, whose rows are the same.
+// Part of a problem: some query rows of one key head against some keys. Row r is head r % group of token r / group. A
+// task that continues adds to the state of the task before it, whose rows are the same. Keys are split by their number
+// alone, so that no result depends on the pieces they come in.
 struct Task {
   int64_t item = 0, key_head = 0;
   int64_t first_row = 0, last_row = 0;
-  const Piece* piece = nullptr;
+  int64_t first_key = 0, last_key = 0;
   bool continues = false;
   const Packed* packed = nullptr;  // null: a task packs for itself
-  KEYWISE_INLINE int64_t first_key() const { return piece->first_key; }
-  KEYWISE_INLINE int64_t last_key() const { return piece->first_key + piece->keys; }
   KEYWISE_INLINE int64_t rows() const { return last_row - first_row; }
 };
 
@@ -156,7 +153,7 @@ struct Strip {
   float* peaks = nullptr;  // [rows] the row's peak when its weights were made
 };
 
-// Keys and values of one head and piece as the tiles read them, packed once for all tasks that share them.
+// Keys and values of one head and part as the tiles read them, packed once for all tasks that share them.
 struct Packed {
   int64_t first_key = 0;
   float* keys = nullptr;
@@ -188,7 +185,7 @@ struct Target {
   const char* name;
   // Whether bfloat16 is packed in pairs, which take half the room.
   bool dots_pairs;
-  // Fills the blocks of the task's piece that one of its rows sees.
+  // Fills the blocks of the task's keys that one of its rows sees.
   void (*pack)(const Problem&, const Task&, const Packed&);
   // Fills the state, and the strip when it is not null.
   void (*compute)(const Problem&, const Task&, const Workspace&, const State&, const Strip*);

@@ -67,6 +67,7 @@ const char* lacks_avx512() {
 
 const char* lacks_avx512_bf16() {
   if (*lacks_avx512()) return lacks_avx512();
+  if (!(cpuid(7, 0).c & bit_AVX512VBMI)) return "the CPU has no AVX512_VBMI";
   return cpuid(7, 1).a & bit_AVX512BF16 ? "" : "the CPU has no AVX512_BF16";
 }
 

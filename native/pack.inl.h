@@ -51,25 +51,59 @@ static inline const char* row_of(const Tensor& tensor, Dtype dtype, int64_t item
   return static_cast<const char*>(tensor.data) + offset * bytes_of(dtype);
 }
 
-// The task's keys and values where the user has them.
-static inline const char* key_at(const Problem& problem, const Task& task, int64_t key) {
-  return row_of(task.piece->key, problem.stored, task.item, task.key_head, key - task.piece->first_key);
-}
-static inline const char* value_at(const Problem& problem, const Task& task, int64_t key) {
-  return row_of(task.piece->value, problem.stored, task.item, task.key_head, key - task.piece->first_key);
+// Keys or values of one head where the user has them, as far as they lie in one piece.
+struct Stretch {
+  const char* row;  // of the first key
+  int64_t stride_bytes;
+  const float* scales;  // null where there are none
+  int64_t count;
+};
+
+// From key `first` on, `last` and later ones left out.
+static Stretch stretch_of(const Problem& problem, const Task& task, Tensor Piece::*side, int64_t first, int64_t last) {
+  int64_t low = 0, high = problem.piece_count - 1;
+  while (low < high) {
+    const int64_t middle = (low + high + 1) / 2;
+    if (problem.pieces[middle].first_key <= first)
+      low = middle;
+    else
+      high = middle - 1;
+  }
+  const Piece& piece = problem.pieces[low];
+  const Tensor& tensor = piece.*side;
+  const Scales& scales = side == &Piece::key ? piece.key_scale : piece.value_scale;
+  const int64_t token = first - piece.first_key, end = piece.first_key + piece.keys;
+  return {row_of(tensor, problem.stored, task.item, task.key_head, token),
+          tensor.stride[2] * bytes_of(problem.stored),
+          scales.data ? scales.data + task.item * scales.stride[0] + task.key_head * scales.stride[1] + token : nullptr,
+          (last < end ? last : end) - first};
 }
 
-// The scales of keys or values from `key` on, null where there are none.
-static inline const float* scales_at(const Task& task, const Scales& scales, int64_t key) {
-  if (!scales.data) return nullptr;
-  return scales.data + task.item * scales.stride[0] + task.key_head * scales.stride[1] + key - task.piece->first_key;
+// Calls work(stretch, its first key) for the keys first .. last - 1.
+template <typename Work>
+static inline void each_stretch(const Problem& problem, const Task& task, Tensor Piece::*side, int64_t first,
+                                int64_t last, Work work) {
+  while (first < last) {
+    const Stretch stretch = stretch_of(problem, task, side, first, last);
+    work(stretch, first);
+    first += stretch.count;
+  }
 }
 
-// to[rows][kBlockKeys] = from x scales, `count` keys and zeros up to a whole vector.
+// Where the rows of the keys first .. last - 1 begin.
+static void rows_of(const Problem& problem, const Task& task, Tensor Piece::*side, int64_t first, int64_t last,
+                    const char** rows) {
+  each_stretch(problem, task, side, first, last, [&](const Stretch& stretch, int64_t) {
+    for (int64_t i = 0; i < stretch.count; ++i) *rows++ = stretch.row + i * stretch.stride_bytes;
+  });
+}
+
+// to[rows][kBlockKeys] = from x scales, for `count` keys.
 static void times_scales(int64_t rows, const float* from, const float* scales, int64_t count, float* to) {
-  for (int64_t j = 0; j < count; j += kLanes) {
-    const Vec scale = count - j < kLanes ? load_first(scales + j, int(count - j)) : load(scales + j);
-    for (int64_t r = 0; r < rows; ++r) store(to + r * kBlockKeys + j, mul(load(from + r * kBlockKeys + j), scale));
+  for (int64_t r = 0; r < rows; ++r, from += kBlockKeys, to += kBlockKeys) {
+    int64_t j = 0;
+    for (; j + kLanes <= count; j += kLanes) store(to + j, mul(load(from + j), load(scales + j)));
+    for (; j < count; ++j) to[j] = from[j] * scales[j];
   }
 }
 
@@ -105,8 +139,13 @@ static inline Vec load_elements(const char* row, Dtype dtype, int64_t index, int
   return dtype == Dtype::bfloat16 ? load_bfloat16(source) : load_float16(source);
 }
 
-// Up to 2 kLanes bfloat16 elements as kLanes pairs of bits, zeros behind the last.
-static inline Vec load_pairs(const char* row, int64_t index, int64_t count) {
+// Up to 2 kLanes bfloat16 or int8 elements as kLanes pairs of bfloat16, zeros behind the last; this is exact.
+static inline Vec load_pairs(const char* row, Dtype dtype, int64_t index, int64_t count) {
+  if (dtype == Dtype::int8) {
+    Vec pairs[2];
+    int8_pairs(reinterpret_cast<const int8_t*>(row) + index, clamp(count, 0, 2 * kLanes), pairs);
+    return pairs[0];
+  }
   const uint16_t* source = reinterpret_cast<const uint16_t*>(row) + index;
   uint16_t line[2 * kLanes];
   if (count < 2 * kLanes) {
@@ -119,7 +158,8 @@ static inline Vec load_pairs(const char* row, int64_t index, int64_t count) {
 
 static constexpr int64_t kPanelKeys = 2 * kLanes;
 
-static inline bool uses_pairs(const Problem& problem) { return kDotsPairs && problem.stored == Dtype::bfloat16; }
+// Whatever is stored under bfloat16 queries, bfloat16 or int8, is exact in bfloat16.
+static inline bool uses_pairs(const Problem& problem) { return kDotsPairs && problem.dtype == Dtype::bfloat16; }
 
 // Lanes per key in a packed panel: head_dim floats, or half as many pairs of bfloat16.
 static inline int64_t key_depth(const Problem& problem, bool pairs) {
@@ -127,15 +167,17 @@ static inline int64_t key_depth(const Problem& problem, bool pairs) {
 }
 
 // kLanes keys from lane `d` on become lanes: tile[i] is lane d + i of the keys. Keys from `known` on are zeros.
-static inline void load_transposed(const char* row, int64_t stride_bytes, int64_t known, Dtype dtype, bool pairs,
-                                   int64_t d, int64_t left, Vec* tile) {
+static inline void load_transposed(const char* const* rows, int64_t known, Dtype dtype, bool pairs, int64_t d,
+                                   int64_t left, Vec* tile) {
   const int64_t whole = pairs ? 2 * kLanes : kLanes;
-  if (known >= kLanes && left >= whole && (pairs || dtype == Dtype::float32)) {
+  if (known >= kLanes && left >= whole && dtype == (pairs ? Dtype::bfloat16 : Dtype::float32)) {
 #pragma GCC unroll 16
-    for (int i = 0; i < kLanes; ++i) tile[i] = load(reinterpret_cast<const float*>(row + i * stride_bytes) + d);
+    for (int i = 0; i < kLanes; ++i) tile[i] = load(reinterpret_cast<const float*>(rows[i]) + d);
   } else {
-    for (int i = 0; i < kLanes; ++i, row += stride_bytes)
-      tile[i] = i >= known ? zero() : pairs ? load_pairs(row, 2 * d, left) : load_elements(row, dtype, d, left);
+    for (int i = 0; i < kLanes; ++i)
+      tile[i] = i >= known ? zero()
+                : pairs    ? load_pairs(rows[i], dtype, 2 * d, left)
+                           : load_elements(rows[i], dtype, d, left);
   }
   transpose(tile);
 }
@@ -143,15 +185,15 @@ static inline void load_transposed(const char* row, int64_t stride_bytes, int64_
 // Keys first .. last - 1 as panels [depth][kPanelKeys], keys behind the last as zeros.
 static void pack_keys(const Problem& problem, const Task& task, int64_t first, int64_t last, bool pairs, float* panels) {
   const int64_t depth = key_depth(problem, pairs), step = pairs ? 2 : 1;
-  const int64_t stride_bytes = task.piece->key.stride[2] * bytes_of(problem.stored);
   for (int64_t panel = first; panel < last; panel += kPanelKeys, panels += depth * kPanelKeys) {
     for (int64_t half = 0; half < kPanelKeys; half += kLanes) {
-      const int64_t known = last - panel - half;
-      const char* row = key_at(problem, task, panel + (known > 0 ? half : 0));
+      const int64_t begin = panel + half, known = clamp(last - begin, 0, kLanes);
+      const char* rows[kLanes];
+      rows_of(problem, task, &Piece::key, begin, begin + known, rows);
       float* place = panels + half;
       for (int64_t d = 0; d < depth; d += kLanes, place += kLanes * kPanelKeys) {
         Vec tile[kLanes];
-        load_transposed(row, stride_bytes, known, problem.stored, pairs, d, problem.head_dim - d * step, tile);
+        load_transposed(rows, known, problem.stored, pairs, d, problem.head_dim - d * step, tile);
         if (depth - d >= kLanes) {
 #pragma GCC unroll 16
           for (int i = 0; i < kLanes; ++i) store(place + i * kPanelKeys, tile[i]);
@@ -163,40 +205,40 @@ static void pack_keys(const Problem& problem, const Task& task, int64_t first, i
   }
 }
 
-// Rows of values, packed or where the user has them.
+// Rows of values, packed or where the user has them: at even steps, or, where int8 is taken in pairs, one by one.
 struct Values {
   const char* first;
   int64_t stride_bytes;
   Dtype dtype;
+  const char* const* rows = nullptr;
 };
 
-// Up to kLanes bfloat16 as they are, zeros behind the last; `line` is room for them.
-static inline const uint16_t* narrow_elements(const char* row, int64_t index, int64_t count, uint16_t* line) {
-  const uint16_t* source = reinterpret_cast<const uint16_t*>(row) + index;
-  if (count >= kLanes) return source;
-  __builtin_memset(line, 0, kLanes * sizeof(uint16_t));
-  if (row && count > 0) __builtin_memcpy(line, source, std::size_t(count) * sizeof(uint16_t));
+// Up to kLanes elements as bfloat16, zeros behind the last; `line` is room for twice as many.
+static inline const uint16_t* narrow_elements(const char* row, Dtype dtype, int64_t index, int64_t count,
+                                              uint16_t* line) {
+  if (dtype == Dtype::bfloat16 && count >= kLanes) return reinterpret_cast<const uint16_t*>(row) + index;
+  store(reinterpret_cast<float*>(line), count > 0 ? load_pairs(row, dtype, index, clamp(count, 0, kLanes)) : zero());
   return line;
 }
 
-// Values of the keys first .. last - 1 as rows of value_width floats, or, in pairs, the values of two keys as one row of
-// pairs of bfloat16. `values` begin at key `known`; what lies before it, and behind the last, is zeros.
-static void pack_values(const Problem& problem, const Values& values, int64_t first, int64_t known, int64_t last,
+// Values of the keys first .. last - 1 of a block as rows of value_width floats, or, in pairs, the values of two keys as
+// one row of pairs of bfloat16. Keys before `known` are zeros, and so is one behind the last.
+static void pack_values(const Problem& problem, const Task& task, int64_t first, int64_t known, int64_t last,
                         bool pairs, float* packed) {
   const int64_t width = problem.value_width(), value_dim = problem.value_dim;
-  const auto row_of_key = [&](int64_t key) {
-    return key < known || key >= last ? nullptr : values.first + (key - known) * values.stride_bytes;
-  };
+  const char* rows[kBlockKeys];
+  rows_of(problem, task, &Piece::value, known, last, rows);
+  const auto row_of_key = [&](int64_t key) { return key < known || key >= last ? nullptr : rows[key - known]; };
   for (int64_t key = first; key < last; key += pairs ? 2 : 1, packed += width) {
     const char *row = row_of_key(key), *next = pairs ? row_of_key(key + 1) : nullptr;
     for (int64_t d = 0; d < width; d += kLanes) {
       const int64_t left = value_dim - d;
       if (pairs) {
-        uint16_t lines[2][kLanes];
-        store(packed + d, interleave(narrow_elements(row, d, row ? left : 0, lines[0]),
-                                     narrow_elements(next, d, next ? left : 0, lines[1])));
+        uint16_t lines[2][2 * kLanes];
+        store(packed + d, interleave(narrow_elements(row, problem.stored, d, row ? left : 0, lines[0]),
+                                     narrow_elements(next, problem.stored, d, next ? left : 0, lines[1])));
       } else {
-        store(packed + d, row && left > 0 ? load_elements(row, values.dtype, d, left) : zero());
+        store(packed + d, row && left > 0 ? load_elements(row, problem.stored, d, left) : zero());
       }
     }
   }
@@ -220,7 +262,7 @@ static void pack_queries(const Problem& problem, const Task& task, bool pairs, b
       row[r] = row_of(problem.query, problem.dtype, task.item, head, (first + r) / group);
     }
     const auto elements = [&](int64_t r, int64_t d) {
-      return pairs ? load_pairs(row[r], 2 * d, problem.head_dim - 2 * d)
+      return pairs ? load_pairs(row[r], problem.dtype, 2 * d, problem.head_dim - 2 * d)
                    : load_elements(row[r], problem.dtype, d, problem.head_dim - d);
     };
     for (int64_t d = 0; d < depth; d += kLanes) {

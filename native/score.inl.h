@@ -44,30 +44,71 @@ static void score_in_place(const Problem& problem, const char* key, int64_t stri
   const int64_t step = kPairs ? 2 : 1, depth = key_depth(problem, kPairs), padded = round_up(depth, kLanes);
   const int64_t whole = problem.head_dim / step / kLanes * kLanes;
   for (int64_t j = 0; j < count; j += kLanes) {
-    Vec sums[R][kLanes];
-    for (int i = 0; i < kLanes; ++i, key += stride_bytes) {
-      Vec sum[R];
+    Vec folded[R][kLanes / kFold];
+    for (int i = 0; i < kLanes; i += kFold) {
+      Vec sums[R][kFold];
 #pragma GCC unroll 16
-      for (int r = 0; r < R; ++r) sum[r] = zero();
-      const auto add_products = [&](Vec elements, int64_t d) {
+      for (int r = 0; r < R; ++r)
+#pragma GCC unroll 16
+        for (int k = 0; k < kFold; ++k) sums[r][k] = zero();
+      const auto add_products = [&](const Vec* elements, int64_t d) {
 #pragma GCC unroll 16
         for (int r = 0; r < R; ++r) {
           const Vec query = load(queries + r * padded + d);
-          sum[r] = kPairs ? dot_pairs(query, elements, sum[r]) : mul_add(query, elements, sum[r]);
+#pragma GCC unroll 16
+          for (int k = 0; k < kFold; ++k)
+            sums[r][k] = kPairs ? dot_pairs(query, elements[k], sums[r][k]) : mul_add(query, elements[k], sums[r][k]);
         }
       };
-      if (j + i < count) {
-        for (int64_t d = 0; d < whole; d += kLanes)
-          add_products(kPairs ? load(reinterpret_cast<const float*>(key) + d) : load_as<kDtype>(key, d), d);
-        if (whole < depth) {
-          const int64_t left = problem.head_dim - step * whole;
-          add_products(kPairs ? load_pairs(key, step * whole, left) : load_elements(key, kDtype, whole, left), whole);
+      // Behind the last key the last one stands in; its sums are not stored.
+      const char* keys[kFold];
+      for (int k = 0; k < kFold; ++k) keys[k] = key + (j + i + k < count ? j + i + k : count - 1) * stride_bytes;
+      const auto each_key = [&](auto work) {
+#pragma GCC unroll 16
+        for (int k = 0; k < kFold; ++k) work(k);
+      };
+      if constexpr (kPairs && kDtype == Dtype::int8) {
+        for (int64_t d = 0; d < depth; d += 2 * kLanes) {
+          Vec elements[2][kFold];
+          each_key([&](int k) {
+            Vec pairs[2];
+            int8_pairs(reinterpret_cast<const int8_t*>(keys[k]) + 2 * d, problem.head_dim - 2 * d, pairs);
+            elements[0][k] = pairs[0];
+            elements[1][k] = pairs[1];
+          });
+          add_products(elements[0], d);
+          if (d + kLanes < depth) add_products(elements[1], d + kLanes);
+        }
+      } else {
+        Vec elements[kFold];
+        for (int64_t d = 0; d < whole; d += kLanes) {
+          each_key([&](int k) {
+            elements[k] = kPairs ? load(reinterpret_cast<const float*>(keys[k]) + d) : load_as<kDtype>(keys[k], d);
+          });
+          add_products(elements, d);
+        }
+        const int64_t left = problem.head_dim - step * whole;
+        if (left > 0) {
+          each_key([&](int k) {
+            elements[k] = kPairs ? load_pairs(keys[k], kDtype, step * whole, left)
+                                 : load_elements(keys[k], kDtype, whole, left);
+          });
+          add_products(elements, whole);
         }
       }
 #pragma GCC unroll 16
-      for (int r = 0; r < R; ++r) sums[r][i] = sum[r];
+      for (int r = 0; r < R; ++r) folded[r][i / kFold] = fold(sums[r]);
     }
-    for (int r = 0; r < R; ++r) store(scores + r * kBlockKeys + j, sum_each(sums[r]));
+    for (int r = 0; r < R; ++r) {
+      float* place = scores + r * kBlockKeys + j;
+      if (count - j >= kLanes) {
+        store(place, sum_folded(folded[r]));
+      } else {  // what lies behind the last key belongs to others
+        float line[kLanes];
+        store(line, sum_folded(folded[r]));
+        __builtin_memcpy(place, line, std::size_t(count - j) * sizeof(float));
+      }
+    }
   }
 }
 
@@ -81,13 +122,14 @@ static void score_rows_in_place(int64_t rows, const Problem& problem, const char
   score_in_place<R, kDtype, kPairs>(problem, key, stride_bytes, queries, count, scores);
 }
 
-static void score_rows_in_place(int64_t rows, const Problem& problem, const Task& task, bool pairs,
-                                const float* queries, int64_t first_key, int64_t count, float* scores) {
-  const auto score = pairs                                ? score_rows_in_place<kRowsInPlace, Dtype::bfloat16, kDotsPairs>
+static void score_rows_in_place(int64_t rows, const Problem& problem, const Stretch& keys, bool pairs,
+                                const float* queries, float* scores) {
+  const bool int8 = problem.stored == Dtype::int8;
+  const auto score = pairs && int8                        ? score_rows_in_place<kRowsInPlace, Dtype::int8, kDotsPairs>
+                     : pairs                             ? score_rows_in_place<kRowsInPlace, Dtype::bfloat16, kDotsPairs>
+                     : int8                              ? score_rows_in_place<kRowsInPlace, Dtype::int8, false>
                      : problem.stored == Dtype::float32  ? score_rows_in_place<kRowsInPlace, Dtype::float32, false>
                      : problem.stored == Dtype::bfloat16 ? score_rows_in_place<kRowsInPlace, Dtype::bfloat16, false>
-                     : problem.stored == Dtype::int8     ? score_rows_in_place<kRowsInPlace, Dtype::int8, false>
                                                          : score_rows_in_place<kRowsInPlace, Dtype::float16, false>;
-  score(rows, problem, key_at(problem, task, first_key), task.piece->key.stride[2] * bytes_of(problem.stored), queries,
-        count, scores);
+  score(rows, problem, keys.row, keys.stride_bytes, queries, keys.count, scores);
 }

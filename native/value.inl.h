@@ -19,11 +19,18 @@ static void value_tile(const float* weights, const Values& values, int64_t first
   const char* row = values.first;
   for (int64_t key = 0; key < keys; ++key, row += values.stride_bytes) {
     Vec value[C];
+    const char* ahead[2] = {row, nullptr};
+    if constexpr (kDtype == Dtype::int8 && kPairs) {
+      for (int i = 0; i < 2; ++i) ahead[i] = values.rows[2 * key + i];
+      int8_pairs_of_rows<C>(ahead[0] + first, ahead[1] + first, value);
+    } else {
 #pragma GCC unroll 16
-    for (int c = 0; c < C; ++c) value[c] = load_as<kDtype>(row, first + c * kLanes);
+      for (int c = 0; c < C; ++c) value[c] = load_as<kDtype>(row, first + c * kLanes);
+    }
     // What is not float32 is read in place, strip by strip: the next strip is on its way while this one is used.
     for (int64_t byte = 0; kDtype != Dtype::float32 && byte < C * kLanes * bytes_of(kDtype); byte += 64)
-      __builtin_prefetch(row + first * bytes_of(kDtype) + byte + kValueStripBytes);
+      for (const char* next : ahead)
+        if (next) __builtin_prefetch(next + first * bytes_of(kDtype) + byte + kValueStripBytes);
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
       const Vec weight = broadcast(weights[r * (kPairs ? kBlockKeys / 2 : kBlockKeys) + key]);
@@ -59,13 +66,15 @@ static void add_values(int64_t rows, const float* weights, const Values& values,
   constexpr int64_t kStride = kPairs ? kBlockKeys / 2 : kBlockKeys;
   const int64_t strip = rows <= kValueRows ? clamp(kValueStripBytes / values.stride_bytes, 8, keys) : keys;
   for (int64_t key = 0; key < keys; key += strip) {
-    const Values here{values.first + key * values.stride_bytes, values.stride_bytes, values.dtype};
+    const Values here{values.first + key * values.stride_bytes, values.stride_bytes, values.dtype,
+                      values.rows + (values.rows ? 2 * key : 0)};
     const int64_t count = keys - key < strip ? keys - key : strip;
     for (int64_t r = 0; r < rows; r += kValueRows)
       for (int64_t d = 0; d < width; d += kValueVectors * kLanes)
         value_rows<kValueRows, kValueVectors, kDtype, kPairs>(rows - r, (width - d) / kLanes,
                                                               weights + r * kStride + key, here, d, count, width,
-                                                              key ? nullptr : rescale + r, outputs + r * width + d);
+                                                              key || !rescale ? nullptr : rescale + r,
+                                                              outputs + r * width + d);
   }
 }
 
@@ -78,12 +87,15 @@ static void add_values(int64_t rows, const float* weights, const Values& values,
   add(rows, weights, values, keys, width, rescale, outputs);
 }
 
-static bool all_finite(const Values& values, int64_t keys, int64_t value_dim) {
+// Whether the values of the keys first .. last - 1 hold neither NaN nor infinity.
+static bool all_finite(const Problem& problem, const Task& task, int64_t first, int64_t last) {
   Vec poison = zero();  // 0 x NaN and 0 x inf are NaN
-  const char* row = values.first;
-  for (int64_t key = 0; key < keys; ++key, row += values.stride_bytes)
-    for (int64_t d = 0; d < value_dim; d += kLanes)
-      poison = mul_add(load_elements(row, values.dtype, d, value_dim - d), zero(), poison);
+  each_stretch(problem, task, &Piece::value, first, last, [&](const Stretch& values, int64_t) {
+    const char* row = values.row;
+    for (int64_t key = 0; key < values.count; ++key, row += values.stride_bytes)
+      for (int64_t d = 0; d < problem.value_dim; d += kLanes)
+        poison = mul_add(load_elements(row, problem.stored, d, problem.value_dim - d), zero(), poison);
+  });
   return sum(poison) == 0.0f;
 }
 
@@ -91,7 +103,7 @@ static bool all_finite(const Values& values, int64_t keys, int64_t value_dim) {
 static void add_values_around_poison(int64_t rows, const float* weights, const Values& values, int64_t keys,
                                      int64_t value_dim, int64_t width, const float* rescale, float* outputs) {
   for (int64_t r = 0; r < rows; ++r, weights += kBlockKeys, outputs += width) {
-    for (int64_t d = 0; d < value_dim; ++d) outputs[d] *= rescale[r];
+    for (int64_t d = 0; rescale && d < value_dim; ++d) outputs[d] *= rescale[r];
     for (int64_t key = 0; key < keys; ++key) {
       if (weights[key] == 0.0f) continue;
       const char* row = values.first + key * values.stride_bytes;

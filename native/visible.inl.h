@@ -25,7 +25,7 @@ static Span span_of(const Problem& problem, const Task& task, int64_t token) {
   if (rule.left >= 0 && own - rule.left > near) near = own - rule.left;
   if (rule.right >= 0 && own + rule.right + 1 < near_end) near_end = own + rule.right + 1;
   const int64_t kept_end = start + rule.keep_first < end ? start + rule.keep_first : end;
-  const auto local = [&](int64_t position) { return clamp(position - rule.first_key, task.first_key(), task.last_key()); };
+  const auto local = [&](int64_t position) { return clamp(position - rule.first_key, task.first_key, task.last_key); };
   return {local(start), local(kept_end), local(near), local(near_end)};
 }
 

@@ -13,6 +13,8 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
+from keywise.cache import file as cache_file
+from keywise.cache import head
 from keywise.documents import Answer, Document, Reader, reader
 from keywise.documents.store import ABANDONED_SECONDS, DEFAULT_LIMIT_BYTES, Store
 from keywise.errors import DtypeError, OptionError
@@ -160,29 +162,111 @@ def flip(path: Path, place: Callable[[int], int]) -> None:
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [
-        (lambda path: flip(path, lambda _: 70), "head is damaged"),
-        (lambda path: flip(path, lambda size: size - 7), "damaged: the checksum"),
-        (lambda path: flip(path, lambda size: size // 2), "damaged: the checksum"),
-        (lambda path: path.write_bytes(path.read_bytes()[:-1]), "was cut"),
-        (lambda path: path.write_bytes(b""), "ends after 0 bytes"),
-    ],
-)
-def test_a_damaged_file_is_told_of_and_never_used(
+HEADS = [
+    (lambda path: flip(path, lambda _: 70), "head is damaged"),
+    (lambda path: path.write_bytes(path.read_bytes()[:-1]), "was cut"),
+    (lambda path: path.write_bytes(b""), "ends after 0 bytes"),
+    (lambda path: (path.unlink(), path.mkdir()), "Is a directory"),
+]
+KEYS = [lambda size: size - 7, lambda size: size // 2]
+
+
+@pytest.fixture
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a small file have many checksums, as a large one has."""
+    for module in (cache_file, head):
+        monkeypatch.setattr(module, "CHECK_BYTES", 4096)
+
+
+@pytest.mark.parametrize(("damage", "message"), HEADS)
+def test_a_damaged_head_is_told_of_at_once_and_the_text_read_again(
     default: LoadedModel, tmp_path: Path, damage: Callable[[Path], None], message: str
 ) -> None:
     loaded = tiny("llama", default)
     right = asked(Reader(loaded, tmp_path).read(TEXT))
-    damage(files(tmp_path)[0])
+    path = files(tmp_path)[0]
+    damage(path)
     said: list[str] = []
     document = Reader(loaded, tmp_path, status=said.append).read(TEXT)
     assert document.reused_tokens == 0
-    assert len(said) == 1
     assert message in said[0]
+    if path.is_dir():  # which is not ours to remove
+        assert [("cannot be removed" in line, "Not kept" in line) for line in said] == [(True, False), (False, True)]
+    else:
+        assert len(said) == 1
+        assert "removed, to be read again" in said[0]
+        assert Reader(loaded, tmp_path).read(TEXT).reused_tokens == document.tokens
+    assert findings(asked(document)) == findings(right)
+
+
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("place", KEYS)
+@pytest.mark.parametrize("question", ["ask", "evidence"])
+def test_damaged_keys_show_at_the_first_question_and_the_text_is_read_again(
+    loaded: LoadedModel, tmp_path: Path, place: Callable[[int], int], question: str
+) -> None:
+    first = Reader(loaded, tmp_path).read(TEXT)
+    right = first.ask(QUESTION, max_tokens=6), first.evidence(QUESTION)
+    flip(files(tmp_path)[0], place)
+    said: list[str] = []
+    document = Reader(loaded, tmp_path, status=said.append).read(TEXT)
+    # Opening reads no keys: nothing is known yet.
+    assert (said, document.reused_tokens) == ([], first.tokens)
+    pieces: list[str] = []
+    if question == "ask":
+        answer = document.ask(QUESTION, max_tokens=6, on_token=pieces.append)
+        assert findings(answer) == findings(right[0])
+        assert answer.reused_tokens == 0
+        assert "".join(pieces).strip() == answer.text
+    else:
+        assert document.evidence(QUESTION) == right[1]
+    assert len(said) == 1
+    assert "damaged: the checksum" in said[0]
     assert "removed, to be read again" in said[0]
-    assert findings(asked(document))[1] == findings(right)[1]
+    # The file was replaced, and what was read again serves the next questions.
+    with counted(loaded) as calls:
+        assert document.evidence(QUESTION) == right[1]
+        assert Reader(loaded, tmp_path, status=said.append).read(TEXT).evidence(QUESTION) == right[1]
+    assert len(calls) == 2
+    assert len(said) == 1
+
+
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("place", KEYS)
+def test_damaged_keys_of_a_beginning_are_not_gone_on_from(
+    loaded: LoadedModel, tmp_path: Path, place: Callable[[int], int]
+) -> None:
+    Reader(loaded, tmp_path).read(TEXT)
+    flip(files(tmp_path)[0], place)
+    said: list[str] = []
+    changed = TEXT + " It is dark."
+    document = Reader(loaded, tmp_path, status=said.append).read(changed)
+    assert "damaged: the checksum" in said[0]
+    assert (len(said), document.reused_tokens) == (1, 0)
+    assert findings(asked(document)) == findings(asked(Reader(loaded, keep=False).read(changed)))
+    assert Reader(loaded, tmp_path).read(TEXT).reused_tokens > 100
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_a_second_reading_that_is_interrupted_leaves_no_half_document(
+    loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reader, "CHUNK_TOKENS", 40)
+    right = asked(Reader(loaded, tmp_path).read(TEXT))
+    flip(files(tmp_path)[0], KEYS[0])
+    document = Reader(loaded, tmp_path, status=lambda _: None).read(TEXT)
+    calls: list[int] = []
+
+    def interrupt(*_: Any) -> None:
+        calls.append(1)
+        if len(calls) == 3:  # the first question meets the damage, one chunk is read
+            raise KeyboardInterrupt
+
+    hook = loaded.model.model.layers[0].register_forward_pre_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        document.ask(QUESTION)
+    hook.remove()
+    assert close(asked(document), right)
     assert Reader(loaded, tmp_path).read(TEXT).reused_tokens == document.tokens
 
 

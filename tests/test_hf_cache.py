@@ -18,14 +18,7 @@ from keywise.errors import FormatError, ModelError, OptionError
 from keywise.hf import fingerprint
 from keywise.hf.joined import joined_class
 
-pytestmark = pytest.mark.usefixtures("one_torch_thread", "short_parts")
-
-
-@pytest.fixture
-def short_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a few tokens be a piece of their own, as a thousand are to the kernels."""
-    monkeypatch.setattr("keywise.cache.layer.SPLIT_TOKENS", 4)
-
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 NEW_TOKENS = 12
 WAYS: dict[str, dict[str, Any]] = {

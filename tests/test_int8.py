@@ -14,13 +14,16 @@ from hypothesis.extra import numpy as strategies
 
 import keywise as kw
 from cases import DTYPES, MASKS, Case
-from judging import check_output, check_reading, numbers, verdict
+from judging import check_output, check_reading, numbers, verdict, worst
+from keywise.attention import reference
 from keywise.attention.arrays import Taken, take
 from keywise.attention.operation import Pieces, run
 from keywise.attention.problem import Want, make_problem
 from keywise.cache import file
 from keywise.cache.quantised import quantised
 from keywise.errors import DtypeError, OptionError
+from plain import plain
+from test_accuracy import RESULTS
 from test_kvcache import tokens
 
 
@@ -55,11 +58,33 @@ CASES = [
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.mask}-{case.dtype}-{case.keys}")
 def test_kernels_meet_the_definition_over_the_rounded_numbers(case: Case, kernel: str) -> None:
+    whole = run(**rounded(case.arguments()))
     for cuts in ((), (1, 37, 290)):
         arguments = rounded(case.arguments(), cuts)
+        assert torch.equal(run(**arguments), whole)
         judged = verdict(make_problem(**arguments, reading=Want(**case.reading_arguments())))
         check_output(run(**arguments), judged)
         check_reading(run(**arguments, reading=Want(**case.reading_arguments())), judged)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("queries", [1, 4, 100])  # keys and values read in place, values in place, packed
+@pytest.mark.parametrize("peaky", [False, True], ids=["normal", "peaky"])
+def test_errors_are_at_most_twice_plain_ones(kernel: str, dtype: str, queries: int, peaky: bool) -> None:
+    """The rule of test_accuracy.py, without any floor, over what the rounded numbers stand for."""
+    errors, allowed = dict.fromkeys(RESULTS, 0.0), dict.fromkeys(RESULTS, 0.0)
+    for seed in range(10):
+        case = Case(dtype, 2, 4, queries=queries, group=3, keys=300, value_dim=80, peaky=peaky, seed=seed)
+        arguments = rounded(case.arguments())
+        problem = make_problem(**arguments, reading=Want())
+        truth, reading = reference.evaluate(problem), run(**arguments, reading=Want())
+        single = plain(problem, torch.float32, scale_first=False)
+        same = plain(problem, getattr(torch, dtype), scale_first=False)
+        for name in RESULTS:
+            errors[name] += worst(numbers(getattr(reading, name)), getattr(truth, name))
+            allowed[name] += 2 * worst(getattr(same if name == "output" else single, name), getattr(truth, name))
+    over = {name: f"{error:.3g} > {allowed[name]:.3g}" for name, error in errors.items() if error > allowed[name]}
+    assert not over
 
 
 def test_the_same_bits_on_any_number_of_threads() -> None:

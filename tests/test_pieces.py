@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -100,9 +101,18 @@ def test_pieces_are_read_where_they_are_and_give_the_same_bits_on_any_number_of_
             assert torch.equal(one, other)
 
 
-def test_a_cut_where_blocks_end_changes_no_bit(kernel: str) -> None:
-    arguments = Case("bfloat16", queries=60, keys=1_000, mask="causal", peaky=True).arguments()
-    assert torch.equal(run(**in_pieces(arguments, (256, 768))), run(**arguments))
+@pytest.mark.parametrize("number", range(len(CASES)), ids=MASKS)
+def test_no_bit_depends_on_the_pieces(number: int, kernel: str) -> None:
+    case = replace(CASES[number], queries=(1, 5, 60, 200)[number % 4], keys=(300, 1_500)[number // 2 % 2])
+    arguments, want = case.arguments(), Want(**case.reading_arguments())
+    whole, read = run(**arguments), run(**arguments, reading=want)
+    cuts = sorted(np.random.default_rng(number).integers(0, case.keys, 4).tolist())
+    for places in (cuts, range(3, case.keys, 41), (256, 257)):
+        cut = in_pieces(arguments, tuple(places))
+        assert torch.equal(run(**cut), whole)
+        got = run(**cut, reading=want)
+        for name in ("output", "lse", "entropy", "top_keys", "top_weights", "key_mass", "segment_mass"):
+            np.testing.assert_array_equal(numbers(getattr(got, name)), numbers(getattr(read, name)), err_msg=name)
 
 
 def test_poison_in_one_piece_stays_hidden_in_all(target: str) -> None:

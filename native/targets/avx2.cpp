@@ -12,6 +12,7 @@ static constexpr int kLanes = 8;
 static constexpr int kTileRows = 6;  // 12 accumulators, 2 keys, 1 query
 static constexpr int kValueRows = 6;
 static constexpr int kValueVectors = 2;
+static constexpr int kFold = 2;
 
 static inline Vec zero() { return _mm256_setzero_ps(); }
 static inline Vec broadcast(float x) { return _mm256_set1_ps(x); }
@@ -81,9 +82,9 @@ static inline void transpose(Vec* t) {
   }
 }
 
-static inline Vec sum_each(const Vec* t) {
-  const Vec a = _mm256_hadd_ps(_mm256_hadd_ps(t[0], t[1]), _mm256_hadd_ps(t[2], t[3]));
-  const Vec b = _mm256_hadd_ps(_mm256_hadd_ps(t[4], t[5]), _mm256_hadd_ps(t[6], t[7]));
+static inline Vec fold(const Vec* t) { return _mm256_hadd_ps(t[0], t[1]); }
+static inline Vec sum_folded(const Vec* t) {
+  const Vec a = _mm256_hadd_ps(t[0], t[1]), b = _mm256_hadd_ps(t[2], t[3]);
   return _mm256_add_ps(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31));
 }
 

@@ -6,6 +6,7 @@ static constexpr int kLanes = 16;
 static constexpr int kTileRows = 12;  // 24 accumulators, 2 keys, 1 query
 static constexpr int kValueRows = 6;
 static constexpr int kValueVectors = 4;
+static constexpr int kFold = 4;
 
 static inline Vec zero() { return _mm512_setzero_ps(); }
 static inline Vec broadcast(float x) { return _mm512_set1_ps(x); }
@@ -71,17 +72,14 @@ static inline void transpose(Vec* t) {
     t[i + 12] = _mm512_shuffle_f32x4(a[i + 4], a[i + 12], 0xdd);
   }
 }
-static inline Vec sum_each(const Vec* t) {
-  Vec a[8], b[4];
-#pragma GCC unroll 16
-  for (int i = 0; i < 8; ++i)
-    a[i] = _mm512_add_ps(_mm512_unpacklo_ps(t[2 * i], t[2 * i + 1]), _mm512_unpackhi_ps(t[2 * i], t[2 * i + 1]));
-#pragma GCC unroll 16
-  for (int i = 0; i < 4; ++i)
-    b[i] = _mm512_add_ps(_mm512_shuffle_ps(a[2 * i], a[2 * i + 1], 0x44),
-                         _mm512_shuffle_ps(a[2 * i], a[2 * i + 1], 0xee));
-  // Every 128-bit lane of b[i] now holds partial sums of t[4 i] .. t[4 i + 3], in this order.
-  const Vec low = _mm512_add_ps(_mm512_shuffle_f32x4(b[0], b[1], 0x88), _mm512_shuffle_f32x4(b[0], b[1], 0xdd));
-  const Vec high = _mm512_add_ps(_mm512_shuffle_f32x4(b[2], b[3], 0x88), _mm512_shuffle_f32x4(b[2], b[3], 0xdd));
+// Every 128 bits of the result hold partial sums of t[0] .. t[3], in this order.
+static inline Vec fold(const Vec* t) {
+  const Vec a = _mm512_add_ps(_mm512_unpacklo_ps(t[0], t[1]), _mm512_unpackhi_ps(t[0], t[1]));
+  const Vec b = _mm512_add_ps(_mm512_unpacklo_ps(t[2], t[3]), _mm512_unpackhi_ps(t[2], t[3]));
+  return _mm512_add_ps(_mm512_shuffle_ps(a, b, 0x44), _mm512_shuffle_ps(a, b, 0xee));
+}
+static inline Vec sum_folded(const Vec* t) {
+  const Vec low = _mm512_add_ps(_mm512_shuffle_f32x4(t[0], t[1], 0x88), _mm512_shuffle_f32x4(t[0], t[1], 0xdd));
+  const Vec high = _mm512_add_ps(_mm512_shuffle_f32x4(t[2], t[3], 0x88), _mm512_shuffle_f32x4(t[2], t[3], 0xdd));
   return _mm512_add_ps(_mm512_shuffle_f32x4(low, high, 0x88), _mm512_shuffle_f32x4(low, high, 0xdd));
 }

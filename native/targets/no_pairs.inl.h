@@ -2,5 +2,8 @@
 
 static constexpr bool kDotsPairs = false;
 static inline Vec dot_pairs(Vec, Vec, Vec accumulator) { return accumulator; }
+static inline void int8_pairs(const int8_t*, int64_t, Vec* pairs) { pairs[0] = pairs[1] = zero(); }
+template <int C>
+static inline void int8_pairs_of_rows(const char*, const char*, Vec* pairs) { pairs[0] = zero(); }
 static inline Vec to_pairs(Vec left, Vec) { return left; }
 static inline Vec interleave(const uint16_t*, const uint16_t*) { return zero(); }

@@ -12,7 +12,10 @@
 //   lanes_above(a, b)               bit i: lane i of a > that of b
 //   times_power_of_two(p, n)        p x 2^n for whole n in [-126, 127]; NaN stays NaN
 //   load_first(p, n)                the first n < kLanes numbers, zeros behind them; reads no further
-//   sum_each(tile)                  lane i is the sum of tile[i], kLanes of them
+//   fold(tile)                      kFold vectors made one, each in lanes of its own
+//   sum_folded(tile)                lane i is the sum of the i-th vector folded, kLanes / kFold results of fold
+//   int8_pairs(p, n, pairs)         2 kLanes pairs of bfloat16 from n int8, zeros behind them
+//   int8_pairs_of_rows<C>(a, b, p)  C vectors of pairs (an element of a, the same of b)
 //   transpose(tile)                 kLanes vectors as a square of 32-bit lanes
 
 #include "../core.h"
@@ -26,6 +29,7 @@ static constexpr int kLanes = 4;
 static constexpr int kTileRows = 4;
 static constexpr int kValueRows = 6;
 static constexpr int kValueVectors = 2;
+static constexpr int kFold = 1;
 
 static inline Vec zero() { return Vec{0, 0, 0, 0}; }
 static inline Vec broadcast(float x) { return Vec{x, x, x, x}; }
@@ -88,7 +92,8 @@ static inline void transpose(Vec* t) {
   t[0] = a, t[1] = b, t[2] = c, t[3] = d;
 }
 
-static inline Vec sum_each(const Vec* t) { return Vec{sum(t[0]), sum(t[1]), sum(t[2]), sum(t[3])}; }
+static inline Vec fold(const Vec* t) { return t[0]; }
+static inline Vec sum_folded(const Vec* t) { return Vec{sum(t[0]), sum(t[1]), sum(t[2]), sum(t[3])}; }
 
 #include "no_pairs.inl.h"
 

@@ -222,8 +222,6 @@ def run(call: Call, target: str, threads: int, interruptible: bool) -> None:
     Run a call on a target; where it is interruptible, Ctrl-C between blocks raises KeyboardInterrupt.
     """
 
-split_tokens: int = 1024
-
 def multiply_adds(target: str, rounds: int, pairs: bool) -> float:
     """
     Multiply and add in registers alone, pairs of bfloat16 where asked for; gives the number of operations.

@@ -21,8 +21,6 @@ from keywise.attention.problem import Problem, make_problem, whole
 from keywise.errors import OptionError, TargetError
 
 REFERENCE = "reference"
-SPLIT_TOKENS: int = _native.split_tokens
-"""Where pieces are multiples of this many tokens but for the last, results have the bits of one piece."""
 MOST_THREADS = 1024
 _REASONS: dict[str, str] = {**dict(_native.candidates()), REFERENCE: ""}
 """Every target, best first, and why it cannot run here ('' when it can)."""

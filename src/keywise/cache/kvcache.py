@@ -19,10 +19,10 @@ from keywise.errors import DtypeError, OptionError, ShapeError
 
 
 class KVCache:
-    """Keep the keys and values of every layer; appending and forking copy nothing of what is there.
+    """Keep the keys and values of every layer; appending copies nothing of what is there, forking nothing at all.
 
     A layer is an ordered list of pieces: read-only ones, shared with forks and files, and one private piece that
-    grows. Attention reads them where they are, with the result of one array.
+    grows. Attention reads them where they are, with the result of one array, bit for bit.
 
     Parameters
     ----------
@@ -237,7 +237,7 @@ class KVCache:
             layer.truncate(tokens)
 
     def fork(self) -> KVCache:
-        """Give a cache with the same tokens that goes its own way from here; what is there is shared."""
+        """Give a cache with the same tokens that goes its own way from here; nothing is copied."""
         return KVCache.of_layers([layer.fork() for layer in self._layers], dtype=self._dtype)
 
     def select(self, items: Any) -> None:

@@ -7,7 +7,6 @@ from collections.abc import Callable
 import numpy as np
 
 from keywise.attention.arrays import Array, Taken
-from keywise.attention.kernels import SPLIT_TOKENS
 from keywise.attention.problem import Piece
 
 FEWEST_TOKENS = 64
@@ -90,15 +89,12 @@ class Layer:
             kept -= shared[-1].tokens
         self._shared = tuple(piece for piece in shared if piece.tokens)
         self._end = self._begin + kept
-        if self._end < self._lent or kept == 0:
+        if self._end < self._lent:
             self._shared = self._views()
             self._let_go()
 
     def fork(self) -> Layer:
-        """Give a layer with the same tokens; neither writes over what the other sees.
-
-        Nothing is copied but, once the fork grows, less than a part of the kernels (`SPLIT_TOKENS`).
-        """
+        """Give a layer with the same tokens; nothing is copied, and neither writes over what the other sees."""
         other = Layer(self.window, first=self.first, check=self._check)
         other._shared = self._views()
         self._lent = self._end
@@ -136,30 +132,21 @@ class Layer:
         """Give the private piece with room for `piece` behind its last token."""
         private = self._private
         if private is None:
-            return self._fill(self._taken_back() if self._shared else cut(piece, 0, 0), piece)
-        live = cut(private, self._begin, self._end)
-        if not live.tokens and not _alike(private, piece):
             return self._fill(cut(piece, 0, 0), piece)
-        needed = live.tokens + piece.tokens
-        if private.tokens <= 4 * max(needed, FEWEST_TOKENS):
-            if self._end + piece.tokens <= private.tokens:
-                return private
-            if 2 * needed <= private.tokens and not self._lent:
-                # A window moves through its piece: what is left of it goes back to the start.
-                _write(cut(private, 0, live.tokens), live)
-                self._begin, self._end = 0, live.tokens
-                return private
+        count = self._end - self._begin
+        if not count and not _alike(private, piece):
+            return self._fill(cut(piece, 0, 0), piece)
+        needed, capacity = count + piece.tokens, private.tokens
+        roomy = capacity > 4 * max(needed, FEWEST_TOKENS)
+        if self._end + piece.tokens <= capacity and not roomy:
+            return private
+        live = cut(private, self._begin, self._end)
+        if 2 * needed <= capacity and not roomy and not self._lent:
+            # A window moves through its piece: what is left of it goes back to the start.
+            _write(cut(private, 0, count), live)
+            self._begin, self._end = 0, count
+            return private
         return self._fill(live, piece)
-
-    def _taken_back(self) -> Piece:
-        """Give the shared tokens behind the last whole part of the kernels, to be copied into the private piece.
-
-        Pieces then end where the kernels' own parts end, and the results have the bits of one piece.
-        """
-        last = self._shared[-1]
-        kept = 0 if self.window is not None else last.tokens // SPLIT_TOKENS * SPLIT_TOKENS
-        self._shared = (*self._shared[:-1], cut(last, 0, kept)) if kept else self._shared[:-1]
-        return cut(last, kept, last.tokens)
 
     def _fill(self, live: Piece, new: Piece) -> Piece:
         """Start a private piece with `live`, room for `new` and a share more."""

@@ -20,7 +20,7 @@ from keywise.documents.evidence import (
 )
 from keywise.documents.files import CONVERTED_SUFFIXES, Source, has_words, read_file
 from keywise.documents.prompt import Prompt
-from keywise.documents.store import Shelf, Store
+from keywise.documents.store import Found, Shelf, Store
 from keywise.errors import DtypeError, FormatError, OptionError
 from keywise.hf.models import LoadedModel, Status, load_model
 
@@ -176,7 +176,8 @@ class Document:
         self.tokens = len(ids)
         self._check_length()
         self._positions = range(len(prompt.before_ids), len(prompt.before_ids) + self.tokens)
-        self._read([*prompt.before_ids, *ids], shelf, progress)
+        self._ids, self._shelf = [*prompt.before_ids, *ids], shelf
+        self._read(progress)
 
     def evidence(self, question: str) -> list[Evidence]:
         """Rank all sentences by the attention that a question gives to them, without answering it.
@@ -191,7 +192,7 @@ class Document:
         >>> document.evidence("Who was the keeper?")[0].rank  # doctest: +SKIP
         1
         """
-        _, mass = self._step(self._cache.fork(), self._question_ids(question, answer_tokens=0))
+        _, _, mass = self._go_on(self._question_ids(question, answer_tokens=0))
         return rank_sentences(self.sources, self._sentence_of, above_null(mass, self._null), None)
 
     def ask(
@@ -222,8 +223,7 @@ class Document:
         'The keeper was Ann Low.'
         """
         question_ids = self._question_ids(question, answer_tokens=_positive(max_tokens))
-        cache = self._cache.fork()
-        token, question_mass = self._step(cache, question_ids)
+        cache, token, question_mass = self._go_on(question_ids)
         answer_ids: list[int] = []
         answer_mass = np.zeros(self.tokens)
         said = 0
@@ -253,7 +253,9 @@ class Document:
         )
 
     def ask_many(self, questions: Iterable[str], *, max_tokens: int = ANSWER_TOKENS) -> list[Answer]:
-        """Answer several questions; each goes on from the document's keys and values, which all of them share.
+        """Answer several questions, one after the other, each as `ask` does.
+
+        They share the document's keys and values, which none of them reads again or copies; what each adds is its own.
 
         Parameters
         ----------
@@ -281,37 +283,62 @@ class Document:
             self._question_ids(question, answer_tokens=_positive(max_tokens))
         return [self.ask(question, max_tokens=max_tokens) for question in asked]
 
-    def _read(self, ids: list[int], shelf: Shelf | None, progress: Progress | None) -> None:
+    def _go_on(self, ids: list[int]) -> tuple[Any, int, Mass]:
+        """Run tokens after the document; give the cache with them, and what `_step` gives.
+
+        This is where a file is used first, so where damage in it shows: then the document is read again.
+        """
+        cache = self._cache.fork()
+        try:
+            return cache, *self._step(cache, ids)
+        except FormatError as error:
+            self._refuse(self._found, error)
+        self._read(None)
+        return self._go_on(ids)
+
+    def _refuse(self, found: Found | None, error: FormatError) -> None:
+        if self._shelf is None or found is None:
+            raise error
+        self._shelf.refuse(found.path, error)
+
+    def _read(self, progress: Progress | None) -> None:
         """Read tokens, but for those that the shelf has, and what a null question looks at; keep what is new."""
         import keywise.hf  # noqa: PLC0415 - importing this module must not load torch
 
+        ids, shelf = self._ids, self._shelf
         found = shelf.find(ids) if shelf else None
-        self._cache = keywise.hf.Cache(self._loaded.model.config, found and found.cache)
-        self._cache.activate_past_recording()  # so that any text with the same beginning can go on from here
-        self._cache.truncate(found.common_tokens if found else 0)
-        self.reused_tokens = max(self._cache.reused_tokens - self._positions.start, 0)
-        done = self._cache.reused_tokens
+        cache = keywise.hf.Cache(self._loaded.model.config, found and found.cache)
+        cache.activate_past_recording()  # so that any text with the same beginning can go on from here
+        cache.truncate(found.common_tokens if found else 0)
+        done = cache.reused_tokens
         names = [source.name for source in self.sources]
         question = self._prompt.question_ids(NULL_QUESTION)
         calibration = {"null_question": np.array(question), "null_layers": np.array(self._layers)}
-        if found and found.tokens == len(ids) and _same(calibration, found.extra):
-            self._null = found.extra["null_mass"]
-            return
-        try:
-            while done < len(ids):
-                self._forward(self._cache, ids[done : done + CHUNK_TOKENS])
-                done = min(done + CHUNK_TOKENS, len(ids))
-                if progress:
-                    progress(done, len(ids))
-            _, self._null = self._step(self._cache.fork(), question)
-        except KeyboardInterrupt:
-            if shelf and done > self._cache.reused_tokens:
-                self._cache.truncate(done)  # some layers may have taken more
-                shelf.keep(self._cache.kv, ids[:done], sources=names, extra={}, replacing=found)
-            raise
-        if shelf:
-            extra = {**calibration, "null_mass": self._null}
-            shelf.keep(self._cache.kv, ids, sources=names, extra=extra, replacing=found)
+        kept = found is not None and found.tokens == len(ids) and _same(calibration, found.extra)
+        if found and kept:
+            null = found.extra["null_mass"]
+        else:
+            try:
+                while done < len(ids):
+                    self._forward(cache, ids[done : done + CHUNK_TOKENS])
+                    done = min(done + CHUNK_TOKENS, len(ids))
+                    if progress:
+                        progress(done, len(ids))
+                _, null = self._step(cache.fork(), question)
+            except FormatError as error:
+                self._refuse(found, error)
+                return self._read(progress)
+            except KeyboardInterrupt:
+                if shelf and done > cache.reused_tokens:
+                    cache.truncate(done)  # some layers may have taken more
+                    shelf.keep(cache.kv, ids[:done], sources=names, extra={}, replacing=found)
+                raise
+        # Only now: an interrupted second reading leaves the document as it was.
+        self._cache, self._null, self._found = cache, null, found
+        self.reused_tokens = max(cache.reused_tokens - self._positions.start, 0)
+        if shelf and not kept:
+            extra = {**calibration, "null_mass": null}
+            shelf.keep(cache.kv, ids, sources=names, extra=extra, replacing=found)
 
     def _step(self, cache: Any, ids: list[int]) -> tuple[int, Mass]:
         """Run tokens after those in the cache; give the likeliest next one and the mass on the document's tokens."""

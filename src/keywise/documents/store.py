@@ -24,7 +24,7 @@ from keywise.errors import FormatError, OptionError
 from keywise.hf.models import Status, cache_folder
 
 DEFAULT_LIMIT_BYTES: Final = 4 * 10**9
-# Less in common than this is read again sooner than a large file is verified.
+# Less in common than this is read again sooner than a large file is opened.
 FEWEST_REUSED_TOKENS: Final = 64
 ABANDONED_SECONDS: Final = 3600
 _SUFFIX: Final = ".keywise"
@@ -68,7 +68,7 @@ class Found:
     path
         Its file.
     cache
-        Its keys and values, all of them verified.
+        Its keys and values, mapped; those of a layer are verified when it is first used, and raise `FormatError` then.
     common_tokens
         How many of the wanted tokens it begins with.
     tokens
@@ -210,11 +210,13 @@ class Shelf:
         # Files of another format are another keywise's, not damaged.
         digest = hashlib.sha256(json.dumps([VERSION, fingerprint], sort_keys=True).encode())
         self.folder = store.folder / digest.hexdigest()[:16]
+        self._refused: set[Path] = set()
 
     def find(self, token_ids: Sequence[int]) -> Found | None:
         """Find the reading that begins with most of these tokens; None if none begins with 64, or is the same.
 
-        Damaged files are told of and removed, never used.
+        It is mapped, not read. Files whose heads are damaged are told of and removed, never used; damage in keys and
+        values shows when they are first used: then `refuse` it, and find again.
         """
         wanted, best, most = np.array(token_ids, np.int64), None, min(FEWEST_REUSED_TOKENS, len(token_ids)) - 1
         # The same text is looked for under its own name first: then the others need not be opened.
@@ -222,10 +224,12 @@ class Shelf:
         for path in sorted(self.folder.glob(f"*{_SUFFIX}"), key=lambda path: path != same):
             if most == len(token_ids):
                 break
+            if path in self._refused:
+                continue
             try:
                 common = file.peek(path).common_tokens(wanted)
             except FormatError as error:
-                self._refuse(path, error)
+                self.refuse(path, error)
                 continue
             if common > most:
                 best, most = path, common
@@ -233,11 +237,10 @@ class Shelf:
             return None
         try:
             opened = file.open(best, self._fingerprint)
-            opened.verify()
         except FormatError as error:
-            self._refuse(best, error)
+            self.refuse(best, error)
             return self.find(token_ids)
-        with suppress(FileNotFoundError):  # removed by another process; what is open stays
+        with suppress(OSError):  # removed by another process, or not ours to change; what is open stays
             os.utime(best)
         return Found(best, opened.cache, most, opened.head.tokens, opened.extra)
 
@@ -274,6 +277,7 @@ class Shelf:
         except (FormatError, OSError) as error:
             self._say(f"Not kept: {error}")
             return
+        self._refused.discard(path)
         if replacing is not None and replacing.path != path and replacing.common_tokens == replacing.tokens:
             _remove(replacing.path)
         self._store.evict(limit, spare=path)
@@ -281,9 +285,15 @@ class Shelf:
     def _path(self, token_ids: NDArray[np.int64]) -> Path:
         return self.folder / f"{hashlib.sha256(token_ids.tobytes()).hexdigest()[:32]}{_SUFFIX}"
 
-    def _refuse(self, path: Path, error: FormatError) -> None:
-        self._say(f"{error}; removed, to be read again")
-        _remove(path)
+    def refuse(self, path: Path, error: FormatError) -> None:
+        """Never use a damaged file again: tell the reason and remove it."""
+        self._refused.add(path)
+        try:
+            _remove(path)
+        except OSError as refusal:
+            self._say(f"{error}; not used, to be read again, but it cannot be removed ({refusal.strerror})")
+        else:
+            self._say(f"{error}; removed, to be read again")
 
 
 def _make(folder: Path) -> None:
