@@ -71,14 +71,16 @@ def choose_passages(
         if any(_holds(passage, sentence) for passage in chosen):
             continue
         passage = _paragraph(library, sentence)
-        tokens = count_tokens(passage.text)
-        if tokens > left:
+        whole = count_tokens(passage.text) <= left
+        if not whole:
             passage = _cut(passage, sentence, left, count_tokens)
-            tokens = count_tokens(passage.text)
-        if tokens > left:
+        left -= count_tokens(passage.text)
+        if left >= 0:
+            chosen.append(passage)
+        if left <= 0 or not whole:
             break
-        left -= tokens
-        chosen.append(passage)
+    if not chosen:
+        raise OptionError(f"{most_tokens} tokens for passages do not hold the first sentence; allow more")
     return [replace(passage, weight=sum(s.weight for s in found if _holds(passage, s))) for passage in chosen]
 
 
