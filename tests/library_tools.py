@@ -63,10 +63,11 @@ class SlowEncoder(WordEncoder):
         return super().encode(texts)
 
 
-def add_forever(path: str, folder: str, group_sentences: int) -> None:
+def add_forever(path: str, folder: str, group_sentences: int, begun: Any) -> None:
     """Write new editions of documents and add them, until killed."""
     ingest.GROUP_SENTENCES = group_sentences
     library = Library.open(path, "a", encoder=SlowEncoder())
+    begun.set()
     for edition in itertools.count(1):
         write_documents(Path(folder), 12, edition)
         library.add([folder])

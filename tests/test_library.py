@@ -432,7 +432,7 @@ def test_a_broken_encoder_adds_nothing(tmp_path: Path, keys: Any, error: type) -
 def forkserver() -> Any:
     """Processes that begin quickly, in which Lance was imported but never used: it does not live through a fork."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["pytest", "library_tools"])
+    context.set_forkserver_preload(["pytest", "keywise.memory.library"])
     return context
 
 
@@ -443,9 +443,11 @@ def test_killed_at_any_moment_it_holds_whole_documents(tmp_path: Path, forkserve
     randomly = random.Random(0)
     versions = set()
     for _ in range(50):
-        process = forkserver.Process(target=add_forever, args=(str(place), str(folder), 12))
+        begun = forkserver.Event()
+        process = forkserver.Process(target=add_forever, args=(str(place), str(folder), 12, begun))
         process.start()
-        time.sleep(0.1 + 0.2 * randomly.random())
+        assert begun.wait(60)
+        time.sleep(0.15 * randomly.random())
         os.kill(process.pid, signal.SIGKILL)
         process.join()
         library = kw.Library.open(place, encoder=WordEncoder())

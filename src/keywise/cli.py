@@ -10,7 +10,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -247,7 +247,7 @@ def _ask(
     from keywise.documents.report import evidence_table, printable, to_json, write_html  # noqa: PLC0415
     from keywise.hf.models import load_model  # noqa: PLC0415
     from keywise.memory.asking import passages_for  # noqa: PLC0415
-    from keywise.memory.passages import in_files  # noqa: PLC0415
+    from keywise.memory.passages import placed  # noqa: PLC0415
 
     if not question.strip():
         raise OptionError("QUESTION is empty; ask in words")
@@ -280,11 +280,13 @@ def _ask(
 
     if as_json:
         answer = document.ask(question, max_tokens=max_tokens)
-        _write_json(to_json(in_files(answer, passages), top=top))
+        shown = replace(answer, evidence=placed(answer.evidence, passages)) if passages else answer
+        _write_json(to_json(shown, top=top))
     else:
         answer = document.ask(question, max_tokens=max_tokens, on_token=lambda piece: _write(printable(piece)))
         _write(f"{'' if answer.complete else ' …'}\n\n")
-        console.print(evidence_table(in_files(answer, passages).evidence, top=top))
+        evidence = placed(answer.evidence, passages) if passages else answer.evidence
+        console.print(evidence_table(evidence, top=top))
     if html is not None:
         write_html(html, answer, document.sources)
         notify(f"Wrote {html}")

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from keywise.attention.problem import whole
 from keywise.documents import Answer, Reader
 from keywise.documents.reader import ANSWER_TOKENS, Progress
 from keywise.hf.models import LoadedModel, Status
-from keywise.memory.passages import Passage, choose_passages, in_files
+from keywise.memory.passages import Passage, choose_passages, placed
 
 if TYPE_CHECKING:
     from keywise.memory.library import Library
@@ -113,4 +113,5 @@ def ask_library(
     """
     passages = passages_for(library, question, model, passage_tokens=passage_tokens, where=where)
     document = Reader(model, keep=keep, status=status).read([each.source for each in passages], progress=progress)
-    return LibraryAnswer(in_files(document.ask(question, max_tokens=max_tokens, on_token=on_token), passages), passages)
+    answer = document.ask(question, max_tokens=max_tokens, on_token=on_token)
+    return LibraryAnswer(replace(answer, evidence=placed(answer.evidence, passages)), passages)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
-from keywise.documents import Answer, Evidence, Source
+from keywise.documents import Evidence, Source
 from keywise.errors import OptionError
 from keywise.memory.sql import quoted
 
@@ -84,17 +84,14 @@ def choose_passages(
     return [replace(passage, weight=sum(s.weight for s in found if _holds(passage, s))) for passage in chosen]
 
 
-def in_files(answer: Answer, passages: Sequence[Passage]) -> Answer:
-    """Give an answer whose evidence names files and characters in them, where it was found in passages of these."""
+def placed(evidence: Sequence[Evidence], passages: Sequence[Passage]) -> list[Evidence]:
+    """Give evidence found in passages with the files, and the characters in them, that it stands at."""
     of = {passage.source.name: passage for passage in passages}
-
-    def placed(item: Evidence) -> Evidence:
-        passage = of.get(item.source)
-        if passage is None:
-            return item
-        return replace(item, source=passage.document, start=passage.start + item.start, end=passage.start + item.end)
-
-    return replace(answer, evidence=[placed(item) for item in answer.evidence])
+    return [
+        replace(item, source=there.document, start=there.start + item.start, end=there.start + item.end)
+        for item in evidence
+        for there in [of[item.source]]
+    ]
 
 
 def _holds(passage: Passage, sentence: Sentence) -> bool:
