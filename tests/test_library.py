@@ -103,7 +103,7 @@ def test_keys_are_read_where_they_lie(tmp_path: Path) -> None:
 
 
 def test_pages_of_many_rows_and_deleted_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("keywise.memory.scan.MOST_ROWS", 100)
+    monkeypatch.setattr("keywise.memory.scan.MOST_WEIGHTS", 100 * QUERIES)
     library, keys, columns = memory(tmp_path, 96, "float16", parts=1)
     library.dataset.delete("count < 250 OR count = 500")
     library = kw.Library.open(library.path)
@@ -464,6 +464,23 @@ def test_killed_at_any_moment_it_holds_whole_documents(tmp_path: Path, forkserve
     assert len(versions) > 10, "the processes were killed before they committed anything"
     write_documents(folder, 12, edition=500)
     assert len(kw.Library.open(place, "a", encoder=WordEncoder()).add([folder]).replaced) == 12
+
+
+def test_killed_while_it_is_made_it_can_be_made(tmp_path: Path, forkserver: Any) -> None:
+    randomly = random.Random(1)
+    for attempt in range(10):
+        begun = forkserver.Event()
+        place = tmp_path / f"library {attempt}"
+        process = forkserver.Process(target=add_forever, args=(str(place), str(tmp_path / "documents"), 12, begun))
+        process.start()
+        assert begun.wait(60)
+        time.sleep(0.04 * randomly.random())
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        write_documents(tmp_path / "documents", 12)
+        library = kw.Library.open(place, "a", encoder=WordEncoder())
+        library.add([tmp_path / "documents"])
+        assert library.info().rows == 12 * 6
 
 
 @pytest.mark.parametrize("same", [True, False])

@@ -90,7 +90,7 @@ def run(tasks: Sequence[str], rows: int, data: Path | None, questions: int) -> I
 
 
 def make_library(path: Path, rows: int) -> Any:
-    """Make a library of random keys of length 1 in float16, unless it is there."""
+    """Make a library of random keys of length 1 in float16, in fragments as `Library.add` makes them."""
     import keywise as kw
 
     library = kw.Library.open(path, "a")
@@ -102,7 +102,7 @@ def make_library(path: Path, rows: int) -> Any:
 
 
 def _speed(folder: Path, rows: int, _data: Path | None, _questions: int) -> Iterator[dict[str, Any]]:
-    yield from stream(measure_speed, folder / "keys", rows, EFFORT, threads=len(available_cpus()))
+    yield from stream(measure_speed, folder, rows, EFFORT, threads=len(available_cpus()))
 
 
 def measure_speed(path: Path, rows: int, effort: Effort) -> Iterator[dict[str, Any]]:
@@ -110,7 +110,8 @@ def measure_speed(path: Path, rows: int, effort: Effort) -> Iterator[dict[str, A
     from keywise.memory.schema import numbers_of
 
     threads = len(available_cpus())
-    library = make_library(path, rows)
+    library = make_library(path / "whole", rows)
+    library.compact()
     extra = {queries: _extra_bytes(partial(_attend, library, _queries(queries), None)) for queries in QUERIES}
     keys = np.concatenate([numbers_of(batch["key"]) for batch in library.dataset.to_batches(columns=["key"])])
     ways_of = _rivals(library, keys, threads)
@@ -142,7 +143,14 @@ def _queries(count: int) -> Array:
 
 def _attend(library: Any, queries: Array, values: str | None) -> tuple[Array, Array | None]:
     found = library.attend(queries, temperature=TEMPERATURE, top=TOP, values=values)
-    return (found.rows >> 32) * FRAGMENT_ROWS + (found.rows & 0xFFFFFFFF), found.weights
+    return _numbers(library, found.rows), found.weights
+
+
+def _numbers(library: Any, addresses: Array) -> Array:
+    """Turn addresses of rows into their numbers, as the others count them."""
+    fragments = library.dataset.get_fragments()
+    first = dict(zip((f.fragment_id for f in fragments), np.cumsum([0, *(f.physical_rows for f in fragments)]), strict=False))
+    return np.vectorize(lambda address: first[address >> 32] + (address & 0xFFFFFFFF), otypes=[np.int64])(addresses)
 
 
 def _rivals(library: Any, keys: Array, threads: int) -> dict[str, Callable[[Array], tuple[Array, Array | None]]]:
@@ -189,9 +197,8 @@ def _lance(library: Any, queries: Array) -> Array:
     for query in queries:
         nearest = {"column": "key", "q": query, "k": TOP, "metric": "dot", "use_index": False}
         rows = library.dataset.scanner(columns=["_distance"], nearest=nearest, with_row_address=True).to_table()
-        addresses = rows["_rowaddr"].to_numpy().astype(np.int64)
-        found.append((addresses >> 32) * FRAGMENT_ROWS + (addresses & 0xFFFFFFFF))
-    return np.stack(found)
+        found.append(rows["_rowaddr"].to_numpy().astype(np.int64))
+    return _numbers(library, np.stack(found))
 
 
 def _wrong(found: tuple[Array, Array | None], truth: tuple[Array, Array]) -> str | None:
@@ -246,12 +253,12 @@ WORKERS = (0, 1, 2)
 
 def _cluster(folder: Path, rows: int, _data: Path | None, _questions: int) -> Iterator[dict[str, Any]]:
     for workers in WORKERS:
-        yield from stream(measure_cluster, folder / "keys", rows, workers, threads=len(available_cpus()))
+        yield from stream(measure_cluster, folder, rows, workers, threads=len(available_cpus()))
 
 
 def measure_cluster(path: Path, rows: int, workers: int, rounds: int = 5) -> Iterator[dict[str, Any]]:
     """Time 32 queries over all keys on a cluster of this machine, and count what travels back."""
-    library = make_library(path, rows)
+    library = make_library(path / "parts", rows)
     queries = _queries(QUERIES[-1])
     if workers:
         import ray

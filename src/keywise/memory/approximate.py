@@ -39,7 +39,8 @@ def _one(dataset: Any, query: Query, candidates: int, rows: int) -> tuple[Part, 
     if not len(table):
         return query.empty(), np.ones(1, np.float32)
     keys = numbers_of(table.column(KEY))
-    part = query.over(keys, values_of(table, query, keys), addresses_of(table))
+    values = values_of(table, query, keys)
+    part = query.over([keys], None if values is None else [values], addresses_of(table))
     last = (keys.astype(np.float32) @ query.queries[0].astype(np.float32)).min() / query.temperature
     rest = np.full_like(part.partial.peak, last), np.full_like(part.partial.total, max(rows - len(keys), 0))
     whole = merge(part.partial, Partial(*rest, np.zeros_like(part.partial.values)))

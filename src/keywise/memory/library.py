@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Final, Literal
 
 import lance
@@ -97,12 +98,12 @@ class Attended:
         Weighted sum of the values over all rows.
     entropy, lse : [Q] float32
         Entropy of the weights over all rows, and log-sum-exp of the scores, in nats.
-    matches : list of list of dict
-        Per query its heaviest rows: ``weight`` and the columns besides the key.
     temperature
         What scores were divided by.
     exact
         Whether every row was attended to; if not, `value`, `entropy` and `lse` are those of the candidates.
+    dataset
+        The version that was attended to.
     """
 
     weights: Array
@@ -111,9 +112,25 @@ class Attended:
     value: Array | None
     entropy: Array
     lse: Array
-    matches: list[list[dict[str, Any]]]
     temperature: float
     exact: bool
+    dataset: Any = field(repr=False)
+
+    @cached_property
+    def matches(self) -> list[list[dict[str, Any]]]:
+        """Per query its heaviest rows: ``weight`` and the columns besides the key; read when they are asked for."""
+        addresses = sorted({int(row) for row in self.rows.reshape(-1) if row != NO_ROW})
+        if not addresses:
+            return [[] for _ in self.rows]
+        columns = ingest.columns_of(self.dataset.schema)
+        # Without stable ids of rows, which a library never has, a row's id is its address.
+        condition = f"_rowid IN ({', '.join(map(str, addresses))})"
+        table = self.dataset.scanner(columns=columns, filter=condition, with_row_id=True).to_table()
+        rows = {row.pop("_rowid"): row for row in table.to_pylist()}
+        return [
+            [{"weight": float(weight), **rows[int(row)]} for weight, row in zip(*both, strict=True) if row != NO_ROW]
+            for both in zip(self.weights, self.rows, strict=True)
+        ]
 
 
 @dataclass(frozen=True)
@@ -394,9 +411,9 @@ class Library:
             value=None if values is None else part.value,
             entropy=part.entropy,
             lse=part.lse,
-            matches=self._matches(part.rows, weights),
             temperature=query.temperature,
             exact=not approximate,
+            dataset=self._dataset,
         )
 
     def search(
@@ -532,20 +549,6 @@ class Library:
             raise DtypeError(f"values={values!r} is a column of {kind}; name a numeric column")
         return int(width)
 
-    def _matches(self, named: Array, weights: Array) -> list[list[dict[str, Any]]]:
-        addresses = sorted({int(row) for row in named.reshape(-1) if row != NO_ROW})
-        if not addresses:
-            return [[] for _ in named]
-        columns = ingest.columns_of(self._dataset.schema)
-        # Without stable ids of rows, which a library never has, a row's id is its address.
-        condition = f"_rowid IN ({', '.join(map(str, addresses))})"
-        table = self._dataset.scanner(columns=columns, filter=condition, with_row_id=True).to_table()
-        rows = {row.pop("_rowid"): row for row in table.to_pylist()}
-        return [
-            [{"weight": float(w), **rows[int(row)]} for w, row in zip(*both, strict=True) if row != NO_ROW]
-            for both in zip(weights, named, strict=True)
-        ]
-
     def _known(self) -> dict[str, str]:
         if not self._is_of_sentences():
             raise OptionError(f"{self._path!r} holds keys of the user's, no documents")
@@ -639,15 +642,8 @@ def checked_engine(engine: str) -> None:
 
 def _opened(path: str, version: int | None) -> Any:
     """Give the dataset, None where there is none."""
-    if commits.is_local(path):
-        if not os.path.exists(path):
-            return None
-        if not os.path.isdir(path):
-            raise FormatError(f"{path!r} is a file; a library is a folder")
-        if not os.path.isdir(os.path.join(path, "_versions")):
-            if set(os.listdir(path)) - {commits.LOCK, "data"}:
-                raise FormatError(f"{path!r} is a folder without a library in it; name a folder of its own")
-            return None
+    if commits.is_local(path) and not _has_versions(path):
+        return None
     try:
         return lance.dataset(path, version=version)
     except (ValueError, OSError) as error:
@@ -656,6 +652,21 @@ def _opened(path: str, version: int | None) -> Any:
             return None
         wanted = f"version={version} of " if version is not None else ""
         raise FormatError(f"{wanted}{path!r} cannot be opened: {said}; `versions()` lists what there is") from error
+
+
+def _has_versions(path: str) -> bool:
+    """Tell whether a folder holds a dataset, and refuse one that holds something else."""
+    if not os.path.exists(path):
+        return False
+    if not os.path.isdir(path):
+        raise FormatError(f"{path!r} is a file; a library is a folder")
+    versions = os.path.join(path, "_versions")
+    if os.path.isdir(versions) and any(name.endswith(".manifest") for name in os.listdir(versions)):
+        return True
+    # What Lance had begun to write when the process was killed is in the way of nobody.
+    if any(not name.startswith("_") and name != "data" for name in os.listdir(path)):
+        raise FormatError(f"{path!r} is a folder without a library in it; name a folder of its own")
+    return False
 
 
 def _asked(text: str) -> str:

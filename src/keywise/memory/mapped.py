@@ -27,10 +27,16 @@ class MappedKeys:
     def __init__(self, dimension: int, dtype: str) -> None:
         self._dimension, self._dtype = dimension, np.dtype(dtype)
         self._maps: dict[Path, list[NDArray[Any]] | None] = {}
+        self._of: dict[tuple[int, int], list[NDArray[Any]] | None] = {}
 
     def of(self, dataset: Any, fragment: Any) -> Sequence[NDArray[Any]] | None:
         """Give a fragment's keys, deleted rows included, in arrays in order; None where Lance must decode."""
-        metadata = fragment.metadata
+        known = (dataset.version, fragment.fragment_id)
+        if known not in self._of:
+            self._of[known] = self._found(dataset, fragment.metadata)
+        return self._of[known]
+
+    def _found(self, dataset: Any, metadata: Any) -> list[NDArray[Any]] | None:
         folder = Path(dataset.uri.removeprefix("file://")) / "data"
         number = next(field.id() for field in dataset.lance_schema.fields() if field.name() == KEY)
         files = [file for file in metadata.files if number in file.fields]

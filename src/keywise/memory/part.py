@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from keywise.attention.operation import read_partial
+from keywise.attention.operation import Pieces, read_partial
 from keywise.attention.partial import Partial, merge
 
 Array = NDArray[Any]
 NO_ROW = -1
-MOST_ROWS = 65536
-"""Rows of one call of the kernel: the weights of all its rows and queries are in memory at a time."""
+MOST_WEIGHTS = 2**21
+"""Of one call of the kernel: rows times queries, whose weights are in memory at a time."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,41 +77,55 @@ class Part:
 
 def attend_rows(
     queries: Array,
-    keys: Array,
-    values: Array | None,
-    rows: Array,
+    keys: Sequence[Array],
+    values: Sequence[Array] | None,
+    addresses: Array | int,
     *,
     temperature: float,
     top: int,
     allowed: Array | None,
 ) -> Part:
-    """Attend to rows: queries [Q, D], keys [N, D] of one dtype, values [N, Dv] or None, addresses of the rows [N].
+    """Attend to rows in some arrays, one after the other.
 
     Values of another dtype are split into summands of the keys' dtype, so that nothing of them is lost.
+
+    Parameters
+    ----------
+    queries, keys
+        [Q, D] and arrays [N, D] of one dtype.
+    values
+        Arrays [N, Dv] beside the keys; None for no values.
+    addresses
+        Of the rows, or of the first of rows that follow each other.
+    temperature, top
+        See `Query`.
+    allowed
+        Whether a row may be attended to; None for all.
     """
     summands, factors = _split(values, keys)
     part, reading = read_partial(
         queries[None, None],
-        keys[None, None],
-        summands[None, None],
+        Pieces(piece[None, None] for piece in keys),
+        Pieces(piece[None, None] for piece in summands),
         scale=1 / temperature,
         mask=None if allowed is None else allowed[None, None, None],
-        top=min(top, len(keys)),
+        top=min(top, sum(map(len, keys))),
     )
-    width = 0 if values is None else values.shape[1]
-    sums = np.zeros((*part.total.shape, width))
-    for number, factor in enumerate(factors):
-        sums += factor * part.values[..., number * width : (number + 1) * width]
+    width = 0 if values is None else values[0].shape[1]
+    sums = np.empty((*part.total.shape, width + 1), np.float32)
+    sums[..., :width] = sum(
+        factor * part.values[..., number * width : (number + 1) * width] for number, factor in enumerate(factors)
+    )
+    # The mean score is log-sum-exp less entropy; both have no meaning where no row was seen.
     seen = part.total != 0
-    mean_score = np.where(seen, reading.lse, 0) - reading.entropy
-    scores = np.where(seen, mean_score * part.total, 0)
-    found = reading.top_keys[0, 0]
-    missing = ((0, 0), (0, top - found.shape[1]))
-    return Part(
-        Partial(part.peak, part.total, np.concatenate([sums, scores[..., None]], axis=-1, dtype=np.float32)),
-        np.pad(np.where(found < 0, NO_ROW, rows[np.maximum(found, 0)]), missing, constant_values=NO_ROW),
-        np.pad(reading.top_weights[0, 0], missing),
-    )
+    sums[..., width] = np.where(seen, (np.where(seen, reading.lse, 0) - reading.entropy) * part.total, 0)
+    found = reading.top_keys[0, 0].astype(np.int64)
+    rows = np.full((len(queries), top), NO_ROW, np.int64)
+    named = addresses + found if isinstance(addresses, int) else addresses[np.maximum(found, 0)]
+    rows[:, : found.shape[1]] = np.where(found < 0, NO_ROW, named)
+    weights = np.zeros(rows.shape, np.float32)
+    weights[:, : found.shape[1]] = reading.top_weights[0, 0]
+    return Part(Partial(part.peak, part.total, sums), rows, weights)
 
 
 def merge_parts(left: Part, right: Part) -> Part:
@@ -125,23 +139,27 @@ def merge_parts(left: Part, right: Part) -> Part:
     return Part(whole, np.take_along_axis(rows, order, axis=1), np.take_along_axis(weights, order, axis=1))
 
 
-def _split(values: Array | None, keys: Array) -> tuple[Array, list[float]]:
+def _split(values: Sequence[Array] | None, keys: Sequence[Array]) -> tuple[Sequence[Array], list[float]]:
     """Write values as a sum of summands in the keys' dtype, side by side, and give the factor of each.
 
     No values are a single 1, which takes no memory.
     """
+    dtype = keys[0].dtype
     if values is None:
-        return np.broadcast_to(keys.dtype.type(1), (len(keys), 1)), [1.0]
-    if values.dtype == keys.dtype:
+        return [np.broadcast_to(dtype.type(1), (len(piece), 1)) for piece in keys], [1.0]
+    if values[0].dtype == dtype:
         return values, [1.0]
-    bits = np.finfo(keys.dtype).nmant + 1
+    bits, count = np.finfo(dtype).nmant + 1, 2 if dtype == np.float32 else 3
+    largest = max(float(np.abs(piece).max(initial=0.0)) for piece in values) or 1.0
     # A power of two, so that scaling changes no bit.
-    factor = float(2.0 ** np.floor(np.log2(float(np.abs(values).max(initial=0.0)) or 1.0)))
-    rest = values.astype(np.float64) / factor
-    summands, factors = [], []
-    for _ in range(2 if keys.dtype == np.float32 else 3):
-        summands.append(rest.astype(keys.dtype))
-        factors.append(factor)
-        rest = (rest - summands[-1]) * 2.0**bits
-        factor /= 2.0**bits
-    return np.concatenate(summands, axis=1), factors
+    first = float(2.0 ** np.floor(np.log2(largest)))
+    factors = [first / 2.0 ** (bits * number) for number in range(count)]
+
+    def summands(piece: Array) -> Array:
+        rest, found = piece.astype(np.float64) / first, []
+        for _ in factors:
+            found.append(rest.astype(dtype))
+            rest = (rest - found[-1]) * 2.0**bits
+        return np.concatenate(found, axis=1)
+
+    return [summands(piece) for piece in values], factors

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from keywise.errors import OptionError
 from keywise.memory.mapped import MappedKeys
-from keywise.memory.part import MOST_ROWS, Part, attend_rows, merge_parts
+from keywise.memory.part import MOST_WEIGHTS, Part, attend_rows, merge_parts
 from keywise.memory.schema import KEY, numbers_of
 
 Array = NDArray[Any]
@@ -62,10 +63,16 @@ class Query:
         """Give the part without rows."""
         return Part.empty(len(self.queries), self.value_dim, self.top)
 
-    def over(self, keys: Array, values: Array | None, rows: Array, allowed: Array | None = None) -> Part:
-        """Attend to some rows."""
+    def over(
+        self,
+        keys: Sequence[Array],
+        values: Sequence[Array] | None,
+        addresses: Array | int,
+        allowed: Array | None = None,
+    ) -> Part:
+        """Attend to some rows; see `attend_rows`."""
         return attend_rows(
-            self.queries, keys, values, rows, temperature=self.temperature, top=self.top, allowed=allowed
+            self.queries, keys, values, addresses, temperature=self.temperature, top=self.top, allowed=allowed
         )
 
 
@@ -79,7 +86,8 @@ def attend_fragments(dataset: Any, fragments: Sequence[Any], query: Query, maps:
 
 def merged(parts: Iterable[Part], query: Query) -> Part:
     """Merge parts, given in row order."""
-    return reduce(merge_parts, parts, query.empty())
+    found = iter(parts)
+    return reduce(merge_parts, found, next(found, None) or query.empty())
 
 
 def _scanned(fragment: Any, query: Query) -> Iterator[Part]:
@@ -89,7 +97,8 @@ def _scanned(fragment: Any, query: Query) -> Iterator[Part]:
     for batch in batches:
         if len(batch):
             keys = numbers_of(batch.column(KEY))
-            yield query.over(keys, values_of(batch, query, keys), addresses_of(batch))
+            values = values_of(batch, query, keys)
+            yield query.over([keys], None if values is None else [values], addresses_of(batch))
 
 
 def _in_place(fragment: Any, pages: Sequence[Array], query: Query) -> Iterator[Part]:
@@ -107,18 +116,29 @@ def _in_place(fragment: Any, pages: Sequence[Array], query: Query) -> Iterator[P
             allowed[here] = True
             if values is not None:
                 values[here] = values_of(batch, query, None)
-    first = 0
+    for first, keys in _runs(pages, max(MOST_WEIGHTS // max(len(query.queries), 1), 1)):
+        ends = first + np.cumsum([0, *map(len, keys)])
+        seen = None if allowed is None else allowed[first : ends[-1]]
+        if seen is not None and not seen.any():
+            continue
+        of_keys = keys if query.values == KEY else None
+        of_rows = of_keys if values is None else [values[a:b] for a, b in pairwise(ends)]
+        yield query.over(keys, of_rows, (fragment.fragment_id << 32) + first, seen)
+
+
+def _runs(pages: Sequence[Array], most_rows: int) -> Iterator[tuple[int, list[Array]]]:
+    """Cut pages into runs of so many rows at most, each a list of arrays, and give the first row of each."""
+    first, rows, run = 0, 0, list[Array]()
     for page in pages:
-        for start in range(0, len(page), MOST_ROWS):
-            keys = page[start : start + MOST_ROWS]
-            these = slice(first, first + len(keys))
-            first += len(keys)
-            seen = None if allowed is None else allowed[these]
-            if seen is not None and not seen.any():
-                continue
-            of_keys = keys if query.values == KEY else None
-            addresses = (fragment.fragment_id << 32) + np.arange(these.start, these.stop, dtype=np.int64)
-            yield query.over(keys, of_keys if values is None else values[these], addresses, seen)
+        for start in range(0, len(page), most_rows):
+            piece = page[start : start + most_rows]
+            if run and rows + len(piece) > most_rows:
+                yield first, run
+                first, rows, run = first + rows, 0, []
+            run.append(piece)
+            rows += len(piece)
+    if run:
+        yield first, run
 
 
 def values_of(batch: Any, query: Query, keys: Array | None) -> Array | None:
