@@ -34,7 +34,10 @@ FRAGMENT_ROWS = 65536
 TOP = 10
 TEMPERATURE = 0.05
 QUERIES = (1, 32)
-KEYWISE, WITH_VALUE = "keywise", "keywise, weighted keys too"
+KEYWISE, WITH_VALUE, LANCE = "keywise", "keywise, weighted keys too", "Lance, flat, top 10 only"
+ADDRESSED = (KEYWISE, WITH_VALUE, LANCE)
+"""Who names rows by their address instead of their number."""
+
 EFFORT = Effort(seconds=20.0, rounds=9, fewest=5)
 TOLERANCE = 1e-3
 """Largest error of a weight, relative to the largest."""
@@ -114,12 +117,17 @@ def measure_speed(path: Path, rows: int, effort: Effort) -> Iterator[dict[str, A
     library.compact()
     extra = {queries: _extra_bytes(partial(_attend, library, _queries(queries), None)) for queries in QUERIES}
     keys = np.concatenate([numbers_of(batch["key"]) for batch in library.dataset.to_batches(columns=["key"])])
-    ways_of = _rivals(library, keys, threads)
+    ways_of, numbers = _rivals(library, keys, threads), _numbers_of(library)
     for queries in QUERIES:
         asked = _queries(queries)
         truth = _truth(keys, asked)
         ways = {name: Way(partial(call, asked)) for name, call in ways_of.items()}
-        wrong = {name: said for name, way in ways.items() if (said := _wrong(way.call(), truth))}
+        wrong = {}
+        for name, way in ways.items():
+            rows_named, weights = way.call()
+            counted = numbers(rows_named) if name in ADDRESSED else rows_named
+            if said := _wrong(counted, weights, truth):
+                wrong[name] = said
         calls, samples = take_turns({name: way for name, way in ways.items() if name not in wrong}, effort)
         yield {
             "queries": queries,
@@ -143,14 +151,15 @@ def _queries(count: int) -> Array:
 
 def _attend(library: Any, queries: Array, values: str | None) -> tuple[Array, Array | None]:
     found = library.attend(queries, temperature=TEMPERATURE, top=TOP, values=values)
-    return _numbers(library, found.rows), found.weights
+    return found.rows, found.weights
 
 
-def _numbers(library: Any, addresses: Array) -> Array:
-    """Turn addresses of rows into their numbers, as the others count them."""
+def _numbers_of(library: Any) -> Callable[[Array], Array]:
+    """Give what turns addresses of rows into their numbers, as the others count them."""
     fragments = library.dataset.get_fragments()
-    first = dict(zip((f.fragment_id for f in fragments), np.cumsum([0, *(f.physical_rows for f in fragments)]), strict=False))
-    return np.vectorize(lambda address: first[address >> 32] + (address & 0xFFFFFFFF), otypes=[np.int64])(addresses)
+    first = np.cumsum([0, *(fragment.physical_rows for fragment in fragments)])
+    begins = {fragment.fragment_id: int(number) for fragment, number in zip(fragments, first, strict=False)}
+    return np.vectorize(lambda address: begins[address >> 32] + (address & 0xFFFFFFFF), otypes=[np.int64])
 
 
 def _rivals(library: Any, keys: Array, threads: int) -> dict[str, Callable[[Array], tuple[Array, Array | None]]]:
@@ -160,7 +169,7 @@ def _rivals(library: Any, keys: Array, threads: int) -> dict[str, Callable[[Arra
         KEYWISE: lambda queries: _attend(library, queries, None),
         WITH_VALUE: lambda queries: _attend(library, queries, "key"),
         "NumPy float32": lambda queries: _numpy(wide, queries),
-        "Lance, flat, top 10 only": lambda queries: (_lance(library, queries), None),
+        LANCE: lambda queries: (_lance(library, queries), None),
     }
     if find_spec("faiss"):
         import faiss
@@ -198,12 +207,11 @@ def _lance(library: Any, queries: Array) -> Array:
         nearest = {"column": "key", "q": query, "k": TOP, "metric": "dot", "use_index": False}
         rows = library.dataset.scanner(columns=["_distance"], nearest=nearest, with_row_address=True).to_table()
         found.append(rows["_rowaddr"].to_numpy().astype(np.int64))
-    return _numbers(library, np.stack(found))
+    return np.stack(found)
 
 
-def _wrong(found: tuple[Array, Array | None], truth: tuple[Array, Array]) -> str | None:
+def _wrong(rows: Array, weights: Array | None, truth: tuple[Array, Array]) -> str | None:
     """Say what is wrong with the rows and weights that someone named; None if nothing is."""
-    rows, weights = found
     if any(set(one) != set(other) for one, other in zip(rows.tolist(), truth[0].tolist(), strict=True)):
         return "wrong: names other rows"
     if weights is not None and (off := np.abs(weights - truth[1]).max() / truth[1].max()) > TOLERANCE:
