@@ -198,7 +198,9 @@ def library(
     data: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Questions with answer spans, SQuAD's format, for evidence.")
     ] = None,
-    questions: Annotated[int, typer.Option(min=0, help="Questions per article; 0 for all.")] = 3,
+    questions: Annotated[
+        int, typer.Option(min=1, help="Questions per article that the model reads passages for; all are searched.")
+    ] = 2,
     json: Json = None,
 ) -> None:
     """Time exact attention to a library of keys against FAISS, NumPy and Lance, and on a Ray cluster.

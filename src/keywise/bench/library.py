@@ -315,8 +315,8 @@ class _Asked:
     position: int
 
 
-def read_paragraphs(data: Path, folder: Path, questions: int) -> list[_Asked]:
-    """Write every paragraph of a file in SQuAD's format to a file of its own; give questions, some of each article.
+def read_paragraphs(data: Path, folder: Path) -> list[list[_Asked]]:
+    """Write every paragraph of a file in SQuAD's format to a file of its own; give the questions of each article.
 
     Raises
     ------
@@ -325,17 +325,13 @@ def read_paragraphs(data: Path, folder: Path, questions: int) -> list[_Asked]:
     """
     asked = []
     try:
-        articles = json.loads(data.read_text(encoding="utf-8"))["data"]
-        for article_number, article in enumerate(articles):
-            of_article = []
+        for article_number, article in enumerate(json.loads(data.read_text(encoding="utf-8"))["data"]):
+            asked.append(list[_Asked]())
             for number, paragraph in enumerate(article["paragraphs"]):
                 path = folder / f"{article_number:03}-{number:03}.txt"
                 path.write_text(paragraph["context"], encoding="utf-8")
-                of_article += [
-                    _Asked(item["question"], str(path), item["answers"][0]["answer_start"]) for item in paragraph["qas"]
-                ]
-            step = max(len(of_article) // questions, 1) if questions else 1
-            asked += of_article[::step][: questions or None]
+                for item in paragraph["qas"]:
+                    asked[-1].append(_Asked(item["question"], str(path), item["answers"][0]["answer_start"]))
     except OSError as error:
         raise FormatError(f"data={str(data)!r} cannot be read: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, IndexError) as error:
@@ -343,8 +339,11 @@ def read_paragraphs(data: Path, folder: Path, questions: int) -> list[_Asked]:
     return asked
 
 
-def measure_evidence(data: Path, questions: int, passage_tokens: int = 0) -> Iterator[dict[str, Any]]:
-    """Ask all paragraphs of a collection as a library of files: where the gold sentence stands, searched and read."""
+def measure_evidence(data: Path, questions: int, passage_tokens: int | None = None) -> Iterator[dict[str, Any]]:
+    """Ask all paragraphs of a collection as a library of files: where the gold sentence stands, searched and read.
+
+    All questions are searched; of each article so many, evenly spread, are read as well.
+    """
     import keywise as kw
     from keywise.documents import Reader
     from keywise.hf.models import load_model
@@ -352,32 +351,34 @@ def measure_evidence(data: Path, questions: int, passage_tokens: int = 0) -> Ite
     from keywise.memory.asking import PASSAGE_TOKENS, passages_for
     from keywise.memory.passages import placed
 
+    budget = passage_tokens or PASSAGE_TOKENS
     with tempfile.TemporaryDirectory() as folder:
-        asked = read_paragraphs(data, Path(folder), questions)
+        articles = read_paragraphs(data, Path(folder))
+        asked = [question for article in articles for question in article]
         library = kw.Library.open(Path(folder) / "library", "a")
-        added = library.add(
-            sorted({question.document for question in asked} | set(map(str, Path(folder).glob("*.txt"))))
-        )
+        added = library.add([folder])
         rows = library.dataset.to_table(columns=["text", "document", "start", "end"]).to_pylist()
         encoder = SentenceEncoder()
-        keys = encoder.encode([row["text"] for row in rows])
+        scores = encoder.encode([row["text"] for row in rows]) @ encoder.encode([each.text for each in asked]).T
+        alone, searched, weights = [], [], []
+        for question, score in zip(asked, scores.T, strict=True):
+            gold = next(number for number, row in enumerate(rows) if _holds(row, question))
+            alone.append(1 + int((score > score[gold]).sum()))
+            found = library.search(question.text, top=len(rows))
+            (sentence,) = (each for each in found if _is_at(each.document, each.start, each.end, question))
+            searched.append(sentence.rank)
+            weights.append(sentence.weight)
         model = load_model()
         reader = Reader(model, keep=False)
-        searched, alone, read, shares, tokens = [], [], [], [], []
-        for question in asked:
-            gold = next(i for i, row in enumerate(rows) if _holds(row, question))
-            place = (rows[gold]["document"], rows[gold]["start"])
-            found = library.search(question.text, top=len(rows))
-            ranks = {(sentence.document, sentence.start): sentence for sentence in found}
-            searched.append(ranks[place].rank)
-            shares.append(ranks[place].weight)
-            scores = keys @ encoder.encode([question.text])[0]
-            alone.append(1 + int((scores > scores[gold]).sum()))
-            passages = passages_for(library, question.text, model, passage_tokens=passage_tokens or PASSAGE_TOKENS)
+        read, before_reading, tokens = [], [], []
+        of_articles = [article[:: max(len(article) // questions, 1)][:questions] for article in articles]
+        for question in (each for some in of_articles for each in some):
+            passages = passages_for(library, question.text, model, passage_tokens=budget)
             document = reader.read([passage.source for passage in passages])
             evidence = placed(document.evidence(question.text), passages)
-            right = (item.rank for item in evidence if _is_at(item, question))
+            right = (item.rank for item in evidence if _is_at(item.source, item.start, item.end, question))
             read.append(next(right, 0))
+            before_reading.append(searched[asked.index(question)])
             tokens.append(document.tokens)
         yield {
             "documents": len(added.added),
@@ -385,18 +386,20 @@ def measure_evidence(data: Path, questions: int, passage_tokens: int = 0) -> Ite
             "temperature": library.temperature,
             "searched": searched,
             "alone": alone,
+            "gold_weights": weights,
+            "passage_tokens": budget,
             "read": read,
-            "gold_weights": shares,
+            "searched_of_those_read": before_reading,
             "tokens": tokens,
         }
 
 
 def _holds(row: dict[str, Any], question: _Asked) -> bool:
-    return bool(row["document"] == question.document and row["start"] <= question.position < row["end"])
+    return _is_at(row["document"], row["start"], row["end"], question)
 
 
-def _is_at(item: Any, question: _Asked) -> bool:
-    return bool(item.source == question.document and item.start <= question.position < item.end)
+def _is_at(document: str, start: int, end: int, question: _Asked) -> bool:
+    return document == question.document and start <= question.position < end
 
 
 TASKS = {"speed": _speed, "cluster": _cluster, "evidence": _evidence}
@@ -458,19 +461,24 @@ def _evidence_table(results: Sequence[dict[str, Any]]) -> str:
     parts = []
     for found in results:
         rows = [
-            [name, *_hits(np.array(found[key]))]
+            [f"{name}, {len(found[key])} questions", *_hits(np.array(found[key]))]
             for name, key in (
                 ("`library search`", "searched"),
                 ("the encoder alone, float32", "alone"),
-                ("`ask --library`: evidence in the passages read", "read"),
+                ("`ask --library`, evidence in the passages read", "read"),
+                ("`library search`, the same questions", "searched_of_those_read"),
             )
+            if found[key]
         ]
         likely = np.exp(np.log(np.maximum(found["gold_weights"], 1e-30)).mean())
         said = (
-            f"{len(found['searched'])} questions to {found['documents']} files, {found['sentences']} sentences; "
-            f"temperature {found['temperature']:.3f}; the gold sentence's weight is {likely:.1%} (geometric mean); "
-            f"{np.mean(found['tokens']):.0f} tokens were read per question."
+            f"{found['documents']} files, {found['sentences']} sentences; temperature {found['temperature']:.3f}; the "
+            f"gold sentence's weight is {likely:.1%} (geometric mean)."
         )
+        if found["tokens"]:
+            said += (
+                f" Of at most {found['passage_tokens']} tokens, {np.mean(found['tokens']):.0f} were read per question."
+            )
         parts.append(f"{said}\n\n{table(['gold sentence', 'hit@1', 'hit@5', 'MRR'], rows)}")
     return "\n\n".join(parts)
 
