@@ -33,7 +33,6 @@ __all__ = [
     "FormatError",
     "KVCache",
     "KeywiseError",
-    "Library",
     "Mask",
     "ModelError",
     "OptionError",
@@ -59,7 +58,7 @@ def __getattr__(name: str) -> Any:
     # The plug-ins stand on packages that are slow to import or absent: they come when they are asked for.
     if name in {"documents", "hf"}:
         return importlib.import_module(f"keywise.{name}")
-    if name == "Library":
+    if name == "Library":  # not in __all__: whoever imports everything need not have Lance
         return importlib.import_module("keywise.memory").Library
     if name == "__version__":
         return importlib.import_module("importlib.metadata").version("keywise")

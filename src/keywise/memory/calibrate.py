@@ -14,9 +14,9 @@ from keywise.attention.operation import partial
 from keywise.attention.partial import Partial, merge
 from keywise.memory.schema import KEY, numbers_of
 
-SAMPLED_PAIRS: Final = 512
-SAMPLED_ROWS: Final = 32768
-TRIED: Final = tuple(float(2.0 ** (step / 8)) for step in range(-64, 17))
+SAMPLED_PAIRS: Final = 256
+SAMPLED_ROWS: Final = 8192
+TRIED: Final = tuple(float(2.0 ** (step / 4)) for step in range(-32, 9))
 """Relative to the keys' mean squared length, which is 1 for most encoders: from 1/256 to 4."""
 
 UNCALIBRATED: Final = 0.05

@@ -627,6 +627,7 @@ class Library:
     def _check_writable(self) -> None:
         if self._mode != "a":
             raise OptionError(f"the library {self._path!r} is open for reading; open it with mode='a'")
+        self._reopen()  # others may have written meanwhile
 
     def _reopen(self) -> None:
         self._dataset = _opened(self._path, self._version)
