@@ -282,12 +282,16 @@ def test_keys_of_the_users_have_no_encoder(tmp_path: Path) -> None:
 
 
 def test_the_temperature_foretells_what_follows(tmp_path: Path) -> None:
-    """Keys of following sentences at a known distance: the temperature found is the one that made them likely."""
-    paths = write_documents(tmp_path / "documents", 64)
+    """A sentence shares words with the next one: of all temperatures the one found makes the next ones likeliest."""
+    randomly = random.Random(0)
+    for number in range(40):
+        words = [f"w{randomly.randrange(300)}" for _ in range(16)]
+        sentences = [f"Then {' '.join(words[first : first + 6])}." for first in range(0, 12, 2)]
+        (tmp_path / f"{number}.txt").write_text(" ".join(sentences), encoding="utf-8")
     library = kw.Library.open(tmp_path / "library", "a", encoder=WordEncoder())
-    library.add(paths)
+    library.add([tmp_path])
     assert library.temperature == kw.Library.open(library.path, encoder=WordEncoder()).temperature
-    assert 1 / 256 < library.temperature < 4
+    assert 1 / 128 < library.temperature < 1
     rows = library.dataset.to_table().to_pylist()
     keys = np.array([row["key"] for row in rows], np.float64)
     pairs = [i for i in range(len(rows) - 1) if rows[i]["paragraph"] == rows[i + 1]["paragraph"]]
@@ -299,7 +303,7 @@ def test_the_temperature_foretells_what_follows(tmp_path: Path) -> None:
         right = scores[np.arange(len(pairs)), np.array(pairs) + 1]
         return float((np.logaddexp.reduce(scores, axis=1) - right).mean())
 
-    assert loss(library.temperature) < min(loss(library.temperature * 1.3), loss(library.temperature / 1.3))
+    assert loss(library.temperature) < min(loss(library.temperature * 1.5), loss(library.temperature / 1.5))
 
 
 def test_passages_are_whole_paragraphs_within_the_budget(documents: tuple[Library, list[Path]]) -> None:
