@@ -6,7 +6,9 @@ Every machine opens the library by its path, and reads documents by theirs: both
 from __future__ import annotations
 
 import json
+import platform
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any, Final
 
@@ -14,8 +16,10 @@ import lance
 import pyarrow as pa
 import ray
 from lance.fragment import FragmentMetadata
+from ray.exceptions import RayTaskError
 
 from keywise.attention.kernels import set_threads
+from keywise.errors import FormatError, KeywiseError, OptionError
 from keywise.memory import ingest
 from keywise.memory.mapped import MappedKeys
 from keywise.memory.part import Part
@@ -30,8 +34,25 @@ FILES_PER_TASK: Final = 16
 
 def connect() -> None:
     """Connect to the cluster that RAY_ADDRESS names or that runs here, else start one of this machine alone."""
-    if not ray.is_initialized():
+    if ray.is_initialized():
+        return
+    try:
         ray.init(log_to_driver=False)
+    except ConnectionError as error:
+        raise OptionError(
+            f"no Ray cluster answers: {error}; start one, or unset RAY_ADDRESS to use this machine"
+        ) from error
+
+
+@contextmanager
+def _mistakes_told() -> Iterator[None]:
+    """Raise what keywise raised in a worker as it was, without Ray's account of where."""
+    try:
+        yield
+    except RayTaskError as error:
+        if isinstance(error.cause, KeywiseError):
+            raise error.cause from error
+        raise
 
 
 def attend_on_cluster(path: str, dataset: Any, query: Query) -> Iterator[Part]:
@@ -41,7 +62,9 @@ def attend_on_cluster(path: str, dataset: Any, query: Query) -> Iterator[Part]:
     version = dataset.version
     work = [_attend.remote(path, version, fragment.fragment_id, asked) for fragment in dataset.get_fragments()]
     for part in work:
-        yield ray.get(part)
+        with _mistakes_told():
+            found = ray.get(part)
+        yield found
 
 
 @ray.remote(num_cpus=1, max_retries=RETRIES)
@@ -55,7 +78,13 @@ def _attend(path: str, version: int, fragment: int, query: Query) -> Part:
 @lru_cache(maxsize=4)
 def _library(path: str, version: int) -> tuple[Any, MappedKeys]:
     """Keep a library open in a worker between tasks."""
-    dataset = lance.dataset(path, version=version)
+    try:
+        dataset = lance.dataset(path, version=version)
+    except (ValueError, OSError) as error:
+        raise FormatError(
+            f"{path!r} cannot be opened on {platform.node()!r}, a machine of the cluster; keep it where all of them "
+            "reach it"
+        ) from error
     return dataset, MappedKeys(*key_type(dataset.schema, path))
 
 
@@ -78,11 +107,12 @@ def read_and_encode(target: ingest.Target, files: ingest.Files, progress: ingest
     )
     found = []
     sentences = 0
-    for row in work.iter_rows():
-        found.append(row)
-        sentences += row["sentences"]
-        if progress:
-            progress(sentences, sentences)
+    with _mistakes_told():
+        for row in work.iter_rows():
+            found.append(row)
+            sentences += row["sentences"]
+            if progress:
+                progress(sentences, sentences)
     found.sort(key=lambda row: row["number"])  # blocks come as they are done
     return ingest.Written(
         fragments=[FragmentMetadata.from_json(fragment) for row in found for fragment in row["fragments"]],
