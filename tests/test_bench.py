@@ -451,7 +451,8 @@ def test_a_library_is_timed_after_everyone_names_the_same_rows(tmp_path: Path) -
     found = list(library.measure_speed(tmp_path, 2000, ONCE))
     assert [each["queries"] for each in found] == list(library.QUERIES)
     for each in found:
-        assert {library.KEYWISE, library.WITH_VALUE, library.LANCE} <= set(each["samples"])
+        assert {library.KEYWISE, library.WITH_VALUE} <= set(each["samples"])
+        assert (library.LANCE in each["samples"]) == (each["queries"] == 1)
         assert not any("wrong" in reason for reason in each["excluded"].values())
     named, weights = library._truth(np.eye(8, 4, dtype=np.float16), np.eye(1, 4, dtype=np.float16))
     assert library._wrong(named, weights, (named, weights)) is None
