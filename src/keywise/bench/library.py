@@ -115,8 +115,8 @@ def measure_speed(path: Path, rows: int, effort: Effort) -> Iterator[dict[str, A
     threads = len(available_cpus())
     library = make_library(path / "whole", rows)
     library.compact()
-    bytes_per_second = measure_limits(threads).read_bytes_per_second
     extra = {queries: _extra_bytes(partial(_attend, library, _queries(queries), None)) for queries in QUERIES}
+    bytes_per_second = measure_limits(threads).read_bytes_per_second
     keys = np.concatenate([numbers_of(batch["key"]) for batch in library.dataset.to_batches(columns=["key"])])
     ways_of, numbers = _rivals(library, keys, threads), _numbers_of(library)
     for queries in QUERIES:
