@@ -27,7 +27,7 @@ from keywise.memory.scan import Query, attend_fragments
 from keywise.memory.schema import key_type
 
 RETRIES: Final = 16
-"""How often Ray runs a task again whose worker was lost."""
+"""How often Ray attends to a fragment again whose worker was lost; Ray Data goes by rules of its own."""
 
 FILES_PER_TASK: Final = 16
 
@@ -103,7 +103,6 @@ def read_and_encode(target: ingest.Target, files: ingest.Files, progress: ingest
         fn_kwargs={"target": target},
         batch_size=None,
         batch_format="pyarrow",
-        max_retries=RETRIES,
     )
     found = []
     sentences = 0
