@@ -122,7 +122,7 @@ def evidence_table(evidence: Sequence[Evidence], *, top: int | None = None) -> R
     table = Table(box=None, show_header=False, padding=(0, 2, 1, 0))
     table.add_column(justify="right")
     table.add_column(width=BAR_CELLS)
-    table.add_column(ratio=1)
+    table.add_column(ratio=1, overflow="fold")  # of a long path every letter counts
     for item in shown:
         # Text objects, so that square brackets in a document are no markup.
         sentence = Text(printable(" ".join(item.text.split())), style="bold" if item.rank == 1 else "")

@@ -14,7 +14,7 @@ from keywise.attention.partial import Partial, merge
 
 Array = NDArray[Any]
 NO_ROW = -1
-MOST_WEIGHTS = 2**21
+MOST_WEIGHTS = 2**22
 """Of one call of the kernel: rows times queries, whose weights are in memory at a time."""
 
 
