@@ -231,12 +231,15 @@ def test_what_cannot_be_read_is_skipped_and_told(tmp_path: Path) -> None:
     (good,) = write_documents(tmp_path / "documents", 1)
     (good.parent / "picture.txt").write_bytes(b"\0\1\2")
     (good.parent / ".hidden.txt").write_text("Not for the library.", encoding="utf-8")
+    os.mkfifo(good.parent / "pipe.txt")
+    os.mkfifo(tmp_path / "pipe.txt")
     library = kw.Library.open(tmp_path / "documents" / "library", "a", encoder=WordEncoder())
-    done = library.add([tmp_path / "documents", tmp_path / "gone.txt"])
+    done = library.add([tmp_path / "documents", tmp_path / "gone.txt", tmp_path / "pipe.txt"])
     assert done.added == [str(good)]
     assert "binary" in done.skipped[str(good.parent / "picture.txt")]
     assert "no such file" in done.skipped[str(tmp_path / "gone.txt")]
-    assert len(done.skipped) == 2
+    assert "no file that can be read" in done.skipped[str(tmp_path / "pipe.txt")]
+    assert len(done.skipped) == 3
     assert library.add([tmp_path / "documents"]).unchanged == [str(good)]
 
 

@@ -61,8 +61,10 @@ class Written:
     skipped: dict[str, str]
 
 
-def find_files(paths: Sequence[str | os.PathLike[str]]) -> list[str]:
-    """Give the absolute paths of files, those in folders included, each once; hidden files and libraries are left out.
+def find_files(paths: Sequence[str | os.PathLike[str]]) -> tuple[list[str], dict[str, str]]:
+    """Give the absolute paths of files, those in folders included, each once; and folders that cannot be read, with why.
+
+    Hidden files, what is no file and folders of datasets are left out of folders.
 
     Raises
     ------
@@ -72,19 +74,25 @@ def find_files(paths: Sequence[str | os.PathLike[str]]) -> list[str]:
     if isinstance(paths, str | os.PathLike):
         raise DtypeError(f"paths={os.fspath(paths)!r} is one path; give a list of paths")
     found: dict[str, None] = {}
+    unread: dict[str, str] = {}
+
+    def note(error: OSError) -> None:
+        unread[str(error.filename)] = f"{error.filename!r} cannot be opened: {error.strerror}"
+
     for path in paths:
         top = os.path.abspath(os.path.expanduser(os.fspath(path)))
         if not os.path.isdir(top):
             found[top] = None
             continue
-        for folder, folders, files in os.walk(top):
+        for folder, folders, names in os.walk(top, onerror=note):
             folders[:] = sorted(
                 name
                 for name in folders
                 if not name.startswith(".") and not os.path.isdir(os.path.join(folder, name, "_versions"))
             )
-            found.update((os.path.join(folder, name), None) for name in sorted(files) if not name.startswith("."))
-    return list(found)
+            files = [os.path.join(folder, name) for name in sorted(names) if not name.startswith(".")]
+            found.update((file, None) for file in files if os.path.isfile(file) or os.path.islink(file))
+    return list(found), unread
 
 
 def content_hash(path: str) -> str:
@@ -95,6 +103,9 @@ def content_hash(path: str) -> str:
     FormatError
         When it cannot be read.
     """
+    # A pipe would keep its reader waiting for ever.
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise FormatError(f"{path!r} is no file that can be read; name files and folders")
     try:
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()

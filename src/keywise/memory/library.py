@@ -250,11 +250,11 @@ class Library:
         """
         self._check_writable()
         checked_engine(engine)
-        files = ingest.find_files(paths)
+        files, unread = ingest.find_files(paths)
         encoder = self._encoder_for_text()
         self._create(encoder)
         known = self._known()
-        done = Added()
+        done = Added(skipped=unread)
         changed: list[tuple[str, str]] = []
         for path in files:
             try:
