@@ -62,7 +62,7 @@ class Written:
 
 
 def find_files(paths: Sequence[str | os.PathLike[str]]) -> tuple[list[str], dict[str, str]]:
-    """Give the absolute paths of files, those in folders included, each once; and folders that cannot be read, with why.
+    """Give the absolute paths of files, those in folders included, each once; and folders that cannot be read, and why.
 
     Hidden files, what is no file and folders of datasets are left out of folders.
 
