@@ -105,17 +105,36 @@ def make_library(path: Path, rows: int) -> Any:
 
 
 def _speed(folder: Path, rows: int, _data: Path | None, _questions: int) -> Iterator[dict[str, Any]]:
-    yield from stream(measure_speed, folder, rows, EFFORT, threads=len(available_cpus()))
+    threads = len(available_cpus())
+    (made,) = stream(prepare, folder, rows, threads=threads)
+    # In processes of their own: what others freed before must not hide what is taken.
+    extra = {queries: next(stream(measure_extra, made, queries, threads=threads)) for queries in QUERIES}
+    for finding in stream(measure_speed, made, EFFORT, threads=threads):
+        yield {**finding, "extra_bytes": extra[finding["queries"]]}
 
 
-def measure_speed(path: Path, rows: int, effort: Effort) -> Iterator[dict[str, Any]]:
+def prepare(folder: Path, rows: int) -> Iterator[Path]:
+    """Make the library of one large fragment, as it is after `Library.compact`, and give its path."""
+    library = make_library(folder / "whole", rows)
+    library.compact()
+    yield folder / "whole"
+
+
+def measure_extra(path: Path, queries: int) -> Iterator[int]:
+    """Give by how much the process' own memory grows at most while it attends; the mapped file is not its own."""
+    import keywise as kw
+
+    library = kw.Library.open(path)
+    yield _extra_bytes(partial(_attend, library, _queries(queries), None))
+
+
+def measure_speed(path: Path, effort: Effort) -> Iterator[dict[str, Any]]:
     """Time one query and many over all keys, in turns, after everyone has named the same rows."""
+    import keywise as kw
     from keywise.memory.schema import numbers_of
 
     threads = len(available_cpus())
-    library = make_library(path / "whole", rows)
-    library.compact()
-    extra = {queries: _extra_bytes(partial(_attend, library, _queries(queries), None)) for queries in QUERIES}
+    library = kw.Library.open(path)
     bytes_per_second = measure_limits(threads).read_bytes_per_second
     keys = np.concatenate([numbers_of(batch["key"]) for batch in library.dataset.to_batches(columns=["key"])])
     ways_of, numbers = _rivals(library, keys, threads), _numbers_of(library)
@@ -135,13 +154,12 @@ def measure_speed(path: Path, rows: int, effort: Effort) -> Iterator[dict[str, A
         calls, samples = take_turns({name: way for name, way in ways.items() if name not in wrong}, effort)
         yield {
             "queries": queries,
-            "rows": rows,
+            "rows": len(keys),
             "dimension": DIMENSION,
             "threads": threads,
             "calls": calls,
             "samples": samples,
             "excluded": wrong | {name: "not installed" for name in ("FAISS",) if not find_spec("faiss")},
-            "extra_bytes": extra[queries],
             "read_bytes_per_second": bytes_per_second,
         }
 
@@ -236,7 +254,7 @@ def _truth(keys: Array, queries: Array) -> tuple[Array, Array]:
 
 
 def _extra_bytes(work: Callable[[], Any]) -> int:
-    """Give by how much memory of the process' own grows at most while it works; mapped files are not its own."""
+    """Watch the memory that is the process' own while it works, and give by how much it grows at most."""
     before, most, done = _anonymous_bytes(), [0], threading.Event()
 
     def watch() -> None:
