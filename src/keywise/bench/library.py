@@ -265,6 +265,7 @@ def _extra_bytes(work: Callable[[], Any]) -> int:
     watcher.start()
     try:
         work()
+        most[0] = max(most[0], _anonymous_bytes())
     finally:
         done.set()
         watcher.join()
