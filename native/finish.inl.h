@@ -163,12 +163,11 @@ static void finish(const Problem& problem, const Task& task, const State& state,
     const int64_t head = task.key_head * group + (task.first_row + row) % group;
     const int64_t heads_before = task.item * problem.query_heads + head;
     const float* values = state.values + row * width;
-    if (problem.peak) {
-      write_partial(problem, heads_before * problem.queries + token, state.peak[row], state.total[row], values);
-      continue;
-    }
     const Norm norm = norm_of(problem, head, state.peak[row], state.total[row]);
-    write_output(problem, task.item, head, token, values, norm.inverse);
+    if (problem.peak)
+      write_partial(problem, heads_before * problem.queries + token, state.peak[row], state.total[row], values);
+    else
+      write_output(problem, task.item, head, token, values, norm.inverse);
     state.inverse[row] = norm.inverse;
     if (!problem.reads || token < reading.first_row || token >= reading.last_row) continue;
     const int64_t place = heads_before * tokens_read + token - reading.first_row;

@@ -52,7 +52,7 @@ def imports(path: Path) -> Iterator[str]:
 
 
 def layer_imported(module: str) -> str | None:
-    """Tell which layer of keywise an imported name lives in; the public names live in attention, all but one."""
+    """Tell which layer of keywise an imported name lives in; the public names live in attention, but for two."""
     parts = module.split(".")
     if parts[0] != "keywise":
         return None
@@ -60,8 +60,8 @@ def layer_imported(module: str) -> str | None:
         return "__init__"
     if parts[1] in BELOW or parts[1] in EVERYTHING:
         return parts[1]
-    if parts[1] == "KVCache":
-        return "cache"
+    if elsewhere := {"KVCache": "cache", "Library": "memory"}.get(parts[1]):
+        return elsewhere
     return "errors" if parts[1].endswith("Error") else "attention"
 
 
@@ -77,7 +77,7 @@ def test_layers_point_one_way(path: Path) -> None:
 
 
 def test_the_layers_of_the_plan_exist() -> None:
-    assert {"attention", "cache", "hf", "documents", "errors"} <= {layer_of(path) for path in MODULES}
+    assert {"attention", "cache", "hf", "documents", "memory", "errors"} <= {layer_of(path) for path in MODULES}
 
 
 def test_only_the_command_line_uses_the_benchmarks() -> None:
@@ -100,11 +100,12 @@ def test_only_the_definition_writes_a_softmax_out() -> None:
     exponentials = {"exp", "exp2", "expm1", "logaddexp", "logsumexp", "softmax", "log_softmax"}
     writers = {name_of(path) for path in MODULES if exponentials & set(calls(path))}
     # Partials rescale by exp(peak - peak): the algebra at the centre. A rival is what users of torch write themselves.
-    # Perplexity is the exponential of a mean loss.
+    # Perplexity is the exponential of a mean loss. NumPy is a rival of libraries.
     assert writers == {
         "attention/reference.py",
         "attention/partial.py",
         "bench/cache.py",
+        "bench/library.py",
         "bench/rivals/pytorch.py",
     }
 
@@ -179,7 +180,7 @@ import numpy
 middle = time.perf_counter()
 import keywise
 print(time.perf_counter() - middle)
-heavy = {"torch", "transformers", "ml_dtypes", "urllib.request", "http.client"}
+heavy = {"torch", "transformers", "ml_dtypes", "lance", "pyarrow", "ray", "pandas", "urllib.request", "http.client"}
 assert not heavy & set(sys.modules), heavy & set(sys.modules)
 """
     seconds = []
@@ -204,6 +205,7 @@ def test_docstrings_of_public_functions_have_examples() -> None:
         "Mask",
         "Reading",
         "KVCache",
+        "Library",
         "targets",
         "using",
         "explain",

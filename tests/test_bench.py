@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 import keywise as kw
 from keywise import cli
-from keywise.bench import cache, evidence, memory, model
+from keywise.bench import cache, evidence, library, memory, model
 from keywise.bench.attention import plan
 from keywise.bench.cases import GROUPS, Case, sweep
 from keywise.bench.inputs import definition, make_inputs
@@ -297,10 +297,11 @@ def test_the_picture_is_drawn(tmp_path: Path) -> None:
     assert (tmp_path / "run.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_pages_are_made_from_committed_runs() -> None:
-    page = ROOT / "docs" / "performance.md"
+@pytest.mark.parametrize("name", ["performance.md", "library.md", "scale.md"])
+def test_pages_are_made_from_committed_runs(name: str) -> None:
+    page = ROOT / "docs" / name
     text = page.read_text(encoding="utf-8")
-    assert updated(text, page.parent) == text, "run `keywise bench table --update docs/performance.md`"
+    assert updated(text, page.parent) == text, f"run `keywise bench table --update docs/{name}`"
 
 
 @pytest.mark.parametrize(
@@ -317,6 +318,8 @@ def test_pages_are_made_from_committed_runs() -> None:
         (["cache", "--text", "gone.txt"], "--text 'gone.txt' cannot be read"),
         (["cache", "--task", "step", "--text", "gone.txt"], "--text 'gone.txt' is for perplexity"),
         (["evidence", "--data", "gone.json"], "'gone.json' cannot be read"),
+        (["library", "--task", "size"], "--task 'size' is not known; there are speed, cluster, evidence"),
+        (["library", "--task", "evidence"], "--task evidence needs --data"),
         (["table"], "give FILEs"),
         (["table", "gone.json"], "'gone.json' cannot be read"),
         (["table", "--update", "gone.md"], "'gone.md' cannot be read"),
@@ -442,6 +445,53 @@ def test_evidence_reads_squad_and_ranks_by_words(tmp_path: Path) -> None:
     ]
     assert evidence.bm25_rank("Who was the cook?", sentences, sentences[0]) == 1
     assert evidence.bm25_rank("Did a dog bark?", sentences, sentences[0]) > 1
+
+
+def test_a_library_is_timed_after_everyone_names_the_same_rows(tmp_path: Path) -> None:
+    (made,) = library.prepare(tmp_path, 2000)
+    (extra,) = library.measure_extra(made, 1)
+    assert 0 <= extra < 10**8
+    found = [{**each, "extra_bytes": extra} for each in library.measure_speed(made, ONCE)]
+    assert [each["queries"] for each in found] == list(library.QUERIES)
+    for each in found:
+        assert {library.KEYWISE, library.WITH_VALUE} <= set(each["samples"])
+        assert (library.LANCE in each["samples"]) == (each["queries"] == 1)
+        assert not any("wrong" in reason for reason in each["excluded"].values())
+    named, weights = library._truth(np.eye(8, 4, dtype=np.float16), np.eye(1, 4, dtype=np.float16))
+    assert library._wrong(named, weights, (named, weights)) is None
+    assert library._wrong(named + 1, weights, (named, weights)) == "wrong: names other rows"
+    assert "off by" in str(library._wrong(named, weights * 1.01, (named, weights)))
+    (alone,) = library.measure_cluster(tmp_path, 2000, workers=0, rounds=1)
+    assert alone["same"]
+    results = [{"task": "speed", **each} for each in found] + [{"task": "cluster", **alone}]
+    text = tables([Run("library", "keywise bench library", results=results)])
+    assert "2,000 keys of 384 in float16, 32 queries at a time" in text
+    assert "| this process, all CPUs |" in text
+
+
+def test_the_sentences_of_a_library_are_counted(tmp_path: Path) -> None:
+    answer = {"text": "Jo", "answer_start": 13}
+    paragraph = {"context": "The cook was Jo. It rained.", "qas": [{"question": "Who?", "answers": [answer]}]}
+    data = tmp_path / "squad.json"
+    data.write_text(json.dumps({"data": [{"paragraphs": [paragraph, paragraph]}]}), encoding="utf-8")
+    ((first, second),) = library.read_paragraphs(data, tmp_path)
+    assert Path(second.document).read_text(encoding="utf-8")[second.position :] == "Jo. It rained."
+    assert first.document != second.document
+    data.write_text("[]", encoding="utf-8")
+    with pytest.raises(FormatError, match="SQuAD"):
+        library.read_paragraphs(data, tmp_path)
+    found = {
+        "task": "evidence",
+        "documents": 2,
+        "sentences": 4,
+        "temperature": 0.1,
+        "searched": [1, 2],
+        "alone": [1, 9],
+    }
+    found |= {"gold_weights": [0.5, 0.5], "passage_tokens": 64, "read": [0, 1], "tokens": [50, 60]}
+    text = tables([Run("library", "keywise bench library", results=[{**found, "searched_of_those_read": [1, 2]}])])
+    assert "| `library search`, 2 questions | 0.50 | 1.00 | 0.75 |" in text
+    assert "| `ask --library`, evidence in the passages read, 2 questions | 0.50 | 0.50 | 0.50 |" in text
 
 
 def test_rivals_named_in_tables_are_those_that_take_part() -> None:

@@ -11,6 +11,7 @@ import keywise as kw
 from cases import DTYPES, MASKS, Case, affordable
 from judging import check_output, verdict_of
 from keywise.attention import reference
+from keywise.attention.operation import read_partial
 from keywise.attention.problem import make_problem
 
 FIELDS = ("peak", "total", "values")
@@ -142,3 +143,29 @@ def test_merge_refuses_nothing_and_strangers() -> None:
         kw.Partial.empty(1, 2, 3, 4).output(sinks=np.zeros(3))
     with pytest.raises(kw.ShapeError, match="sinks"):
         kw.Partial.empty(1, 2, 3, 4).lse(sinks=np.zeros((1, 2)))
+
+
+@pytest.mark.parametrize(("queries", "dtype"), [(1, np.float32), (3, np.float16), (40, np.float32)])
+def test_a_part_is_read_in_the_same_pass(target: str, queries: int, dtype: type) -> None:
+    random_numbers = np.random.default_rng(0)
+    query, key, value = (random_numbers.normal(size=(1, 2, n, 16)).astype(dtype) for n in (queries, 1500, 1500))
+    seen = random_numbers.random((1, 1, 1, 1500)) < 0.5
+    part, reading = read_partial(query, key, value, mask=seen, scale=0.3, top=5)
+    alone = kw.partial(query, key, value, mask=seen, scale=0.3)
+    whole = kw.read(query, key, value, mask=seen, scale=0.3, top=5)
+    for name in FIELDS:
+        np.testing.assert_allclose(getattr(part, name), getattr(alone, name), rtol=1e-5, atol=1e-5)
+    for name in ("lse", "entropy", "top_keys", "top_weights", "covered"):
+        np.testing.assert_array_equal(getattr(reading, name), getattr(whole, name), err_msg=name)
+    assert reading.output is None
+    assert reading.key_mass is None
+
+
+def test_shares_of_a_whole_sum_to_one() -> None:
+    parts = some_partials(4)
+    whole = kw.merge(*parts)
+    shares = [part.share_of(whole) for part in parts]
+    np.testing.assert_allclose(np.sum(shares, axis=0), 1, rtol=1e-6)
+    assert all((share[part.total == 0] == 0).all() for share, part in zip(shares, parts, strict=True))
+    nothing = kw.Partial.empty(2, 3, 4, 5)
+    assert (nothing.share_of(nothing) == 0).all()

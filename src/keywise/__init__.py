@@ -24,6 +24,7 @@ from keywise.errors import (
 if TYPE_CHECKING:
     from keywise import documents as documents
     from keywise import hf as hf
+    from keywise.memory import Library as Library
 
 __version__: str
 
@@ -57,6 +58,8 @@ def __getattr__(name: str) -> Any:
     # The plug-ins stand on packages that are slow to import or absent: they come when they are asked for.
     if name in {"documents", "hf"}:
         return importlib.import_module(f"keywise.{name}")
+    if name == "Library":  # not in __all__: whoever imports everything need not have Lance
+        return importlib.import_module("keywise.memory").Library
     if name == "__version__":
         return importlib.import_module("importlib.metadata").version("keywise")
     raise AttributeError(f"module 'keywise' has no attribute {name!r}")

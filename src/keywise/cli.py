@@ -1,7 +1,6 @@
 """The command line: a thin layer over `keywise.documents` and `keywise.explain`."""
 
 import io
-import json
 import logging
 import os
 import re
@@ -11,7 +10,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -41,6 +40,8 @@ Examples:
   keywise ask "When was it built?" page.html --json --top 3
 
   keywise ask -- "-5 degrees: when was that?" weather.txt
+
+  keywise ask "Who kept the light?" --library papers.library
 """
 
 
@@ -75,6 +76,7 @@ def _application() -> "typer.Typer":
     import typer  # noqa: PLC0415 - optional: `main` says so when it is missing
 
     from keywise.bench.commands import COMMANDS as BENCH_COMMANDS  # noqa: PLC0415 - needs typer
+    from keywise.memory import commands as library_commands  # noqa: PLC0415
 
     application = typer.Typer(
         name="keywise",
@@ -107,9 +109,13 @@ def _application() -> "typer.Typer":
             ),
         ],
         files: Annotated[
-            list[str],
+            list[str] | None,
             typer.Argument(metavar="FILE", help="Text, Markdown, HTML, PDF or DOCX files.", show_default=False),
-        ],
+        ] = None,
+        library: Annotated[
+            str | None,
+            typer.Option(metavar="LIBRARY", help="Ask this library of documents, instead of FILEs; see `library`."),
+        ] = None,
         model: Annotated[
             str | None,
             typer.Option(help="Hub id, folder or .gguf file. Default: KEYWISE_MODEL, else the default model."),
@@ -136,7 +142,8 @@ def _application() -> "typer.Typer":
         with _reported():
             _ask(
                 question,
-                files,
+                files or [],
+                library,
                 model,
                 as_json=as_json,
                 html=html,
@@ -144,6 +151,35 @@ def _application() -> "typer.Typer":
                 max_tokens=max_tokens,
                 threads=threads,
                 keep=not no_cache,
+            )
+
+    library_group = typer.Typer(no_args_is_help=True, help=library_commands.HELP, epilog=library_commands.EXAMPLES)
+    for function in library_commands.COMMANDS:
+        library_group.command()(_reported()(function))
+    application.add_typer(library_group, name="library")
+
+    @library_group.command("ask")
+    def library_ask(  # noqa: PLR0917 - each is an argument or option of the command
+        library: library_commands.Path,
+        question: Annotated[str, typer.Argument(metavar="QUESTION", help="What you want to know.")],
+        model: Annotated[str | None, typer.Option(help="Hub id, folder or .gguf file.")] = None,
+        as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+        top: Annotated[int, typer.Option(min=1, help="Number of sentences to show.")] = 5,
+        max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 128,
+    ) -> None:
+        """Answer a QUESTION from a library: `keywise ask --library`, which has more options."""
+        with _reported():
+            _ask(
+                question,
+                [],
+                library,
+                model,
+                as_json=as_json,
+                html=None,
+                top=top,
+                max_tokens=max_tokens,
+                threads=None,
+                keep=True,
             )
 
     cache = typer.Typer(
@@ -197,6 +233,7 @@ def _application() -> "typer.Typer":
 def _ask(
     question: str,
     files: list[str],
+    library: str | None,
     model: str | None,
     *,
     as_json: bool,
@@ -208,13 +245,19 @@ def _ask(
 ) -> None:
     from keywise.documents import Reader, read_file  # noqa: PLC0415 - a missing file must not wait for these
     from keywise.documents.report import evidence_table, printable, to_json, write_html  # noqa: PLC0415
+    from keywise.hf.models import load_model  # noqa: PLC0415
+    from keywise.memory.asking import passages_for  # noqa: PLC0415
+    from keywise.memory.passages import placed  # noqa: PLC0415
 
     if not question.strip():
         raise OptionError("QUESTION is empty; ask in words")
+    if bool(files) == (library is not None):
+        raise OptionError("name one or more FILEs to ask, or a library with --library")
     _check_files(question, files)
     if html is not None:
         _check_page(html, files)
     sources = [read_file(name) for name in files]
+    opened = None if library is None else keywise.Library.open(library)
 
     from rich.console import Console  # noqa: PLC0415
 
@@ -228,18 +271,22 @@ def _ask(
     def notify(line: str) -> None:
         notices.print(printable(line), style="dim", markup=False, highlight=False)
 
-    reader = Reader(model, keep=keep, status=notify)
+    loaded = load_model(model, status=notify)
+    passages = [] if opened is None else passages_for(opened, question, loaded)
+    reader = Reader(loaded, keep=keep, status=notify)
     with _progress_bar(notices) as progress:
-        document = reader.read(sources, progress=progress)
+        document = reader.read([*sources, *(passage.source for passage in passages)], progress=progress)
     notify(f"Read {document.tokens - document.reused_tokens:,} tokens, took {document.reused_tokens:,} from the cache")
 
     if as_json:
         answer = document.ask(question, max_tokens=max_tokens)
-        _write_json(to_json(answer, top=top))
+        shown = replace(answer, evidence=placed(answer.evidence, passages)) if passages else answer
+        _write_json(to_json(shown, top=top))
     else:
         answer = document.ask(question, max_tokens=max_tokens, on_token=lambda piece: _write(printable(piece)))
         _write(f"{'' if answer.complete else ' …'}\n\n")
-        console.print(evidence_table(answer.evidence, top=top))
+        evidence = placed(answer.evidence, passages) if passages else answer.evidence
+        console.print(evidence_table(evidence, top=top))
     if html is not None:
         write_html(html, answer, document.sources)
         notify(f"Wrote {html}")
@@ -404,9 +451,9 @@ def _write(text: str) -> None:
 
 
 def _write_json(value: dict[str, Any]) -> None:
-    text = json.dumps(value, ensure_ascii=False, indent=2, default=str)
-    # JSON lets these pass as they are, and a terminal may obey them.
-    _write(re.sub(r"[\x7f-\x9f]", lambda match: f"\\u{ord(match[0]):04x}", text) + "\n")
+    from keywise.documents.report import json_text  # noqa: PLC0415
+
+    _write(json_text(value))
 
 
 def _discard_output() -> None:

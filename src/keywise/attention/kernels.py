@@ -211,11 +211,14 @@ def run(problem: Problem, output: Array, readings: dict[str, Array]) -> None:
     _run(call, target)
 
 
-def run_partial(problem: Problem) -> Partial:
-    """Run a problem over part of the keys on the chosen target."""
+def run_partial(problem: Problem, readings: dict[str, Array] | None = None) -> Partial:
+    """Run a problem over part of the keys on the chosen target; the readings, by name, are written in place."""
     target = _target(problem.dtype, _chosen.get())
+    readings = readings or {}
     if target == REFERENCE:
         result = reference.evaluate(problem)
+        for name, array in readings.items():
+            array[...] = getattr(result, name)
         dtype = np.float64 if problem.dtype == "float64" else np.float32
         parts = (result.peak, result.total, result.values)
         return Partial(*(part.astype(dtype) for part in parts if part is not None))
@@ -224,6 +227,8 @@ def run_partial(problem: Problem) -> Partial:
     call.peak = np.empty((batch, query_heads, queries), np.float32)
     call.total = np.empty_like(call.peak)
     call.values = np.empty((batch, query_heads, queries, value_dim), np.float32)
+    for name, array in readings.items():
+        setattr(call, name, array)
     partial = Partial(call.peak, call.total, call.values)
     _run(call, target)
     return partial

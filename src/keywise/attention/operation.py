@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from keywise.attention import kernels
 from keywise.attention.arrays import empty, give
 from keywise.attention.partial import Partial
@@ -156,6 +158,51 @@ def partial(
         query, key, value, mask=mask, bias=bias, scale=scale, softcap=softcap, sinks=None, first_key=first_key
     )
     return kernels.run_partial(problem)
+
+
+def read_partial(
+    query: Any, key: Any, value: Any, *, mask: Any = None, scale: float | None = None, top: int = 8
+) -> tuple[Partial, Reading]:
+    """Compute attention over part of the keys, and read this part in the same pass.
+
+    Weights in the reading are shares of this part; `Partial.share_of` tells what the part is of the whole.
+
+    Parameters
+    ----------
+    query, key, value, mask, scale
+        As in `partial`, as NumPy arrays; key and value may come in `Pieces`.
+    top
+        Number of heaviest keys to name per query row, numbered from this part's first.
+
+    Returns
+    -------
+    (Partial, Reading)
+        The reading has neither output nor key mass.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from keywise.attention.operation import read_partial
+    >>> key = np.eye(4, dtype=np.float32)[None, None] * 9
+    >>> part, reading = read_partial(key[:, :, 2:3], key, key, top=1)
+    >>> part.values.shape, reading.top_keys.item()
+    ((1, 1, 1, 4), 2)
+    """
+    problem = make_problem(
+        query,
+        key,
+        value,
+        mask=mask,
+        bias=None,
+        scale=scale,
+        softcap=None,
+        sinks=None,
+        reading=Want(top, key_mass=False),
+    )
+    assert problem.reading is not None
+    readings = {name: np.empty(shape, dtype) for name, shape, dtype in problem.reading.arrays}
+    part = kernels.run_partial(problem, readings)
+    return part, Reading(None, **readings)
 
 
 def run(

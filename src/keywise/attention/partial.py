@@ -60,6 +60,21 @@ class Partial:
                 denominator = denominator + np.exp(np.asarray(sinks)[:, None] - np.where(seen, self.peak, 0))
         return np.where(seen[..., None], self.values / denominator[..., None], 0).astype(self.values.dtype)
 
+    def share_of(self, whole: Partial) -> Array:
+        """Give the weight [B, Hq, Q] of this part's keys together in a whole that it was merged into.
+
+        Examples
+        --------
+        >>> import numpy as np, keywise as kw
+        >>> x = np.ones((1, 1, 4, 8), np.float32)
+        >>> part, rest = kw.partial(x, x[:, :, :1], x[:, :, :1]), kw.partial(x, x[:, :, 1:], x[:, :, 1:])
+        >>> part.share_of(kw.merge(part, rest)).tolist()
+        [[[0.25, 0.25, 0.25, 0.25]]]
+        """
+        seen = self.total != 0
+        shift = np.where(seen, self.peak, 0) - np.where(seen, whole.peak, 0)
+        return np.where(seen, np.exp(shift) * self.total / np.where(seen, whole.total, 1), 0).astype(self.total.dtype)
+
     def _check_sinks(self, sinks: Array) -> None:
         if np.shape(sinks) != (self.peak.shape[1],):
             raise ShapeError(

@@ -190,6 +190,33 @@ def evidence(
             done(f"rank {found['rank']} of {found['sentences']}: {found['question']}")
 
 
+def library(
+    task: Annotated[
+        list[str] | None, typer.Option(help="speed, cluster or evidence. Default: all, evidence only with --data.")
+    ] = None,
+    rows: Annotated[int, typer.Option(min=1, help="Number of keys.")] = 1_000_000,
+    data: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Questions with answer spans, SQuAD's format, for evidence.")
+    ] = None,
+    questions: Annotated[
+        int, typer.Option(min=1, help="Questions per article that the model reads passages for; all are searched.")
+    ] = 2,
+    json: Json = None,
+) -> None:
+    """Time exact attention to a library of keys against FAISS, NumPy and Lance, and on a Ray cluster.
+
+    Everyone names the same ten rows first. With --data, every paragraph is a file of a library: how often the sentence
+    that answers a question is found by searching, and by letting the model read the passages found.
+    """
+    from keywise.bench import library as bench_library
+
+    tasks = bench_library.plan(task, data)
+    with _run("library", json, bench_library.count(tasks)) as (run, done):
+        for found in bench_library.run(tasks, rows, data, questions):
+            run.add(found)
+            done(f"{found['task']} done")
+
+
 def table(
     files: Annotated[
         list[Path] | None, typer.Argument(metavar="FILE", help="Files written with --json.", show_default=False)
@@ -293,6 +320,7 @@ COMMANDS = (
     (memory, None),
     (cache, None),
     (evidence, None),
+    (library, None),
     (table, TABLE_HELP),
     (plot, None),
 )

@@ -22,7 +22,17 @@ from keywise.bench.cases import Case
 BUFFER_BYTES = 2**29
 ROUNDS = 2_000_000
 TRIES = 7
-PACKAGES = ("numpy", "torch", "transformers", "onnxruntime", "openvino", "jax", "llama-cpp-python")
+PACKAGES = (
+    "numpy",
+    "torch",
+    "transformers",
+    "onnxruntime",
+    "openvino",
+    "jax",
+    "llama-cpp-python",
+    "pylance",
+    "faiss-cpu",
+)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ class Run:
     Attributes
     ----------
     kind
-        ``"attention"``, ``"model"``, ``"memory"``, ``"cache"`` or ``"evidence"``.
+        ``"attention"``, ``"model"``, ``"memory"``, ``"cache"``, ``"evidence"`` or ``"library"``.
     command
         The command that does it again.
     path

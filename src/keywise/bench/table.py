@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from keywise.bench import cache, evidence, memory, model
+from keywise.bench import cache, evidence, library, memory, model
 from keywise.bench.attention_table import attention_tables
 from keywise.bench.machine import Limits
 from keywise.bench.results import Run, read_run
@@ -30,6 +30,7 @@ def tables(runs: Sequence[Run]) -> str:
         "memory": memory.tables,
         "cache": cache.tables,
         "evidence": evidence.tables,
+        "library": library.tables,
     }
     parts = [*dict.fromkeys(_machine(run) for run in runs)]
     for kind in dict.fromkeys(run.kind for run in runs):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Sequence
@@ -34,6 +35,19 @@ def printable(text: str) -> str:
     'a \ufffd[31mred\ufffd word\n'
     """
     return _CONTROLS.sub("\ufffd", text.replace("\r\n", "\n"))
+
+
+def json_text(value: Any) -> str:
+    r"""Write plain values as JSON for a terminal or a program; what is not plain is written as its text.
+
+    Examples
+    --------
+    >>> json_text({"a": 1})
+    '{\n  "a": 1\n}\n'
+    """
+    text = json.dumps(value, ensure_ascii=False, indent=2, default=str)
+    # JSON lets these pass as they are, and a terminal may obey them.
+    return re.sub(r"[\x7f-\x9f]", lambda match: f"\\u{ord(match[0]):04x}", text) + "\n"
 
 
 def to_json(answer: Answer, *, top: int | None = None) -> dict[str, Any]:
@@ -108,7 +122,7 @@ def evidence_table(evidence: Sequence[Evidence], *, top: int | None = None) -> R
     table = Table(box=None, show_header=False, padding=(0, 2, 1, 0))
     table.add_column(justify="right")
     table.add_column(width=BAR_CELLS)
-    table.add_column(ratio=1)
+    table.add_column(ratio=1, overflow="fold")  # of a long path every letter counts
     for item in shown:
         # Text objects, so that square brackets in a document are no markup.
         sentence = Text(printable(" ".join(item.text.split())), style="bold" if item.rank == 1 else "")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -89,6 +89,27 @@ def fingerprint(
         "dtype": str(model.dtype).removeprefix("torch."),
         "tokenizer": "none" if tokenizer is None else _tokenizer(tokenizer, at, cache_dir),
     }
+
+
+def files_fingerprint(files: Mapping[str, Path], *, cache_dir: Folder | None = None) -> str:
+    """Digest the names and contents of files; see `fingerprint` for what is remembered of them.
+
+    Parameters
+    ----------
+    files
+        The files, by the names that count.
+    cache_dir
+        Where digests of files are remembered; see `keywise.hf.models.cache_folder`.
+
+    Examples
+    --------
+    >>> from keywise.hf.fingerprints import files_fingerprint
+    >>> files_fingerprint({})[:8]
+    'e3b0c442'
+    """
+    return _digest(
+        part for name, path in sorted(files.items()) for part in (name.encode(), _file_sha256(path, cache_dir))
+    )
 
 
 def _weights(model: Any, folder: Path | None, cache_dir: Folder | None) -> str:

