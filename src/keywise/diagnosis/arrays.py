@@ -1,0 +1,145 @@
+"""Examines one call of attention from its arrays, and somebody's output of it."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from keywise.attention import reference
+from keywise.attention.arrays import FLOATS, Array, take
+from keywise.attention.problem import Problem, make_problem, whole
+from keywise.diagnosis.finding import Diagnosis, Examination, Where
+from keywise.diagnosis.judge import judge
+from keywise.diagnosis.sample import UNITS, at_rows, choose_rows
+from keywise.diagnosis.statistics import inspect
+from keywise.errors import DtypeError, ShapeError
+
+ROWS = 64
+
+
+def check(
+    query: Any,
+    key: Any,
+    value: Any,
+    *,
+    mask: Any = None,
+    bias: Any = None,
+    scale: float | None = None,
+    softcap: float | None = None,
+    sinks: Any = None,
+    output: Any = None,
+    lse: Any = None,
+    rows: int = ROWS,
+) -> Diagnosis:
+    """Say what is wrong with one call of attention, and with somebody's output of it.
+
+    A sample of the query rows is compared with the float64 definition, so memory is linear in the number of keys.
+
+    Parameters
+    ----------
+    query, key, value, mask, bias, scale, softcap, sinks
+        As in `keywise.attend`: what should be computed.
+    output : [B, Hq, Q, Dv], optional
+        What somebody computed from them, in the query's dtype or a wider one.
+    lse : [B, Hq, Q], optional
+        Their log-sum-exp of the scores, in nats, sinks included.
+    rows : int
+        Most query rows to look at.
+
+    Returns
+    -------
+    Diagnosis
+
+    Raises
+    ------
+    ShapeError, DtypeError, OptionError, TargetError
+        Naming the argument, its value and what would work.
+
+    Examples
+    --------
+    >>> import numpy as np, keywise as kw, keywise.diagnosis
+    >>> x = np.random.default_rng(0).normal(size=(1, 2, 12, 8)).astype(np.float32)
+    >>> wrong = kw.attend(x, x, x, mask=kw.Mask(causal=True), scale=1.0)
+    >>> keywise.diagnosis.check(x, x, x, mask=kw.Mask(causal=True), output=wrong).codes
+    ('scale-missing',)
+    """
+    problem = make_problem(
+        query, key, value, mask=mask, bias=bias, scale=scale, softcap=softcap, sinks=sinks, first_key=0
+    )
+    chosen = choose_rows(problem.shape.queries, whole("rows", rows, minimum=1))
+    given = {
+        name: _given(name, array, shape)
+        for name, array, shape in (
+            ("output", output, (*_rows_shape(problem), problem.shape.value_dim)),
+            ("lse", lse, _rows_shape(problem)),
+        )
+        if array is not None
+    }
+    examination = Examination()
+    batch, query_heads, _, queries, keys, head_dim, _ = problem.shape
+    subject = f"attention [{batch}, {query_heads}, {queries}, {head_dim}] over {keys} keys in {problem.dtype}"
+    if keys and queries:
+        finite = _inputs(examination, problem, chosen)
+        if "output" in given:
+            judge(examination, problem, chosen, given["output"][:, :, chosen], "output")
+        if finite:
+            inspect(examination, problem, chosen, "the arrays")
+            if "lse" in given:
+                _lse(examination, problem, chosen, given["lse"][:, :, chosen])
+    return examination.diagnosis(subject)
+
+
+def _rows_shape(problem: Problem) -> tuple[int, int, int]:
+    return problem.shape.batch, problem.shape.query_heads, problem.shape.queries
+
+
+def _given(name: str, array: Any, shape: tuple[int, ...]) -> Array:
+    taken = take(name, array)
+    if taken.dtype not in FLOATS:
+        raise DtypeError(f"{name} has dtype {taken.dtype}; it is one of {', '.join(FLOATS)}")
+    if taken.data.shape != shape:
+        raise ShapeError(f"{name} has shape {list(taken.data.shape)}; it needs {list(shape)}")
+    return taken.floats(np.float64)
+
+
+def _inputs(examination: Examination, problem: Problem, rows: Array) -> bool:
+    """Look for NaN and infinity where somebody sees them; tell whether every input is finite."""
+    query = problem.query.floats(np.float64)[:, :, rows]
+    key, value = problem.key_floats(np.float64), problem.value_floats(np.float64)
+    group = problem.shape.query_heads // problem.shape.key_heads
+    poisoned = np.repeat(~(np.isfinite(key).all(axis=3) & np.isfinite(value).all(axis=3)), group, axis=1)
+    seen = reference.visible(problem, rows)
+    spoiled: Array = np.asarray((seen & poisoned[:, :, None]).any(axis=3) | ~np.isfinite(query).all(axis=3))
+    if spoiled.any():
+        heads = tuple(np.flatnonzero(spoiled.any(axis=(0, 2))).tolist())
+        wrong_rows = tuple(rows[spoiled.any(axis=(0, 1))].tolist())
+        measured = f"{int(spoiled.sum())} of {spoiled.size} rows looked at meet NaN or infinity in query, key or value"
+        examination.found("input-not-finite", measured, Where((), heads, wrong_rows), rows=int(spoiled.sum()))
+    else:
+        examination.clean("input-not-finite")
+    if not poisoned.any():
+        examination.untestable("every key and value is finite", "hidden-nan-leak")
+    return not poisoned.any() and not spoiled.any()
+
+
+def _lse(examination: Examination, problem: Problem, rows: Array, observed: Array) -> None:
+    sample = at_rows(problem, rows)
+    right = reference.evaluate(sample).lse
+    assert right is not None
+    alive = np.isfinite(right)
+    largest = float(np.abs(reference.raw_scores(sample)).max(initial=0.0))
+    unit = max(UNITS[problem.dtype], UNITS["float32"])
+    tolerance = (4 + problem.shape.head_dim) * unit * (1 + largest)
+    error = float(np.abs(observed - right)[alive].max(initial=0.0))
+    if error <= tolerance and not np.isfinite(observed[~alive]).any():
+        examination.clean("lse-base", "lse-differs")
+        return
+    base_two = float(np.abs(observed * math.log(2) - right)[alive].max(initial=0.0))
+    if base_two <= tolerance:
+        measured = f"lse is {1 / math.log(2):.4f} times that of the scores: within {base_two:.2g} of base 2"
+        examination.found("lse-base", measured, Where(("lse",)), error=error, error_in_base_2=base_two)
+    else:
+        measured = f"lse is up to {error:.3g} from that of the scores; rounding explains {tolerance:.2g}"
+        examination.found("lse-differs", measured, Where(("lse",)), error=error, tolerance=tolerance)
