@@ -22,6 +22,7 @@ from keywise.errors import (
 )
 
 if TYPE_CHECKING:
+    from keywise import diagnosis as diagnosis
     from keywise import documents as documents
     from keywise import hf as hf
 
@@ -40,6 +41,7 @@ __all__ = [
     "ShapeError",
     "TargetError",
     "attend",
+    "diagnosis",
     "documents",
     "explain",
     "get_threads",
@@ -55,7 +57,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     # The plug-ins stand on packages that are slow to import or absent: they come when they are asked for.
-    if name in {"documents", "hf"}:
+    if name in {"diagnosis", "documents", "hf"}:
         return importlib.import_module(f"keywise.{name}")
     if name == "__version__":
         return importlib.import_module("importlib.metadata").version("keywise")

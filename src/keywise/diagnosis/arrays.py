@@ -11,7 +11,7 @@ from keywise.attention import reference
 from keywise.attention.arrays import FLOATS, Array, take
 from keywise.attention.problem import Problem, make_problem, whole
 from keywise.diagnosis.finding import Diagnosis, Examination, Where
-from keywise.diagnosis.judge import judge
+from keywise.diagnosis.judge import finite_inputs, judge
 from keywise.diagnosis.sample import UNITS, at_rows, choose_rows
 from keywise.diagnosis.statistics import inspect
 from keywise.errors import DtypeError, ShapeError
@@ -81,7 +81,7 @@ def check(
     batch, query_heads, _, queries, keys, head_dim, _ = problem.shape
     subject = f"attention [{batch}, {query_heads}, {queries}, {head_dim}] over {keys} keys in {problem.dtype}"
     if keys and queries:
-        finite = _inputs(examination, problem, chosen)
+        finite = finite_inputs(examination, problem, chosen, "the arrays")
         if "output" in given:
             judge(examination, problem, chosen, given["output"][:, :, chosen], "output")
         if finite:
@@ -102,26 +102,6 @@ def _given(name: str, array: Any, shape: tuple[int, ...]) -> Array:
     if taken.data.shape != shape:
         raise ShapeError(f"{name} has shape {list(taken.data.shape)}; it needs {list(shape)}")
     return taken.floats(np.float64)
-
-
-def _inputs(examination: Examination, problem: Problem, rows: Array) -> bool:
-    """Look for NaN and infinity where somebody sees them; tell whether every input is finite."""
-    query = problem.query.floats(np.float64)[:, :, rows]
-    key, value = problem.key_floats(np.float64), problem.value_floats(np.float64)
-    group = problem.shape.query_heads // problem.shape.key_heads
-    poisoned = np.repeat(~(np.isfinite(key).all(axis=3) & np.isfinite(value).all(axis=3)), group, axis=1)
-    seen = reference.visible(problem, rows)
-    spoiled: Array = np.asarray((seen & poisoned[:, :, None]).any(axis=3) | ~np.isfinite(query).all(axis=3))
-    if spoiled.any():
-        heads = tuple(np.flatnonzero(spoiled.any(axis=(0, 2))).tolist())
-        wrong_rows = tuple(rows[spoiled.any(axis=(0, 1))].tolist())
-        measured = f"{int(spoiled.sum())} of {spoiled.size} rows looked at meet NaN or infinity in query, key or value"
-        examination.found("input-not-finite", measured, Where((), heads, wrong_rows), rows=int(spoiled.sum()))
-    else:
-        examination.clean("input-not-finite")
-    if not poisoned.any():
-        examination.untestable("every key and value is finite", "hidden-nan-leak")
-    return not poisoned.any() and not spoiled.any()
 
 
 def _lse(examination: Examination, problem: Problem, rows: Array, observed: Array) -> None:

@@ -239,6 +239,18 @@ class Examination:
         for code, reason in other._untestable.items():
             self.untestable(reason, code)
 
+    def unite(self, parts: tuple[str, ...], whole: str) -> None:
+        """Report several findings that are parts of one fault as that fault, when two of them or it were found."""
+        found = [self._found[code] for code in (whole, *parts) if code in self._found]
+        if len(found) < 2:
+            return
+        measured = f"{found[0].measured} ({', '.join(finding.code for finding in found)})"
+        for finding in found:
+            del self._found[finding.code]
+        self._found[whole] = replace(found[0], code=whole, severity=CODES[whole].severity, measured=measured)
+        for finding in found[1:]:
+            self.found(whole, finding.measured, finding.where)
+
     def clean(self, *codes: str) -> None:
         """Record that a fault would have been seen and was not."""
         self._clean.update(codes)

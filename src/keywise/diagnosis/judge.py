@@ -46,6 +46,26 @@ def judge(examination: Examination, problem: Problem, rows: Array, observed: Arr
     return judgement.living_rows() or of_dead_rows
 
 
+def finite_inputs(examination: Examination, problem: Problem, rows: Array, place: str) -> bool:
+    """Look for NaN and infinity where somebody sees them; tell whether every input is finite."""
+    query = problem.query.floats(np.float64)[:, :, rows]
+    key, value = problem.key_floats(np.float64), problem.value_floats(np.float64)
+    group = problem.shape.query_heads // problem.shape.key_heads
+    poisoned = np.repeat(~(np.isfinite(key).all(axis=3) & np.isfinite(value).all(axis=3)), group, axis=1)
+    seen = reference.visible(problem, rows)
+    spoiled: Array = np.asarray((seen & poisoned[:, :, None]).any(axis=3) | ~np.isfinite(query).all(axis=3))
+    if spoiled.any():
+        heads = tuple(np.flatnonzero(spoiled.any(axis=(0, 2))).tolist())
+        wrong_rows = tuple(rows[spoiled.any(axis=(0, 1))].tolist())
+        measured = f"{int(spoiled.sum())} of {spoiled.size} rows looked at meet NaN or infinity in query, key or value"
+        examination.found("input-not-finite", measured, Where((place,), heads, wrong_rows), rows=int(spoiled.sum()))
+    else:
+        examination.clean("input-not-finite")
+    if not poisoned.any():
+        examination.untestable("every key and value is finite", "hidden-nan-leak")
+    return not poisoned.any() and not spoiled.any()
+
+
 @dataclass(frozen=True, eq=False)
 class Judgement:
     """An output beside the truth."""

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from keywise.attention.arrays import take
+from keywise.attention.arrays import Array, take
 from keywise.diagnosis.finding import Diagnosis, Examination, Where
 from keywise.diagnosis.inputs import Inputs
-from keywise.diagnosis.judge import judge
+from keywise.diagnosis.judge import finite_inputs, judge
 from keywise.diagnosis.probes import Probes
 from keywise.diagnosis.sample import choose_rows
 from keywise.diagnosis.statistics import inspect
@@ -25,7 +25,8 @@ from keywise.errors import DtypeError, ModelError, OptionError
 from keywise.hf.plugin import borrowed, model_parts
 
 ROWS = 24
-MASK_FAULTS = ("mask-lost", "causal-mask-lost", "padding-visible", "window-dropped", "document-leak")
+MASK_PARTS = ("padding-visible", "window-dropped", "document-leak")
+MASK_FAULTS = ("mask-lost", "causal-mask-lost", *MASK_PARTS)
 
 
 def check_model(
@@ -146,6 +147,7 @@ class Model:
         if not self.judged:
             reason = f"no attention of {type(self.model).__name__} goes through transformers' AttentionInterface"
             self.examination.untestable(reason, *(suspect.code for suspect in SUSPECTS))
+        self.examination.unite(MASK_PARTS, "mask-lost")
         probes.behaviour()
 
     def _situations(self) -> Iterator[tuple[str, Any]]:
@@ -207,7 +209,13 @@ class Model:
             self.examination.found("dropout-active", measured, Where((place,)))
             return
         rows = choose_rows(problem.shape.queries, ROWS)
-        observed = take("output", call.output.detach().transpose(1, 2)[:, :, rows]).floats(np.float64)
+        if not _finite(call):
+            # What came out of a faulty layer before says nothing about this one.
+            if not self.examination.errors:
+                finite_inputs(self.examination, problem, rows, place)
+            if self.examination.errors:
+                return
+        observed = _rows_of(call.output, rows)
         alone = self.examination.branch()
         code = judge(alone, problem, rows, observed, place)
         if code in MASK_FAULTS and call.attention_mask is None and not _has_mask_function(call.implementation):
@@ -215,6 +223,16 @@ class Model:
             assert found is not None  # judge() has just recorded it
             measured = f"no mask function is registered as {call.implementation!r}, and {found.measured}"
             self.examination.found("mask-lost", measured, found.where, **found.evidence)
+            return
+        if (
+            code is not None
+            and call.strided
+            and judge(Examination(), problem, rows, _rows_of(call.again(), rows), place) is None
+        ):
+            found = alone.finding(code)
+            assert found is not None
+            measured = f"right on contiguous copies; on the views that the model hands over {found.measured}"
+            self.examination.found("strides-misread", measured, found.where, **found.evidence)
             return
         self.examination.take(alone)
         if statistics and code is None:
@@ -258,6 +276,15 @@ class Model:
             self.examination.clean("setting-changed")
         else:
             self.examination.untestable("no layer with attention's settings was found", "setting-changed")
+
+
+def _rows_of(output: Any, rows: Array) -> Array:
+    """Give query rows of an output [B, Q, Hq, Dv] as float64 [B, Hq, R, Dv]."""
+    return take("output", output.detach().transpose(1, 2)[:, :, rows]).floats(np.float64)
+
+
+def _finite(call: Call) -> bool:
+    return all(bool(array.isfinite().all()) for array in (call.query, call.key, call.value))
 
 
 def _plain(value: Any) -> bool:

@@ -20,7 +20,17 @@ CERTAINTY = 8
 CLOSE_TOKENS = UNITS["bfloat16"]
 """Relative distance of the tokens' states from their mean below which bfloat16 cannot tell them apart."""
 
-NOT_TEXT = "the model does not take text"
+CHECKED = (
+    "rank-collapse",
+    "future-leak",
+    "window-leak",
+    "padding-visible",
+    "positions-not-shifted",
+    "document-leak",
+    "position-offset",
+    "prefill-decode-disagree",
+)
+NO_DECODER = "checked in models that are a decoder alone"
 
 
 class Probes:
@@ -52,32 +62,15 @@ class Probes:
         return True
 
     def behaviour(self) -> None:
-        """Make every behavioural check that fits the model."""
-        making = self.making
-        every = (
-            "future-leak",
-            "padding-visible",
-            "positions-not-shifted",
-            "document-leak",
-            "prefill-decode-disagree",
-            "position-offset",
-            "window-leak",
-            "rank-collapse",
-        )
-        if not making.text:
-            self.examination.untestable(NOT_TEXT, *every)
+        """Make the behavioural checks that fit the model, in the order of causes, up to the first fault."""
+        if not self.making.text:
+            self.examination.untestable("the model does not take text", *CHECKED)
             return
-        ids = making.ids()
-        self._rank(ids)
-        self._future(ids)
-        if "attention_mask" in making.takes:
-            self._padding(making.ids(1, making.tokens - PADDING))
-        if making.kind == "decoder":
-            self._packed()
-            self._steps(ids)
-            self._window()
-        else:
-            self.examination.untestable("the model is no decoder", *every)
+        for check in (self._rank, self._future, self._window, self._padding, self._packed, self._steps):
+            if self.examination.errors:
+                self.examination.untestable("what was found before explains it", *CHECKED)
+                return
+            check()
 
     def limit(self) -> float:
         """Give the largest change of an answer that rounding explains.
@@ -145,19 +138,23 @@ class Probes:
         changed[:, where] = self._shift(ids[:, where], int(self.model.get_input_embeddings().num_embeddings))
         return changed
 
-    def _future(self, ids: Any) -> None:
+    def _future(self) -> None:
         if self.making.kind == "encoder":
             self.examination.untestable("an encoder sees every token", "future-leak")
             return
-        given = self.making.plain(ids)
+        given = self.making.plain()
         name = "decoder_input_ids" if self.making.kind == "encoder-decoder" else "input_ids"
         last = int(given[name].shape[1]) - 1
         changed = {**given, name: self._other(given[name], slice(last, None))}
         difference = (self.answer(changed) - self.answer(given))[:, :last]
         self._moved("future-leak", "changing the last token", _largest(difference))
 
-    def _padding(self, ids: Any) -> None:
+    def _padding(self) -> None:
         making = self.making
+        if "attention_mask" not in making.takes:
+            self.examination.untestable("the model takes no padding mask", "padding-visible", "positions-not-shifted")
+            return
+        ids = making.ids(1, making.tokens - PADDING)
         given = making.padded(ids)
         filled = making.padded(ids, filling=making.ids(1, PADDING, seed=9))
         rows = slice(PADDING, None) if making.kind == "decoder" else slice(0, ids.shape[1])
@@ -166,6 +163,7 @@ class Probes:
         moved = _largest((self.answer(filled) - self.answer(given))[0, rows])
         self._moved("padding-visible", "changing the tokens of the padding", moved)
         if making.kind != "decoder":
+            self.examination.untestable(NO_DECODER, "positions-not-shifted")
             return
         if moved > self.limit():
             self.examination.untestable("padding is visible", "positions-not-shifted")
@@ -190,8 +188,8 @@ class Probes:
 
     def _packed(self) -> None:
         making = self.making
-        if "position_ids" not in making.takes:
-            self.examination.untestable("the model takes no positions", "document-leak")
+        if making.kind != "decoder" or "position_ids" not in making.takes:
+            self.examination.untestable("the model is no decoder that takes positions", "document-leak")
             return
         half = making.tokens // 2
         first, second = making.ids(1, half), making.ids(1, making.tokens - half, seed=8)
@@ -214,12 +212,13 @@ class Probes:
             self.model(**given)
         return any(found)
 
-    def _steps(self, ids: Any) -> None:
+    def _steps(self) -> None:
         """Compare decoding with a cache with one pass over the same tokens."""
         codes = ("prefill-decode-disagree", "position-offset")
-        if "past_key_values" not in self.making.takes:
-            self.examination.untestable("the model takes no cache", *codes)
+        if self.making.kind != "decoder" or "past_key_values" not in self.making.takes:
+            self.examination.untestable(NO_DECODER, *codes)
             return
+        ids = self.making.ids()
         steps = 3
         first = ids.shape[1] - steps
         queries: list[Any] = []
@@ -281,7 +280,7 @@ class Probes:
         layers = int(getattr(config, "num_hidden_layers", 1))
         window = self.making.window
         kinds = set(getattr(config, "layer_types", None) or ())
-        if window is None or kinds - {"sliding_attention"}:
+        if self.making.kind != "decoder" or window is None or kinds - {"sliding_attention"}:
             self.examination.untestable("not every layer has a window that a small input exceeds", "window-leak")
             return
         reach = layers * (window - 1)
@@ -294,8 +293,9 @@ class Probes:
         moved = _largest((self.answer(changed) - self.answer(given))[:, reach + 1 :])
         self._moved("window-leak", f"changing a token {reach + 1} positions back, beyond all windows,", moved)
 
-    def _rank(self, ids: Any) -> None:
+    def _rank(self) -> None:
         """Measure how far the tokens' states are from being one vector, layer by layer."""
+        ids = self.making.ids()
         given = self.making.plain(ids)
         found = self.model(**given, output_hidden_states=True)
         states = getattr(found, "hidden_states", None) or getattr(found, "encoder_hidden_states", None)

@@ -298,6 +298,10 @@ def _axes(problem: Problem, rows: Array) -> Iterator[Outcome]:
         "an output stored [batch, tokens, heads, dim] and read as [batch, heads, tokens, dim]",
         right.swapaxes(1, 2).reshape(batch, heads, queries, value_dim)[:, :, rows],
     )
+    yield (
+        "an output stored [batch, heads, tokens, dim] and read as [batch, tokens, heads, dim]",
+        _viewed(right)[:, :, rows],
+    )
     viewed = [_viewed(array) for array in (query, key, value)]
     misread = problem._replace(
         query=Taken(viewed[0], "float64", query),

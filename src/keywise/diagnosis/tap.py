@@ -31,6 +31,8 @@ class Call(NamedTuple):
     options: dict[str, Any]
     output: Any
     """[B, Q, Hq, Dv]."""
+    function: Callable[..., Any]
+    """What computed it."""
 
     @property
     def causal(self) -> bool:
@@ -42,6 +44,16 @@ class Call(NamedTuple):
     def meaning(self) -> tuple[Any, Any]:
         """Say what the mask that arrived means, as keywise's own attention takes it: (mask, added scores)."""
         return mask_and_bias(self.module, self.attention_mask, self.causal)
+
+    def again(self) -> Any:
+        """Ask once more with contiguous copies, and give the output; the layout may not matter."""
+        arrays = (array.contiguous() for array in (self.query, self.key, self.value))
+        return self.function(self.module, *arrays, self.attention_mask, **self.options)[0]
+
+    @property
+    def strided(self) -> bool:
+        """Whether any input is a view that is not contiguous, as most models hand over."""
+        return not all(array.is_contiguous() for array in (self.query, self.key, self.value))
 
     def problem(self, mask: Any, mask_bias: Any) -> Problem:
         """Say what should have been computed, given what the mask means."""
@@ -102,7 +114,17 @@ def _passing_on(
         if module in names:
             name = names[module]
             call = Call(
-                module, name, numbers[name], implementation, query, key, value, attention_mask, asked, result[0]
+                module=module,
+                name=name,
+                number=numbers[name],
+                implementation=implementation,
+                query=query,
+                key=key,
+                value=value,
+                attention_mask=attention_mask,
+                options=asked,
+                output=result[0],
+                function=inner,
             )
             numbers[name] += 1
             heard(call)

@@ -1,0 +1,51 @@
+"""The planted battery: every fault is found by its own code, and no other error is reported beside it."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from keywise.diagnosis.codes import CODES
+from planted import BEGIN, END, FUNCTIONS, MODELS, PAGE, PLANTS, TEN_WRONG, Plant
+
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
+
+
+@pytest.mark.parametrize("plant", PLANTS, ids=lambda plant: f"{plant.code}: {plant.fault}")
+def test_planted_fault_is_found_by_its_own_code(plant: Plant) -> None:
+    diagnosis = plant.run()
+    assert diagnosis.codes[:1] == (plant.code,), diagnosis
+    assert {finding.code for finding in diagnosis.errors} <= {plant.code}, diagnosis
+    assert not diagnosis.healthy
+    first = diagnosis.findings[0]
+    assert re.search(r"\d", first.measured), "a finding states numbers"
+    assert diagnosis.state(plant.code) == "found"
+
+
+def test_the_battery_is_large() -> None:
+    assert len({plant.code for plant in PLANTS}) >= 40
+    assert len(TEN_WRONG) == 10
+    assert len(MODELS) + len(FUNCTIONS) == len(PLANTS)
+
+
+def test_every_code_is_planted_or_a_note_or_cannot_be() -> None:
+    # What has no code of its own is what no plant can be found by.
+    unplanted = {"output-shape", "output-differs", "output-not-finite", "hidden-key-leak", "lse-differs"}
+    tested_elsewhere = {code for code, entry in CODES.items() if entry.severity == "note"} | unplanted
+    assert {plant.code for plant in PLANTS} == set(CODES) - tested_elsewhere
+
+
+def test_the_page_holds_the_battery() -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    rows = re.findall(r"^\| ([^|]+) \| ([^|]+) \| `([a-z0-9-]+)` \| [\d.]+ \|$", _between(text), re.MULTILINE)
+    assert rows == [(plant.fault, plant.place, plant.code) for plant in PLANTS]
+
+
+def test_the_page_describes_every_code() -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    assert not [code for code in CODES if f"`{code}`" not in text]
+
+
+def _between(text: str) -> str:
+    return text[text.index(BEGIN) : text.index(END)]
