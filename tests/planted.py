@@ -1,13 +1,12 @@
 """The battery: faults planted in tiny real models, functions and arrays, each with the code it must be found by.
 
-`python tests/planted.py` writes the table in docs/diagnosis.md anew.
+`python tests/planted.py` writes the tables in docs/diagnosis.md anew when everything is found.
 """
 
 from __future__ import annotations
 
 import functools
 import re
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -23,10 +22,12 @@ import keywise as kw
 import keywise.hf
 import models
 from keywise.diagnosis import Diagnosis, check, check_function, check_model
+from keywise.diagnosis.codes import CODES
 from keywise.hf.masks import read_pattern
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "diagnosis.md"
 BEGIN, END = "<!-- battery: python tests/planted.py -->", "<!-- end of battery -->"
+CODES_BEGIN, CODES_END = "<!-- codes: python tests/planted.py -->", "<!-- end of codes -->"
 GENERATOR = np.random.default_rng(1)
 QUERY, KEY, VALUE = (GENERATOR.normal(size=(1, 4, 32, 16)).astype(np.float32) for _ in range(3))
 
@@ -639,14 +640,23 @@ def table() -> str:
     return "\n".join(lines)
 
 
+def codes_table() -> str:
+    """Write what every code means."""
+    rows = [f"| `{name}` | {code.severity} | {code.why} | {code.remedy} |" for name, code in CODES.items()]
+    return "\n".join(["| code | level | why it matters | what to do |", "| --- | --- | --- | --- |", *rows])
+
+
+def put(text: str, begin: str, end: str, made: str) -> str:
+    return re.sub(f"{begin}.*?{end}", lambda _: f"{begin}\n{made}\n{end}", text, flags=re.DOTALL)
+
+
 def main() -> None:
     torch.set_num_threads(1)
-    made = f"{BEGIN}\n{table()}\n{END}"
-    if not PAGE.exists() or "--print" in sys.argv:
-        print(made)  # noqa: T201
-        return
-    text = PAGE.read_text(encoding="utf-8")
-    PAGE.write_text(re.sub(f"{BEGIN}.*?{END}", lambda _: made, text, flags=re.DOTALL), encoding="utf-8")
+    battery = table()
+    print(battery)  # noqa: T201
+    if "NOT FOUND" not in battery:
+        text = put(PAGE.read_text(encoding="utf-8"), BEGIN, END, battery)
+        PAGE.write_text(put(text, CODES_BEGIN, CODES_END, codes_table()), encoding="utf-8")
 
 
 if __name__ == "__main__":
