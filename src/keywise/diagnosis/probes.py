@@ -11,6 +11,7 @@ from keywise.diagnosis.finding import Examination, Where
 from keywise.diagnosis.inputs import PADDING, Inputs
 from keywise.diagnosis.sample import UNITS
 from keywise.diagnosis.tap import Call, listening
+from keywise.errors import ModelError
 from keywise.hf.plugin import borrowed
 
 ROUNDINGS_PER_LAYER = 8
@@ -20,6 +21,8 @@ CERTAINTY = 8
 CLOSE_TOKENS = UNITS["bfloat16"]
 """Relative distance of the tokens' states from their mean below which bfloat16 cannot tell them apart."""
 
+STEPS = 3
+"""Tokens decoded one by one."""
 CHECKED = (
     "rank-collapse",
     "future-leak",
@@ -195,7 +198,7 @@ class Probes:
         first, second = making.ids(1, half), making.ids(1, making.tokens - half, seed=8)
         given = making.packed(first, second)
         if not self._knows_documents(given):
-            self.examination.untestable("the model does not tell packed documents apart", "document-leak")
+            self.examination.untestable("the model is not known to tell packed documents apart", "document-leak")
             return
         changed = {**given, "input_ids": self._other(given["input_ids"], slice(0, half))}
         moved = _largest((self.answer(changed) - self.answer(given))[:, half:])
@@ -208,71 +211,69 @@ class Probes:
             mask, _ = call.meaning()
             found.append(getattr(mask, "documents", None) is not None or getattr(mask, "allowed", None) is not None)
 
-        with borrowed(self.model), listening(self.model, learn):
-            self.model(**given)
+        try:
+            with borrowed(self.model), listening(self.model, learn):
+                self.model(**given)
+        except ModelError:
+            return False  # its masks cannot be learnt; the caller reports that
         return any(found)
 
     def _steps(self) -> None:
         """Compare decoding with a cache with one pass over the same tokens."""
         codes = ("prefill-decode-disagree", "position-offset")
-        if self.making.kind != "decoder" or "past_key_values" not in self.making.takes:
-            self.examination.untestable(NO_DECODER, *codes)
+        making = self.making
+        if making.kind == "encoder" or "past_key_values" not in making.takes:
+            self.examination.untestable("the model takes no cache", *codes)
             return
-        ids = self.making.ids()
-        steps = 3
-        first = ids.shape[1] - steps
-        queries: list[Any] = []
-
-        def keep(call: Call) -> None:
-            if call.name == self._first_layer:
-                queries.append(call.query.detach().clone())
-
-        self._first_layer = self._name_of_first_layer(ids)
-        with listening(self.model, keep):
-            whole = self.answer({"input_ids": ids})
-            found = self.model(input_ids=ids[:, :first], use_cache=True)
+        given = making.plain()
+        name = "decoder_input_ids" if making.kind == "encoder-decoder" else "input_ids"
+        ids = given[name]
+        right = int(ids.shape[1]) - 1
+        heard: list[Call] = []
+        with listening(self.model, heard.append):
+            whole = self.answer(given)
+            in_one_pass = {call.name: call.query[:, :, -1].clone() for call in heard}
+            found = self.model(**{**given, name: ids[:, : right - STEPS + 1]}, use_cache=True)
             difference = 0.0
-            for position in range(first, ids.shape[1]):
-                found = self.model(
-                    input_ids=ids[:, position : position + 1], past_key_values=found.past_key_values, use_cache=True
-                )
+            for position in range(right - STEPS + 1, right + 1):
+                heard.clear()
+                step = {name: ids[:, position : position + 1], "past_key_values": found.past_key_values}
+                if making.kind == "encoder-decoder":
+                    step["encoder_outputs"] = (found.encoder_last_hidden_state,)
+                found = self.model(**step, use_cache=True)
                 difference = max(difference, _largest(found.logits[:, -1].double() - whole[:, position]))
         limit = self.limit()
         if difference <= limit:
             self.examination.clean(*codes)
             return
-        same = f"decoding {steps} tokens with a cache moves their logits by {difference:.3g} (rounding: {limit:.2g})"
-        if len(queries) == steps + 2:
-            one_pass, decoded = queries[0][:, :, -1], queries[-1][:, :, 0]
-            apart = _largest(one_pass - decoded) / _largest(one_pass)
+        measured = (
+            f"decoding {STEPS} tokens with a cache moves their logits by {difference:.3g} (rounding: {limit:.2g})"
+        )
+        # Nothing but its position tells the first layer's query of a token in one pass from that in a step.
+        if heard and "position_ids" in making.takes:
+            first = heard[0]
+            apart = _largest(in_one_pass[first.name] - first.query[:, :, 0]) / _largest(first.query)
             if apart > limit / _largest(whole):
-                stands = self._position_of(ids[:, -1:], decoded)
-                right = ids.shape[1] - 1
-                measured = f"{same}; the last one's query stands at position {stands}, expected {right}"
-                self.examination.found("position-offset", measured, Where((self._first_layer,)), position=stands)
+                stands = self._position_of(ids[:, -1:], first)
+                measured += f"; the last one's query stands at position {stands}, expected {right}"
+                self.examination.found("position-offset", measured, Where((first.name,)), position=stands)
                 return
             self.examination.clean("position-offset")
-        self.examination.found("prefill-decode-disagree", same, difference=difference, limit=limit)
+        self.examination.found("prefill-decode-disagree", measured, difference=difference, limit=limit)
 
-    def _name_of_first_layer(self, ids: Any) -> str:
-        names: list[str] = []
-        with listening(self.model, lambda call: names.append(call.name)):
-            self.model(input_ids=ids[:, :2])
-        return names[0] if names else ""
-
-    def _position_of(self, token: Any, query: Any) -> int:
-        """Find the position at which the first layer would have asked this query [1, Hq, D]."""
+    def _position_of(self, token: Any, step: Call) -> int:
+        """Find the position at which the first layer would have asked the query of a decoding step."""
         import torch
 
-        heard: list[Any] = []
+        heard: list[Call] = []
         candidates = torch.arange(2 * self.making.tokens)
-        with listening(self.model, lambda call: heard.append(call.query) if call.name == self._first_layer else None):
+        with listening(self.model, heard.append):
             self.model(
                 input_ids=token.expand(candidates.numel(), 2),
                 position_ids=candidates[:, None].expand(-1, 2),
                 use_cache=False,
             )
-        return int((heard[0][:, :, 0] - query).abs().amax(dim=(1, 2)).argmin())
+        return int((heard[0].query[:, :, 0] - step.query[:, :, 0]).abs().amax(dim=(1, 2)).argmin())
 
     def _window(self) -> None:
         """Change a token that no chain of windows reaches."""
