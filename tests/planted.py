@@ -376,6 +376,21 @@ def causal_without_position(query: Any, key: Any, value: Any) -> torch.Tensor:
     return torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True)
 
 
+def masked_late(query: Any, key: Any, value: Any, mask: Any = None) -> torch.Tensor:
+    """Hide weights after the softmax, whose sum still counts the hidden keys."""
+    weights = (query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5).softmax(-1)
+    return (weights if mask is None else weights * mask) @ value
+
+
+def divided_by_row(query: Any, key: Any, value: Any) -> torch.Tensor:
+    return attention(query, key, value) / torch.arange(query.shape[2])[:, None]
+
+
+def lse_without_sinks() -> Diagnosis:
+    sinks = np.ones(4, np.float32)
+    return check(QUERY, KEY, VALUE, sinks=sinks, lse=kw.read(QUERY, KEY, VALUE).lse)
+
+
 def hidden_nan() -> Diagnosis:
     value = torch.from_numpy(VALUE.copy())
     value[:, :, -1] = torch.nan
@@ -437,6 +452,31 @@ TEN_WRONG = (
 
 FUNCTIONS = (
     *TEN_WRONG,
+    Plant(
+        "mask applied after the softmax",
+        "function",
+        "hidden-key-leak",
+        lambda: check_function(masked_late, mask_argument="mask"),
+    ),
+    Plant(
+        "output left [batch, tokens, heads, dim]",
+        "function",
+        "output-shape",
+        lambda: check_function(lambda q, k, v: attention(q, k, v).transpose(1, 2)),
+    ),
+    Plant(
+        "division by a row number that starts at 0",
+        "function",
+        "output-not-finite",
+        lambda: check_function(divided_by_row),
+    ),
+    Plant(
+        "two faults at once: scale left out, key heads tiled",
+        "function",
+        "output-differs",
+        lambda: check_function(functools.partial(attention, scaling=1.0, grouped="tiled"), key_heads=2),
+    ),
+    Plant("log-sum-exp without the sinks", "arrays", "lse-differs", lse_without_sinks),
     Plant(
         "mask added as zeros and ones",
         "function",
@@ -515,7 +555,7 @@ MODELS = (
         "mask function forgets the window",
         "Mistral",
         "window-dropped",
-        lambda: registered("mistral", forward_with(), across_documents),
+        lambda: registered("mistral", forward_with(), windowless),
     ),
     Plant(
         "window one key too large",

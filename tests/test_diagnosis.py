@@ -63,7 +63,8 @@ def test_attend_with_every_option_is_healthy(dtype: str, heads: tuple[int, int])
     assert diagnosis.healthy, diagnosis
     assert diagnosis.state("softcap-dropped") == "clean"
     assert diagnosis.state("sinks-dropped") == "clean"
-    assert diagnosis.state("window-off-by-one") == "clean"
+    # With bfloat16's rounding a window one key larger could pass for the right one.
+    assert diagnosis.state("window-off-by-one") == ("not testable" if dtype == "bfloat16" else "clean")
     assert diagnosis.state("heads-grouped-wrong") == ("clean" if heads == (4, 2) else "not testable")
 
 
@@ -144,8 +145,9 @@ def test_right_outputs_are_healthy(mask: kw.Mask | None, size: float) -> None:
     reading = kw.read(query, key, value, mask=mask)
     diagnosis = check(query, key, value, mask=mask, output=reading.output, lse=reading.lse)
     assert not diagnosis.errors, diagnosis
-    # Queries of size 0 do give uniform weights.
-    assert diagnosis.codes == (("weights-uniform",) if size == 0 else ())
+    # Queries of size 0 do give uniform weights; a window of 6 keys is too narrow to tell.
+    narrow = mask is not None and mask.window is not None
+    assert diagnosis.codes == (("weights-uniform",) if size == 0 and not narrow else ())
 
 
 def test_a_common_offset_of_the_keys_is_no_collapse() -> None:
@@ -339,8 +341,8 @@ def test_codes_are_words_and_say_what_to_do() -> None:
 
 def test_diagnosis_comes_without_torch() -> None:
     code = (
-        "import sys, numpy as np, keywise as kw; x = np.ones((1, 1, 4, 8), np.float32);"
-        "assert kw.diagnosis.check(x, x, x, output=kw.attend(x, x, x)).codes;"
+        "import sys, numpy as np, keywise as kw; x = np.eye(8, dtype=np.float32)[None, None];"
+        "assert kw.diagnosis.check(x, x, x, output=kw.attend(x, x, x, scale=1.0)).codes;"
         "assert kw.diagnosis.check_function(kw.attend).healthy; assert 'torch' not in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

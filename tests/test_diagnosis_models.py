@@ -54,6 +54,8 @@ def test_healthy_models_are_not_accused(name: str, attention: str) -> None:
 def test_decoders_are_really_tested(name: str) -> None:
     diagnosis = check_model(models.make(name))
     tested = {"future-leak", "padding-visible", "document-leak", "prefill-decode-disagree", "positions-not-shifted"}
+    if name == "gpt_oss":  # its masks are made without positions
+        tested.remove("document-leak")
     assert {code: diagnosis.state(code) for code in tested} == dict.fromkeys(tested, "clean")
     assert diagnosis.state("causal-top-left") == "clean"
     window = name in {"mistral", "gemma2", "gpt_oss"}
@@ -180,10 +182,8 @@ def test_minilm_is_healthy() -> None:
 def saved(tmp_path: Path) -> Path:
     """Save a tiny model with a tokenizer of a few words."""
     tokenizer = models.tokenizer("<unk>", *(LIGHTHOUSE.read_text(encoding="utf-8").split()[:40]))
-    torch.manual_seed(0)
-    model = hf.LlamaForCausalLM(hf.LlamaConfig(**models.TEXT))
     folder = tmp_path / "model"
-    model.save_pretrained(folder)
+    models.make("llama").save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 
@@ -216,7 +216,7 @@ def test_check_says_what_is_wrong(saved: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("no/such/folder/here",), "no folder"),
+        (("no/such/folder/here",), "MODEL='no/such/folder/here'"),
         (("",), "MODEL=''"),
         (("m", "--attention", "flash"), "--attention 'flash'"),
         (("m", "--text", "no-such-file.txt"), "no-such-file.txt"),

@@ -164,8 +164,13 @@ def _application() -> "typer.Typer":
     @application.command(epilog=CHECK_EXAMPLES)
     def check(
         model: Annotated[
-            str, typer.Argument(metavar="MODEL", help="Hub id, folder or .gguf file.", show_default=False)
-        ],
+            str | None,
+            typer.Argument(
+                metavar="MODEL",
+                help="Hub id, folder or .gguf file. Default: KEYWISE_MODEL, else the default model.",
+                show_default=False,
+            ),
+        ] = None,
         text: Annotated[
             str | None,
             typer.Option(metavar="FILE", help="Text, Markdown, HTML, PDF or DOCX file to run the model on."),
@@ -184,7 +189,7 @@ def _application() -> "typer.Typer":
         The model is run on a text and on small inputs made for the purpose; every attention call is held against the
         definition, and tokens are changed that may not matter. Exit code 0: healthy, 3: something was found.
         """
-        with _reported():
+        with _reported(positional="model"):
             healthy = _check(model, text, attention, as_json=as_json, threads=threads)
         if not healthy:
             raise typer.Exit(FINDINGS)
@@ -284,14 +289,12 @@ def _ask(
         notify(f"Wrote {html}")
 
 
-def _check(model: str, text: str | None, attention: str | None, *, as_json: bool, threads: int | None) -> bool:
+def _check(model: str | None, text: str | None, attention: str | None, *, as_json: bool, threads: int | None) -> bool:
     from keywise.diagnosis import check_model  # noqa: PLC0415 - a missing file must not wait for torch
     from keywise.documents import read_file  # noqa: PLC0415
     from keywise.documents.report import printable  # noqa: PLC0415
     from keywise.hf.models import load_model  # noqa: PLC0415
 
-    if not model.strip():
-        raise OptionError(f"MODEL={model!r} names no model; give a hub id, a folder or a .gguf file")
     if attention not in {None, *ATTENTIONS}:
         raise OptionError(f"--attention {attention!r}: it is one of {', '.join(ATTENTIONS)}")
     words = CHECKED_TEXT if text is None else read_file(text).text
@@ -446,15 +449,19 @@ def _info(*, as_json: bool) -> None:
 
 
 @contextmanager
-def _reported() -> Iterator[None]:
+def _reported(positional: str = "") -> Iterator[None]:
     """Turn a user's mistake into one line on stderr and an exit code."""
     import typer  # noqa: PLC0415 - optional
 
     try:
         yield
     except KeywiseError as error:
+
+        def option(match: re.Match[str]) -> str:
+            return f"{match[1].upper()}=" if match[1] == positional else f"--{match[1].replace('_', '-')}="
+
         # The library names its arguments; here they are options.
-        _say(_ARGUMENT.sub(lambda match: f"--{match[1].replace('_', '-')}=", str(error)))
+        _say(_ARGUMENT.sub(option, str(error)))
         raise typer.Exit(USER_MISTAKE) from error
 
 

@@ -112,11 +112,11 @@ def _lse(examination: Examination, problem: Problem, rows: Array, observed: Arra
     largest = float(np.abs(reference.raw_scores(sample)).max(initial=0.0))
     unit = max(UNITS[problem.dtype], UNITS["float32"])
     tolerance = (4 + problem.shape.head_dim) * unit * (1 + largest)
-    error = float(np.abs(observed - right)[alive].max(initial=0.0))
-    if error <= tolerance and not np.isfinite(observed[~alive]).any():
+    error = float(np.abs(observed[alive] - right[alive]).max(initial=0.0))
+    if error <= tolerance and np.isneginf(observed[~alive]).all():
         examination.clean("lse-base", "lse-differs")
         return
-    base_two = float(np.abs(observed * math.log(2) - right)[alive].max(initial=0.0))
+    base_two = float(np.abs(observed[alive] * math.log(2) - right[alive]).max(initial=0.0))
     if base_two <= tolerance:
         measured = f"lse is {1 / math.log(2):.4f} times that of the scores: within {base_two:.2g} of base 2"
         examination.found("lse-base", measured, Where(("lse",)), error=error, error_in_base_2=base_two)

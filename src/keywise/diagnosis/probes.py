@@ -247,7 +247,7 @@ class Probes:
             self.examination.clean(*codes)
             return
         measured = (
-            f"decoding {STEPS} tokens with a cache moves their logits by {difference:.3g} (rounding: {limit:.2g})"
+            f"decoding {STEPS} tokens with a cache moves logits by {difference:.3g} (rounding explains {limit:.2g})"
         )
         # Nothing but its position tells the first layer's query of a token in one pass from that in a step.
         if heard and "position_ids" in making.takes:
@@ -295,25 +295,39 @@ class Probes:
         self._moved("window-leak", f"changing a token {reach + 1} positions back, beyond all windows,", moved)
 
     def _rank(self) -> None:
-        """Measure how far the tokens' states are from being one vector, layer by layer."""
-        ids = self.making.ids()
-        given = self.making.plain(ids)
-        found = self.model(**given, output_hidden_states=True)
-        states = getattr(found, "hidden_states", None) or getattr(found, "encoder_hidden_states", None)
-        if not states:
-            self.examination.untestable("the model gives no hidden states", "rank-collapse")
-            return
-        for number, state in enumerate(states[1:], start=1):
-            unit = state.double() / state.double().norm(dim=-1, keepdim=True).clamp(min=1e-30)
+        """Measure how far apart the tokens' states are as they enter the attention layers."""
+        given = self.making.plain()
+        layers: dict[str, Any] = {}
+        with listening(self.model, lambda call: layers.setdefault(call.name, call.module)):
+            self.model(**given)
+        states: dict[Any, Any] = {}
+
+        def keep(module: Any, arguments: Any, options: dict[str, Any]) -> None:
+            state = options.get("hidden_states", arguments[0] if arguments else None)
+            if state is not None:
+                states.setdefault(module, state.double())
+
+        handles = [module.register_forward_pre_hook(keep, with_kwargs=True) for module in layers.values()]
+        try:
+            self.model(**given)
+        finally:
+            for handle in handles:
+                handle.remove()
+        for name, module in layers.items():
+            if module not in states:
+                continue
+            unit = states[module] / states[module].norm(dim=-1, keepdim=True).clamp(min=1e-30)
             apart = float((unit - unit.mean(dim=1, keepdim=True)).norm(dim=-1).max())
             if apart < CLOSE_TOKENS:
                 measured = (
-                    f"after layer {number} the states of {ids.shape[1]} tokens differ by {apart:.2g} of their length; "
+                    f"the states of {unit.shape[1]} tokens differ by {apart:.2g} of their length; "
                     f"below {CLOSE_TOKENS:.2g} bfloat16 cannot tell them apart"
                 )
-                self.examination.found("rank-collapse", measured, Where((f"layer {number}",)), apart=apart)
-                return
-        self.examination.clean("rank-collapse")
+                self.examination.found("rank-collapse", measured, Where((name,)), apart=apart)
+        if states:
+            self.examination.clean("rank-collapse")
+        else:
+            self.examination.untestable("no layer was seen to take hidden states", "rank-collapse")
 
 
 def _largest(tensor: Any) -> float:
