@@ -159,6 +159,8 @@ def _read(plan: ReadingPlan, result: Result, weights: Array, score: Array, rows:
 def _top_keys(score: Array, top: int) -> Array:
     """Give the keys of the `top` largest scores per row, ties to the lower key, filled with -1."""
     found = min(top, score.shape[3])
+    if not found:
+        return np.full((*score.shape[:3], top), -1)
     order = np.argsort(-score, axis=3, kind="stable")[..., :found]
     order = np.where(np.isneginf(np.take_along_axis(score, order, axis=3)), -1, order)
     return np.pad(order, [(0, 0)] * 3 + [(0, top - found)], constant_values=-1)

@@ -12,7 +12,7 @@ from keywise.attention.arrays import FLOATS, Array, take
 from keywise.attention.problem import Problem, make_problem, whole
 from keywise.diagnosis.finding import Diagnosis, Examination, Where
 from keywise.diagnosis.judge import finite_inputs, judge
-from keywise.diagnosis.sample import UNITS, at_rows, choose_rows
+from keywise.diagnosis.sample import UNITS, at_rows, choose_rows, truth
 from keywise.diagnosis.statistics import inspect
 from keywise.errors import DtypeError, ShapeError
 
@@ -82,10 +82,11 @@ def check(
     subject = f"attention [{batch}, {query_heads}, {queries}, {head_dim}] over {keys} keys in {problem.dtype}"
     if keys and queries:
         finite = finite_inputs(examination, problem, chosen, "the arrays")
+        right = truth(at_rows(problem, chosen))
         if "output" in given:
-            judge(examination, problem, chosen, given["output"][:, :, chosen], "output")
+            judge(examination, problem, chosen, given["output"][:, :, chosen], "output", right=right)
         if finite:
-            inspect(examination, problem, chosen, "the arrays")
+            inspect(examination, problem, right, "the arrays")
             if "lse" in given:
                 _lse(examination, problem, chosen, given["lse"][:, :, chosen])
     return examination.diagnosis(subject)

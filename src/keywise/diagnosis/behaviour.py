@@ -189,24 +189,30 @@ def _steady(examination: Examination, subject: Subject) -> bool:
         examination.found("output-shape", f"the output has shape {shape}, expected {list(expected)}")
         return False
     examination.clean("output-shape")
-    changed = [
-        name
+    changed: dict[str, Any] = {
+        name: int((_numbers(array) != was).sum())
         for name, array, was in zip(("query", "key", "value"), inputs, before, strict=True)
-        if not np.array_equal(_numbers(array), was)
-    ]
-    if changed:
-        examination.found("inputs-modified", f"the call changed {' and '.join(changed)}")
+    }
+    if any(changed.values()):
+        told = " and ".join(f"{count} elements of {name}" for name, count in changed.items() if count)
+        examination.found("inputs-modified", f"the call changed {told}", **changed)
         return False
     examination.clean("inputs-modified")
     one = take("output", _without_gradients(first)).floats(np.float64)
-    difference = np.abs(one - subject.output(inputs))
-    if np.nanmax(difference, initial=0.0) > float(truth(_whole(subject.problem(inputs))).tolerance.max()):
-        zeros = float((one == 0).all(axis=3).mean())
-        measured = f"two calls on the same input differ by up to {np.nanmax(difference):.3g}"
-        examination.found("not-deterministic", measured, difference=float(np.nanmax(difference)), zero_rows=zeros)
+    difference = _apart(one, subject.output(inputs))
+    if difference.max() > float(truth(_whole(subject.problem(inputs))).tolerance.max()):
+        measured = f"two calls on the same input differ by up to {difference.max():.3g}"
+        examination.found("not-deterministic", measured, difference=float(difference.max()))
         return False
     examination.clean("not-deterministic")
     return True
+
+
+def _apart(one: Array, two: Array) -> Array:
+    """Give the distance of two outputs: 0 where both are NaN or the same infinity, infinite where only one is."""
+    same = (one == two) | (np.isnan(one) & np.isnan(two))
+    with np.errstate(invalid="ignore"):
+        return np.where(same, 0.0, np.nan_to_num(np.abs(one - two), nan=np.inf))
 
 
 def _numbers(array: Any) -> Array:
@@ -302,18 +308,16 @@ def _poke(examination: Examination, subject: Subject) -> None:
     tolerance = truth(_whole(problem)).tolerance
 
     def moved(code: str, words: str, changed: list[Any], rows: slice, items: slice = slice(None)) -> None:
-        difference = np.abs(subject.output(changed) - before)[items, :, rows]
+        difference = _apart(subject.output(changed), before)[items, :, rows]
         limit = 2 * tolerance[items, :, rows]
-        wrong = (~(difference <= limit)).any(axis=3)
+        wrong: Array = np.asarray((difference > limit).any(axis=3))
         if not wrong.any():
             examination.clean(code)
             return
         touched = np.arange(TOKENS)[rows][wrong.any(axis=(0, 1))]
-        measured = (
-            f"{words} moves outputs by up to {np.nanmax(difference):.3g}, expected 0 (rounding: {limit.max():.2g})"
-        )
+        measured = f"{words} moves outputs by up to {difference.max():.3g}, expected 0 (rounding: {limit.max():.2g})"
         where = Where(("poking",), (), tuple(touched.tolist()))
-        examination.found(code, measured, where, moved=float(np.nanmax(difference)))
+        examination.found(code, measured, where, moved=float(difference.max()))
 
     moved("strides-misread", "handing over views that are not contiguous", [_strided(a) for a in inputs], slice(None))
     moved(
@@ -356,12 +360,12 @@ def _poke_hidden(examination: Examination, subject: Subject, inputs: list[Any], 
     seen[:, :, FEW, FEW] = True
     rows = np.delete(np.arange(TOKENS), FEW)
     changed = _last_changed(subject, inputs, FEW)
-    difference = np.abs(subject.output(changed, seen) - subject.output(inputs, seen))[:, :, rows]
+    difference = _apart(subject.output(changed, seen), subject.output(inputs, seen))[:, :, rows]
     if (difference <= 2 * tolerance[:, :, rows]).all():
         examination.clean("hidden-key-leak")
     else:
-        measured = f"changing a hidden key and value moves outputs by up to {np.nanmax(difference):.3g}, expected 0"
-        examination.found("hidden-key-leak", measured, Where(("poking",)), moved=float(np.nanmax(difference)))
+        measured = f"changing a hidden key and value moves outputs by up to {difference.max():.3g}, expected 0"
+        examination.found("hidden-key-leak", measured, Where(("poking",)), moved=float(difference.max()))
 
 
 def _strided(array: Any) -> Any:

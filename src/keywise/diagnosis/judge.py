@@ -22,7 +22,15 @@ UNEXPLAINED_SHARE = 0.005
 GENERIC = ("output-differs", "output-not-finite", "inexact")
 
 
-def judge(examination: Examination, problem: Problem, rows: Array, observed: Array, place: str) -> str | None:
+def judge(
+    examination: Examination,
+    problem: Problem,
+    rows: Array,
+    observed: Array,
+    place: str,
+    *,
+    right: Truth | None = None,
+) -> str | None:
     """Compare an output with the definition and record what explains it.
 
     Parameters
@@ -35,13 +43,16 @@ def judge(examination: Examination, problem: Problem, rows: Array, observed: Arr
         Their output, as float64.
     place
         Where it comes from, for the findings.
+    right : optional
+        What the definition says of these rows, where that is known already.
 
     Returns
     -------
     str or None
         The code found, None when the output is that of attention.
     """
-    judgement = Judgement(examination, problem, rows, observed, place, truth(at_rows(problem, rows)))
+    right = truth(at_rows(problem, rows)) if right is None else right
+    judgement = Judgement(examination, problem, rows, observed, place, right)
     of_dead_rows = judgement.dead_rows()
     return judgement.living_rows() or of_dead_rows
 

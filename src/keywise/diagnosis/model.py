@@ -17,7 +17,7 @@ from keywise.diagnosis.finding import Diagnosis, Examination, Where
 from keywise.diagnosis.inputs import Inputs
 from keywise.diagnosis.judge import finite_inputs, judge
 from keywise.diagnosis.probes import Probes
-from keywise.diagnosis.sample import choose_rows
+from keywise.diagnosis.sample import at_rows, choose_rows, truth
 from keywise.diagnosis.statistics import inspect
 from keywise.diagnosis.suspects import SUSPECTS
 from keywise.diagnosis.tap import Call, listening
@@ -217,7 +217,8 @@ class Model:
                 return
         observed = _rows_of(call.output, rows)
         alone = self.examination.branch()
-        code = judge(alone, problem, rows, observed, place)
+        right = truth(at_rows(problem, rows))
+        code = judge(alone, problem, rows, observed, place, right=right)
         if code in MASK_FAULTS and call.attention_mask is None and not _has_mask_function(call.implementation):
             found = alone.finding(code)
             assert found is not None  # judge() has just recorded it
@@ -227,7 +228,7 @@ class Model:
         if (
             code is not None
             and call.strided
-            and judge(Examination(), problem, rows, _rows_of(call.again(), rows), place) is None
+            and judge(Examination(), problem, rows, _rows_of(call.again(), rows), place, right=right) is None
         ):
             found = alone.finding(code)
             assert found is not None
@@ -236,7 +237,7 @@ class Model:
             return
         self.examination.take(alone)
         if statistics and code is None:
-            inspect(self.examination, problem, rows, call.name)
+            inspect(self.examination, problem, right, call.name)
             self._scale(call, problem)
 
     def _scale(self, call: Call, problem: Any) -> None:

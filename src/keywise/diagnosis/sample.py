@@ -8,7 +8,7 @@ import numpy as np
 
 from keywise.attention import reference
 from keywise.attention.arrays import Array, Taken
-from keywise.attention.problem import Problem, Visibility
+from keywise.attention.problem import MAXIMUM_TOKENS, Problem, ReadingPlan, Visibility
 
 SINGLE_UNIT = 2.0**-24
 UNITS = {"float64": 2.0**-53, "float32": SINGLE_UNIT, "float16": 2.0**-11, "bfloat16": 2.0**-8}
@@ -28,10 +28,20 @@ class Truth(NamedTuple):
     """[B, Hq, R, N] bool."""
     alive: Array
     """[B, Hq, R]: whether the row sees a key."""
+    entropy: Array
+    """[B, Hq, R], in nats."""
+    heaviest: Array
+    """[B, Hq, R]: the heaviest weight, sinks aside."""
+    first_key: Array
+    """[B, Hq, R]: the weight of key 0."""
     largest_product: float
     """Largest |query . key| before the scale, over visible keys."""
-    largest_score: float
-    """The same after it."""
+    scale: float
+
+    @property
+    def largest_score(self) -> float:
+        """Largest |query . key x scale|."""
+        return self.largest_product * abs(self.scale)
 
 
 def choose_rows(queries: int, most: int) -> Array:
@@ -101,11 +111,32 @@ def truth(sample: Problem) -> Truth:
         largest_value = np.repeat(largest_value, group, axis=1)[..., None]
         tolerance = (3 * score_error + keys * single + 4 * unit) * largest_value
     tolerance = np.where(score_error <= LARGEST_SCORE_ERROR, tolerance, np.inf)
+    result = reference.evaluate(sample._replace(reading=_PLAN))
+    assert result.total is not None
+    assert result.entropy is not None
+    assert result.segment_mass is not None  # the plan asks for them
     return Truth(
-        output=reference.evaluate(sample).output,
+        output=result.output,
         tolerance=tolerance[..., None],
         seen=seen,
         alive=alive,
+        entropy=result.entropy,
+        # The total counts exponentials from the peak, whose own is 1.
+        heaviest=1 / np.where(alive, result.total, 1.0),
+        first_key=result.segment_mass[..., 0],
         largest_product=float(np.nan_to_num(np.abs(product)).max(initial=0.0)),
-        largest_score=float(np.nan_to_num(np.abs(product)).max(initial=0.0)) * abs(sample.scale),
+        scale=sample.scale,
     )
+
+
+_PLAN = ReadingPlan(
+    top=0,
+    key_mass=False,
+    first_row=0,
+    last_row=MAXIMUM_TOKENS,
+    runs=np.array([[0, 1, 0]], np.int64),
+    segment_count=1,
+    row_weights=None,
+    arrays=(),
+)
+"""Entropy, and the first key as a segment of its own."""

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from keywise.attention import reference
 from keywise.attention.arrays import Array
-from keywise.attention.problem import Problem, ReadingPlan
+from keywise.attention.problem import Problem
 from keywise.diagnosis.finding import Examination, Where
 from keywise.diagnosis.judge import LARGEST_FLOAT16
-from keywise.diagnosis.sample import UNITS, at_rows, truth
+from keywise.diagnosis.sample import UNITS, Truth
 
 NEARLY_ALL = 0.95
 """A layer is accused only when this share of the rows of every head agrees."""
@@ -24,12 +23,12 @@ SINK_SHARE = 0.3
 """Share of the weight on the first key, in some head, from which it is reported as a sink."""
 
 
-def inspect(examination: Examination, problem: Problem, rows: Array, place: str) -> None:
+def inspect(examination: Examination, problem: Problem, right: Truth, place: str) -> None:
     """Record what keys, values and the sampled rows' weights look like."""
     _keys(examination, problem, place)
     _values(examination, problem, place)
-    _range(examination, problem, rows, place)
-    _weights(examination, problem, rows, place)
+    _range(examination, problem, right, place)
+    _weights(examination, right, place)
 
 
 def _keys(examination: Examination, problem: Problem, place: str) -> None:
@@ -66,8 +65,7 @@ def _values(examination: Examination, problem: Problem, place: str) -> None:
         examination.clean("head-dead")
 
 
-def _range(examination: Examination, problem: Problem, rows: Array, place: str) -> None:
-    right = truth(at_rows(problem, rows))
+def _range(examination: Examination, problem: Problem, right: Truth, place: str) -> None:
     if problem.dtype != "float16":
         examination.untestable(f"query and key are {problem.dtype}", "float16-range")
     elif right.largest_product > LARGEST_FLOAT16:
@@ -77,39 +75,32 @@ def _range(examination: Examination, problem: Problem, rows: Array, place: str) 
         examination.clean("float16-range")
 
 
-def _weights(examination: Examination, problem: Problem, rows: Array, place: str) -> None:
-    sample = at_rows(problem, rows)
-    seen = sample.visibility.allowed
-    assert seen is not None  # at_rows() gives every sample one
-    result = reference.evaluate(sample._replace(reading=_plan(rows.size)))
-    assert result.entropy is not None
-    assert result.top_weights is not None
-    counts = seen.sum(axis=3)
-    dead = counts == 0
-    if dead.any():
-        measured = f"{int(dead.any(axis=(0, 1)).sum())} of {rows.size} sampled queries see no key"
-        examination.found("rows-without-keys", measured, Where((place,)))
+def _weights(examination: Examination, right: Truth, place: str) -> None:
+    counts = right.seen.sum(axis=3)
+    if not right.alive.all():
+        dead = int((~right.alive).any(axis=(0, 1)).sum())
+        measured = f"{dead} of {counts.shape[2]} sampled queries see no key"
+        examination.found("rows-without-keys", measured, Where((place,)), rows=dead)
     else:
         examination.clean("rows-without-keys")
-    _sink(examination, sample, counts, place)
-    several = (counts >= FEWEST_KEYS) & np.isfinite(result.entropy)
+    several = (counts >= FEWEST_KEYS) & np.isfinite(right.entropy)
+    _sink(examination, right, several & right.seen[..., 0], place)
     if several.sum(axis=(0, 2)).min() < FEWEST_ROWS:
         reason = f"fewer than {FEWEST_ROWS} sampled rows see {FEWEST_KEYS} keys or more"
         examination.untestable(reason, "softmax-saturated", "weights-uniform")
         return
-    heaviest = np.where(several, result.top_weights[..., 0], np.nan)
     largest = np.log(np.maximum(counts, 2))
-    evenness = np.where(several, result.entropy / largest, np.nan)
-    saturated = _shares(heaviest > SATURATED, several)
+    ratio = float(np.median((right.entropy / largest)[several]))
+    saturated = _shares(right.heaviest > SATURATED, several)
     if saturated.min() >= NEARLY_ALL:
         measured = f"one key takes over {SATURATED:.1%} in at least {saturated.min():.0%} of the rows of every head"
-        examination.found("softmax-saturated", measured, Where((place,)), entropy_ratio=float(np.nanmedian(evenness)))
+        examination.found("softmax-saturated", measured, Where((place,)), entropy_ratio=ratio)
     else:
         examination.clean("softmax-saturated")
-    even = _shares(largest - result.entropy <= EVEN_NATS, several)
-    if even.min() >= NEARLY_ALL and sample.scale != 0:
-        measured = f"the entropy is {np.nanmedian(evenness):.5f} of the largest possible, in every head"
-        examination.found("weights-uniform", measured, Where((place,)), entropy_ratio=float(np.nanmedian(evenness)))
+    even = _shares(largest - right.entropy <= EVEN_NATS, several)
+    if even.min() >= NEARLY_ALL and right.scale != 0:
+        measured = f"the entropy is {ratio:.5f} of the largest possible, in every head"
+        examination.found("weights-uniform", measured, Where((place,)), entropy_ratio=ratio)
     else:
         examination.clean("weights-uniform")
 
@@ -119,33 +110,14 @@ def _shares(rows: Array, counted: Array) -> Array:
     return np.asarray((rows & counted).sum(axis=(0, 2)) / counted.sum(axis=(0, 2)))
 
 
-def _sink(examination: Examination, sample: Problem, counts: Array, place: str) -> None:
-    seen = sample.visibility.allowed
-    assert seen is not None  # at_rows() gives every sample one
-    asked = (counts >= FEWEST_KEYS) & seen[..., 0]
+def _sink(examination: Examination, right: Truth, asked: Array, place: str) -> None:
     if asked.sum(axis=(0, 2)).min() < FEWEST_ROWS:
         examination.untestable("too few rows see the first key", "attention-sink")
         return
-    mass = reference.evaluate(sample._replace(reading=_plan(counts.shape[2], asked))).key_mass
-    assert mass is not None  # the plan asks for it
-    share = mass[..., 0].sum(axis=0) / asked.sum(axis=(0, 2))
+    share = np.where(asked, right.first_key, 0.0).sum(axis=(0, 2)) / asked.sum(axis=(0, 2))
     if share.max() > SINK_SHARE:
         heads = tuple(np.flatnonzero(share > SINK_SHARE).tolist())
         measured = f"the first key takes up to {share.max():.0%} of the weight, {share.mean():.0%} on average"
         examination.found("attention-sink", measured, Where((place,), heads), share=float(share.max()))
     else:
         examination.clean("attention-sink")
-
-
-def _plan(rows: int, counted: Array | None = None) -> ReadingPlan:
-    """Ask for the heaviest key of every row, and for the mass of every key over the counted rows [B, Hq, R]."""
-    return ReadingPlan(
-        top=1,
-        key_mass=counted is not None,
-        first_row=0,
-        last_row=rows,
-        runs=np.empty((0, 3), np.int64),
-        segment_count=None,
-        row_weights=None if counted is None else counted.astype(np.float32),
-        arrays=(),
-    )
