@@ -6,7 +6,7 @@ softmax out. Source: Vaswani et al., "Attention Is All You Need" (2017), with so
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -144,8 +144,8 @@ def _read(plan: ReadingPlan, result: Result, weights: Array, score: Array, rows:
         for begin, end, segment in plan.runs:
             segment_mass[..., segment] += weights[..., begin:end].sum(axis=3)
     assert result.lse is not None
-    return Result(
-        output=result.output,
+    return replace(
+        result,
         lse=result.lse[:, :, rows],
         entropy=entropy,
         top_keys=top_keys,
