@@ -149,10 +149,14 @@ def test_text_for_a_model_of_images() -> None:
         check_model(models.make("vit"), models.tokenizer("<unk>", "a"), "a")
 
 
+@pytest.fixture(scope="module")
+def loaded() -> Any:
+    return load_model()
+
+
 @needs_model
 @pytest.mark.parametrize("attention", ["sdpa", "keywise"])
-def test_smollm2_is_healthy(attention: str) -> None:
-    loaded = load_model()
+def test_smollm2_is_healthy(loaded: Any, attention: str) -> None:
     keywise.hf.register()
     loaded.model.set_attn_implementation(attention)
     diagnosis = check_model(loaded.model, loaded.tokenizer, LIGHTHOUSE.read_text(encoding="utf-8")[:900])

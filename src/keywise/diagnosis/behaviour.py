@@ -186,7 +186,8 @@ def _steady(examination: Examination, subject: Subject) -> bool:
     expected = (BATCH, subject.heads[0], TOKENS, subject.head_dim)
     if tuple(getattr(first, "shape", ())) != expected:
         shape = list(getattr(first, "shape", ())) or type(first).__name__
-        examination.found("output-shape", f"the output has shape {shape}, expected {list(expected)}")
+        measured = f"the output has shape {shape}, expected {list(expected)}"
+        examination.found("output-shape", measured, shape=shape, expected=list(expected))
         return False
     examination.clean("output-shape")
     changed: dict[str, Any] = {
