@@ -12,6 +12,8 @@ from keywise.errors import ModelError
 TOKENS = 24
 PADDING = 5
 ANSWER_TOKENS = 9
+SAMPLES = 8000
+"""Length of a sound, half a second at 16 kHz."""
 LARGEST_WINDOW = 256
 """Windows up to this many tokens are tried with inputs that exceed them."""
 
@@ -122,6 +124,8 @@ class Inputs:
             frames = 2 * config.max_source_positions
             sound = torch.randn(1, config.num_mel_bins, frames, generator=generator).to(self.model.dtype)
             return {name: sound, "decoder_input_ids": self.ids(1, ANSWER_TOKENS, seed=4)}
+        if name == "input_values" and hasattr(config, "conv_dim"):
+            return {name: torch.randn(1, SAMPLES, generator=generator).to(self.model.dtype)}
         raise ModelError(
             f"model={type(self.model).__name__} takes {name!r}, which cannot be made up: pass inputs=, a dictionary of "
             "what the model takes"

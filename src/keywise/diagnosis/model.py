@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from keywise.attention.arrays import Array, take
+from keywise.attention.mask import Mask
 from keywise.diagnosis.finding import Diagnosis, Examination, Where
 from keywise.diagnosis.inputs import Inputs
 from keywise.diagnosis.judge import finite_inputs, judge
@@ -143,7 +144,8 @@ class Model:
         # A few tokens show dropout as well as a long text does.
         if not probes.deterministic(self.making.plain() if self.making.text else given):
             return
-        self._judged(self.making.frugal(given), "", statistics=True)
+        if own_inputs or not self._judged_as_plainly_causal(self.making.frugal(given)):
+            self._judged(self.making.frugal(given), "", statistics=True)
         if own_inputs:
             probes.own_inputs(given)
         for words, steps in self._situations():
@@ -182,6 +184,41 @@ class Model:
 
     def _judged(self, steps: Any, words: str, *, statistics: bool = False) -> None:
         """Compare every attention call with the definition, under the mask that transformers' rules give."""
+        meanings = self._meanings(steps)
+
+        def compare(call: Call) -> None:
+            meaning = meanings.get((call.name, call.number))
+            if meaning is not None:
+                self._compare(call, meaning, words, statistics=statistics)
+
+        if meanings:
+            with listening(self.model, compare):
+                self._run(steps)
+
+    def _judged_as_plainly_causal(self, given: dict[str, Any]) -> bool:
+        """Judge a text without learning its masks, which would take as long as the judging; tell whether that sufficed.
+
+        It does for a decoder whose every mask is causal and nothing else on a small input, whose configuration knows no
+        window that a longer text could pass, and whose every call is right under that mask.
+        """
+        config = self.model.config.get_text_config()
+        limited = any(getattr(config, name, None) is not None for name in ("sliding_window", "attention_chunk_size"))
+        if self.making.kind != "decoder" or limited:
+            return False
+        small = self._meanings(self.making.plain())
+        if not small or not all(_plainly_causal(*meaning) for meaning in small.values()):
+            return False
+        before, self.examination = self.examination, self.examination.branch()
+        with listening(self.model, lambda call: self._compare(call, (Mask(causal=True), None), "", statistics=True)):
+            self._run(given)
+        tried, self.examination = self.examination, before
+        if tried.errors:
+            return False
+        self.examination.take(tried)
+        return True
+
+    def _meanings(self, steps: Any) -> dict[tuple[str, int], Any]:
+        """Learn what each call's mask means by transformers' rules, from a run with keywise's own attention."""
         meanings: dict[tuple[str, int], Any] = {}
 
         def learn(call: Call) -> None:
@@ -192,17 +229,8 @@ class Model:
                 self._run(steps)
         except ModelError as error:
             self.examination.untestable(str(error), *(suspect.code for suspect in SUSPECTS))
-            return
-        if not meanings:
-            return
-
-        def compare(call: Call) -> None:
-            meaning = meanings.get((call.name, call.number))
-            if meaning is not None:
-                self._compare(call, meaning, words, statistics=statistics)
-
-        with listening(self.model, compare):
-            self._run(steps)
+            return {}
+        return meanings
 
     def _compare(self, call: Call, meaning: Any, words: str, *, statistics: bool) -> None:
         self.judged += 1
@@ -276,6 +304,11 @@ class Model:
             self.examination.clean("setting-changed")
         else:
             self.examination.untestable("no layer with attention's settings was found", "setting-changed")
+
+
+def _plainly_causal(mask: Any, bias: Any) -> bool:
+    fields = (mask.window, mask.lengths, mask.starts, mask.documents, mask.allowed) if mask is not None else ()
+    return bias is None and mask is not None and mask.causal and all(field is None for field in fields)
 
 
 def _rows_of(output: Any, rows: Array) -> Array:

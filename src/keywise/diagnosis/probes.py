@@ -1,12 +1,13 @@
 """Pokes a whole model: changes tokens that may not matter, fills batches, decodes in steps, and sees what moves."""
 
-# ruff: noqa: PLC0415  (torch is slow to import, or absent: only calls need it)
+# ruff: noqa: PLC0415  (torch and transformers are slow to import, or absent: only calls need them)
 
 from __future__ import annotations
 
 import math
 from typing import Any
 
+from keywise.diagnosis.codes import Severity
 from keywise.diagnosis.finding import Examination, Where
 from keywise.diagnosis.inputs import PADDING, Inputs
 from keywise.diagnosis.sample import UNITS
@@ -123,11 +124,11 @@ class Probes:
             moved = _largest((self.answer(changed) - self.answer(given))[0, restart:])
             self._moved("document-leak", "changing the first of several packed documents", moved)
 
-    def _moved(self, code: str, words: str, moved: float, **evidence: Any) -> None:
+    def _moved(self, code: str, words: str, moved: float, severity: Severity | None = None) -> None:
         limit = self.limit()
         if not moved <= limit:
             measured = f"{words} moves the answer by {moved:.3g}, expected 0 (rounding explains {limit:.2g})"
-            self.examination.found(code, measured, moved=moved, limit=limit, **evidence)
+            self.examination.found(code, measured, severity=severity, moved=moved, limit=limit)
         else:
             self.examination.clean(code)
 
@@ -146,11 +147,17 @@ class Probes:
             self.examination.untestable("an encoder sees every token", "future-leak")
             return
         given = self.making.plain()
+        masks = self._masks(given)
+        if masks and not any(mask is not None and (mask.causal or mask.allowed is not None) for mask in masks.values()):
+            self.examination.untestable("the model's own masks let tokens see later ones", "future-leak")
+            return
         name = "decoder_input_ids" if self.making.kind == "encoder-decoder" else "input_ids"
         last = int(given[name].shape[1]) - 1
         changed = {**given, name: self._other(given[name], slice(last, None))}
         difference = (self.answer(changed) - self.answer(given))[:, :last]
-        self._moved("future-leak", "changing the last token", _largest(difference))
+        # Where the model's own rule is unknown it may be meant to look ahead, as XLNet is.
+        severity: Severity = "error" if masks else "warning"
+        self._moved("future-leak", "changing the last token", _largest(difference), severity)
 
     def _padding(self) -> None:
         making = self.making
@@ -198,28 +205,37 @@ class Probes:
         first, second = making.ids(1, half), making.ids(1, making.tokens - half, seed=8)
         given = making.packed(first, second)
         if not self._knows_documents(given):
-            self.examination.untestable("the model is not known to tell packed documents apart", "document-leak")
+            reason = "not every layer is known to tell packed documents apart"
+            self.examination.untestable(reason, "document-leak")
             return
         changed = {**given, "input_ids": self._other(given["input_ids"], slice(0, half))}
         moved = _largest((self.answer(changed) - self.answer(given))[:, half:])
         self._moved("document-leak", "changing the first of two packed documents", moved)
 
-    def _knows_documents(self, given: dict[str, Any]) -> bool:
-        found: list[bool] = []
+    def _masks(self, given: dict[str, Any]) -> dict[str, Any] | None:
+        """Learn what each attention layer's mask means by transformers' own rules; None where it cannot be learnt."""
+        found: dict[str, Any] = {}
 
         def learn(call: Call) -> None:
-            mask, _ = call.meaning()
-            found.append(getattr(mask, "documents", None) is not None or getattr(mask, "allowed", None) is not None)
+            found[call.name], _ = call.meaning()
 
         try:
             with borrowed(self.model), listening(self.model, learn):
                 self.model(**given)
         except ModelError:
-            return False  # its masks cannot be learnt; the caller reports that
-        return any(found)
+            return None
+        return found
+
+    def _knows_documents(self, given: dict[str, Any]) -> bool:
+        """Whether every layer is attention whose mask keeps documents apart: recurrent layers carry them along."""
+        masks = self._masks(given) or {}
+        apart = [name for name, mask in masks.items() if mask is not None and _separates(mask)]
+        return bool(apart) and len(apart) >= int(getattr(self.model.config.get_text_config(), "num_hidden_layers", 1))
 
     def _steps(self) -> None:
         """Compare decoding with a cache with one pass over the same tokens."""
+        from transformers.modeling_outputs import BaseModelOutput
+
         codes = ("prefill-decode-disagree", "position-offset")
         making = self.making
         if making.kind == "encoder" or "past_key_values" not in making.takes:
@@ -239,7 +255,7 @@ class Probes:
                 heard.clear()
                 step = {name: ids[:, position : position + 1], "past_key_values": found.past_key_values}
                 if making.kind == "encoder-decoder":
-                    step["encoder_outputs"] = (found.encoder_last_hidden_state,)
+                    step["encoder_outputs"] = BaseModelOutput(found.encoder_last_hidden_state)
                 found = self.model(**step, use_cache=True)
                 difference = max(difference, _largest(found.logits[:, -1].double() - whole[:, position]))
         limit = self.limit()
@@ -328,6 +344,10 @@ class Probes:
             self.examination.clean("rank-collapse")
         else:
             self.examination.untestable("no layer was seen to take hidden states", "rank-collapse")
+
+
+def _separates(mask: Any) -> bool:
+    return mask.documents is not None or mask.allowed is not None
 
 
 def _largest(tensor: Any) -> float:
