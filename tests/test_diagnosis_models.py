@@ -126,6 +126,32 @@ def test_attention_that_cannot_be_exchanged_is_not_testable() -> None:
     assert diagnosis.state("future-leak") == "clean"
 
 
+def test_recurrent_layers_beside_attention_are_not_accused() -> None:
+    torch.manual_seed(0)
+    sizes = {**models.TEXT, "num_hidden_layers": 4, "num_key_value_heads": 2, "num_experts": 2}
+    layers = {"attn_layer_period": 2, "attn_layer_offset": 1, "use_mamba_kernels": False}
+    diagnosis = check_model(hf.JambaForCausalLM(hf.JambaConfig(**sizes, **layers)).eval())
+    assert not diagnosis.errors, diagnosis
+    assert diagnosis.state("document-leak") != "found"
+
+
+def test_a_model_that_looks_ahead_by_design_is_no_error() -> None:
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 64, "d_model": 32, "n_layer": 2, "n_head": 4, "d_inner": 48}
+    diagnosis = check_model(hf.XLNetLMHeadModel(hf.XLNetConfig(**sizes)).eval())
+    assert not diagnosis.errors, diagnosis
+
+
+def test_a_model_of_sound_is_healthy() -> None:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+    convolution = {"conv_dim": (8, 8), "conv_stride": (16, 16), "conv_kernel": (16, 16), "num_feat_extract_layers": 2}
+    config = hf.Wav2Vec2Config(**sizes, **convolution, num_conv_pos_embeddings=4, num_conv_pos_embedding_groups=2)
+    diagnosis = check_model(hf.Wav2Vec2Model(config).eval())
+    assert not diagnosis.errors, diagnosis
+    assert diagnosis.state("scale-missing") == "clean"
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
