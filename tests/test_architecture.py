@@ -77,7 +77,8 @@ def test_layers_point_one_way(path: Path) -> None:
 
 
 def test_the_layers_of_the_plan_exist() -> None:
-    assert {"attention", "cache", "hf", "documents", "memory", "errors"} <= {layer_of(path) for path in MODULES}
+    there = {layer_of(path) for path in MODULES}
+    assert {"attention", "cache", "hf", "documents", "memory", "diagnosis", "errors"} <= there
 
 
 def test_only_the_command_line_uses_the_benchmarks() -> None:

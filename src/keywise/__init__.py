@@ -22,6 +22,7 @@ from keywise.errors import (
 )
 
 if TYPE_CHECKING:
+    from keywise import diagnosis as diagnosis
     from keywise import documents as documents
     from keywise import hf as hf
     from keywise.memory import Library as Library
@@ -41,6 +42,7 @@ __all__ = [
     "ShapeError",
     "TargetError",
     "attend",
+    "diagnosis",
     "documents",
     "explain",
     "get_threads",
@@ -56,7 +58,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     # The plug-ins stand on packages that are slow to import or absent: they come when they are asked for.
-    if name in {"documents", "hf"}:
+    if name in {"diagnosis", "documents", "hf"}:
         return importlib.import_module(f"keywise.{name}")
     if name == "Library":  # not in __all__: whoever imports everything need not have Lance
         return importlib.import_module("keywise.memory").Library

@@ -1,4 +1,4 @@
-"""The command line: a thin layer over `keywise.documents` and `keywise.explain`."""
+"""The command line: a thin layer over `keywise.documents`, `keywise.diagnosis` and `keywise.explain`."""
 
 import io
 import logging
@@ -23,7 +23,7 @@ from keywise.errors import FormatError, KeywiseError, ModelError, OptionError
 if TYPE_CHECKING:
     import typer
 
-FAILURE, USER_MISTAKE, INTERRUPTED = 1, 2, 130
+FAILURE, USER_MISTAKE, FINDINGS, INTERRUPTED = 1, 2, 3, 130
 
 _ARGUMENT = re.compile(r"(?<![\w'\"/.-])(max_tokens|model|threads|top)=")
 
@@ -44,9 +44,24 @@ Examples:
   keywise ask "Who kept the light?" --library papers.library
 """
 
+CHECK_EXAMPLES = """
+Examples:
+
+  keywise check HuggingFaceTB/SmolLM2-135M-Instruct
+
+  keywise check ./my-model --text contract.pdf --attention eager --json
+"""
+
+ATTENTIONS = ("eager", "sdpa", "keywise")
+CHECKED_TEXT = (
+    "The lamp in the tower was lit for the first time on a cold evening in October. For years the keeper carried oil "
+    "up the stairs twice a night, wrote down the wind and the ships he saw, and slept by day. When the harbour was "
+    "moved, nobody needed the light any more; the glass went to a museum, and the tower became a place for birds."
+)
+
 
 def main() -> None:
-    """Run the command line: exit code 0 is success, 1 a failure, 2 a mistake of the user, 130 Ctrl-C."""
+    """Run the command line: exit code 0 is success, 1 a failure, 2 a mistake of the user, 3 findings, 130 Ctrl-C."""
     if missing := [name for name in ("typer", "rich") if find_spec(name) is None]:
         _say(f'the command line needs {" and ".join(missing)}; install with `pip install "keywise[app]"`')
         sys.exit(USER_MISTAKE)
@@ -181,6 +196,38 @@ def _application() -> "typer.Typer":
                 threads=None,
                 keep=True,
             )
+    @application.command(epilog=CHECK_EXAMPLES)
+    def check(
+        model: Annotated[
+            str | None,
+            typer.Argument(
+                metavar="MODEL",
+                help="Hub id, folder or .gguf file. Default: KEYWISE_MODEL, else the default model.",
+                show_default=False,
+            ),
+        ] = None,
+        text: Annotated[
+            str | None,
+            typer.Option(metavar="FILE", help="Text, Markdown, HTML, PDF or DOCX file to run the model on."),
+        ] = None,
+        attention: Annotated[
+            str | None,
+            typer.Option(metavar="NAME", help="Attention to check: eager, sdpa or keywise. Default: the model's own."),
+        ] = None,
+        as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+        threads: Annotated[
+            int | None, typer.Option(min=1, max=MOST_THREADS, help="Number of CPU threads. Default: all.")
+        ] = None,
+    ) -> None:
+        """Say what is wrong with the attention of MODEL.
+
+        The model is run on a text and on small inputs made for the purpose; every attention call is held against the
+        definition, and tokens are changed that may not matter. Exit code 0: healthy, 3: something was found.
+        """
+        with _reported(positional="model"):
+            healthy = _check(model, text, attention, as_json=as_json, threads=threads)
+        if not healthy:
+            raise typer.Exit(FINDINGS)
 
     cache = typer.Typer(
         no_args_is_help=True, help="Documents that were read, kept on disk for the next question about them."
@@ -262,11 +309,7 @@ def _ask(
     from rich.console import Console  # noqa: PLC0415
 
     console, notices = Console(), Console(stderr=True)
-    if threads is not None:
-        import torch  # noqa: PLC0415 - heavy
-
-        torch.set_num_threads(threads)
-        keywise.set_threads(threads)
+    _use_threads(threads)
 
     def notify(line: str) -> None:
         notices.print(printable(line), style="dim", markup=False, highlight=False)
@@ -290,6 +333,39 @@ def _ask(
     if html is not None:
         write_html(html, answer, document.sources)
         notify(f"Wrote {html}")
+
+
+def _check(model: str | None, text: str | None, attention: str | None, *, as_json: bool, threads: int | None) -> bool:
+    from keywise.diagnosis import check_model  # noqa: PLC0415 - a missing file must not wait for torch
+    from keywise.documents import read_file  # noqa: PLC0415
+    from keywise.documents.report import printable  # noqa: PLC0415
+    from keywise.hf.models import load_model  # noqa: PLC0415
+
+    if attention not in {None, *ATTENTIONS}:
+        raise OptionError(f"--attention {attention!r}: it is one of {', '.join(ATTENTIONS)}")
+    words = CHECKED_TEXT if text is None else read_file(text).text
+    _use_threads(threads)
+    loaded = load_model(model, status=_say)
+    if attention is not None:
+        keywise.hf.register()
+        try:
+            loaded.model.set_attn_implementation(attention)
+        except ValueError as error:
+            raise ModelError(f"--attention {attention!r}: {type(loaded.model).__name__} cannot use it") from error
+    diagnosis = check_model(loaded.model, loaded.tokenizer, words)
+    if as_json:
+        _write_json({"model": loaded.name, **diagnosis.to_json()})
+    else:
+        _write(printable(str(diagnosis)) + "\n")
+    return diagnosis.healthy
+
+
+def _use_threads(threads: int | None) -> None:
+    if threads is not None:
+        import torch  # noqa: PLC0415 - heavy
+
+        torch.set_num_threads(threads)
+        keywise.set_threads(threads)
 
 
 def _check_files(question: str, files: list[str]) -> None:
@@ -419,15 +495,19 @@ def _info(*, as_json: bool) -> None:
 
 
 @contextmanager
-def _reported() -> Iterator[None]:
+def _reported(positional: str = "") -> Iterator[None]:
     """Turn a user's mistake into one line on stderr and an exit code."""
     import typer  # noqa: PLC0415 - optional
 
     try:
         yield
     except KeywiseError as error:
+
+        def option(match: re.Match[str]) -> str:
+            return f"{match[1].upper()}=" if match[1] == positional else f"--{match[1].replace('_', '-')}="
+
         # The library names its arguments; here they are options.
-        _say(_ARGUMENT.sub(lambda match: f"--{match[1].replace('_', '-')}=", str(error)))
+        _say(_ARGUMENT.sub(option, str(error)))
         raise typer.Exit(USER_MISTAKE) from error
 
 

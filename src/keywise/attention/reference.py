@@ -35,14 +35,16 @@ class Result:
     segment_mass: Array | None = None
 
 
-def visible(problem: Problem) -> Array:
-    """Tell which keys each query may see: bool [B, Hq, Q, N]."""
-    batch, query_heads, _, queries, keys, _, _ = problem.shape
+def visible(problem: Problem, rows: Array | None = None) -> Array:
+    """Tell which keys each query may see: bool [B, Hq, Q, N]; with `rows`, for these query rows only [B, Hq, R, N]."""
+    batch, query_heads, _, all_queries, keys, _, _ = problem.shape
     rule = problem.visibility
     key_position = problem.first_key + np.arange(keys)
+    rows = np.arange(all_queries) if rows is None else rows
+    queries = rows.size
     seen = np.ones((batch, query_heads, queries, keys), bool)
     for item in range(batch):
-        own = int(rule.lengths[item]) - queries + np.arange(queries)[:, None]
+        own = int(rule.lengths[item]) - all_queries + rows[:, None]
         start, end = int(rule.starts[item]), int(rule.lengths[item])
         inside = np.broadcast_to((key_position >= start) & (key_position < end), (queries, keys)).copy()
         if rule.causal:
@@ -60,7 +62,7 @@ def visible(problem: Problem) -> Array:
             inside &= has_document & (document[key_position] == own_document)
         seen[item] &= inside
     if rule.allowed is not None:
-        seen &= rule.allowed
+        seen &= rule.allowed[:, :, rows]
     return seen
 
 
@@ -157,6 +159,8 @@ def _read(plan: ReadingPlan, result: Result, weights: Array, score: Array, rows:
 def _top_keys(score: Array, top: int) -> Array:
     """Give the keys of the `top` largest scores per row, ties to the lower key, filled with -1."""
     found = min(top, score.shape[3])
+    if not found:
+        return np.full((*score.shape[:3], top), -1)
     order = np.argsort(-score, axis=3, kind="stable")[..., :found]
     order = np.where(np.isneginf(np.take_along_axis(score, order, axis=3)), -1, order)
     return np.pad(order, [(0, 0)] * 3 + [(0, top - found)], constant_values=-1)

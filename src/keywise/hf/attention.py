@@ -116,10 +116,10 @@ def forward(  # noqa: PLR0917  (transformers calls it this way)
     queries, keys = query.shape[2], key.shape[2]
     causal = is_causal if is_causal is not None else getattr(module, "is_causal", True)
     key, value = apart(key, value)
-    mask, bias = _mask_and_bias(module, attention_mask, bool(causal) and queries > 1)
+    mask, bias = mask_and_bias(module, attention_mask, bool(causal) and queries > 1)
     arguments = {
         "mask": mask,
-        "bias": _added(position_bias, bias, query.dtype),
+        "bias": added(position_bias, bias, query.dtype),
         "scale": None if scaling is None else float(scaling),
         "softcap": softcap,
         "sinks": None if sinks is None else sinks.detach(),
@@ -179,7 +179,8 @@ def _error(module: Any, what: str, remedy: str) -> ModelError:
     return ModelError(f"{type(module).__name__}: {what}: {remedy}")
 
 
-def _mask_and_bias(module: Any, attention_mask: Any, causal: bool) -> tuple[Mask | None, Any]:
+def mask_and_bias(module: Any, attention_mask: Any, causal: bool) -> tuple[Mask | None, Any]:
+    """Say what a mask that reaches the attention function means: who sees whom, and what is added to the scores."""
     import torch
 
     if attention_mask is None:
@@ -200,7 +201,8 @@ def _mask_and_bias(module: Any, attention_mask: Any, causal: bool) -> tuple[Mask
     return Mask(allowed=~hidden), added if bool(added.any()) else None
 
 
-def _added(position_bias: Any, mask_bias: Any, dtype: Any) -> Any:
+def added(position_bias: Any, mask_bias: Any, dtype: Any) -> Any:
+    """Add what positions and the mask add to the scores; None when neither does."""
     import torch
 
     if position_bias is not None and mask_bias is not None:

@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from keywise.errors import DtypeError, ModelError
@@ -80,6 +82,19 @@ def use(model: Model) -> Model:
             'model.set_attn_implementation({"text_config": "keywise"})'
         )
     return model
+
+
+@contextmanager
+def borrowed(model: Any) -> Iterator[None]:
+    """Let a model attend by keywise inside the block; afterwards all its parts attend as before."""
+    parts = model_parts(model)
+    before = [part.config._attn_implementation for part in parts]
+    use(model)
+    try:
+        yield
+    finally:
+        for part, name in zip(parts, before, strict=True):
+            part.config._attn_implementation_internal = name
 
 
 def model_parts(model: Any) -> list[Any]:
