@@ -9,8 +9,10 @@ import torch
 from transformers import MistralConfig, MistralForCausalLM
 
 import keywise as kw
-from keywise.documents import Reader, Source, reader
-from keywise.documents.evidence import NULL_QUESTION, above_null, mass_of_tokens, middle_layers, sentence_of_token
+from keywise.documents import Heads, Reader, Source, reader
+from keywise.documents.evidence import NULL_QUESTION, Look, none_share, sentence_of_token, sentence_shares, shares_of_heads
+from keywise.documents.heads import untuned
+from keywise.documents.passage import likeliest_span, log_probability
 from keywise.errors import DtypeError, FormatError, ModelError, OptionError
 from keywise.hf.models import LoadedModel, find_model, load_model
 
@@ -57,11 +59,11 @@ def windowed(loaded):
     return LoadedModel(model, loaded.tokenizer, "windowed", None)
 
 
-def mass_by_eager(loaded, document, question):
-    """Compute the mass on the document's tokens from the full weights of one forward over everything."""
+def mass_by_eager(loaded, document, heads, question):
+    """Compute the mass of heads on sentences, of question and answer-start rows, from the weights of one forward."""
     prompt = document._prompt
-    ids, _ = prompt.document(document.sources)
-    turn = prompt.question_ids(question)
+    ids, sentence_of = prompt.document(document.sources)
+    turn = prompt.question_ids(question, started=bool(heads.copying))
     loaded.model.set_attn_implementation("eager")
     try:
         with torch.no_grad():
@@ -69,9 +71,22 @@ def mass_by_eager(loaded, document, question):
             weights = loaded.model(tokens, output_attentions=True, use_cache=False).attentions
     finally:
         kw.hf.use(loaded.model)
-    middle = [weights[layer][0].double() for layer in middle_layers(len(weights))]
-    first = len(prompt.before_ids)
-    return sum(w[:, -len(turn) :, first : first + len(ids)].mean(1).sum(0) for w in middle).numpy()
+    begun = len(prompt.start_ids) if heads.copying else 0
+    first, asked = len(prompt.before_ids), tokens.shape[1] - begun
+    of = np.eye(sentence_of.max() + 1)[sentence_of] * (sentence_of >= 0)[:, None]
+
+    def mass(group, rows):
+        return [weights[layer][0, head, rows, first : first + len(ids)].double().mean(0) @ of for layer, head in group]
+
+    return mass(heads.matching, slice(first + len(ids), asked)), mass(heads.copying, slice(asked, None))
+
+
+def assert_looks_where_eager_does(loaded, document, heads, question, atol):
+    matching, copying = mass_by_eager(loaded, document, heads, question)
+    null_matching, null_copying = mass_by_eager(loaded, document, heads, NULL_QUESTION)
+    look = document.look(question)
+    np.testing.assert_allclose(look.matching, np.subtract(matching, null_matching), atol=atol)
+    np.testing.assert_allclose(look.copying, np.subtract(copying, null_copying).reshape(look.copying.shape), atol=atol)
 
 
 def test_answer_and_evidence(answer):
@@ -80,8 +95,47 @@ def test_answer_and_evidence(answer):
     assert said.complete
     assert "museum" in said.evidence[0].text
     assert said.evidence[0].share > 1.5 * said.evidence[1].share
+    assert said.none_share < 0.5
     assert said.document_tokens > 500
     assert said.answer_tokens <= 40
+
+
+def test_a_quoted_answer_stands_in_its_source(answer):
+    said, _ = answer
+    assert said.sentences == 1
+    assert said.text in said.evidence[0].text
+    assert [said.text[word.start : word.end] for word in said.words] == said.text.split()
+    assert {word.sources for word in said.words} == {(1,)}
+
+
+def test_a_quotation_is_the_likeliest_of_those_compared(loaded, lighthouse):
+    passage = "Its keeper was Ann Low, and the lamp was lit in 1862."
+    prompt, copying = lighthouse._prompt, lighthouse._heads.copying
+    who = likeliest_span(loaded, prompt, copying, passage, "Who was the keeper?", most_tokens=12)
+    when = likeliest_span(loaded, prompt, copying, passage, "When was the lamp lit?", most_tokens=12)
+    assert passage[who.start : who.end] == "Ann Low"
+    assert passage[when.start : when.end] == "1862"
+    again = log_probability(loaded, prompt, passage, "Who was the keeper?", "Ann Low")
+    assert again == pytest.approx(who.log_probability, abs=2e-3)
+    assert again > log_probability(loaded, prompt, passage, "Who was the keeper?", "the lamp")
+    short = likeliest_span(loaded, prompt, copying, passage, "Who was the keeper?", most_tokens=1)
+    assert short.tokens == 1
+    assert likeliest_span(loaded, prompt, copying, "...", "Why?", most_tokens=12) is None
+
+
+def test_an_answer_hangs_on_its_sentence(lighthouse, answer):
+    proofs = lighthouse.prove(answer[0])
+    assert [proof.evidence.rank for proof in proofs[:3]] == [1, 2, 3]
+    assert [proof.compared for proof in proofs] == [False, False, False, True]
+    assert proofs[0].drop > 1.0
+    assert proofs[0].drop > max(proof.drop for proof in proofs[1:])
+    with pytest.raises(OptionError, match="top=0"):
+        lighthouse.prove(answer[0], top=0)
+
+
+def test_a_question_of_another_document_is_told(lighthouse):
+    evidence = lighthouse.evidence("How many career sacks did Jared Allen have?")
+    assert sum(item.share for item in evidence) < 0.5
 
 
 def test_evidence_is_every_sentence_with_its_place(lighthouse, answer):
@@ -90,38 +144,41 @@ def test_evidence_is_every_sentence_with_its_place(lighthouse, answer):
     assert sorted((item.start, item.end) for item in evidence) == list(lighthouse.sources[0].sentences)
     assert all(text[item.start : item.end] == item.text for item in evidence)
     assert [item.rank for item in evidence] == list(range(1, len(evidence) + 1))
-    masses = [item.mass for item in evidence]
-    assert masses == sorted(masses, reverse=True)
-    assert math.isclose(sum(item.share for item in evidence), 1.0)
+    shares = [item.share for item in evidence]
+    assert shares == sorted(shares, reverse=True)
+    assert math.isclose(sum(shares) + answer[0].none_share, 1.0)
+    assert math.isclose(sum(item.matching for item in evidence), 1.0)
+    assert math.isclose(sum(item.copying for item in evidence), 1.0)
     assert {item.source for item in evidence} == {str(LIGHTHOUSE)}
-    # The answer repeats a sentence: its words must have looked there.
-    assert max(evidence, key=lambda item: item.answer_mass).rank == 1
 
 
-def test_streamed_pieces_are_the_answer(answer):
-    said, pieces = answer
+def test_streamed_pieces_are_the_answer(lighthouse, answer):
+    assert answer[1] == [answer[0].text]
+    pieces = []
+    written = lighthouse.ask(QUESTION, max_tokens=40, sentences=0, on_token=pieces.append)
     assert len(pieces) > 5
-    assert "".join(pieces).strip() == said.text
+    assert "".join(pieces).strip() == written.text
+    assert written.sentences == 0
+    # It repeats a sentence: its words must have looked there.
+    assert "museum" in written.text
+    word = next(word for word in written.words if written.text[word.start :].startswith("museum"))
+    assert word.sources[0] == 1
 
 
 def test_questions_leave_the_document_as_it_was(lighthouse, answer):
-    other = lighthouse.ask("When did the last keepers leave the rock?", max_tokens=12)
+    other = lighthouse.ask("When did the last keepers leave the rock?", max_tokens=12, sentences=0)
     assert "1972" in other.text
     assert "1972" in other.evidence[0].text
     assert not other.complete
     assert other.answer_tokens == 12
     again = lighthouse.evidence(QUESTION)
-    assert [(item.rank, item.text, item.mass) for item in again] == [
-        (item.rank, item.text, item.mass) for item in answer[0].evidence
-    ]
-    assert all(item.answer_mass is None for item in again)
+    assert again == answer[0].evidence
 
 
-def test_mass_equals_that_of_the_full_weights(loaded):
-    document = Reader(loaded, keep=False).read("The lamp was lit in 1862.\n\nAnn Low kept it — 😀. She left.")
-    for question in ("Who kept it?", NULL_QUESTION):
-        _, mass = document._step(document._cache.fork(), document._prompt.question_ids(question))
-        np.testing.assert_allclose(mass, mass_by_eager(loaded, document, question), atol=2e-4)
+def test_looks_equal_those_of_the_full_weights(loaded):
+    book = Reader(loaded, keep=False)
+    document = book.read("The lamp was lit in 1862.\n\nAnn Low kept it — 😀. She left.")
+    assert_looks_where_eager_does(loaded, document, book.heads, "Who kept it?", 2e-4)
     assert document.evidence("Who kept it?")[0].text == "Ann Low kept it — 😀."
 
 
@@ -129,11 +186,21 @@ def test_mass_equals_that_of_the_full_weights(loaded):
 def test_windowed_layers_and_chunks(windowed, monkeypatch, chunk_tokens):
     monkeypatch.setattr(reader, "CHUNK_TOKENS", chunk_tokens)
     text = " ".join(f"The lamp number {number} is lit." for number in range(12))
-    document = Reader(windowed, keep=False).read(text)
+    book = Reader(windowed, keep=False)
+    assert book.heads == untuned(4, 4)
+    document = book.read(text)
     # A long question, so that the window ends inside the document, and a short one, so that it goes on in the cache.
     for question in ("Which one?", "Which lamp is lit? " * 3):
-        _, mass = document._step(document._cache.fork(), document._prompt.question_ids(question))
-        np.testing.assert_allclose(mass, mass_by_eager(windowed, document, question), atol=2e-5)
+        assert_looks_where_eager_does(windowed, document, book.heads, question, 2e-5)
+
+
+def test_without_tuned_heads_an_answer_is_written(windowed):
+    document = Reader(windowed, keep=False).read("The lamp was lit in 1862. Ann Low kept it.")
+    answer = document.ask("Who kept it?", max_tokens=5)
+    assert (answer.sentences, answer.tuned_on, answer.none_share) == (0, None, 0.0)
+    assert math.isclose(sum(item.share for item in answer.evidence), 1.0)
+    with pytest.raises(OptionError, match=r"sentences=2: no heads are tuned.*keywise tune"):
+        document.ask("Who kept it?", sentences=2)
 
 
 def test_several_sources_keep_their_own_offsets(loaded, tmp_path):
@@ -216,6 +283,7 @@ def test_bad_sources(loaded, source, error, message):
         ({"question": "Why?", "max_tokens": 0}, OptionError, "max_tokens=0"),
         ({"question": "Why?", "max_tokens": 2.5}, OptionError, r"max_tokens=2\.5"),
         ({"question": "Why?", "max_tokens": True}, OptionError, "max_tokens=True"),
+        ({"question": "Why?", "sentences": -1}, OptionError, "sentences=-1"),
     ],
 )
 def test_bad_questions(lighthouse, arguments, error, message):
@@ -235,21 +303,33 @@ def test_tokens_belong_to_the_first_sentence_they_reach():
     assert sentence_of_token(offsets, []).tolist() == [-1] * 6
 
 
-def test_null_question_takes_out_what_is_shared_and_sinks_are_dropped():
-    null = np.array([9.0, *[0.1] * 20])
-    mass = np.array([5.0, *[0.1] * 20])
-    mass[7] = 0.9
-    left = above_null(mass, null)
-    assert left.argmax() == 7
-    assert left[0] == 0.0
-    np.testing.assert_allclose(np.delete(left, [0, 7]), 0.0, atol=1e-12)
-    assert above_null(mass, mass).tolist() == [0.0] * 21
+HEADS = Heads(((0, 0), (0, 1)), ((1, 0),), 2.0, 1.0, 0.5, 0.2, 2.0, answer_sentences=1, tuned_on="a test")
 
 
-def test_mass_of_no_reading_is_zero():
-    assert mass_of_tokens([], range(3, 6)).tolist() == [0.0, 0.0, 0.0]
+def test_chosen_heads_have_a_voice_each_and_whole_layers_speak_together():
+    # One head with much mass on sentence 0 against one with a little on sentence 1.
+    look = Look(np.array([[0.9, 0.0, 0.1], [-0.5, 0.02, -0.5]]), np.zeros((1, 3)))
+    voices, nothing = shares_of_heads(look, HEADS)
+    np.testing.assert_allclose(voices.sum(), 1.0)
+    assert voices[1] > 0.3
+    assert nothing.tolist() == [0.0] * 3
+    together, _ = shares_of_heads(look, untuned(1, 2))
+    np.testing.assert_allclose(together, [0.4 / 0.42, 0.02 / 0.42, 0.0])
 
 
-def test_middle_layers():
-    assert list(middle_layers(30)) == list(range(7, 22))
-    assert [len(middle_layers(count)) for count in (1, 2, 3, 4)] == [1, 1, 2, 2]
+def test_shares_are_products_of_powers():
+    matching, copying = np.array([0.5, 0.5, 0.0]), np.array([0.2, 0.2, 0.6])
+    product = [0.52**2 * 0.22 * 0.02**0.5, 0.52**2 * 0.22 * 0.52**0.5, 0.02**2 * 0.62 * 0.52**0.5]
+    np.testing.assert_allclose(sentence_shares(matching, copying, HEADS), np.divide(product, sum(product)))
+
+
+@pytest.mark.parametrize(("mass", "share"), [(0.2, 0.5), (0.4, 0.2), (0.1, 0.8), (-1.0, 1.0)])
+def test_no_sentence_answers_when_none_stands_out(mass, share):
+    look = Look(np.array([[mass, -0.3], [0.0, 0.0]]), np.zeros((1, 2)))
+    assert none_share(look, HEADS) == pytest.approx(share)
+    assert none_share(look, untuned(1, 2)) == 0.0
+
+
+def test_heads_of_models_of_any_depth():
+    assert untuned(30, 9).layers == list(range(7, 22))
+    assert [len(untuned(count, 2).layers) for count in (1, 2, 3, 4)] == [1, 1, 2, 2]

@@ -8,7 +8,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from importlib.util import find_spec
@@ -23,9 +23,12 @@ from keywise.errors import FormatError, KeywiseError, ModelError, OptionError
 if TYPE_CHECKING:
     import typer
 
+    from keywise.documents import Answer, Proof
+
+PROVED_SENTENCES = 3
 FAILURE, USER_MISTAKE, FINDINGS, INTERRUPTED = 1, 2, 3, 130
 
-_ARGUMENT = re.compile(r"(?<![\w'\"/.-])(max_tokens|model|threads|top)=")
+_ARGUMENT = re.compile(r"(?<![\w'\"/.-])(max_tokens|model|sentences|threads|top)=")
 
 UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _SIZE = re.compile(rf"(?P<number>\d+(\.\d+)?) *(?P<unit>{'|'.join(UNITS)})?", re.ASCII | re.IGNORECASE)
@@ -91,6 +94,7 @@ def _application() -> "typer.Typer":
     import typer  # noqa: PLC0415 - optional: `main` says so when it is missing
 
     from keywise.bench.commands import COMMANDS as BENCH_COMMANDS  # noqa: PLC0415 - needs typer
+    from keywise.documents.commands import TUNE_EXAMPLES, tune  # noqa: PLC0415 - needs typer
     from keywise.memory import commands as library_commands  # noqa: PLC0415
 
     application = typer.Typer(
@@ -141,6 +145,16 @@ def _application() -> "typer.Typer":
         ] = None,
         top: Annotated[int, typer.Option(min=1, help="Number of sentences to show.")] = 5,
         max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 128,
+        sentences: Annotated[
+            int | None,
+            typer.Option(
+                min=0,
+                help="Sentences to quote the answer from; 0 lets the model write it from everything. Default: tuned.",
+            ),
+        ] = None,
+        prove: Annotated[
+            bool, typer.Option("--prove", help="Also tell how much the answer loses without each top sentence.")
+        ] = False,
         threads: Annotated[
             int | None, typer.Option(min=1, max=MOST_THREADS, help="Number of CPU threads. Default: all.")
         ] = None,
@@ -164,6 +178,8 @@ def _application() -> "typer.Typer":
                 html=html,
                 top=top,
                 max_tokens=max_tokens,
+                sentences=sentences,
+                prove=prove,
                 threads=threads,
                 keep=not no_cache,
             )
@@ -193,9 +209,12 @@ def _application() -> "typer.Typer":
                 html=None,
                 top=top,
                 max_tokens=max_tokens,
+                sentences=None,
+                prove=False,
                 threads=None,
                 keep=True,
             )
+
     @application.command(epilog=CHECK_EXAMPLES)
     def check(
         model: Annotated[
@@ -274,6 +293,7 @@ def _application() -> "typer.Typer":
     for function, epilogue in BENCH_COMMANDS:
         bench.command(epilog=epilogue)(_reported()(function))
     application.add_typer(bench, name="bench")
+    application.command(epilog=TUNE_EXAMPLES)(_reported()(tune))
     return application
 
 
@@ -287,11 +307,13 @@ def _ask(
     html: str | None,
     top: int,
     max_tokens: int,
+    sentences: int | None,
+    prove: bool,
     threads: int | None,
     keep: bool,
 ) -> None:
     from keywise.documents import Reader, read_file  # noqa: PLC0415 - a missing file must not wait for these
-    from keywise.documents.report import evidence_table, printable, to_json, write_html  # noqa: PLC0415
+    from keywise.documents.report import printable, write_html  # noqa: PLC0415
     from keywise.hf.models import load_model  # noqa: PLC0415
     from keywise.memory.asking import passages_for  # noqa: PLC0415
     from keywise.memory.passages import placed  # noqa: PLC0415
@@ -321,18 +343,45 @@ def _ask(
         document = reader.read([*sources, *(passage.source for passage in passages)], progress=progress)
     notify(f"Read {document.tokens - document.reused_tokens:,} tokens, took {document.reused_tokens:,} from the cache")
 
-    if as_json:
-        answer = document.ask(question, max_tokens=max_tokens)
-        shown = replace(answer, evidence=placed(answer.evidence, passages)) if passages else answer
-        _write_json(to_json(shown, top=top))
-    else:
-        answer = document.ask(question, max_tokens=max_tokens, on_token=lambda piece: _write(printable(piece)))
-        _write(f"{'' if answer.complete else ' …'}\n\n")
-        evidence = placed(answer.evidence, passages) if passages else answer.evidence
-        console.print(evidence_table(evidence, top=top))
+    def said(piece: str) -> None:
+        if not as_json:
+            _write(printable(piece))
+
+    answer = document.ask(question, max_tokens=max_tokens, sentences=sentences, on_token=said)
+    proofs = document.prove(answer, top=PROVED_SENTENCES) if prove and answer.text else []
+    shown = replace(answer, evidence=placed(answer.evidence, passages)) if passages else answer
+    _show_answer(shown, proofs, console, top=top, as_json=as_json)
     if html is not None:
         write_html(html, answer, document.sources)
         notify(f"Wrote {html}")
+
+
+def _show_answer(answer: "Answer", proofs: "Sequence[Proof]", console: Any, *, top: int, as_json: bool) -> None:
+    """Show what stands below an answer that was written out as it came; or all of it as JSON."""
+    from keywise.documents.report import (  # noqa: PLC0415
+        answer_runs,
+        caveat,
+        evidence_table,
+        printable,
+        to_json,
+        with_sources,
+    )
+
+    if as_json:
+        proved = [{"rank": each.evidence.rank, "drop": each.drop, "compared": each.compared} for each in proofs]
+        _write_json({**to_json(answer, top=top), **({"proof": proved} if proofs else {})})
+        return
+    runs = answer_runs(answer)
+    marks = "".join(f" [{rank}]" for rank in runs[0][1]) if len(runs) == 1 else ""
+    _write(f"{marks}{'' if answer.complete else ' …'}\n\n")
+    if not marks and (marked := with_sources(answer)) != answer.text:
+        _write(printable(f"{marked}\n\n"))
+    if (warning := caveat(answer)) is not None:
+        _write(printable(f"{warning}\n\n"))
+    console.print(evidence_table(answer.evidence, top=top))
+    for each in proofs:
+        behind = ", from far behind" if each.compared else ""
+        _write(f"without sentence {each.evidence.rank}{behind} the answer loses {each.drop:.1f} nats\n")
 
 
 def _check(model: str | None, text: str | None, attention: str | None, *, as_json: bool, threads: int | None) -> bool:

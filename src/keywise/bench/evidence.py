@@ -1,128 +1,357 @@
-"""How often the sentence that answers a question is among the first, on questions whose answers are known."""
+"""Does the evidence hold the answer? Judged on questions whose answers are known, by heads tuned on other articles."""
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterator, Sequence
+import string
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
-from pathlib import Path
-from typing import Any
+from time import perf_counter
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from keywise.bench.markdown import table
 from keywise.bench.results import Run
-from keywise.documents import Evidence, Reader
-from keywise.errors import FormatError
+from keywise.documents.evidence import none_share, sentence_shares, shares_of_heads
+from keywise.documents.files import Source
+from keywise.documents.heads import Heads, untuned
+from keywise.documents.labelled import Labelled, Question
+from keywise.documents.reader import Document, Reader
+from keywise.documents.tune import Observed, choose, every_head, fit_powers, observe, restricted
+from keywise.errors import OptionError
+from keywise.hf.models import LoadedModel, load_model, needs
+from keywise.memory.encoder import SentenceEncoder
 
-SEPARATOR = "\n\n"
-ANSWER_TOKENS = 24
-WORD = re.compile(r"\w+")
+FOLDS: Final = 6
+STRANGERS: Final = 15
+NAIVE_TOKENS: Final = 24
+RESAMPLES: Final = 1000
+ATTENTION, UNTUNED, LAST_LAYER = "attention, tuned heads", "attention, untuned", "attention, last layer"
+BM25, MINILM, WORDS_AND_MEANING, EVERYTHING, CHANCE = "BM25", "MiniLM", "BM25 + MiniLM", "all three", "random"
+_WORD = re.compile(r"\w+")
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+_LEAST = 0.02
+
+Scores = NDArray[np.float64]
 
 
-@dataclass(frozen=True)
-class Question:
-    """A question with its gold answer and the character of the document at which that begins."""
+@dataclass(frozen=True, eq=False)
+class Fold:
+    """Heads tuned on the articles outside of a fold, and what was observed of those inside."""
 
-    text: str
-    answer: str
-    position: int
+    heads: Heads
+    inside: Sequence[Observed]
+    outside: Sequence[Observed]
 
 
-def documents(data: Path, paragraphs: int, questions: int) -> list[tuple[str, list[Question]]]:
-    """Give the text and the questions of each article of a file in SQuAD's format.
+def judge(
+    model: str | None, documents: Sequence[Labelled], *, answers: bool, naive: bool, done: Callable[[str], None]
+) -> Iterator[dict[str, Any]]:
+    """Yield, per question, where the gold sentence ranks for every method, and how the answers fared.
 
     Parameters
     ----------
-    data
-        The file.
-    paragraphs
-        How many first paragraphs of an article make its document.
-    questions
-        How many questions to ask of each, spread evenly over the paragraphs.
+    model
+        As `keywise.hf.models.load_model` takes it.
+    documents
+        The documents with their questions.
+    answers
+        Whether to answer each question, and to prove what was answered right.
+    naive
+        Whether to let the model write an answer from the whole document too.
+    done
+        Called with a line after every document.
 
     Raises
     ------
-    FormatError
-        If the file cannot be read, or has another format.
+    OptionError
+        If the questions come from fewer than two articles.
     """
-    try:
-        articles = json.loads(data.read_text(encoding="utf-8"))["data"]
-        return [_document(article["paragraphs"][:paragraphs], questions) for article in articles]
-    except OSError as error:
-        raise FormatError(f"data={str(data)!r} cannot be read: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError, IndexError) as error:
-        raise FormatError(f"data={str(data)!r} is not in SQuAD's format ({error!r}); give such a JSON file") from error
-
-
-def _document(paragraphs: Sequence[dict[str, Any]], questions: int) -> tuple[str, list[Question]]:
-    text, asked = "", list[Question]()
-    for paragraph in paragraphs:
-        start = len(text) + (len(SEPARATOR) if text else 0)
-        text = SEPARATOR.join([text, paragraph["context"]]) if text else paragraph["context"]
-        for item in paragraph["qas"]:
-            gold = item["answers"][0]
-            asked.append(Question(item["question"], gold["text"], start + gold["answer_start"]))
-    return text, asked[:: max(len(asked) // questions, 1)][:questions]
-
-
-def run(reader: Reader, articles: Sequence[tuple[str, list[Question]]], *, answers: bool) -> Iterator[dict[str, Any]]:
-    """Yield, per question, the rank of the gold sentence, by keywise and, where that is installed, by BM25."""
-    for text, asked in articles:
-        document = reader.read(text)
-        for question in asked:
-            answer = document.ask(question.text, max_tokens=ANSWER_TOKENS) if answers else None
-            evidence = document.evidence(question.text) if answer is None else answer.evidence
-            gold = next((e for e in evidence if e.start <= question.position < e.end), None)
-            if gold is None:
-                raise FormatError(f"no sentence holds character {question.position}, the answer of {question.text!r}")
-            found = {"question": question.text, "rank": gold.rank, "share": gold.share, "sentences": len(evidence)}
-            if find_spec("rank_bm25"):
-                found["bm25_rank"] = bm25_rank(question.text, evidence, gold)
-            if answer is not None:
-                masses = [-np.inf if e.answer_mass is None else e.answer_mass for e in (gold, *evidence)]
-                found["answer"] = answer.text
-                found["right"] = question.answer.casefold() in answer.text.casefold()
-                found["answer_rank"] = 1 + sum(other > masses[0] for other in masses[1:])
+    loaded = load_model(model)
+    config = loaded.model.config.get_text_config()
+    every = every_head(config.num_hidden_layers, config.num_attention_heads)
+    reader = Reader(loaded, heads=every, keep=False)
+    observed = list(
+        observe(reader, documents, strangers=STRANGERS, progress=lambda n, of: done(f"document {n} of {of} looked at"))
+    )
+    words = _Words(documents)
+    for fold in _folds(observed, every):
+        fitted = _Fitted(fold, every, words)
+        asked = _Asker(loaded, documents, fold.heads) if answers else None
+        for one in fold.inside:
+            look = restricted(one.look, every.matching, fold.heads)
+            found: dict[str, Any] = {
+                "document": one.document,
+                "article": one.question.article,
+                "question": one.question.text,
+                "none_share": round(none_share(look, fold.heads), 4),
+            }
+            if one.gold:
+                scores = fitted.scores(one)
+                found["sentences"] = scores[ATTENTION].size
+                found["share"] = round(float(max(sentence_shares(*shares_of_heads(look, fold.heads), fold.heads))), 4)
+                found["ranks"] = {name: _rank(score, one.gold) for name, score in scores.items()}
+                if asked:
+                    found |= asked.ask(one, naive=naive)
             yield found
+        done(f"{len(fold.inside)} questions judged with heads tuned on the others")
 
 
-def bm25_rank(question: str, evidence: Sequence[Evidence], gold: Evidence) -> int:
-    """Rank the gold sentence by the words it shares with the question; of equals, the first in the text is first."""
-    from rank_bm25 import BM25Okapi  # noqa: PLC0415 - optional
+def cost(model: str | None, text: str, question: str, *, rounds: int) -> dict[str, Any]:
+    """Time the evidence for a question on a document that was read, and a plain forward of the same tokens.
 
-    sentences = sorted(evidence, key=lambda item: item.start)
-    scores = BM25Okapi([_words(sentence.text) for sentence in sentences]).get_scores(_words(question))
-    order = np.argsort(-scores, kind="stable")
-    return 1 + [sentences[index] for index in order].index(gold)
+    Parameters
+    ----------
+    model
+        As `keywise.hf.models.load_model` takes it.
+    text
+        The document.
+    question
+        The question.
+    rounds
+        How often to time each, in turn.
+
+    Returns
+    -------
+    dict
+        ``document_tokens, question_tokens, evidence_seconds, forward_seconds``, the last two lists.
+    """
+    document = Reader(load_model(model), keep=False).read(text)
+    samples: dict[str, list[float]] = {"evidence_seconds": [], "forward_seconds": []}
+    tokens = 0
+    for _ in range(rounds + 1):
+        start = perf_counter()
+        document.evidence(question)
+        between = perf_counter()
+        tokens = document.pass_over(question)
+        samples["forward_seconds"].append(perf_counter() - between)
+        samples["evidence_seconds"].append(between - start)
+    # The first round finds the memory cold.
+    return {
+        "document_tokens": document.tokens,
+        "question_tokens": tokens,
+        **{name: seconds[1:] for name, seconds in samples.items()},
+    }
+
+
+class _Words:
+    """Scores of sentences by their words (BM25) and by their meaning (MiniLM), without any attention."""
+
+    def __init__(self, documents: Sequence[Labelled]) -> None:
+        needs("bench", "rank_bm25", "sentence_transformers")
+        from rank_bm25 import BM25Okapi  # noqa: PLC0415 - optional
+
+        self._encoder = SentenceEncoder()
+        self._bm25, self._vectors = [], []
+        for labelled in documents:
+            sentences = [labelled.text[start:end] for start, end in Source("text", labelled.text).sentences]
+            self._bm25.append(BM25Okapi([_words(sentence) or [""] for sentence in sentences]))
+            self._vectors.append(self._encoder.encode(sentences))
+
+    def scores(self, one: Observed) -> tuple[Scores, Scores]:
+        lexical = self._bm25[one.document].get_scores(_words(one.question.text))
+        vector = self._encoder.encode([one.question.text])[0]
+        return np.maximum(lexical, 0.0), self._vectors[one.document] @ vector
+
+
+class _Fitted:
+    """Methods that combine several scores, fitted outside of a fold."""
+
+    def __init__(self, fold: Fold, every: Heads, words: _Words) -> None:
+        self._heads, self._every, self._words = fold.heads, every, words
+        outside = [one for one in fold.outside if one.gold]
+        features = [self._features(one) for one in outside]
+        gold = [one.gold for one in outside]
+        self._both = fit_powers([found[:2] for found in features], gold)
+        self._all = fit_powers(features, gold)
+
+    def scores(self, one: Observed) -> dict[str, Scores]:
+        look = restricted(one.look, self._every.matching, self._heads)
+        features = self._features(one)
+        last = max(layer for layer, _ in self._every.matching)
+        layers = np.array([layer for layer, _ in self._every.matching])
+        guess = untuned(last + 1, int((layers == 0).sum()))
+        middle = np.isin(layers, guess.layers)
+        # A different order for every question, the same one every time.
+        chance = np.random.default_rng(len(one.question.text)).random(look.matching.shape[1])
+        return {
+            ATTENTION: sentence_shares(*shares_of_heads(look, self._heads), self._heads),
+            UNTUNED: one.look.matching[middle].sum(axis=0),
+            LAST_LAYER: one.look.matching[layers == last].sum(axis=0),
+            BM25: features[0],
+            MINILM: features[1],
+            WORDS_AND_MEANING: np.tensordot(self._both, features[:2], 1),
+            EVERYTHING: np.tensordot(self._all, features, 1),
+            CHANCE: chance,
+        }
+
+    def _features(self, one: Observed) -> Scores:
+        look = restricted(one.look, self._every.matching, self._heads)
+        lexical, meaning = self._words.scores(one)
+        attention = np.log(sentence_shares(*shares_of_heads(look, self._heads), self._heads))
+        return np.stack([np.log(lexical / max(lexical.sum(), 1e-9) + _LEAST), 5.0 * meaning, attention])
+
+
+class _Asker:
+    """Answers questions with the heads of a fold."""
+
+    def __init__(self, loaded: LoadedModel, documents: Sequence[Labelled], heads: Heads) -> None:
+        self._reader, self._documents = Reader(loaded, heads=heads, keep=False), documents
+        self._read: tuple[int, Document] | None = None
+
+    def ask(self, one: Observed, *, naive: bool) -> dict[str, Any]:
+        if self._read is None or self._read[0] != one.document:
+            self._read = one.document, self._reader.read(self._documents[one.document].text)
+        document = self._read[1]
+        start = perf_counter()
+        answer = document.ask(one.question.text)
+        found: dict[str, Any] = {"seconds": round(perf_counter() - start, 3), "answer": answer.text}
+        found |= _judged(answer.text, one.question)
+        if naive:
+            found["naive"] = document.ask(one.question.text, sentences=0, max_tokens=NAIVE_TOKENS).text
+            found["naive_right"] = one.question.right(found["naive"])
+        if found["right"]:
+            found["drops"] = [round(proof.drop, 3) for proof in document.prove(answer)]
+        return found
+
+
+def _folds(observed: Sequence[Observed], every: Heads) -> Iterator[Fold]:
+    articles = sorted({one.question.article for one in observed if one.gold})
+    if len(articles) < 2:
+        raise OptionError(
+            f"data holds {len(articles)} article; give two at least: heads are judged on articles of others"
+        )
+    for part in np.array_split(articles, min(FOLDS, len(articles))):
+        within = set(part.tolist())
+        # A question that its document does not answer belongs to the fold of the article it was taken from.
+        inside = [one for one in observed if one.question.article in within]
+        outside = [one for one in observed if one.question.article not in within]
+        yield Fold(choose(outside, every.matching, answer_sentences=1, tuned_on="other articles"), inside, outside)
+
+
+def _rank(scores: Scores, gold: Sequence[int]) -> int:
+    return 1 + int((scores > scores[list(gold)].max()).sum())
 
 
 def _words(text: str) -> list[str]:
-    return WORD.findall(text.casefold())
+    return _WORD.findall(text.casefold())
+
+
+def _normal(text: str) -> list[str]:
+    """Bring an answer into SQuAD's normal form: no capitals, punctuation or articles."""
+    bare = "".join(character for character in text.lower() if character not in string.punctuation)
+    return _ARTICLES.sub(" ", bare).split()
+
+
+def _judged(answer: str, question: Question) -> dict[str, Any]:
+    said = _normal(answer)
+    best = 0.0
+    for gold in map(_normal, question.answers):
+        common = sum((Counter(said) & Counter(gold)).values())
+        best = max(best, 2 * common / (len(said) + len(gold)) if common else 0.0)
+    return {
+        "right": question.right(answer),
+        "exact": said in [_normal(gold) for gold in question.answers],
+        "f1": round(best, 3),
+    }
 
 
 def tables(runs: Sequence[Run]) -> str:
-    """Write how often the gold sentence is among the first."""
-    return "\n\n".join(_table(run.results) for run in runs)
+    """Write how often the gold sentence is among the first, how the answers fared, and what evidence costs."""
+    return "\n\n".join(_tables(run.results) for run in runs)
 
 
-def _table(results: Sequence[dict[str, Any]]) -> str:
-    sentences = np.array([found["sentences"] for found in results])
-    rows = [["chance", *(f"{np.minimum(k / sentences, 1).mean():.2f}" for k in (1, 3, 5)), ""]]
-    for name, key in (("BM25", "bm25_rank"), ("the answer's rows", "answer_rank"), ("the question's rows", "rank")):
-        if all(key in found for found in results):
-            rows.insert(0, [name, *_hits(np.array([found[key] for found in results]))])
-    first = np.array([found["rank"] for found in results]) <= 1
-    said = [f"{len(results)} questions; the standard error of hit@1 is {np.sqrt(first.var() / first.size):.2f}."]
-    if all("right" in found for found in results):
-        said.append(
-            f"{np.mean([found['right'] for found in results]):.0%} of the model's answers hold the gold answer."
+def _tables(results: Sequence[dict[str, Any]]) -> str:
+    answered = [found for found in results if "ranks" in found]
+    parts = []
+    if answered:
+        articles = np.array([found["article"] for found in answered])
+        rows = [
+            [name, *_hits(np.array([found["ranks"][name] for found in answered]), articles)]
+            for name in answered[0]["ranks"]
+        ]
+        heading = ["ranked by", "hit@1", "95 % by article", "hit@3", "hit@5", "MRR"]
+        sentences = np.mean([found["sentences"] for found in answered])
+        about = f"{len(answered)} questions of {len(set(articles))} articles, {sentences:.0f} sentences per document."
+        parts.append(f"{about}\n\n{table(heading, rows)}")
+        parts.append(_calibration(answered))
+    strange = [found["none_share"] for found in results if "question" in found and "ranks" not in found]
+    if answered and strange:
+        area = _area([found["none_share"] for found in answered], strange)
+        parts.append(
+            f'{len(strange)} questions of other articles: the share of "none of these" tells them from the document\'s '
+            f"own with an area under the curve (AUROC) of {area:.3f}."
         )
-    return f"{' '.join(said)}\n\n{table(['ranked by', 'hit@1', 'hit@3', 'hit@5', 'MRR'], rows)}"
+    if any("answer" in found for found in answered):
+        parts.append(_answers([found for found in answered if "answer" in found]))
+    parts += [_cost(found) for found in results if "evidence_seconds" in found]
+    return "\n\n".join(parts)
 
 
-def _hits(rank: NDArray[np.int64]) -> list[str]:
-    return [*(f"{(rank <= k).mean():.2f}" for k in (1, 3, 5)), f"{(1 / rank).mean():.2f}"]
+def _hits(rank: NDArray[np.int64], articles: NDArray[np.int64]) -> list[str]:
+    first, *others = ((rank <= k).mean() for k in (1, 3, 5))
+    low, high = _interval((rank <= 1).astype(float), articles)
+    return [f"{first:.3f}", f"{low:.2f} to {high:.2f}", *(f"{hit:.3f}" for hit in others), f"{(1 / rank).mean():.3f}"]
+
+
+def _interval(values: Scores, articles: NDArray[np.int64]) -> tuple[float, float]:
+    """Give the middle 95 % of the mean under a bootstrap over articles."""
+    names = np.unique(articles)
+    sums = np.array([values[articles == name].sum() for name in names])
+    counts = np.array([(articles == name).sum() for name in names])
+    drawn = np.random.default_rng(0).integers(0, names.size, (RESAMPLES, names.size))
+    low, high = np.quantile(sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1), [0.025, 0.975])
+    return float(low), float(high)
+
+
+def _calibration(answered: Sequence[dict[str, Any]]) -> str:
+    share = np.array([found["share"] for found in answered])
+    right = np.array([found["ranks"][ATTENTION] == 1 for found in answered])
+    rows = []
+    for low, high in ((0.0, 0.4), (0.4, 0.6), (0.6, 0.8), (0.8, 0.95), (0.95, 1.0001)):
+        inside = (share >= low) & (share < high)
+        if inside.any():
+            cells = [f"{share[inside].mean():.2f}", f"{right[inside].mean():.2f}", f"{inside.sum()}"]
+            rows.append([f"{low:.2f} to {min(high, 1.0):.2f}", *cells])
+    drawn = table(["share", "mean", "right", "questions"], rows)
+    return f"The first sentence's share, and how often it is the gold one:\n\n{drawn}"
+
+
+def _area(own: Sequence[float], strange: Sequence[float]) -> float:
+    """Give the probability that a stranger's number is the larger, ties counting half."""
+    ordered = np.sort(np.asarray(own))
+    below = np.searchsorted(ordered, strange, side="left")
+    up_to = np.searchsorted(ordered, strange, side="right")
+    return float((below + up_to).mean() / (2 * ordered.size))
+
+
+def _answers(found: Sequence[dict[str, Any]]) -> str:
+    mean = {key: float(np.mean([one[key] for one in found])) for key in ("right", "exact", "f1", "seconds")}
+    said = [
+        f"{mean['right']:.1%} of {len(found)} answers hold a gold answer; exact match {mean['exact']:.1%}, F1 "
+        f"{mean['f1']:.1%}, {mean['seconds']:.2f} s per question."
+    ]
+    if naive := [one["naive_right"] for one in found if "naive_right" in one]:
+        said.append(f"Written from the whole document {np.mean(naive):.1%} of {len(naive)} do.")
+    drops = [one["drops"] for one in found if len(one.get("drops", ())) > 1]
+    if drops:
+        first = np.mean([each[0] > max(each[1:]) for each in drops])
+        typical = np.median([each[0] for each in drops])
+        behind = np.median([each[-1] for each in drops])
+        said.append(
+            f"Of {len(drops)} right ones, {first:.1%} lose most log-probability without the first sentence "
+            f"(median {typical:.2f} nats; without one from far behind {behind:.2f})."
+        )
+    return " ".join(said)
+
+
+def _cost(found: dict[str, Any]) -> str:
+    evidence, forward = (float(np.median(found[name])) for name in ("evidence_seconds", "forward_seconds"))
+    return (
+        f"Evidence for a question of {found['question_tokens']} tokens on {found['document_tokens']:,} tokens read "
+        f"before: {evidence * 1e3:.0f} ms, {evidence / forward:.2f} of a plain forward of the same tokens "
+        f"({forward * 1e3:.0f} ms)."
+    )

@@ -1,7 +1,10 @@
 """Read documents once, ask many questions: answers with the sentences that mattered."""
 
+from keywise.documents.answer import Answer, AnswerWord
 from keywise.documents.evidence import Evidence
 from keywise.documents.files import Source, read_file
-from keywise.documents.reader import Answer, Document, Reader
+from keywise.documents.heads import Heads
+from keywise.documents.proof import Proof
+from keywise.documents.reader import Document, Reader
 
-__all__ = ["Answer", "Document", "Evidence", "Reader", "Source", "read_file"]
+__all__ = ["Answer", "AnswerWord", "Document", "Evidence", "Heads", "Proof", "Reader", "Source", "read_file"]

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 BETWEEN_SOURCES: Final = "\n\n"
 BEFORE_QUESTION: Final = "\n\nQuestion: "
+QUOTE: Final = '"'
+# Begun for the model, an answer is short and in the text's own words.
+ANSWER_START: Final = f"The answer is {QUOTE}"
 
 _DOCUMENT, _QUESTION = "[the document stands here]", "[the question stands here]"
 
@@ -32,6 +35,10 @@ class Prompt:
         Tokens before the document.
     end_ids
         Tokens that end an answer.
+    start_ids
+        Tokens of the beginning of a quoted answer.
+    quote_ids
+        Tokens that end a quoted answer: those with a quotation mark in them, and `end_ids`.
 
     Raises
     ------
@@ -56,6 +63,9 @@ class Prompt:
         self._after_ids = self._ids(after, special=True)
         ends = loaded.model.generation_config.eos_token_id
         self.end_ids = {*(ends if isinstance(ends, list) else [ends]), loaded.tokenizer.eos_token_id} - {None}
+        self.start_ids = self._ids(ANSWER_START, special=False)
+        quotes = {number for token, number in loaded.tokenizer.get_vocab().items() if QUOTE in token}
+        self.quote_ids = sorted(quotes | self.end_ids)
 
     def document(self, sources: Sequence[Source]) -> tuple[list[int], NDArray[np.intp]]:
         """Give the tokens of texts read as one document, and for each the number of its sentence (-1 for none)."""
@@ -74,9 +84,15 @@ class Prompt:
             sentences += len(source.sentences)
         return ids, np.concatenate(sentence_of)
 
-    def question_ids(self, question: str) -> list[int]:
-        """Give the tokens of a question's turn: all that follows the document, up to where the answer begins."""
-        return [*self._between_ids, *self._ids(question, special=False), *self._after_ids]
+    def question_ids(self, question: str, *, started: bool = False) -> list[int]:
+        """Give the tokens of a question's turn: all that follows the document, with a quoted answer begun or not."""
+        asked = [*self._between_ids, *self._ids(question, special=False), *self._after_ids]
+        return [*asked, *self.start_ids] if started else asked
+
+    def text_ids(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Give the tokens of a text, and for each its span in characters."""
+        encoded = self._encode(text, special=False, return_offsets_mapping=True)
+        return encoded["input_ids"], encoded["offset_mapping"]
 
     def text(self, ids: Sequence[int]) -> str:
         """Give the text of an answer's tokens."""

@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from keywise.documents.evidence import (
-    NULL_QUESTION,
-    Evidence,
-    Mass,
-    above_null,
-    mass_of_tokens,
-    middle_layers,
-    rank_sentences,
-)
+from keywise.documents.answer import Answer, AnswerWord, heaviest_sentences, in_order, joined, words_of
+from keywise.documents.evidence import NULL_QUESTION, Evidence, Look, Mass, mass_of_heads, none_share, rank_sentences
 from keywise.documents.files import CONVERTED_SUFFIXES, Source, has_words, read_file
+from keywise.documents.heads import Heads, find, untuned
+from keywise.documents.passage import likeliest_span
 from keywise.documents.prompt import Prompt
+from keywise.documents.proof import Proof, prove
 from keywise.documents.store import Found, Shelf, Store
 from keywise.errors import DtypeError, FormatError, OptionError
 from keywise.hf.models import LoadedModel, Status, load_model
+
+if TYPE_CHECKING:
+    from keywise.hf import LayerReading
 
 CHUNK_TOKENS: Final = 512
 ANSWER_TOKENS: Final = 128
@@ -31,38 +29,6 @@ RESERVED_TOKENS: Final = 256
 
 Progress = Callable[[int, int], None]
 Readable = str | os.PathLike[str] | Source
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a model answered, and which sentences the question looked at.
-
-    Attributes
-    ----------
-    text
-        The answer.
-    evidence
-        All sentences, the heaviest first.
-    question
-        The question as asked.
-    model
-        The model's name.
-    complete
-        Whether the model ended the answer itself; False if `max_tokens` cut it.
-    document_tokens, answer_tokens
-        Their lengths in tokens.
-    reused_tokens
-        How many of the document's tokens were not read this time, but taken from disk.
-    """
-
-    text: str
-    evidence: list[Evidence]
-    question: str
-    model: str
-    complete: bool
-    document_tokens: int
-    answer_tokens: int
-    reused_tokens: int = 0
 
 
 class Reader:
@@ -76,6 +42,8 @@ class Reader:
     cache_dir
         Where what was read is kept, and a GGUF model after its conversion; default is ``KEYWISE_CACHE_DIR``, else
         keywise's folder in the user's cache.
+    heads
+        The heads to read evidence from; default those tuned for this model (see `keywise tune`), else a guess.
     keep
         Whether to keep what is read on disk, and to use what is kept: the same text is not read again, and of a text
         whose end was changed only the end is. False neither writes nor looks at any document there.
@@ -91,6 +59,8 @@ class Reader:
     --------
     >>> from keywise.documents import Reader
     >>> reader = Reader()  # doctest: +SKIP
+    >>> reader.heads.tuned_on is not None  # doctest: +SKIP
+    True
     >>> document = reader.read("The lamp was lit in 1862. Its keeper was Ann Low.")  # doctest: +SKIP
     >>> document.evidence("Who was the keeper?")[0].text  # doctest: +SKIP
     'Its keeper was Ann Low.'
@@ -101,6 +71,7 @@ class Reader:
         model: str | os.PathLike[str] | LoadedModel | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
         *,
+        heads: Heads | None = None,
         keep: bool = True,
         status: Status | None = None,
     ) -> None:
@@ -111,8 +82,11 @@ class Reader:
         self._loaded = loaded
         self._prompt = Prompt(loaded)
         self._shelf = None
+        made = keywise.hf.fingerprint(loaded.model, loaded.tokenizer, folder=loaded.folder, cache_dir=cache_dir)
+        config = loaded.model.config.get_text_config()
+        guess = untuned(config.num_hidden_layers, config.num_attention_heads)
+        self.heads = heads or find(made, cache_dir) or guess
         if keep:
-            made = keywise.hf.fingerprint(loaded.model, loaded.tokenizer, folder=loaded.folder, cache_dir=cache_dir)
             self._shelf = Shelf(Store(cache_dir, status), made, loaded.name, status)
 
     def read(self, source: Readable | Sequence[Readable], *, progress: Progress | None = None) -> Document:
@@ -143,7 +117,7 @@ class Reader:
         items = list(source) if isinstance(source, Sequence) and not isinstance(source, str) else [source]
         if not items:
             raise FormatError("source=[] names nothing to read; give at least one path or text")
-        return Document(self._loaded, self._prompt, _sources(items), self._shelf, progress)
+        return Document(self._loaded, self._prompt, self.heads, _sources(items), shelf=self._shelf, progress=progress)
 
 
 class Document:
@@ -163,19 +137,23 @@ class Document:
         self,
         loaded: LoadedModel,
         prompt: Prompt,
+        heads: Heads,
         sources: Sequence[Source],
+        *,
         shelf: Shelf | None,
         progress: Progress | None,
     ) -> None:
-        self._loaded, self._prompt = loaded, prompt
+        self._loaded, self._prompt, self._heads = loaded, prompt, heads
         config = loaded.model.config.get_text_config()
         self._context_tokens: int | None = getattr(config, "max_position_embeddings", None)
-        self._layers = middle_layers(config.num_hidden_layers)
         self.sources = tuple(sources)
         ids, self._sentence_of = prompt.document(sources)
         self.tokens = len(ids)
         self._check_length()
         self._positions = range(len(prompt.before_ids), len(prompt.before_ids) + self.tokens)
+        # The -1 behind it says that these are ids of sentences, even if each were one token long.
+        self._segments = np.concatenate([np.full(len(prompt.before_ids), -1), self._sentence_of, [-1]])
+        self._sentences = sum(len(source.sentences) for source in sources)
         self._ids, self._shelf = [*prompt.before_ids, *ids], shelf
         self._read(progress)
 
@@ -192,15 +170,38 @@ class Document:
         >>> document.evidence("Who was the keeper?")[0].rank  # doctest: +SKIP
         1
         """
-        _, _, mass = self._go_on(self._question_ids(question, answer_tokens=0))
-        return rank_sentences(self.sources, self._sentence_of, above_null(mass, self._null), None)
+        return rank_sentences(self.sources, self.look(question), self._heads)
+
+    def look(self, question: str) -> Look:
+        """Give the mass that each head read puts on each sentence for a question, a null question's subtracted.
+
+        Raises
+        ------
+        OptionError
+            As `evidence` does.
+
+        Examples
+        --------
+        >>> document.look("Who was the keeper?").matching.shape  # doctest: +SKIP
+        (6, 2)
+        """
+        _, _, look = self._go_on(self._question_ids(question, answer_tokens=0, started=self._started))
+        return look - self._null
 
     def ask(
-        self, question: str, *, max_tokens: int = ANSWER_TOKENS, on_token: Callable[[str], None] | None = None
+        self,
+        question: str,
+        *,
+        max_tokens: int = ANSWER_TOKENS,
+        sentences: int | None = None,
+        on_token: Callable[[str], None] | None = None,
     ) -> Answer:
         """Answer a question about the document, and tell which sentences it looked at.
 
-        The model always takes its likeliest next token, so that the same question gets the same answer.
+        A small model answers better from the sentence that its attention finds than from the whole document: it reads
+        the first `sentences` of the evidence alone, and the answer is the words of them that it would most likely
+        quote. From the whole document it writes freely, always its likeliest next token. Both ways the same question
+        gets the same answer.
 
         Parameters
         ----------
@@ -208,49 +209,152 @@ class Document:
             The question.
         max_tokens
             Longest answer, in tokens.
+        sentences
+            How many sentences to answer from, 0 for the whole document; default is what was measured to be best when
+            the model's heads were tuned, and the whole document for a model without tuned heads.
         on_token
             Called with each new piece of the answer's text.
 
         Raises
         ------
         OptionError
-            If the question is empty, `max_tokens` is no positive integer, or both together do not fit into what the
-            document leaves of the model's context.
+            If the question is empty, `max_tokens` is no positive integer, both together do not fit into what the
+            document leaves of the model's context, or `sentences` is negative, or not 0 without tuned heads.
 
         Examples
         --------
         >>> document.ask("Who was the keeper?").text  # doctest: +SKIP
-        'The keeper was Ann Low.'
+        'Ann Low'
         """
-        question_ids = self._question_ids(question, answer_tokens=_positive(max_tokens))
-        cache, token, question_mass = self._go_on(question_ids)
-        answer_ids: list[int] = []
-        answer_mass = np.zeros(self.tokens)
+        wanted = self._heads.answer_sentences if sentences is None else _count("sentences", sentences, least=0)
+        if wanted and not self._started:
+            raise OptionError(
+                f"sentences={sentences}: no heads are tuned for model {self._loaded.name!r}; tune them with `keywise "
+                "tune`, or let it answer from the whole document (sentences=0)"
+            )
+        answer_tokens = _count("max_tokens", max_tokens, least=1)
+        turn = self._question_ids(question, answer_tokens=answer_tokens, started=self._started)
+        cache, token, look = self._go_on(turn)
+        look -= self._null
+        evidence = rank_sentences(self.sources, look, self._heads)
+        if wanted:
+            text, words, answer_ids, complete = self._quote(question, evidence[:wanted], max_tokens)
+            if on_token:
+                on_token(text)
+        else:
+            if self._started:
+                cache, token, _ = self._go_on(self._question_ids(question, answer_tokens=answer_tokens, started=False))
+            text, words, answer_ids, complete = self._write(cache, token, evidence, max_tokens, on_token)
+        return Answer(
+            text=text,
+            evidence=evidence,
+            question=question,
+            model=self._loaded.name,
+            complete=complete,
+            document_tokens=self.tokens,
+            answer_tokens=answer_ids,
+            reused_tokens=self.reused_tokens,
+            none_share=none_share(look, self._heads),
+            sentences=wanted,
+            words=words,
+            tuned_on=self._heads.tuned_on,
+        )
+
+    def prove(self, answer: Answer, *, top: int = 3) -> list[Proof]:
+        """Tell how much less likely an answer becomes without each of its first sentences, and without another one.
+
+        The model reads the first `top` sentences and one that stands far behind them, in the text's order and without
+        the rest of the document, then again without each of them: nothing of a removed sentence is left.
+
+        Parameters
+        ----------
+        answer
+            What `ask` gave for this document.
+        top
+            How many of the first sentences to remove, one at a time.
+
+        Raises
+        ------
+        OptionError
+            If `top` is no positive integer, or the answer is empty.
+
+        Examples
+        --------
+        >>> document.prove(document.ask("Who was the keeper?"))[0].drop > 0  # doctest: +SKIP
+        True
+        """
+        return prove(self._loaded, self._prompt, self.sources, answer, top=_count("top", top, least=1))
+
+    def pass_over(self, question: str) -> int:
+        """Run a question's turn after the document without reading attention, and give the number of its tokens.
+
+        It is what the cost of evidence is compared with.
+
+        Raises
+        ------
+        OptionError
+            As `evidence` does.
+
+        Examples
+        --------
+        >>> document.pass_over("Who was the keeper?")  # doctest: +SKIP
+        21
+        """
+        ids = self._question_ids(question, answer_tokens=0, started=self._started)
+        self._forward(self._cache.fork(), ids)
+        return len(ids)
+
+    def _quote(
+        self, question: str, evidence: Sequence[Evidence], max_tokens: int
+    ) -> tuple[str, list[AnswerWord], int, bool]:
+        """Give the likeliest words of some sentences as the answer: text, words, tokens, and that it is complete."""
+        passage, ends = joined(in_order(self.sources, evidence))
+        span = likeliest_span(
+            self._loaded, self._prompt, self._heads.copying, passage, question.strip(), most_tokens=max_tokens
+        )
+        if span is None:
+            return "", [], 0, True
+        text = passage[span.start : span.end]
+        words = words_of(text, lambda start, _: [next(item.rank for end, item in ends if span.start + start < end)])
+        return text, words, span.tokens, True
+
+    def _write(
+        self,
+        cache: Any,
+        token: int,
+        evidence: Sequence[Evidence],
+        max_tokens: int,
+        on_token: Callable[[str], None] | None,
+    ) -> tuple[str, list[AnswerWord], int, bool]:
+        """Write an answer token by token: text, words, tokens, and whether the model ended it itself."""
+        heads, null = (
+            (self._heads.copying, self._null.copying) if self._started else (self._heads.matching, self._null.matching)
+        )
+        ids: list[int] = []
+        ends: list[int] = []
+        masses: list[Mass] = []
         said = 0
-        while token not in self._prompt.end_ids and len(answer_ids) < max_tokens:
-            answer_ids.append(token)
-            text = self._prompt.text(answer_ids)
+        while token not in self._prompt.end_ids and len(ids) < max_tokens:
+            ids.append(token)
+            text = self._prompt.text(ids)
+            ends.append(len(text))
             # A character can take several tokens; until it is whole it decodes to the replacement character.
             if on_token and not text.endswith("\ufffd"):
                 on_token(text[said:])
                 said = len(text)
-            token, token_mass = self._step(cache, [token])
-            answer_mass += token_mass
-        return Answer(
-            text=self._prompt.text(answer_ids).strip(),
-            evidence=rank_sentences(
-                self.sources,
-                self._sentence_of,
-                above_null(question_mass, self._null),
-                above_null(answer_mass / len(answer_ids), self._null) if answer_ids else None,
-            ),
-            question=question,
-            model=self._loaded.name,
-            complete=token in self._prompt.end_ids,
-            document_tokens=self.tokens,
-            answer_tokens=len(answer_ids),
-            reused_tokens=self.reused_tokens,
-        )
+            token, records = self._step(cache, [token])
+            masses.append((mass_of_heads(records, heads, self._sentences, slice(None)) - null).sum(axis=0))
+        text = self._prompt.text(ids)
+        margin = len(text) - len(text.lstrip())
+        ranks = [item.rank for item in in_order(self.sources, evidence)]
+
+        def sources_of(start: int, end: int) -> list[int]:
+            first = int(np.searchsorted(ends, start + margin, side="right"))
+            last = int(np.searchsorted(ends, end + margin, side="left"))
+            return [ranks[number] for number in heaviest_sentences(np.sum(masses[first : last + 1], axis=0))]
+
+        text = text.strip()
+        return text, words_of(text, sources_of), len(ids), token in self._prompt.end_ids
 
     def ask_many(self, questions: Iterable[str], *, max_tokens: int = ANSWER_TOKENS) -> list[Answer]:
         """Answer several questions, one after the other, each as `ask` does.
@@ -280,21 +384,29 @@ class Document:
             raise DtypeError(f"questions={questions!r} is one text; give a list of questions, or use ask()")
         asked = list(questions)
         for question in asked:
-            self._question_ids(question, answer_tokens=_positive(max_tokens))
+            self._question_ids(question, answer_tokens=_count("max_tokens", max_tokens, least=1), started=self._started)
         return [self.ask(question, max_tokens=max_tokens) for question in asked]
 
-    def _go_on(self, ids: list[int]) -> tuple[Any, int, Mass]:
-        """Run tokens after the document; give the cache with them, and what `_step` gives.
+    def _go_on(self, ids: list[int]) -> tuple[Any, int, Look]:
+        """Run a question's turn after the document; give the cache with it, the likeliest next token, and the look.
 
         This is where a file is used first, so where damage in it shows: then the document is read again.
         """
         cache = self._cache.fork()
         try:
-            return cache, *self._step(cache, ids)
+            token, records = self._step(cache, ids)
         except FormatError as error:
             self._refuse(self._found, error)
-        self._read(None)
-        return self._go_on(ids)
+            self._read(None)
+            return self._go_on(ids)
+        return cache, token, self._look(records, len(ids))
+
+    def _look(self, records: Iterable[LayerReading], rows: int) -> Look:
+        asked = rows - len(self._prompt.start_ids) if self._started else rows
+        return Look(
+            mass_of_heads(records, self._heads.matching, self._sentences, slice(0, asked)),
+            mass_of_heads(records, self._heads.copying, self._sentences, slice(asked, rows)),
+        )
 
     def _refuse(self, found: Found | None, error: FormatError) -> None:
         if self._shelf is None or found is None:
@@ -312,11 +424,15 @@ class Document:
         cache.truncate(found.common_tokens if found else 0)
         done = cache.reused_tokens
         names = [source.name for source in self.sources]
-        question = self._prompt.question_ids(NULL_QUESTION)
-        calibration = {"null_question": np.array(question), "null_layers": np.array(self._layers)}
+        question = self._prompt.question_ids(NULL_QUESTION, started=self._started)
+        calibration = {
+            "null_question": np.array(question),
+            "null_heads": np.array([*self._heads.matching, *self._heads.copying]),
+            "null_sentences": np.array(self._sentence_of),
+        }
         kept = found is not None and found.tokens == len(ids) and _same(calibration, found.extra)
         if found and kept:
-            null = found.extra["null_mass"]
+            null = Look(found.extra["null_matching"], found.extra["null_copying"])
         else:
             try:
                 while done < len(ids):
@@ -324,7 +440,7 @@ class Document:
                     done = min(done + CHUNK_TOKENS, len(ids))
                     if progress:
                         progress(done, len(ids))
-                _, null = self._step(cache.fork(), question)
+                null = self._look(self._step(cache.fork(), question)[1], len(question))
             except FormatError as error:
                 self._refuse(found, error)
                 return self._read(progress)
@@ -337,16 +453,18 @@ class Document:
         self._cache, self._null, self._found = cache, null, found
         self.reused_tokens = max(cache.reused_tokens - self._positions.start, 0)
         if shelf and not kept:
-            extra = {**calibration, "null_mass": null}
+            extra = {**calibration, "null_matching": null.matching, "null_copying": null.copying}
             shelf.keep(cache.kv, ids, sources=names, extra=extra, replacing=found)
 
-    def _step(self, cache: Any, ids: list[int]) -> tuple[int, Mass]:
-        """Run tokens after those in the cache; give the likeliest next one and the mass on the document's tokens."""
+    def _step(self, cache: Any, ids: list[int]) -> tuple[int, Sequence[LayerReading]]:
+        """Run tokens after those in the cache; give the likeliest next one and the mass on the document's sentences."""
         import keywise.hf  # noqa: PLC0415 - importing this module must not load torch
 
-        with keywise.hf.reading(self._loaded.model, layers=self._layers, kind="self") as readings:
+        with keywise.hf.reading(
+            self._loaded.model, segments=self._segments, layers=self._heads.layers, key_mass=False, kind="self"
+        ) as readings:
             logits = self._forward(cache, ids)
-        return int(logits.argmax()), mass_of_tokens(readings, self._positions)
+        return int(logits.argmax()), readings
 
     def _forward(self, cache: Any, ids: list[int]) -> Any:
         import torch  # noqa: PLC0415 - heavy
@@ -355,12 +473,17 @@ class Document:
             output = self._loaded.model(torch.tensor([ids]), past_key_values=cache, use_cache=True, logits_to_keep=1)
         return output.logits[0, -1]
 
-    def _question_ids(self, question: str, *, answer_tokens: int) -> list[int]:
+    @property
+    def _started(self) -> bool:
+        """Whether an answer is begun for the model, for the copying heads to look for its first word."""
+        return bool(self._heads.copying)
+
+    def _question_ids(self, question: str, *, answer_tokens: int, started: bool) -> list[int]:
         if not isinstance(question, str):
             raise DtypeError(f"question={question!r} is no text; ask in words")
         if not question.strip():
             raise OptionError(f"question={question!r} is empty; ask in words")
-        ids = self._prompt.question_ids(question.strip())
+        ids = self._prompt.question_ids(question.strip(), started=started)
         if self._context_tokens is not None:
             left = self._context_tokens - self._positions.stop
             if len(ids) + answer_tokens > left:
@@ -384,10 +507,11 @@ class Document:
             )
 
 
-def _positive(max_tokens: int) -> int:
-    if isinstance(max_tokens, bool) or not isinstance(max_tokens, int) or max_tokens < 1:
-        raise OptionError(f"max_tokens={max_tokens!r} is no positive integer; give the longest answer in tokens")
-    return max_tokens
+def _count(name: str, number: int, *, least: int) -> int:
+    if isinstance(number, bool) or not isinstance(number, int) or number < least:
+        kind = "a positive integer" if least else "a whole number, 0 or more"
+        raise OptionError(f"{name}={number!r}: give {kind}")
+    return number
 
 
 def _same(wanted: Mapping[str, Any], kept: Mapping[str, Any]) -> bool:

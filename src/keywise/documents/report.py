@@ -6,6 +6,7 @@ import json
 import os
 import re
 from collections.abc import Sequence
+from dataclasses import asdict
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,12 +17,12 @@ from keywise.hf.models import needs
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from keywise.documents.answer import Answer
     from keywise.documents.evidence import Evidence
     from keywise.documents.files import Source
-    from keywise.documents.reader import Answer
 
 BAR_CELLS = 16
-MOST_ANSWERED = "where the answer's words looked most"
+NONE_LIKELY = 0.5
 
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
@@ -63,8 +64,9 @@ def to_json(answer: Answer, *, top: int | None = None) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``question, text, complete, model, document_tokens, reused_tokens, answer_tokens`` and ``evidence``, a list
-        of ``rank, share, mass, answer_mass, source, start, end, text``.
+        ``question, text, complete, model, document_tokens, reused_tokens, answer_tokens, sentences, tuned_on,
+        none_share``, ``words``, a list of ``start, end, sources``, and ``evidence``, a list of ``rank, share,
+        matching, copying, mass, source, start, end, text``.
 
     Raises
     ------
@@ -78,10 +80,11 @@ def to_json(answer: Answer, *, top: int | None = None) -> dict[str, Any]:
     >>> json.dumps(to_json(Answer("Ann.", [], "Who?", "m", True, 9, 2)))[:19]
     '{"question": "Who?"'
     """
-    answer_keys = ("question", "text", "complete", "model", "document_tokens", "reused_tokens", "answer_tokens")
-    evidence_keys = ("rank", "share", "mass", "answer_mass", "source", "start", "end", "text")
+    numbers = ("document_tokens", "reused_tokens", "answer_tokens", "sentences", "tuned_on", "none_share")
+    evidence_keys = ("rank", "share", "matching", "copying", "mass", "source", "start", "end", "text")
     return {
-        **{key: getattr(answer, key) for key in answer_keys},
+        **{key: getattr(answer, key) for key in ("question", "text", "complete", "model", *numbers)},
+        "words": [asdict(word) for word in answer.words],
         "evidence": [
             {key: getattr(evidence, key) for key in evidence_keys} for evidence in heaviest(answer.evidence, top)
         ],
@@ -90,6 +93,8 @@ def to_json(answer: Answer, *, top: int | None = None) -> dict[str, Any]:
 
 def evidence_table(evidence: Sequence[Evidence], *, top: int | None = None) -> RenderableType:
     """Draw the heaviest sentences as a table with bars, for ``rich.print``; those without any share are left out.
+
+    Each is shown with its rank in brackets, with which `with_sources` marks the words of an answer.
 
     Parameters
     ----------
@@ -106,7 +111,7 @@ def evidence_table(evidence: Sequence[Evidence], *, top: int | None = None) -> R
     Examples
     --------
     >>> from keywise.documents import Evidence
-    >>> evidence_table([Evidence("It rains.", 0, 9, "note", 1.0, 1.0, None, 1)]).row_count
+    >>> evidence_table([Evidence("It rains.", 0, 9, "note", 1.0, 1.0, 1.0, 0.4, 1)]).row_count
     1
     """
     needs("app", "rich")
@@ -118,7 +123,6 @@ def evidence_table(evidence: Sequence[Evidence], *, top: int | None = None) -> R
     if not shown:
         return Text("no sentence stood out")
     longest = max(item.share for item in shown)
-    answered_from = _answered_from(evidence)
     table = Table(box=None, show_header=False, padding=(0, 2, 1, 0))
     table.add_column(justify="right")
     table.add_column(width=BAR_CELLS)
@@ -126,12 +130,62 @@ def evidence_table(evidence: Sequence[Evidence], *, top: int | None = None) -> R
     for item in shown:
         # Text objects, so that square brackets in a document are no markup.
         sentence = Text(printable(" ".join(item.text.split())), style="bold" if item.rank == 1 else "")
-        place = Text(f"{printable(item.source)}, characters {item.start} to {item.end}", style="dim")
-        if item.rank == answered_from:
-            place.append(f"; {MOST_ANSWERED}")
+        where = f"[{item.rank}] {printable(item.source)}, characters {item.start} to {item.end}"
+        place = Text(where, style="dim")
         bar = Bar(longest, 0, item.share, width=BAR_CELLS, color="cyan")
         table.add_row(f"{item.share:.0%}" if item.share >= 0.005 else "<1%", bar, Text("\n").join([sentence, place]))
     return table
+
+
+def answer_runs(answer: Answer) -> list[tuple[str, tuple[int, ...]]]:
+    """Cut an answer's text where its sources change: pieces, each with the ranks of the sentences it came from.
+
+    Examples
+    --------
+    >>> from keywise.documents import Answer, AnswerWord
+    >>> words = [AnswerWord(0, 3, (1,)), AnswerWord(4, 7, (1,)), AnswerWord(8, 12, (2,))]
+    >>> answer_runs(Answer("Ann Low 1862", [], "Who?", "m", True, 9, 2, words=words))
+    [('Ann Low', (1,)), (' 1862', (2,))]
+    """
+    runs: list[tuple[str, tuple[int, ...]]] = []
+    position = 0
+    for word in answer.words:
+        piece = answer.text[position : word.end]
+        if runs and runs[-1][1] == word.sources:
+            runs[-1] = runs[-1][0] + piece, word.sources
+        else:
+            runs.append((piece, word.sources))
+        position = word.end
+    rest = answer.text[position:]
+    return [*runs, (rest, ())] if rest else runs
+
+
+def with_sources(answer: Answer) -> str:
+    """Give an answer's text with the numbers of its sources behind its words.
+
+    Examples
+    --------
+    >>> from keywise.documents import Answer, AnswerWord
+    >>> with_sources(Answer("Ann", [], "Who?", "m", True, 9, 2, words=[AnswerWord(0, 3, (1,))]))
+    'Ann [1]'
+    """
+    return "".join(piece + "".join(f" [{rank}]" for rank in ranks) for piece, ranks in answer_runs(answer))
+
+
+def caveat(answer: Answer) -> str | None:
+    """Say what a reader should know before trusting an answer; None if there is nothing.
+
+    Examples
+    --------
+    >>> from keywise.documents import Answer
+    >>> caveat(Answer("Ann.", [], "Who?", "m", True, 9, 2, none_share=0.9, tuned_on="questions"))
+    'probably not in the document: "none of these" has 90%'
+    """
+    if answer.none_share > NONE_LIKELY:
+        return f'probably not in the document: "none of these" has {answer.none_share:.0%}'
+    if answer.tuned_on is None:
+        return f"no heads are tuned for model {answer.model}: evidence is a guess from its middle layers (keywise tune)"
+    return None
 
 
 def to_html(answer: Answer, sources: Sequence[Source]) -> str:
@@ -168,8 +222,8 @@ def to_html(answer: Answer, sources: Sequence[Source]) -> str:
         answer=answer,
         documents=[(source.name, _runs(source, answer.evidence)) for source in sources],
         strength={evidence.rank: round(evidence.share / longest, 3) for evidence in answer.evidence},
-        answered_from=_answered_from(answer.evidence),
-        most_answered=MOST_ANSWERED,
+        answer_runs=answer_runs(answer),
+        caveat=caveat(answer),
         listed=[evidence for evidence in answer.evidence if evidence.share > 0][:20],
     )
 
@@ -221,12 +275,6 @@ def heaviest(evidence: Sequence[Evidence], top: int | None) -> Sequence[Evidence
     if top is not None and top < 1:
         raise OptionError(f"top={top!r} is below 1; give the number of sentences to show")
     return evidence[:top]
-
-
-def _answered_from(evidence: Sequence[Evidence]) -> int | None:
-    """Give the rank of the sentence with the most answer mass; None without an answer."""
-    masses = {item.rank: item.answer_mass for item in evidence if item.answer_mass is not None}
-    return max(masses, key=lambda rank: masses[rank], default=None)
 
 
 def _runs(source: Source, evidence: Sequence[Evidence]) -> list[tuple[str, Evidence | None]]:

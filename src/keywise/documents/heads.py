@@ -1,0 +1,143 @@
+"""Which attention heads of a model find evidence, and how what they say is weighed: tuned for a model, or a guess."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from keywise.cache.aside import replaced
+from keywise.errors import FormatError
+from keywise.hf.models import cache_folder
+
+Head = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Heads:
+    """The heads that are read for evidence, and how what they find is weighed.
+
+    Attributes
+    ----------
+    matching
+        (layer, head) of those that look from the question's words to the words that they match.
+    copying
+        (layer, head) of those that look from where an answer begins to the words that it would begin with.
+    matching_power, copying_power, previous_power
+        A sentence's share is proportional to the product of these powers: of its part of the matching heads' mass, of
+        the copying heads', and of the part of the matching heads' mass that the sentence before it has (which a
+        sentence often goes on from: "Its keeper ...").
+    none_mass, none_power
+        The odds that no sentence answers are ``(none_mass / largest) ** none_power``, `largest` being the most mass
+        above a null question's that the matching heads give to one sentence. Both are 0 where this was never learned.
+    answer_sentences
+        How many of the first sentences an answer is written from; 0 for the whole document.
+    tuned_on
+        What they were chosen on; None for a guess from the model's depth.
+    """
+
+    matching: tuple[Head, ...]
+    copying: tuple[Head, ...]
+    matching_power: float
+    copying_power: float
+    previous_power: float
+    none_mass: float
+    none_power: float
+    answer_sentences: int
+    tuned_on: str | None
+
+    @property
+    def layers(self) -> list[int]:
+        """The layers that have to be read."""
+        return sorted({layer for layer, _ in (*self.matching, *self.copying)})
+
+
+def untuned(layers: int, heads: int) -> Heads:
+    """Guess: all heads between a quarter and three quarters of a model's depth, where attention finds content.
+
+    Parameters
+    ----------
+    layers
+        Number of the model's layers.
+    heads
+        Query heads in each.
+
+    Examples
+    --------
+    >>> untuned(30, 9).layers[0], untuned(30, 9).layers[-1], len(untuned(30, 9).matching)
+    (7, 21, 135)
+    """
+    middle = range(layers // 4, max(layers // 4 + 1, layers * 3 // 4))
+    return Heads(
+        matching=tuple((layer, head) for layer in middle for head in range(heads)),
+        copying=(),
+        matching_power=2.0,
+        copying_power=0.0,
+        previous_power=0.0,
+        none_mass=0.0,
+        none_power=0.0,
+        answer_sentences=0,
+        tuned_on=None,
+    )
+
+
+def find(fingerprint: Mapping[str, str], cache_dir: str | os.PathLike[str] | None = None) -> Heads | None:
+    """Find the heads tuned for a model: the user's own, else those that keywise brings; None if there are none.
+
+    Raises
+    ------
+    FormatError
+        If a file of tuned heads is damaged.
+    """
+    own = _own(fingerprint, cache_dir)
+    if own.is_file():
+        return _read(own.read_text("utf-8"), str(own))
+    for shipped in files("keywise.documents").joinpath("tuned").iterdir():
+        text = shipped.read_text("utf-8")
+        if shipped.name.endswith(".json") and fingerprint["weights"] in json.loads(text)["weights"]:
+            return _read(text, shipped.name)
+    return None
+
+
+def save(
+    heads: Heads,
+    fingerprint: Mapping[str, str],
+    model: str,
+    cache_dir: str | os.PathLike[str] | None = None,
+    path: str | os.PathLike[str] | None = None,
+) -> Path:
+    """Write tuned heads to where `find` looks for a model's, or to another path; give the path.
+
+    Raises
+    ------
+    FormatError
+        If the file cannot be written.
+    """
+    target = _own(fingerprint, cache_dir) if path is None else Path(path)
+    content = {"model": model, "weights": [fingerprint["weights"]], "heads": asdict(heads)}
+    try:
+        if path is None:
+            target.parent.mkdir(parents=True, exist_ok=True)
+        with replaced(target) as aside:
+            aside.write((json.dumps(content, indent=1) + "\n").encode())
+    except OSError as error:
+        raise FormatError(f"{str(target)!r} cannot be written: {error.strerror}; name another file") from error
+    return target
+
+
+def _own(fingerprint: Mapping[str, str], cache_dir: str | os.PathLike[str] | None) -> Path:
+    return cache_folder(cache_dir) / "heads" / f"{fingerprint['weights'].rpartition(' ')[2][:32]}.json"
+
+
+def _read(text: str, name: str) -> Heads:
+    try:
+        said: dict[str, Any] = json.loads(text)["heads"]
+        for group in ("matching", "copying"):
+            said[group] = tuple((int(layer), int(head)) for layer, head in said[group])
+        return Heads(**said)
+    except (ValueError, TypeError, KeyError) as error:
+        raise FormatError(f"{name}: is no file of tuned heads ({error}); tune again with `keywise tune`") from error

@@ -1,0 +1,140 @@
+"""A short passage read for one question: the likeliest words of it as the answer, and how likely an answer is."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from keywise.documents.heads import Head
+
+if TYPE_CHECKING:
+    from keywise.documents.prompt import Prompt
+    from keywise.hf.models import LoadedModel
+
+# So many places where an answer could begin are gone on from, in one batch, by at most so many tokens.
+STARTS: Final = 12
+SPAN_TOKENS: Final = 12
+# `keywise bench evidence --answers` measures what these two do to the answers.
+COPYING_WEIGHT: Final = 0.3
+NATS_PER_TOKEN: Final = 0.3
+_LEAST_MASS: Final = 1e-4
+
+_WORD = re.compile(r"\w+")
+_WORD_START = re.compile(r"(?<!\w)[\w$£€]")
+
+
+@dataclass(frozen=True)
+class Span:
+    """Words of a passage, by their characters, and the natural logarithm of their probability as a quoted answer."""
+
+    start: int
+    end: int
+    log_probability: float
+    tokens: int
+
+
+def likeliest_span(
+    loaded: LoadedModel, prompt: Prompt, copying: Sequence[Head], passage: str, question: str, *, most_tokens: int
+) -> Span | None:
+    """Find the words of a passage that a model would most likely give as its answer; None if it has no words.
+
+    Places to begin are chosen by the probability of their first token and by the mass that the copying heads give it;
+    then whole spans are compared: the probability of their tokens and of ending there, that mass, and their length,
+    for every further token costs probability. Words that only repeat the question are no answer.
+
+    Parameters
+    ----------
+    loaded, prompt
+        The model and its prompt.
+    copying
+        (layer, head) that look from the beginning of an answer to the words to begin it with.
+    passage
+        A few sentences.
+    question
+        The question.
+    most_tokens
+        Longest answer, in tokens.
+    """
+    import keywise.hf  # noqa: PLC0415 - importing this module must not load torch
+
+    begin = [match.start() for match in _WORD_START.finditer(passage)]
+    if not begin:
+        return None
+    ids, offsets = prompt.text_ids(passage)
+    turn = prompt.question_ids(question, started=True)
+    cache = keywise.hf.Cache(loaded.model.config)
+    layers = sorted({layer for layer, _ in copying})
+    with keywise.hf.reading(loaded.model, layers=layers, rows=1, kind="self") as readings:
+        first = _log_probabilities(loaded, cache, [[*prompt.before_ids, *ids, *turn]], last=1)[0, -1]
+    mass = np.zeros(len(ids))
+    by_layer = {record.layer: record.reading.key_mass for record in readings}
+    place = slice(len(prompt.before_ids), len(prompt.before_ids) + len(ids))
+    for layer, head in copying:
+        mass += np.asarray(by_layer[layer][0, head, place], dtype=np.float64) / len(copying)
+    token_at = np.searchsorted([end for _, end in offsets], begin, side="right")
+    bonus = COPYING_WEIGHT * np.log(mass[np.minimum(token_at, len(ids) - 1)] + _LEAST_MASS)
+
+    tails = [prompt.text_ids(passage[start:]) for start in begin]
+    promise = np.array([first[tail[0][0]] for tail in tails]) + bonus
+    chosen = np.argsort(-promise, kind="stable")[:STARTS]
+    longest = min(SPAN_TOKENS, most_tokens)
+    width = min(longest, max(len(tails[number][0]) for number in chosen))
+    batch = [[*tails[number][0][:width], *[tails[number][0][0]] * (width - len(tails[number][0]))] for number in chosen]
+    cache.batch_repeat_interleave(len(batch))
+    following = _log_probabilities(loaded, cache, batch, last=width)
+    ends = np.logaddexp.reduce(following[..., prompt.quote_ids], axis=-1)
+
+    # Words that the question has already answer it only where it offers a choice.
+    known = _words(question)
+    if "or" in known:
+        known = set()
+    best: tuple[float, Span] | None = None
+    for row, number in enumerate(chosen):
+        tail_ids, tail_offsets = tails[number]
+        said = 0.0
+        for length in range(1, min(width, len(tail_ids)) + 1):
+            token = tail_ids[length - 1]
+            said += first[token] if length == 1 else following[row, length - 2, token]
+            end = begin[number] + tail_offsets[length - 1][1]
+            if not _word_ends(passage, end) or known.issuperset(_words(passage[begin[number] : end])):
+                continue
+            log_probability = float(said + ends[row, length - 1])
+            score = log_probability + bonus[number] + NATS_PER_TOKEN * length
+            if best is None or score > best[0]:
+                best = score, Span(begin[number], end, log_probability, length)
+    return None if best is None else best[1]
+
+
+def log_probability(loaded: LoadedModel, prompt: Prompt, passage: str, question: str, answer: str) -> float:
+    """Give the natural logarithm of the probability that a model quotes these words, having read a passage."""
+    import keywise.hf  # noqa: PLC0415 - importing this module must not load torch
+
+    ids, _ = prompt.text_ids(passage)
+    said, _ = prompt.text_ids(answer)
+    asked = [*prompt.before_ids, *ids, *prompt.question_ids(question, started=True)]
+    cache = keywise.hf.Cache(loaded.model.config)
+    given = _log_probabilities(loaded, cache, [[*asked, *said]], last=len(said) + 1)[0]
+    ending = np.logaddexp.reduce(given[-1, prompt.quote_ids])
+    return float(given[np.arange(len(said)), said].sum() + ending)
+
+
+def _log_probabilities(loaded: LoadedModel, cache: Any, ids: list[list[int]], *, last: int) -> Any:
+    """Run tokens after those in the cache; give [batch, last, vocabulary] of what may follow the last of them."""
+    import torch  # noqa: PLC0415 - heavy
+
+    with torch.no_grad():
+        output = loaded.model(torch.tensor(ids), past_key_values=cache, use_cache=True, logits_to_keep=last)
+        return torch.distributions.Categorical(logits=output.logits.float()).logits.numpy()
+
+
+def _words(text: str) -> set[str]:
+    return set(_WORD.findall(text.casefold()))
+
+
+def _word_ends(text: str, end: int) -> bool:
+    """Tell whether a word, and not only punctuation, ends at this character."""
+    return text[end - 1].isalnum() and not text[end : end + 1].isalnum()
