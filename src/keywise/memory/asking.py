@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from keywise.memory.library import Library
 
 PASSAGE_TOKENS: Final = 1024
-"""A longer text takes long to read on a CPU, and its evidence is worse; see docs/library.md."""
+"""Unless said otherwise, what passages may take: a longer text takes long to read on a CPU."""
 
 BETWEEN_TOKENS: Final = 4
 """At most what stands between two passages."""
