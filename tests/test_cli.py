@@ -56,15 +56,44 @@ def test_ask_prints_answer_and_evidence(tmp_path):
     done = run_process("ask", QUESTION, LIGHTHOUSE, "--top", 2, "--html", page, "--threads", 1)
     assert done.returncode == 0, done.stderr
     answer, _, evidence = done.stdout.partition("\n")
-    assert "museum" in answer
+    assert answer == "town museum [1]"
     assert evidence.count("%") == 2
     assert "museum" in evidence
     assert "characters" in evidence
-    assert evidence.count("looked most") == 1
+    assert evidence.count("[1]") == 1
     assert "█" in evidence
     assert "Loading" in done.stderr
     assert "Loading" not in done.stdout
-    assert answer in page.read_text(encoding="utf-8")
+    assert "town museum<sup>1</sup>" in page.read_text(encoding="utf-8")
+
+
+@needs_model
+def test_ask_proves_and_writes_freely(tmp_path):
+    note = tmp_path / "note.txt"
+    note.write_text("The lamp was lit in 1862. Its keeper was Ann Low. It burned oil.", encoding="utf-8")
+    proved = run("ask", "Who was the keeper?", note, "--prove", "--threads", 1)
+    assert proved.exit_code == 0, proved.stderr
+    assert proved.stdout.startswith("Ann Low [1]\n")
+    assert "without sentence 1 the answer loses" in proved.stdout
+    done = run("ask", "Who was the keeper?", note, "--prove", "--sentences", 0, "--json", "--threads", 1)
+    report = json.loads(done.stdout)
+    assert report["sentences"] == 0
+    assert "Ann Low" in report["text"]
+    assert [proof["rank"] for proof in report["proof"]] == [1, 2, 3]
+    assert report["proof"][0]["drop"] > 10
+
+
+@needs_model
+def test_tune_needs_questions(tmp_path):
+    data = tmp_path / "few.json"
+    qa = {"question": "Who was the keeper?", "answers": [{"text": "Ann Low", "answer_start": 15}]}
+    data.write_text(json.dumps({"data": [{"paragraphs": [{"context": "Its keeper was Ann Low.", "qas": [qa]}]}]}))
+    few = run("tune", "--data", data, "--out", tmp_path / "heads.json")
+    assert few.exit_code == 2
+    assert "data holds 1 answered questions; give at least 10" in few.stderr
+    missing = run("tune", "--data", tmp_path / "gone.json")
+    assert missing.exit_code == 2
+    assert "gone.json" in missing.stderr
 
 
 @needs_model
@@ -263,7 +292,6 @@ def test_an_answer_too_long_names_the_option():
     "arguments",
     [
         ["ask"],
-        ["ask", "Why?"],
         ["ask", "Why?", "x", "--top", "0"],
         ["ask", "Why?", "x", "--max-tokens", "no"],
         ["ask", "Why?", "x", "--threads", "2000"],
@@ -275,6 +303,12 @@ def test_wrong_usage(arguments):
     assert done.exit_code == 2
     assert done.stdout == ""
     assert "Usage" in done.stderr
+
+
+def test_a_question_needs_something_to_ask():
+    done = run("ask", "Why?")
+    assert done.exit_code == 2
+    assert "name one or more FILEs to ask, or a library with --library" in done.stderr
 
 
 def test_help_teaches():

@@ -67,7 +67,7 @@ def asked(document: Document) -> Answer:
 
 
 def findings(answer: Answer) -> Any:
-    return answer.text, [(item.text, item.mass, item.answer_mass) for item in answer.evidence]
+    return answer.text, answer.words, answer.evidence
 
 
 def close(one: Answer, other: Answer) -> bool:

@@ -8,8 +8,8 @@ from html.parser import HTMLParser
 import pytest
 from rich.console import Console
 
-from keywise.documents import Answer, Evidence, Source
-from keywise.documents.report import evidence_table, printable, to_html, to_json, write_html
+from keywise.documents import Answer, AnswerWord, Evidence, Source
+from keywise.documents.report import answer_runs, evidence_table, printable, to_html, to_json, with_sources, write_html
 from keywise.errors import FormatError, OptionError
 
 HOSTILE = 'It is <script>alert("x")</script> here. The [red]rest[/red] & more\n\n  is {{ 7 * 7 }}. Third.'
@@ -20,7 +20,7 @@ def ranked(sources):
     spans = [(source, start, end) for source in sources for start, end in source.sentences]
     shares = [1 / 2, 1 / 4, 1 / 8, 1 / 8, *[0.0] * len(spans)]
     return [
-        Evidence(source.text[start:end], start, end, source.name, shares[i] - 0.01, shares[i], 0.5, i + 1)
+        Evidence(source.text[start:end], start, end, source.name, shares[i], 0.4, 0.3, shares[i] - 0.01, i + 1)
         for i, (source, start, end) in enumerate(spans)
     ]
 
@@ -58,11 +58,11 @@ class Page(HTMLParser):
 
 def test_json_keys_and_values():
     report = json.loads(json.dumps(to_json(ANSWER, top=2)))
-    tokens = ["document_tokens", "reused_tokens", "answer_tokens"]
-    assert list(report) == ["question", "text", "complete", "model", *tokens, "evidence"]
+    numbers = ["document_tokens", "reused_tokens", "answer_tokens", "sentences", "tuned_on", "none_share"]
+    assert list(report) == ["question", "text", "complete", "model", *numbers, "words", "evidence"]
     assert len(report["evidence"]) == 2
     first = report["evidence"][0]
-    assert list(first) == ["rank", "share", "mass", "answer_mass", "source", "start", "end", "text"]
+    assert list(first) == ["rank", "share", "matching", "copying", "mass", "source", "start", "end", "text"]
     assert HOSTILE[first["start"] : first["end"]] == first["text"]
     assert len(to_json(ANSWER)["evidence"]) == len(ANSWER.evidence)
 
@@ -118,7 +118,7 @@ def test_table_draws_bars_by_share_and_takes_no_markup():
 
 
 def test_table_of_no_evidence_at_all():
-    nothing = [Evidence("It rains.", 0, 9, "note", -1.0, 0.0, None, 1)]
+    nothing = [Evidence("It rains.", 0, 9, "note", 0.0, 0.0, 0.0, -1.0, 1)]
     console = Console(file=io.StringIO(), width=60, color_system=None)
     console.print(evidence_table(nothing))
     assert console.file.getvalue() == "no sentence stood out\n"
@@ -127,7 +127,7 @@ def test_table_of_no_evidence_at_all():
 
 def test_table_leaves_out_sentences_without_share():
     shares = [0.997, 0.003, 0.0, 0.0]
-    items = [Evidence(f"No {i}.", i, i + 1, "note", 1.0, share, None, i + 1) for i, share in enumerate(shares)]
+    items = [Evidence(f"No {i}.", i, i + 1, "note", share, 0.0, 0.0, 1.0, i + 1) for i, share in enumerate(shares)]
     console = Console(file=io.StringIO(), width=60, color_system=None)
     console.print(evidence_table(items))
     assert [line.split()[0] for line in console.file.getvalue().splitlines() if "%" in line] == ["100%", "<1%"]
@@ -135,22 +135,28 @@ def test_table_leaves_out_sentences_without_share():
 
 def test_controls_of_a_document_do_not_reach_the_terminal():
     assert printable("a\x1b[31m\x07\x9b\x7f\r\n\tb é😀") == "a\ufffd[31m\ufffd\ufffd\ufffd\n\tb é😀"
-    hostile = [Evidence("Red \x1b[31mtext\x07.", 0, 15, "no\x1bte\x9b", 1.0, 1.0, None, 1)]
+    hostile = [Evidence("Red \x1b[31mtext\x07.", 0, 15, "no\x1bte\x9b", 1.0, 0.0, 0.0, 1.0, 1)]
     console = Console(file=io.StringIO(), width=60, color_system=None)
     console.print(evidence_table(hostile))
     assert not [c for c in console.file.getvalue() if c != "\n" and (c < " " or "\x7f" <= c <= "\x9f")]
 
 
-def test_the_sentence_behind_the_answer_is_named():
-    other = [replace(item, answer_mass=float(item.rank == 2)) for item in ANSWER.evidence]
-    console = Console(file=io.StringIO(), width=200, color_system=None)
-    console.print(evidence_table(other))
-    named = [line for line in console.file.getvalue().splitlines() if "looked most" in line]
-    assert len(named) == 1
-    assert f"characters {other[1].start} to {other[1].end}" in named[0]
-    assert to_html(replace(ANSWER, evidence=other), SOURCES).count("looked most") == 1
-    silent = [replace(item, answer_mass=None) for item in other]
-    assert "looked most" not in to_html(replace(ANSWER, evidence=silent), SOURCES)
+def test_words_of_an_answer_are_marked_with_their_sources():
+    words = [AnswerWord(0, 3, (1,)), AnswerWord(4, 7, (1,)), AnswerWord(8, 11, ()), AnswerWord(12, 16, (2, 1))]
+    two = replace(ANSWER, text="Ann Low and <Jo>!.", words=words)
+    assert answer_runs(two) == [("Ann Low", (1,)), (" and", ()), (" <Jo>", (2, 1)), ("!.", ())]
+    assert with_sources(two) == "Ann Low [1] and <Jo> [2] [1]!."
+    page = to_html(two, SOURCES)
+    assert 'href="#rank-1" title="from sentence 1">Ann Low<sup>1</sup></a> and' in page
+    assert 'title="from sentence 2, sentence 1"> &lt;Jo&gt;<sup>2</sup><sup>1</sup></a>!.' in page
+    assert with_sources(ANSWER) == ANSWER.text
+
+
+def test_a_page_says_what_to_doubt():
+    assert "no heads are tuned for model m&amp;m" in to_html(ANSWER, SOURCES)
+    tuned = replace(ANSWER, tuned_on="questions", none_share=0.4)
+    assert 'class="caveat"' not in to_html(tuned, SOURCES)
+    assert "probably not in the document" in to_html(replace(tuned, none_share=0.6), SOURCES)
 
 
 def test_bad_top():

@@ -192,7 +192,7 @@ def evidence(
     asked = sum(len(document.questions) + bench_evidence.STRANGERS for document in labelled)
     with _run("evidence", json, asked + 1) as (run, done):
         for found in bench_evidence.judge(model, labelled, answers=answers, naive=naive, done=done):
-            run.results.append(found)
+            run.add(found)
         longest = max(labelled_documents(data, 20), key=lambda document: len(document.text))
         run.add(bench_evidence.cost(model, longest.text, longest.questions[0].text, rounds=7))
 

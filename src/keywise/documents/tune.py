@@ -203,7 +203,8 @@ def _logistic(feature: NDArray[np.float64], outcome: NDArray[np.bool_]) -> tuple
         return fit + 1e-3 * line[1] ** 2
 
     _minimise(loss, line)
-    return float(line[0]), float(line[1])
+    offset, slope = line.detach().tolist()
+    return offset, slope
 
 
 def _minimise(loss: Callable[[], Any], parameter: Any) -> None:
