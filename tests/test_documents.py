@@ -242,7 +242,38 @@ def test_too_long_documents_are_refused_with_numbers(loaded):
     with pytest.raises(
         OptionError, match=r"the document is [\d,]+ tokens \([\d,]+ characters\) long.*can read 7,\d{3} "
     ):
-        Reader(loaded, keep=False).read("The lamp was lit in 1862. " * 1000)
+        Reader(loaded, keep=False).read_whole("The lamp was lit in 1862. " * 1000)
+
+
+def test_longer_than_the_context_is_read_in_windows(loaded, monkeypatch, tmp_path):
+    """As if the model could read 420 tokens at once; the whole document is the judge."""
+    whole = Reader(loaded, keep=False).read([LIGHTHOUSE, "The cook was Jo Bell. Jo baked bread."])
+    monkeypatch.setattr(loaded.model.config, "max_position_embeddings", 700)
+    said = []
+    book = Reader(loaded, tmp_path, status=said.append)
+    document = book.read([LIGHTHOUSE, "The cook was Jo Bell. Jo baked bread."])
+    assert len([line for line in said if "windows that overlap" in line]) == 1
+    for question in (QUESTION, "When did the last keepers leave the rock?", "Who was the cook?"):
+        answer = document.ask(question)
+        assert answer.windows > 1
+        expected = whole.evidence(question)
+        places = [(item.source, item.start, item.end, item.text) for item in answer.evidence]
+        assert places[0] == (expected[0].source, expected[0].start, expected[0].end, expected[0].text)
+        assert sorted(places) == sorted((item.source, item.start, item.end, item.text) for item in expected)
+        assert math.isclose(sum(item.share for item in answer.evidence) + answer.none_share, 1.0)
+        assert answer.evidence == document.evidence(question)
+        assert {word.sources for word in answer.words} == {(1,)}
+        assert answer.text in answer.evidence[0].text
+    proofs = document.prove(answer)
+    assert proofs[0].drop > max(proof.drop for proof in proofs[1:])
+    assert document.ask("How many career sacks did Jared Allen have?").none_share > 0.5
+    assert book.read([LIGHTHOUSE, "The cook was Jo Bell. Jo baked bread."]).reused_tokens > 500
+    with pytest.raises(DtypeError, match="is one text"):
+        document.ask_many(QUESTION)
+    assert [each.question for each in document.ask_many([QUESTION, "Who was the cook?"])] == [
+        QUESTION,
+        "Who was the cook?",
+    ]
 
 
 def test_too_long_questions_are_refused_with_numbers(lighthouse):

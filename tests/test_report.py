@@ -58,7 +58,7 @@ class Page(HTMLParser):
 
 def test_json_keys_and_values():
     report = json.loads(json.dumps(to_json(ANSWER, top=2)))
-    numbers = ["document_tokens", "reused_tokens", "answer_tokens", "sentences", "tuned_on", "none_share"]
+    numbers = ["document_tokens", "reused_tokens", "answer_tokens", "sentences", "tuned_on", "none_share", "windows"]
     assert list(report) == ["question", "text", "complete", "model", *numbers, "words", "evidence"]
     assert len(report["evidence"]) == 2
     first = report["evidence"][0]

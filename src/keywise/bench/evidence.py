@@ -119,7 +119,7 @@ def cost(model: str | None, text: str, question: str, *, rounds: int) -> dict[st
     dict
         ``document_tokens, question_tokens, evidence_seconds, forward_seconds``, the last two lists.
     """
-    document = Reader(load_model(model), keep=False).read(text)
+    document = Reader(load_model(model), keep=False).read_whole(text)
     samples: dict[str, list[float]] = {"evidence_seconds": [], "forward_seconds": []}
     tokens = 0
     for _ in range(rounds + 1):
@@ -204,7 +204,7 @@ class _Asker:
 
     def ask(self, one: Observed, *, naive: bool) -> dict[str, Any]:
         if self._read is None or self._read[0] != one.document:
-            self._read = one.document, self._reader.read(self._documents[one.document].text)
+            self._read = one.document, self._reader.read_whole(self._documents[one.document].text)
         document = self._read[1]
         start = perf_counter()
         answer = document.ask(one.question.text)

@@ -66,6 +66,8 @@ class Answer:
         The answer's words with their sources.
     tuned_on
         What the heads that were read were chosen on; None if they are a guess from the model's depth.
+    windows
+        In how many windows the document was read; 1 if it fits into the model's context.
     """
 
     text: str
@@ -80,6 +82,7 @@ class Answer:
     sentences: int = 0
     words: list[AnswerWord] = field(default_factory=list)
     tuned_on: str | None = None
+    windows: int = 1
 
 
 def words_of(text: str, sources_of: Callable[[int, int], Sequence[int]]) -> list[AnswerWord]:

@@ -16,6 +16,7 @@ from keywise.documents.passage import likeliest_span
 from keywise.documents.prompt import Prompt
 from keywise.documents.proof import Proof, prove
 from keywise.documents.store import Found, Shelf, Store
+from keywise.documents.windows import WindowedDocument, windows
 from keywise.errors import DtypeError, FormatError, OptionError
 from keywise.hf.models import LoadedModel, Status, load_model
 
@@ -79,7 +80,7 @@ class Reader:
 
         loaded = model if isinstance(model, LoadedModel) else load_model(model, cache_dir=cache_dir, status=status)
         keywise.hf.use(loaded.model)
-        self._loaded = loaded
+        self._loaded, self._say = loaded, status or _quiet
         self._prompt = Prompt(loaded)
         self._shelf = None
         made = keywise.hf.fingerprint(loaded.model, loaded.tokenizer, folder=loaded.folder, cache_dir=cache_dir)
@@ -89,7 +90,9 @@ class Reader:
         if keep:
             self._shelf = Shelf(Store(cache_dir, status), made, loaded.name, status)
 
-    def read(self, source: Readable | Sequence[Readable], *, progress: Progress | None = None) -> Document:
+    def read(
+        self, source: Readable | Sequence[Readable], *, progress: Progress | None = None
+    ) -> Document | WindowedDocument:
         """Read a text, a file or several of them, once for all questions.
 
         Parameters
@@ -97,7 +100,7 @@ class Reader:
         source
             A `pathlib.Path` (or other path object) is a file. A `str` is the text itself, never a file: text from
             strangers must not open one. A `Source` is a file or text read before. A sequence of these is read as one
-            document, in order.
+            document, in order. What is longer than the model's context is read in windows that overlap.
         progress
             Called after every chunk with the number of tokens read so far and the number of all.
 
@@ -106,7 +109,7 @@ class Reader:
         FormatError
             If a file cannot be read, a text is empty, or a `str` is the path of a file.
         OptionError
-            If the document is longer than the model's context.
+            If a single sentence is longer than the model's context.
 
         Examples
         --------
@@ -114,10 +117,44 @@ class Reader:
         >>> from keywise.documents import Reader
         >>> document = Reader().read(Path("report.pdf"))  # doctest: +SKIP
         """
-        items = list(source) if isinstance(source, Sequence) and not isinstance(source, str) else [source]
-        if not items:
-            raise FormatError("source=[] names nothing to read; give at least one path or text")
-        return Document(self._loaded, self._prompt, self.heads, _sources(items), shelf=self._shelf, progress=progress)
+        sources = _sources(source)
+        if self._room is None or len(self._prompt.document(sources)[0]) <= self._room:
+            return self._document(sources, progress)
+        cut = windows(sources, lambda text: len(self._prompt.text_ids(text)[0]), self._room)
+        self._say(f"Longer than the model's context: read in {len(cut)} windows that overlap")
+        pieces = ([piece.source for piece in window] for window in cut)
+        return WindowedDocument(sources, zip((self._document(some, progress) for some in pieces), cut, strict=True))
+
+    def read_whole(self, source: Readable | Sequence[Readable], *, progress: Progress | None = None) -> Document:
+        """Read as `read` does, but only what the model can read at once.
+
+        Parameters
+        ----------
+        source, progress
+            As in `read`.
+
+        Raises
+        ------
+        FormatError
+            As `read` does.
+        OptionError
+            If the document is longer than the model's context.
+
+        Examples
+        --------
+        >>> from keywise.documents import Reader
+        >>> document = Reader().read_whole("The lamp was lit in 1862.")  # doctest: +SKIP
+        """
+        return self._document(_sources(source), progress)
+
+    def _document(self, sources: Sequence[Source], progress: Progress | None) -> Document:
+        return Document(self._loaded, self._prompt, self.heads, sources, shelf=self._shelf, progress=progress)
+
+    @property
+    def _room(self) -> int | None:
+        """The most tokens that a document may have; None if the model does not say."""
+        context: int | None = getattr(self._loaded.model.config.get_text_config(), "max_position_embeddings", None)
+        return None if context is None else context - len(self._prompt.before_ids) - RESERVED_TOKENS
 
 
 class Document:
@@ -260,7 +297,7 @@ class Document:
             tuned_on=self._heads.tuned_on,
         )
 
-    def prove(self, answer: Answer, *, top: int = 3) -> list[Proof]:
+    def prove(self, answer: Answer, *, top: int = 3, sources: Sequence[Source] | None = None) -> list[Proof]:
         """Tell how much less likely an answer becomes without each of its first sentences, and without another one.
 
         The model reads the first `top` sentences and one that stands far behind them, in the text's order and without
@@ -272,6 +309,8 @@ class Document:
             What `ask` gave for this document.
         top
             How many of the first sentences to remove, one at a time.
+        sources
+            The texts in their order; default those of this document.
 
         Raises
         ------
@@ -283,7 +322,7 @@ class Document:
         >>> document.prove(document.ask("Who was the keeper?"))[0].drop > 0  # doctest: +SKIP
         True
         """
-        return prove(self._loaded, self._prompt, self.sources, answer, top=_count("top", top, least=1))
+        return prove(self._loaded, self._prompt, sources or self.sources, answer, top=_count("top", top, least=1))
 
     def pass_over(self, question: str) -> int:
         """Run a question's turn after the document without reading attention, and give the number of its tokens.
@@ -503,8 +542,12 @@ class Document:
             raise OptionError(
                 f"the document is {self.tokens:,} tokens ({characters:,} characters) long, but model "
                 f"{self._loaded.name!r} can read {possible:,} (about {characters * possible // self.tokens:,} "
-                "characters of it); give a shorter document or a model with a longer context"
+                "characters of it at once, in whole sentences); give a shorter one or a model with a longer context"
             )
+
+
+def _quiet(_line: str) -> None:
+    """Take a status line when nobody wants to see it."""
 
 
 def _count(name: str, number: int, *, least: int) -> int:
@@ -518,7 +561,10 @@ def _same(wanted: Mapping[str, Any], kept: Mapping[str, Any]) -> bool:
     return all(name in kept and np.array_equal(kept[name], value) for name, value in wanted.items())
 
 
-def _sources(items: Sequence[Readable]) -> list[Source]:
+def _sources(given: Readable | Sequence[Readable]) -> list[Source]:
+    items = list(given) if isinstance(given, Sequence) and not isinstance(given, str) else [given]
+    if not items:
+        raise FormatError("source=[] names nothing to read; give at least one path or text")
     sources = [
         _source(item, "text" if len(items) == 1 else f"text {number}") for number, item in enumerate(items, start=1)
     ]

@@ -65,7 +65,7 @@ def to_json(answer: Answer, *, top: int | None = None) -> dict[str, Any]:
     -------
     dict
         ``question, text, complete, model, document_tokens, reused_tokens, answer_tokens, sentences, tuned_on,
-        none_share``, ``words``, a list of ``start, end, sources``, and ``evidence``, a list of ``rank, share,
+        none_share, windows``, ``words``, a list of ``start, end, sources``, and ``evidence``, a list of ``rank, share,
         matching, copying, mass, source, start, end, text``.
 
     Raises
@@ -80,7 +80,7 @@ def to_json(answer: Answer, *, top: int | None = None) -> dict[str, Any]:
     >>> json.dumps(to_json(Answer("Ann.", [], "Who?", "m", True, 9, 2)))[:19]
     '{"question": "Who?"'
     """
-    numbers = ("document_tokens", "reused_tokens", "answer_tokens", "sentences", "tuned_on", "none_share")
+    numbers = ("document_tokens", "reused_tokens", "answer_tokens", "sentences", "tuned_on", "none_share", "windows")
     evidence_keys = ("rank", "share", "matching", "copying", "mass", "source", "start", "end", "text")
     return {
         **{key: getattr(answer, key) for key in ("question", "text", "complete", "model", *numbers)},

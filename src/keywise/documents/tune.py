@@ -67,7 +67,7 @@ def observe(
         Called after every document with the number of those done and of all.
     """
     for number, labelled in enumerate(documents):
-        document = reader.read(labelled.text)
+        document = reader.read_whole(labelled.text)
         for question in labelled.questions:
             yield Observed(number, question, document.look(question.text), gold_sentences(document, question))
         for question in _strangers(documents, number, strangers):
