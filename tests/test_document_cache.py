@@ -15,7 +15,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralFo
 
 from keywise.cache import file as cache_file
 from keywise.cache import head
-from keywise.documents import Answer, Document, Reader, reader
+from keywise.documents import Answer, Document, Reader
+from keywise.documents import document as document_module
 from keywise.documents.store import ABANDONED_SECONDS, DEFAULT_LIMIT_BYTES, Store
 from keywise.errors import DtypeError, OptionError
 from keywise.hf.models import LoadedModel, find_model, load_model
@@ -119,7 +120,7 @@ def test_a_longer_text_takes_the_place_of_its_beginning(loaded: LoadedModel, tmp
 def test_ctrl_c_keeps_the_chunks_already_read(
     loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunks: int
 ) -> None:
-    monkeypatch.setattr(reader, "CHUNK_TOKENS", 40)
+    monkeypatch.setattr(document_module, "CHUNK_TOKENS", 40)
     module, calls = loaded.model.model.layers[2], []
 
     def interrupt(*_: Any) -> None:
@@ -251,7 +252,7 @@ def test_damaged_keys_of_a_beginning_are_not_gone_on_from(
 def test_a_second_reading_that_is_interrupted_leaves_no_half_document(
     loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reader, "CHUNK_TOKENS", 40)
+    monkeypatch.setattr(document_module, "CHUNK_TOKENS", 40)
     right = asked(Reader(loaded, tmp_path).read(TEXT))
     flip(files(tmp_path)[0], KEYS[0])
     document = Reader(loaded, tmp_path, status=lambda _: None).read(TEXT)
@@ -274,7 +275,7 @@ def test_the_null_reading_of_another_calibration_is_not_used(
     loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Reader(loaded, tmp_path).read(TEXT)
-    monkeypatch.setattr(reader, "NULL_QUESTION", "Nothing?")
+    monkeypatch.setattr(document_module, "NULL_QUESTION", "Nothing?")
     with counted(loaded) as calls:
         document = Reader(loaded, tmp_path).read(TEXT)
     assert calls == [len(document._prompt.question_ids("Nothing?"))]

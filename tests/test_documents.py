@@ -9,7 +9,8 @@ import torch
 from transformers import MistralConfig, MistralForCausalLM
 
 import keywise as kw
-from keywise.documents import Heads, Reader, Source, reader
+from keywise.documents import Heads, Reader, Source
+from keywise.documents import document as document_module
 from keywise.documents.evidence import (
     NULL_QUESTION,
     Look,
@@ -194,7 +195,7 @@ def test_looks_equal_those_of_the_full_weights(loaded):
 
 @pytest.mark.parametrize("chunk_tokens", [512, 7])
 def test_windowed_layers_and_chunks(windowed, monkeypatch, chunk_tokens):
-    monkeypatch.setattr(reader, "CHUNK_TOKENS", chunk_tokens)
+    monkeypatch.setattr(document_module, "CHUNK_TOKENS", chunk_tokens)
     text = " ".join(f"The lamp number {number} is lit." for number in range(12))
     book = Reader(windowed, keep=False)
     assert book.heads == untuned(4, 4)

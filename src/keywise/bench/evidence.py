@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 
 from keywise.bench.markdown import table
 from keywise.bench.results import Run
+from keywise.documents.document import Document
 from keywise.documents.evidence import none_share, sentence_shares, shares_of_heads
 from keywise.documents.files import Source
 from keywise.documents.heads import Heads, untuned
 from keywise.documents.labelled import Labelled, Question
-from keywise.documents.reader import Document, Reader
+from keywise.documents.reader import Reader
 from keywise.documents.tune import Observed, choose, every_head, fit_powers, observe, restricted
 from keywise.errors import OptionError
 from keywise.hf.models import LoadedModel, load_model, needs

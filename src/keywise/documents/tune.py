@@ -9,10 +9,11 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from keywise.documents.document import Document
 from keywise.documents.evidence import LEAST_SHARE, Look, previous, shares_of_heads
 from keywise.documents.heads import Head, Heads
 from keywise.documents.labelled import Labelled, Question
-from keywise.documents.reader import Document, Reader
+from keywise.documents.reader import Reader
 from keywise.errors import OptionError
 
 # On XQuAD 4 to 12 heads of each kind do equally well within the error (`keywise bench evidence`).

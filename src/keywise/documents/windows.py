@@ -13,7 +13,7 @@ from keywise.documents.proof import Proof
 from keywise.errors import DtypeError
 
 if TYPE_CHECKING:
-    from keywise.documents.reader import Document
+    from keywise.documents.document import Document
 
 OVERLAP_SENTENCES: Final = 3
 # Shares that sum to 1 but for this leave nothing for "none of these".

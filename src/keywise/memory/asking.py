@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from keywise.attention.problem import whole
 from keywise.documents import Answer, Reader
-from keywise.documents.reader import ANSWER_TOKENS, Progress
+from keywise.documents.document import ANSWER_TOKENS, Progress
 from keywise.hf.models import LoadedModel, Status
 from keywise.memory.passages import Passage, choose_passages, placed
 

@@ -1,0 +1,429 @@
+"""A document that a model has read: its sentences ranked for a question, answers, and their proof."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from keywise.documents.answer import Answer, AnswerWord, heaviest_sentences, in_order, joined, words_of
+from keywise.documents.evidence import NULL_QUESTION, Evidence, Look, Mass, mass_of_heads, none_share, rank_sentences
+from keywise.documents.files import Source
+from keywise.documents.heads import Heads
+from keywise.documents.passage import likeliest_span
+from keywise.documents.prompt import Prompt
+from keywise.documents.proof import Proof, prove
+from keywise.documents.store import Found, Shelf
+from keywise.errors import DtypeError, FormatError, OptionError
+from keywise.hf.models import LoadedModel
+
+if TYPE_CHECKING:
+    from keywise.hf import LayerReading
+
+CHUNK_TOKENS: Final = 512
+ANSWER_TOKENS: Final = 128
+# Kept free when a document is read, so that what could be read can also be asked about.
+RESERVED_TOKENS: Final = 256
+
+Progress = Callable[[int, int], None]
+
+
+class Document:
+    """Texts that a model has read. Made by `Reader.read`.
+
+    Attributes
+    ----------
+    sources
+        The texts, in the order in which they were read.
+    tokens
+        Length of the document in tokens.
+    reused_tokens
+        How many of them were taken from disk instead of being read.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        prompt: Prompt,
+        heads: Heads,
+        sources: Sequence[Source],
+        *,
+        shelf: Shelf | None,
+        progress: Progress | None,
+    ) -> None:
+        self._loaded, self._prompt, self._heads = loaded, prompt, heads
+        config = loaded.model.config.get_text_config()
+        self._context_tokens: int | None = getattr(config, "max_position_embeddings", None)
+        self.sources = tuple(sources)
+        ids, self._sentence_of = prompt.document(sources)
+        self.tokens = len(ids)
+        self._check_length()
+        self._positions = range(len(prompt.before_ids), len(prompt.before_ids) + self.tokens)
+        # The -1 behind it says that these are ids of sentences, even if each were one token long.
+        self._segments = np.concatenate([np.full(len(prompt.before_ids), -1), self._sentence_of, [-1]])
+        self._sentences = sum(len(source.sentences) for source in sources)
+        self._ids, self._shelf = [*prompt.before_ids, *ids], shelf
+        self._read(progress)
+
+    def evidence(self, question: str) -> list[Evidence]:
+        """Rank all sentences by the attention that a question gives to them, without answering it.
+
+        Raises
+        ------
+        OptionError
+            If the question is empty, or too long for what the document leaves of the model's context.
+
+        Examples
+        --------
+        >>> document.evidence("Who was the keeper?")[0].rank  # doctest: +SKIP
+        1
+        """
+        return rank_sentences(self.sources, self.look(question), self._heads)
+
+    def look(self, question: str) -> Look:
+        """Give the mass that each head read puts on each sentence for a question, a null question's subtracted.
+
+        Raises
+        ------
+        OptionError
+            As `evidence` does.
+
+        Examples
+        --------
+        >>> document.look("Who was the keeper?").matching.shape  # doctest: +SKIP
+        (6, 2)
+        """
+        _, _, look = self._go_on(self._question_ids(question, answer_tokens=0, started=self._started))
+        return look - self._null
+
+    def ask(
+        self,
+        question: str,
+        *,
+        max_tokens: int = ANSWER_TOKENS,
+        sentences: int | None = None,
+        on_token: Callable[[str], None] | None = None,
+    ) -> Answer:
+        """Answer a question about the document, and tell which sentences it looked at.
+
+        A small model answers better from the sentence that its attention finds than from the whole document: it reads
+        the first `sentences` of the evidence alone, and the answer is the words of them that it would most likely
+        quote. From the whole document it writes freely, always its likeliest next token. Both ways the same question
+        gets the same answer.
+
+        Parameters
+        ----------
+        question
+            The question.
+        max_tokens
+            Longest answer, in tokens.
+        sentences
+            How many sentences to answer from, 0 for the whole document; default is what was measured to be best when
+            the model's heads were tuned, and the whole document for a model without tuned heads.
+        on_token
+            Called with each new piece of the answer's text.
+
+        Raises
+        ------
+        OptionError
+            If the question is empty, `max_tokens` is no positive integer, both together do not fit into what the
+            document leaves of the model's context, or `sentences` is negative, or not 0 without tuned heads.
+
+        Examples
+        --------
+        >>> document.ask("Who was the keeper?").text  # doctest: +SKIP
+        'Ann Low'
+        """
+        wanted = self._heads.answer_sentences if sentences is None else _count("sentences", sentences, least=0)
+        if wanted and not self._started:
+            raise OptionError(
+                f"sentences={sentences}: no heads are tuned for model {self._loaded.name!r}; tune them with `keywise "
+                "tune`, or let it answer from the whole document (sentences=0)"
+            )
+        answer_tokens = _count("max_tokens", max_tokens, least=1)
+        turn = self._question_ids(question, answer_tokens=answer_tokens, started=self._started)
+        cache, token, look = self._go_on(turn)
+        look -= self._null
+        evidence = rank_sentences(self.sources, look, self._heads)
+        if wanted:
+            text, words, answer_ids, complete = self._quote(question, evidence[:wanted], max_tokens)
+            if on_token:
+                on_token(text)
+        else:
+            if self._started:
+                cache, token, _ = self._go_on(self._question_ids(question, answer_tokens=answer_tokens, started=False))
+            text, words, answer_ids, complete = self._write(cache, token, evidence, max_tokens, on_token)
+        return Answer(
+            text=text,
+            evidence=evidence,
+            question=question,
+            model=self._loaded.name,
+            complete=complete,
+            document_tokens=self.tokens,
+            answer_tokens=answer_ids,
+            reused_tokens=self.reused_tokens,
+            none_share=none_share(look, self._heads),
+            sentences=wanted,
+            words=words,
+            tuned_on=self._heads.tuned_on,
+        )
+
+    def prove(self, answer: Answer, *, top: int = 3, sources: Sequence[Source] | None = None) -> list[Proof]:
+        """Tell how much less likely an answer becomes without each of its first sentences, and without another one.
+
+        The model reads the first `top` sentences and one that stands far behind them, in the text's order and without
+        the rest of the document, then again without each of them: nothing of a removed sentence is left.
+
+        Parameters
+        ----------
+        answer
+            What `ask` gave for this document.
+        top
+            How many of the first sentences to remove, one at a time.
+        sources
+            The texts in their order; default those of this document.
+
+        Raises
+        ------
+        OptionError
+            If `top` is no positive integer, or the answer is empty.
+
+        Examples
+        --------
+        >>> document.prove(document.ask("Who was the keeper?"))[0].drop > 0  # doctest: +SKIP
+        True
+        """
+        return prove(self._loaded, self._prompt, sources or self.sources, answer, top=_count("top", top, least=1))
+
+    def pass_over(self, question: str) -> int:
+        """Run a question's turn after the document without reading attention, and give the number of its tokens.
+
+        It is what the cost of evidence is compared with.
+
+        Raises
+        ------
+        OptionError
+            As `evidence` does.
+
+        Examples
+        --------
+        >>> document.pass_over("Who was the keeper?")  # doctest: +SKIP
+        21
+        """
+        ids = self._question_ids(question, answer_tokens=0, started=self._started)
+        self._forward(self._cache.fork(), ids)
+        return len(ids)
+
+    def _quote(
+        self, question: str, evidence: Sequence[Evidence], max_tokens: int
+    ) -> tuple[str, list[AnswerWord], int, bool]:
+        """Give the likeliest words of some sentences as the answer: text, words, tokens, and that it is complete."""
+        passage, ends = joined(in_order(self.sources, evidence))
+        span = likeliest_span(
+            self._loaded, self._prompt, self._heads.copying, passage, question.strip(), most_tokens=max_tokens
+        )
+        if span is None:
+            return "", [], 0, True
+        text = passage[span.start : span.end]
+        words = words_of(text, lambda start, _: [next(item.rank for end, item in ends if span.start + start < end)])
+        return text, words, span.tokens, True
+
+    def _write(
+        self,
+        cache: Any,
+        token: int,
+        evidence: Sequence[Evidence],
+        max_tokens: int,
+        on_token: Callable[[str], None] | None,
+    ) -> tuple[str, list[AnswerWord], int, bool]:
+        """Write an answer token by token: text, words, tokens, and whether the model ended it itself."""
+        heads, null = (
+            (self._heads.copying, self._null.copying) if self._started else (self._heads.matching, self._null.matching)
+        )
+        ids: list[int] = []
+        ends: list[int] = []
+        masses: list[Mass] = []
+        said = 0
+        while token not in self._prompt.end_ids and len(ids) < max_tokens:
+            ids.append(token)
+            text = self._prompt.text(ids)
+            ends.append(len(text))
+            # A character can take several tokens; until it is whole it decodes to the replacement character.
+            if on_token and not text.endswith("\ufffd"):
+                on_token(text[said:])
+                said = len(text)
+            token, records = self._step(cache, [token])
+            masses.append((mass_of_heads(records, heads, self._sentences, slice(None)) - null).sum(axis=0))
+        text = self._prompt.text(ids)
+        margin = len(text) - len(text.lstrip())
+        ranks = [item.rank for item in in_order(self.sources, evidence)]
+
+        def sources_of(start: int, end: int) -> list[int]:
+            first = int(np.searchsorted(ends, start + margin, side="right"))
+            last = int(np.searchsorted(ends, end + margin, side="left"))
+            return [ranks[number] for number in heaviest_sentences(np.sum(masses[first : last + 1], axis=0))]
+
+        text = text.strip()
+        return text, words_of(text, sources_of), len(ids), token in self._prompt.end_ids
+
+    def ask_many(self, questions: Iterable[str], *, max_tokens: int = ANSWER_TOKENS) -> list[Answer]:
+        """Answer several questions, one after the other, each as `ask` does.
+
+        They share the document's keys and values, which none of them reads again or copies; what each adds is its own.
+
+        Parameters
+        ----------
+        questions
+            The questions.
+        max_tokens
+            Longest answer to each, in tokens.
+
+        Raises
+        ------
+        DtypeError
+            If `questions` is one text.
+        OptionError
+            As `ask` does, before any question is answered.
+
+        Examples
+        --------
+        >>> [answer.text for answer in document.ask_many(["Who?", "When?"])]  # doctest: +SKIP
+        ['Ann Low.', 'In 1862.']
+        """
+        if isinstance(questions, str):
+            raise DtypeError(f"questions={questions!r} is one text; give a list of questions, or use ask()")
+        asked = list(questions)
+        for question in asked:
+            self._question_ids(question, answer_tokens=_count("max_tokens", max_tokens, least=1), started=self._started)
+        return [self.ask(question, max_tokens=max_tokens) for question in asked]
+
+    def _go_on(self, ids: list[int]) -> tuple[Any, int, Look]:
+        """Run a question's turn after the document; give the cache with it, the likeliest next token, and the look.
+
+        This is where a file is used first, so where damage in it shows: then the document is read again.
+        """
+        cache = self._cache.fork()
+        try:
+            token, records = self._step(cache, ids)
+        except FormatError as error:
+            self._refuse(self._found, error)
+            self._read(None)
+            return self._go_on(ids)
+        return cache, token, self._look(records, len(ids))
+
+    def _look(self, records: Iterable[LayerReading], rows: int) -> Look:
+        asked = rows - len(self._prompt.start_ids) if self._started else rows
+        return Look(
+            mass_of_heads(records, self._heads.matching, self._sentences, slice(0, asked)),
+            mass_of_heads(records, self._heads.copying, self._sentences, slice(asked, rows)),
+        )
+
+    def _refuse(self, found: Found | None, error: FormatError) -> None:
+        if self._shelf is None or found is None:
+            raise error
+        self._shelf.refuse(found.path, error)
+
+    def _read(self, progress: Progress | None) -> None:
+        """Read tokens, but for those that the shelf has, and what a null question looks at; keep what is new."""
+        import keywise.hf  # noqa: PLC0415 - importing this module must not load torch
+
+        ids, shelf = self._ids, self._shelf
+        found = shelf.find(ids) if shelf else None
+        cache = keywise.hf.Cache(self._loaded.model.config, found and found.cache)
+        cache.activate_past_recording()  # so that any text with the same beginning can go on from here
+        cache.truncate(found.common_tokens if found else 0)
+        done = cache.reused_tokens
+        names = [source.name for source in self.sources]
+        question = self._prompt.question_ids(NULL_QUESTION, started=self._started)
+        calibration = {
+            "null_question": np.array(question),
+            "null_heads": np.array([*self._heads.matching, *self._heads.copying]),
+            "null_sentences": np.array(self._sentence_of),
+        }
+        kept = found is not None and found.tokens == len(ids) and _same(calibration, found.extra)
+        if found and kept:
+            null = Look(found.extra["null_matching"], found.extra["null_copying"])
+        else:
+            try:
+                while done < len(ids):
+                    self._forward(cache, ids[done : done + CHUNK_TOKENS])
+                    done = min(done + CHUNK_TOKENS, len(ids))
+                    if progress:
+                        progress(done, len(ids))
+                null = self._look(self._step(cache.fork(), question)[1], len(question))
+            except FormatError as error:
+                self._refuse(found, error)
+                return self._read(progress)
+            except KeyboardInterrupt:
+                if shelf and done > cache.reused_tokens:
+                    cache.truncate(done)  # some layers may have taken more
+                    shelf.keep(cache.kv, ids[:done], sources=names, extra={}, replacing=found)
+                raise
+        # Only now: an interrupted second reading leaves the document as it was.
+        self._cache, self._null, self._found = cache, null, found
+        self.reused_tokens = max(cache.reused_tokens - self._positions.start, 0)
+        if shelf and not kept:
+            extra = {**calibration, "null_matching": null.matching, "null_copying": null.copying}
+            shelf.keep(cache.kv, ids, sources=names, extra=extra, replacing=found)
+
+    def _step(self, cache: Any, ids: list[int]) -> tuple[int, Sequence[LayerReading]]:
+        """Run tokens after those in the cache; give the likeliest next one and the mass on the document's sentences."""
+        import keywise.hf  # noqa: PLC0415 - importing this module must not load torch
+
+        with keywise.hf.reading(
+            self._loaded.model, segments=self._segments, layers=self._heads.layers, key_mass=False, kind="self"
+        ) as readings:
+            logits = self._forward(cache, ids)
+        return int(logits.argmax()), readings
+
+    def _forward(self, cache: Any, ids: list[int]) -> Any:
+        import torch  # noqa: PLC0415 - heavy
+
+        with torch.no_grad():
+            output = self._loaded.model(torch.tensor([ids]), past_key_values=cache, use_cache=True, logits_to_keep=1)
+        return output.logits[0, -1]
+
+    @property
+    def _started(self) -> bool:
+        """Whether an answer is begun for the model, for the copying heads to look for its first word."""
+        return bool(self._heads.copying)
+
+    def _question_ids(self, question: str, *, answer_tokens: int, started: bool) -> list[int]:
+        if not isinstance(question, str):
+            raise DtypeError(f"question={question!r} is no text; ask in words")
+        if not question.strip():
+            raise OptionError(f"question={question!r} is empty; ask in words")
+        ids = self._prompt.question_ids(question.strip(), started=started)
+        if self._context_tokens is not None:
+            left = self._context_tokens - self._positions.stop
+            if len(ids) + answer_tokens > left:
+                raise OptionError(
+                    f"the question takes {len(ids)} tokens and its answer up to max_tokens={answer_tokens}, but the "
+                    f"document leaves {left} of the model's {self._context_tokens}; ask shorter, or "
+                    "allow a shorter answer"
+                )
+        return ids
+
+    def _check_length(self) -> None:
+        if self._context_tokens is None:
+            return
+        possible = self._context_tokens - len(self._prompt.before_ids) - RESERVED_TOKENS
+        if self.tokens > possible:
+            characters = sum(len(source.text) for source in self.sources)
+            raise OptionError(
+                f"the document is {self.tokens:,} tokens ({characters:,} characters) long, but model "
+                f"{self._loaded.name!r} can read {possible:,} (about {characters * possible // self.tokens:,} "
+                "characters of it at once, in whole sentences); give a shorter one or a model with a longer context"
+            )
+
+
+def _count(name: str, number: int, *, least: int) -> int:
+    if isinstance(number, bool) or not isinstance(number, int) or number < least:
+        kind = "a positive integer" if least else "a whole number, 0 or more"
+        raise OptionError(f"{name}={number!r}: give {kind}")
+    return number
+
+
+def _same(wanted: Mapping[str, Any], kept: Mapping[str, Any]) -> bool:
+    return all(name in kept and np.array_equal(kept[name], value) for name, value in wanted.items())
