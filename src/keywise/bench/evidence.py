@@ -145,17 +145,18 @@ class _Words:
         needs("bench", "rank_bm25", "sentence_transformers")
         from rank_bm25 import BM25Okapi  # noqa: PLC0415 - optional
 
-        self._encoder = SentenceEncoder()
+        encoder = SentenceEncoder()
         self._bm25, self._vectors = [], []
         for labelled in documents:
             sentences = [labelled.text[start:end] for start, end in Source("text", labelled.text).sentences]
             self._bm25.append(BM25Okapi([_words(sentence) or [""] for sentence in sentences]))
-            self._vectors.append(self._encoder.encode(sentences))
+            self._vectors.append(encoder.encode(sentences))
+        asked = list(dict.fromkeys(question.text for labelled in documents for question in labelled.questions))
+        self._asked = dict(zip(asked, encoder.encode(asked), strict=True))
 
     def scores(self, one: Observed) -> tuple[Scores, Scores]:
         lexical = self._bm25[one.document].get_scores(_words(one.question.text))
-        vector = self._encoder.encode([one.question.text])[0]
-        return np.maximum(lexical, 0.0), self._vectors[one.document] @ vector
+        return np.maximum(lexical, 0.0), self._vectors[one.document] @ self._asked[one.question.text]
 
 
 class _Fitted:
