@@ -53,6 +53,8 @@ def judge(
 ) -> Iterator[dict[str, Any]]:
     """Yield, per question, where the gold sentence ranks for every method, and how the answers fared.
 
+    No text of the data is among the findings: they are kept, and the data has a licence of its own.
+
     Parameters
     ----------
     model
@@ -87,7 +89,6 @@ def judge(
             found: dict[str, Any] = {
                 "document": one.document,
                 "article": one.question.article,
-                "question": one.question.text,
                 "none_share": round(none_share(look, fold.heads), 4),
             }
             if one.gold:
@@ -210,11 +211,10 @@ class _Asker:
         document = self._read[1]
         start = perf_counter()
         answer = document.ask(one.question.text)
-        found: dict[str, Any] = {"seconds": round(perf_counter() - start, 3), "answer": answer.text}
-        found |= _judged(answer.text, one.question)
+        found = {"seconds": round(perf_counter() - start, 3), **_judged(answer.text, one.question)}
         if naive:
-            found["naive"] = document.ask(one.question.text, sentences=0, max_tokens=NAIVE_TOKENS).text
-            found["naive_right"] = one.question.right(found["naive"])
+            written = document.ask(one.question.text, sentences=0, max_tokens=NAIVE_TOKENS)
+            found["naive_right"] = one.question.right(written.text)
         if found["right"]:
             found["drops"] = [round(proof.drop, 3) for proof in document.prove(answer)]
         return found
@@ -280,15 +280,15 @@ def _tables(results: Sequence[dict[str, Any]]) -> str:
         about = f"{len(answered)} questions of {len(set(articles))} articles, {sentences:.0f} sentences per document."
         parts.append(f"{about}\n\n{table(heading, rows)}")
         parts.append(_calibration(answered))
-    strange = [found["none_share"] for found in results if "question" in found and "ranks" not in found]
+    strange = [found["none_share"] for found in results if "none_share" in found and "ranks" not in found]
     if answered and strange:
         area = _area([found["none_share"] for found in answered], strange)
         parts.append(
             f'{len(strange)} questions of other articles: the share of "none of these" tells them from the document\'s '
             f"own with an area under the curve (AUROC) of {area:.3f}."
         )
-    if any("answer" in found for found in answered):
-        parts.append(_answers([found for found in answered if "answer" in found]))
+    if told := [found for found in answered if "right" in found]:
+        parts.append(_answers(told))
     parts += [_cost(found) for found in results if "evidence_seconds" in found]
     return "\n\n".join(parts)
 
