@@ -45,7 +45,7 @@ def windows(sources: Sequence[Source], tokens_of: Callable[[str], int], most_tok
     >>> note = Source("note", "One two. Three. Four five six. Seven.")
     >>> cut = windows([note], lambda text: len(text.split()), 6)
     >>> [[piece.source.text for piece in window] for window in cut]
-    [['One two. Three.'], ['One two. Three.'], ['Three. Four five six. Seven.']]
+    [['One two. Three.'], ['Three. Four five six.'], ['Four five six. Seven.']]
     """
     every = [(number, start, end) for number, source in enumerate(sources) for start, end in source.sentences]
     # A sentence's tokens and what stands before the next one.
