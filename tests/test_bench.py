@@ -300,7 +300,7 @@ def test_the_picture_is_drawn(tmp_path: Path) -> None:
     assert (tmp_path / "run.png").read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize("name", ["performance.md", "library.md", "scale.md"])
+@pytest.mark.parametrize("name", ["evidence.md", "library.md", "performance.md", "scale.md"])
 def test_pages_are_made_from_committed_runs(name: str) -> None:
     page = ROOT / "docs" / name
     text = page.read_text(encoding="utf-8")
