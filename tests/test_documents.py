@@ -114,6 +114,7 @@ def test_answer_and_evidence(answer):
 def test_a_quoted_answer_stands_in_its_source(answer):
     said, _ = answer
     assert said.sentences == 1
+    assert said.complete
     assert said.text in said.evidence[0].text
     assert [said.text[word.start : word.end] for word in said.words] == said.text.split()
     assert {word.sources for word in said.words} == {(1,)}
@@ -132,6 +133,11 @@ def test_a_quotation_is_the_likeliest_of_those_compared(loaded, lighthouse):
     short = likeliest_span(loaded, prompt, copying, passage, "Who was the keeper?", most_tokens=1)
     assert short.tokens == 1
     assert likeliest_span(loaded, prompt, copying, "...", "Why?", most_tokens=12) is None
+
+
+def test_a_quotation_cut_by_max_tokens_says_so(lighthouse):
+    cut = lighthouse.ask(QUESTION, max_tokens=1)
+    assert (cut.answer_tokens, cut.complete) == (1, False)
 
 
 def test_an_answer_hangs_on_its_sentence(lighthouse, answer):

@@ -218,7 +218,7 @@ class Document:
     def _quote(
         self, question: str, evidence: Sequence[Evidence], max_tokens: int
     ) -> tuple[str, list[AnswerWord], int, bool]:
-        """Give the likeliest words of some sentences as the answer: text, words, tokens, and that it is complete."""
+        """Give the likeliest words of some sentences: text, words, tokens, and whether there was room for more."""
         passage, ends = joined(in_order(self.sources, evidence))
         span = likeliest_span(
             self._loaded, self._prompt, self._heads.copying, passage, question.strip(), most_tokens=max_tokens
@@ -227,7 +227,7 @@ class Document:
             return "", [], 0, True
         text = passage[span.start : span.end]
         words = words_of(text, lambda start, _: [next(item.rank for end, item in ends if span.start + start < end)])
-        return text, words, span.tokens, True
+        return text, words, span.tokens, span.tokens < max_tokens
 
     def _write(
         self,

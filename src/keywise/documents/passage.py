@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 # So many places where an answer could begin are gone on from, in one batch, by at most so many tokens.
 STARTS: Final = 12
 SPAN_TOKENS: Final = 12
-# `keywise bench evidence --answers` measures what these two do to the answers.
+# What a hint of the copying heads, and a longer span, are worth beside the model's own probability.
 COPYING_WEIGHT: Final = 0.3
 NATS_PER_TOKEN: Final = 0.3
 _LEAST_MASS: Final = 1e-4
