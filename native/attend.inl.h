@@ -143,6 +143,17 @@ struct Pass {
     return {reinterpret_cast<const char*>(first), row_bytes, Dtype::float32};
   }
 
+  // The keys to be packed next, one block behind these: a tile of rows asks for a line of them with every step it takes.
+  Ahead ahead_of(const Block& block, int64_t key, int64_t first_row, const float* panel) const {
+    const int64_t row_bytes = problem.head_dim * bytes_of(problem.stored);
+    if (!task.packed) {
+      const Stretch keys = stretch_of(problem, task, &Piece::key, block.first, block.first + block.count);
+      if (keys.stride_bytes == row_bytes)
+        return {keys.row + (kBlockKeys + key) * row_bytes + first_row / kTileRows * depth * kLineBytes, kLineBytes};
+    }
+    return {reinterpret_cast<const char*>(panel), 0};
+  }
+
   bool is_finite(const Block& block) {
     if (problem.stored == Dtype::int8) return true;
     if (task.packed) return task.packed->finite[blocks_before(block)];
@@ -176,8 +187,10 @@ struct Pass {
     } else {
       const auto tile = pairs ? score_rows<kTileRows, kDotsPairs> : score_rows<kTileRows, false>;
       const float* panels = panels_of(block);
-      for (int64_t j = panel_begin; j < panel_end; j += kPanelKeys)
-        tile(height, queries, panels + j * depth, depth, scores + j);
+      for (int64_t j = panel_begin; j < panel_end; j += kPanelKeys) {
+        const float* panel = panels + j * depth;
+        tile(height, queries, panel, depth, ahead_of(block, j, first, panel), scores + j);
+      }
     }
     if (problem.stored == Dtype::int8) {
       each_stretch(problem, task, &Piece::key, block.first + panel_begin, block.first + end,

@@ -161,39 +161,58 @@ static constexpr int64_t kPanelKeys = 2 * kLanes;
 // Whatever is stored under bfloat16 queries, bfloat16 or int8, is exact in bfloat16.
 static inline bool uses_pairs(const Problem& problem) { return kDotsPairs && problem.dtype == Dtype::bfloat16; }
 
+template <Dtype kDtype, bool kPairs>
+struct Stored {
+  static constexpr Dtype dtype = kDtype;
+  static constexpr bool pairs = kPairs;
+};
+
+// Calls work(Stored) for what is known while the program runs.
+template <typename Work>
+static inline void as_stored(Dtype dtype, bool pairs, Work work) {
+  if (dtype == Dtype::int8) return pairs ? work(Stored<Dtype::int8, kDotsPairs>{}) : work(Stored<Dtype::int8, false>{});
+  if (dtype == Dtype::float32) return work(Stored<Dtype::float32, false>{});
+  if (dtype == Dtype::float16) return work(Stored<Dtype::float16, false>{});
+  return pairs ? work(Stored<Dtype::bfloat16, kDotsPairs>{}) : work(Stored<Dtype::bfloat16, false>{});
+}
+
 // Lanes per key in a packed panel: head_dim floats, or half as many pairs of bfloat16.
 static inline int64_t key_depth(const Problem& problem, bool pairs) {
   return pairs ? (problem.head_dim + 1) / 2 : problem.head_dim;
 }
 
 // kLanes keys from lane `d` on become lanes: tile[i] is lane d + i of the keys. Keys from `known` on are zeros.
-static inline void load_transposed(const char* const* rows, int64_t known, Dtype dtype, bool pairs, int64_t d,
-                                   int64_t left, Vec* tile) {
-  const int64_t whole = pairs ? 2 * kLanes : kLanes;
-  if (known >= kLanes && left >= whole && dtype == (pairs ? Dtype::bfloat16 : Dtype::float32)) {
+template <Dtype kDtype, bool kPairs>
+static inline void load_transposed(const char* const* rows, int64_t known, int64_t d, int64_t left, Vec* tile) {
+  if (known >= kLanes && left >= (kPairs ? 2 : 1) * kLanes) {
 #pragma GCC unroll 16
-    for (int i = 0; i < kLanes; ++i) tile[i] = load(reinterpret_cast<const float*>(rows[i]) + d);
+    for (int i = 0; i < kLanes; ++i)
+      tile[i] = kPairs ? load_pairs(rows[i], kDtype, 2 * d, left) : load_as<kDtype>(rows[i], d);
   } else {
     for (int i = 0; i < kLanes; ++i)
       tile[i] = i >= known ? zero()
-                : pairs    ? load_pairs(rows[i], dtype, 2 * d, left)
-                           : load_elements(rows[i], dtype, d, left);
+                : kPairs   ? load_pairs(rows[i], kDtype, 2 * d, left)
+                           : load_elements(rows[i], kDtype, d, left);
   }
   transpose(tile);
 }
 
 // Keys first .. last - 1 as panels [depth][kPanelKeys], keys behind the last as zeros.
-static void pack_keys(const Problem& problem, const Task& task, int64_t first, int64_t last, bool pairs, float* panels) {
-  const int64_t depth = key_depth(problem, pairs), step = pairs ? 2 : 1;
+template <Dtype kDtype, bool kPairs>
+static void pack_keys(const Problem& problem, const Task& task, int64_t first, int64_t last, float* panels) {
+  const int64_t depth = key_depth(problem, kPairs), step = kPairs ? 2 : 1;
   for (int64_t panel = first; panel < last; panel += kPanelKeys, panels += depth * kPanelKeys) {
     for (int64_t half = 0; half < kPanelKeys; half += kLanes) {
       const int64_t begin = panel + half, known = clamp(last - begin, 0, kLanes);
       const char* rows[kLanes];
       rows_of(problem, task, &Piece::key, begin, begin + known, rows);
+      const int64_t next_bytes = known > 1 ? (rows[1] - rows[0]) * kLanes : 0;
       float* place = panels + half;
       for (int64_t d = 0; d < depth; d += kLanes, place += kLanes * kPanelKeys) {
+        // The next keys are on their way while these are turned.
+        for (int i = 0; i < known; ++i) __builtin_prefetch(rows[i] + next_bytes + d * step * bytes_of(kDtype));
         Vec tile[kLanes];
-        load_transposed(rows, known, problem.stored, pairs, d, problem.head_dim - d * step, tile);
+        load_transposed<kDtype, kPairs>(rows, known, d, problem.head_dim - d * step, tile);
         if (depth - d >= kLanes) {
 #pragma GCC unroll 16
           for (int i = 0; i < kLanes; ++i) store(place + i * kPanelKeys, tile[i]);
@@ -203,6 +222,12 @@ static void pack_keys(const Problem& problem, const Task& task, int64_t first, i
       }
     }
   }
+}
+
+static void pack_keys(const Problem& problem, const Task& task, int64_t first, int64_t last, bool pairs, float* panels) {
+  as_stored(problem.stored, pairs, [&](auto stored) {
+    pack_keys<stored.dtype, stored.pairs>(problem, task, first, last, panels);
+  });
 }
 
 // Rows of values, packed or where the user has them: at even steps, or, where int8 is taken in pairs, one by one.

@@ -1,8 +1,16 @@
 // Scores of a tile of rows, from packed panels of keys or from keys where the user has them. Included by attend.inl.h.
 
+static constexpr int64_t kLineBytes = 64;
+
+// What a tile asks for while it computes, `step` bytes further with every step of its depth.
+struct Ahead {
+  const char* place;
+  int64_t step;
+};
+
 // scores[R][kBlockKeys] = queries[depth][R] . panel[depth][kPanelKeys]; all accumulators stay in registers.
 template <int R, bool kPairs>
-static void score_tile(const float* queries, const float* panel, int64_t depth, float* scores) {
+static void score_tile(const float* queries, const float* panel, int64_t depth, Ahead ahead, float* scores) {
   // Long sums are made of short ones: rounding errors grow with the length of a chain.
   constexpr int64_t kChain = kPairs ? 64 : 128;
   Vec left[R], right[R];
@@ -10,7 +18,8 @@ static void score_tile(const float* queries, const float* panel, int64_t depth, 
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) left[r] = right[r] = zero();
     const int64_t chain = depth - done < kChain ? depth - done : kChain;
-    for (int64_t d = 0; d < chain; ++d, queries += R, panel += kPanelKeys) {
+    for (int64_t d = 0; d < chain; ++d, queries += R, panel += kPanelKeys, ahead.place += ahead.step) {
+      __builtin_prefetch(ahead.place, 0, 2);
       const Vec key_left = load(panel), key_right = load(panel + kLanes);
 #pragma GCC unroll 16
       for (int r = 0; r < R; ++r) {
@@ -29,15 +38,29 @@ static void score_tile(const float* queries, const float* panel, int64_t depth, 
 }
 
 template <int R, bool kPairs>
-static void score_rows(int64_t rows, const float* queries, const float* panel, int64_t depth, float* scores) {
+static void score_rows(int64_t rows, const float* queries, const float* panel, int64_t depth, Ahead ahead,
+                       float* scores) {
   if constexpr (R > 1) {
-    if (rows < R) return score_rows<R - 1, kPairs>(rows, queries, panel, depth, scores);
+    if (rows < R) return score_rows<R - 1, kPairs>(rows, queries, panel, depth, ahead, scores);
   }
-  score_tile<R, kPairs>(queries, panel, depth, scores);
+  score_tile<R, kPairs>(queries, panel, depth, ahead, scores);
 }
 
-// Keys in int8 read in place are asked for this many bytes ahead.
-static constexpr int64_t kKeysAheadBytes = 4096;
+// What lies behind the last score belongs to others.
+static inline void store_scores(Vec found, int64_t count, float* scores) {
+  if (count >= kLanes) return store(scores, found);
+  float line[kLanes];
+  store(line, found);
+  __builtin_memcpy(scores, line, std::size_t(count) * sizeof(float));
+}
+
+// Keys read in place are asked for this many bytes ahead, in the order in which they lie: the CPU loses its way where
+// several keys are read at once.
+static constexpr int64_t kKeysAheadBytes = 6144;
+
+static inline void prefetch_keys(const char* key, int64_t bytes) {
+  for (int64_t byte = 0; byte < bytes; byte += kLineBytes) __builtin_prefetch(key + kKeysAheadBytes + byte);
+}
 
 // Scores of R rows, kLanes keys at a time, straight from where the user has them: packing a block of keys pays only
 // when many rows use it. A key is loaded once for all rows, in the order it lies in memory.
@@ -45,7 +68,8 @@ template <int R, Dtype kDtype, bool kPairs>
 static void score_in_place(const Problem& problem, const char* key, int64_t stride_bytes, const float* queries,
                            int64_t count, float* scores) {
   const int64_t step = kPairs ? 2 : 1, depth = key_depth(problem, kPairs), padded = round_up(depth, kLanes);
-  const int64_t whole = problem.head_dim / step / kLanes * kLanes;
+  const int64_t whole = problem.head_dim / step / kLanes * kLanes, lane_bytes = step * bytes_of(kDtype);
+  const bool in_one_piece = stride_bytes == problem.head_dim * bytes_of(kDtype);
   for (int64_t j = 0; j < count; j += kLanes) {
     Vec folded[R][kLanes / kFold];
     for (int i = 0; i < kLanes; i += kFold) {
@@ -66,15 +90,13 @@ static void score_in_place(const Problem& problem, const char* key, int64_t stri
       // Behind the last key the last one stands in; its sums are not stored.
       const char* keys[kFold];
       for (int k = 0; k < kFold; ++k) keys[k] = key + (j + i + k < count ? j + i + k : count - 1) * stride_bytes;
-      // The CPU alone brings int8 too late; bfloat16 is slower with this.
-      for (int k = 0; kDtype == Dtype::int8 && k < kFold; ++k)
-        for (int64_t byte = 0; byte < problem.head_dim; byte += 64) __builtin_prefetch(keys[k] + byte + kKeysAheadBytes);
       const auto each_key = [&](auto work) {
 #pragma GCC unroll 16
         for (int k = 0; k < kFold; ++k) work(k);
       };
       if constexpr (kPairs && kDtype == Dtype::int8) {
         for (int64_t d = 0; d < depth; d += 2 * kLanes) {
+          if (in_one_piece) prefetch_keys(keys[0] + d * kFold * lane_bytes, 2 * kFold * kLanes * lane_bytes);
           Vec elements[2][kFold];
           each_key([&](int k) {
             Vec pairs[2];
@@ -88,6 +110,7 @@ static void score_in_place(const Problem& problem, const char* key, int64_t stri
       } else {
         Vec elements[kFold];
         for (int64_t d = 0; d < whole; d += kLanes) {
+          if (in_one_piece) prefetch_keys(keys[0] + d * kFold * lane_bytes, kFold * kLanes * lane_bytes);
           each_key([&](int k) {
             elements[k] = kPairs ? load(reinterpret_cast<const float*>(keys[k]) + d) : load_as<kDtype>(keys[k], d);
           });
@@ -105,16 +128,41 @@ static void score_in_place(const Problem& problem, const char* key, int64_t stri
 #pragma GCC unroll 16
       for (int r = 0; r < R; ++r) folded[r][i / kFold] = fold(sums[r]);
     }
-    for (int r = 0; r < R; ++r) {
-      float* place = scores + r * kBlockKeys + j;
-      if (count - j >= kLanes) {
-        store(place, sum_folded(folded[r]));
-      } else {  // what lies behind the last key belongs to others
-        float line[kLanes];
-        store(line, sum_folded(folded[r]));
-        __builtin_memcpy(place, line, std::size_t(count - j) * sizeof(float));
-      }
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) store_scores(sum_folded(folded[r]), count - j, scores + r * kBlockKeys + j);
+  }
+}
+
+// The same of int8 in pairs, for keys of whole folds: a vector holds a fold of each of four keys, not all of one, and
+// its sums need a quarter of the folding.
+template <int R>
+static void score_folds_in_place(const Problem& problem, const char* key, int64_t stride_bytes, const float* queries,
+                                 int64_t count, float* scores) {
+  const int64_t padded = round_up(key_depth(problem, true), kLanes);
+  for (int64_t j = 0; j < count; j += kLanes) {
+    const char* keys[kLanes];
+    for (int k = 0; k < kLanes; ++k) keys[k] = key + (j + k < count ? j + k : count - 1) * stride_bytes;
+    Vec sums[R][kFold];
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 16
+      for (int k = 0; k < kFold; ++k) sums[r][k] = zero();
+    for (int64_t byte = 0; byte < problem.head_dim; byte += kInt8Fold) {
+      if (stride_bytes == problem.head_dim) prefetch_keys(keys[0] + byte * kLanes, kInt8Fold * kLanes);
+      Vec elements[kFold][2];
+#pragma GCC unroll 16
+      for (int k = 0; k < kFold; ++k) int8_pairs_of_keys(keys + k, byte, elements[k]);
+#pragma GCC unroll 2
+      for (int half = 0; half < 2; ++half)
+#pragma GCC unroll 16
+        for (int r = 0; r < R; ++r) {
+          const Vec query = broadcast_fold(queries + r * padded + byte / 2 + half * kInt8Fold / 4);
+#pragma GCC unroll 16
+          for (int k = 0; k < kFold; ++k) sums[r][k] = dot_pairs(query, elements[k][half], sums[r][k]);
+        }
     }
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) store_scores(fold(sums[r]), count - j, scores + r * kBlockKeys + j);
   }
 }
 
@@ -125,17 +173,17 @@ static void score_rows_in_place(int64_t rows, const Problem& problem, const char
     if (rows < R)
       return score_rows_in_place<R - 1, kDtype, kPairs>(rows, problem, key, stride_bytes, queries, count, scores);
   }
+  if constexpr (kPairs && kDtype == Dtype::int8) {
+    if (problem.head_dim % kInt8Fold == 0)
+      return score_folds_in_place<R>(problem, key, stride_bytes, queries, count, scores);
+  }
   score_in_place<R, kDtype, kPairs>(problem, key, stride_bytes, queries, count, scores);
 }
 
 static void score_rows_in_place(int64_t rows, const Problem& problem, const Stretch& keys, bool pairs,
                                 const float* queries, float* scores) {
-  const bool int8 = problem.stored == Dtype::int8;
-  const auto score = pairs && int8                        ? score_rows_in_place<kRowsInPlace, Dtype::int8, kDotsPairs>
-                     : pairs                             ? score_rows_in_place<kRowsInPlace, Dtype::bfloat16, kDotsPairs>
-                     : int8                              ? score_rows_in_place<kRowsInPlace, Dtype::int8, false>
-                     : problem.stored == Dtype::float32  ? score_rows_in_place<kRowsInPlace, Dtype::float32, false>
-                     : problem.stored == Dtype::bfloat16 ? score_rows_in_place<kRowsInPlace, Dtype::bfloat16, false>
-                                                         : score_rows_in_place<kRowsInPlace, Dtype::float16, false>;
-  score(rows, problem, keys.row, keys.stride_bytes, queries, keys.count, scores);
+  as_stored(problem.stored, pairs, [&](auto stored) {
+    score_rows_in_place<kRowsInPlace, stored.dtype, stored.pairs>(rows, problem, keys.row, keys.stride_bytes, queries,
+                                                                  keys.count, scores);
+  });
 }

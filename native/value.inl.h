@@ -17,20 +17,23 @@ static void value_tile(const float* weights, const Values& values, int64_t first
       sum[r][c] = rescale ? mul(broadcast(rescale[r]), before) : before;
     }
   const char* row = values.first;
-  for (int64_t key = 0; key < keys; ++key, row += values.stride_bytes) {
+  // What is not float32 is read in place, strip by strip. The next strip is on its way while this one is used: the tiles
+  // of columns share it among them, so that it comes in the order in which it lies.
+  constexpr bool kTwoRows = kDtype == Dtype::int8 && kPairs;
+  constexpr int64_t kBytes = C * kLanes * bytes_of(kDtype) * (kTwoRows ? 2 : 1);
+  const bool in_one_piece = values.stride_bytes == width * bytes_of(kDtype) * (kTwoRows ? 2 : 1);
+  const char* ahead = (kTwoRows ? values.rows[0] : row) + keys * values.stride_bytes +
+                      (in_one_piece ? first / (C * kLanes) * keys * kBytes : first * bytes_of(kDtype));
+  const int64_t ahead_step = in_one_piece ? kBytes : values.stride_bytes;
+  for (int64_t key = 0; key < keys; ++key, row += values.stride_bytes, ahead += ahead_step) {
     Vec value[C];
-    const char* ahead[2] = {row, nullptr};
-    if constexpr (kDtype == Dtype::int8 && kPairs) {
-      for (int i = 0; i < 2; ++i) ahead[i] = values.rows[2 * key + i];
-      int8_pairs_of_rows<C>(ahead[0] + first, ahead[1] + first, value);
+    if constexpr (kTwoRows) {
+      int8_pairs_of_rows<C>(values.rows[2 * key] + first, values.rows[2 * key + 1] + first, value);
     } else {
 #pragma GCC unroll 16
       for (int c = 0; c < C; ++c) value[c] = load_as<kDtype>(row, first + c * kLanes);
     }
-    // What is not float32 is read in place, strip by strip: the next strip is on its way while this one is used.
-    for (int64_t byte = 0; kDtype != Dtype::float32 && byte < C * kLanes * bytes_of(kDtype); byte += 64)
-      for (const char* next : ahead)
-        if (next) __builtin_prefetch(next + first * bytes_of(kDtype) + byte + kValueStripBytes);
+    for (int64_t byte = 0; kDtype != Dtype::float32 && byte < kBytes; byte += 64) __builtin_prefetch(ahead + byte);
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
       const Vec weight = broadcast(weights[r * (kPairs ? kBlockKeys / 2 : kBlockKeys) + key]);
@@ -64,7 +67,8 @@ static void add_values(int64_t rows, const float* weights, const Values& values,
                        const float* rescale, float* outputs) {
   // One tile of rows takes values in strips that stay in the first-level cache over its tiles of columns.
   constexpr int64_t kStride = kPairs ? kBlockKeys / 2 : kBlockKeys;
-  const int64_t strip = rows <= kValueRows ? clamp(kValueStripBytes / values.stride_bytes, 8, keys) : keys;
+  const int64_t row_bytes = width * bytes_of(kDtype) * (kDtype == Dtype::int8 && kPairs ? 2 : 1);
+  const int64_t strip = rows <= kValueRows ? clamp(kValueStripBytes / row_bytes, 8, keys) : keys;
   for (int64_t key = 0; key < keys; key += strip) {
     const Values here{values.first + key * values.stride_bytes, values.stride_bytes, values.dtype,
                       values.rows + (values.rows ? 2 * key : 0)};

@@ -136,6 +136,16 @@ def test_bias_and_mask_of_any_strides(target: str, dtype: str) -> None:
     assert torch.equal(kw.attend(**{**arguments, "bias": turned, "mask": torch.from_numpy(allowed.T)}), right)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", ["query", "key", "value"])
+@pytest.mark.parametrize("queries", [1, 6, 70])
+def test_one_row_may_stand_for_all(target: str, dtype: str, name: str, queries: int) -> None:
+    arguments = Case(dtype, queries=queries, keys=1100, head_dim=64, value_dim=64).arguments()
+    one = arguments[name][:, :, :1].expand_as(arguments[name])
+    right = kw.attend(**{**arguments, name: one.contiguous()})
+    np.testing.assert_allclose(numbers(kw.attend(**{**arguments, name: one})), numbers(right), atol=1e-5)
+
+
 def test_tensors_that_want_gradients_pass_where_none_are_recorded() -> None:
     arguments = Case().arguments()
     right = kw.attend(**arguments)

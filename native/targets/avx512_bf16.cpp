@@ -52,6 +52,16 @@ static inline void int8_pairs(const int8_t* p, int64_t count, Vec* pairs) {
   const __m512i order = _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7);
   widen_int8(_mm512_permutexvar_epi64(order, load_bytes(p, count)), pairs);
 }
+// Loads alone bring the keys together: 128 bits each.
+static constexpr int64_t kInt8Fold = 16;
+static inline void int8_pairs_of_keys(const char* const* keys, int64_t byte, Vec* pairs) {
+  const auto sixteen = [&](int k) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(keys[k] + byte)); };
+  __m512i x = _mm512_castsi128_si512(sixteen(0));
+  x = _mm512_mask_broadcast_i32x4(x, 0x00f0, sixteen(4));
+  x = _mm512_mask_broadcast_i32x4(x, 0x0f00, sixteen(8));
+  widen_int8(_mm512_mask_broadcast_i32x4(x, 0xf000, sixteen(12)), pairs);
+}
+static inline Vec broadcast_fold(const float* p) { return _mm512_broadcast_f32x4(_mm_loadu_ps(p)); }
 // C vectors of pairs of an element of `even` and the same one of `odd`.
 template <int C>
 static inline void int8_pairs_of_rows(const char* even, const char* odd, Vec* pairs) {

@@ -15,6 +15,8 @@
 //   fold(tile)                      kFold vectors made one, each in lanes of its own
 //   sum_folded(tile)                lane i is the sum of the i-th vector folded, kLanes / kFold results of fold
 //   int8_pairs(p, n, pairs)         2 kLanes pairs of bfloat16 from n int8, zeros behind them
+//   int8_pairs_of_keys(keys, b, p)  kInt8Fold int8, from byte b on, of every kFold-th key as pairs: half of each in p[0]
+//   broadcast_fold(p)               the first kLanes / kFold numbers, again and again
 //   int8_pairs_of_rows<C>(a, b, p)  C vectors of pairs (an element of a, the same of b)
 //   transpose(tile)                 kLanes vectors as a square of 32-bit lanes
 

@@ -142,11 +142,11 @@ def merge_parts(left: Part, right: Part) -> Part:
 def _split(values: Sequence[Array] | None, keys: Sequence[Array]) -> tuple[Sequence[Array], list[float]]:
     """Write values as a sum of summands in the keys' dtype, side by side, and give the factor of each.
 
-    No values are a single 1, which takes no memory.
+    No values are ones, which take no memory; the kernel uses as many at a time as it has lanes.
     """
     dtype = keys[0].dtype
     if values is None:
-        return [np.broadcast_to(dtype.type(1), (len(piece), 1)) for piece in keys], [1.0]
+        return [np.broadcast_to(np.ones(16, dtype), (len(piece), 16)) for piece in keys], [1.0]
     if values[0].dtype == dtype:
         return values, [1.0]
     bits, count = np.finfo(dtype).nmant + 1, 2 if dtype == np.float32 else 3
