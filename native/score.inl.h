@@ -57,6 +57,8 @@ static inline void store_scores(Vec found, int64_t count, float* scores) {
 // Keys read in place are asked for this many bytes ahead, in the order in which they lie: the CPU loses its way where
 // several keys are read at once.
 static constexpr int64_t kKeysAheadBytes = 6144;
+// One row takes keys of this many bytes one after the other: then the CPU alone is better at it.
+static constexpr int64_t kWideBytes = 256;
 
 static inline void prefetch_keys(const char* key, int64_t bytes) {
   for (int64_t byte = 0; byte < bytes; byte += kLineBytes) __builtin_prefetch(key + kKeysAheadBytes + byte);
@@ -109,12 +111,22 @@ static void score_in_place(const Problem& problem, const char* key, int64_t stri
         }
       } else {
         Vec elements[kFold];
-        for (int64_t d = 0; d < whole; d += kLanes) {
-          if (in_one_piece) prefetch_keys(keys[0] + d * kFold * lane_bytes, kFold * kLanes * lane_bytes);
+        const auto load_key = [&](int k, int64_t d) {
+          return kPairs ? load(reinterpret_cast<const float*>(keys[k]) + d) : load_as<kDtype>(keys[k], d);
+        };
+        if (R == 1 && whole * lane_bytes >= kWideBytes) {
           each_key([&](int k) {
-            elements[k] = kPairs ? load(reinterpret_cast<const float*>(keys[k]) + d) : load_as<kDtype>(keys[k], d);
+            for (int64_t d = 0; d < whole; d += kLanes) {
+              const Vec query = load(queries + d), element = load_key(k, d);
+              sums[0][k] = kPairs ? dot_pairs(query, element, sums[0][k]) : mul_add(query, element, sums[0][k]);
+            }
           });
-          add_products(elements, d);
+        } else {
+          for (int64_t d = 0; d < whole; d += kLanes) {
+            if (in_one_piece) prefetch_keys(keys[0] + d * kFold * lane_bytes, kFold * kLanes * lane_bytes);
+            each_key([&](int k) { elements[k] = load_key(k, d); });
+            add_products(elements, d);
+          }
         }
         const int64_t left = problem.head_dim - step * whole;
         if (left > 0) {
