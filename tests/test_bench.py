@@ -362,12 +362,13 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
 def test_the_model_is_timed_after_its_logits_agree() -> None:
     tasks = [model.Task("decode", 12, "float32"), model.Task("readings", 16, "float32")]
     decoding, readings = model._measure_all(None, tasks, 1, ONCE)
-    assert {"sdpa", "eager", "keywise"} <= set(decoding["samples"])
+    assert {"sdpa", "eager", "keywise", "keywise and its cache"} <= set(decoding["samples"])
     assert set(readings["samples"]) == {"sdpa", "keywise with readings"}
     for found in (decoding, readings):
         assert 0 <= max(found["differences"].values()) < 1e-3
     text = tables([Run("model", "keywise bench model", results=[decoding, readings])])
     assert "decoding after 12 tokens, ms/token" in text
+    assert "| sdpa ÷ keywise | sdpa ÷ keywise and its cache |" in text
     assert "llama.cpp (has one precision" in text
 
 

@@ -130,6 +130,11 @@ def test_a_quotation_is_the_likeliest_of_those_compared(loaded, lighthouse):
     again = log_probability(loaded, prompt, passage, "Who was the keeper?", "Ann Low")
     assert again == pytest.approx(who.log_probability, abs=2e-3)
     assert again > log_probability(loaded, prompt, passage, "Who was the keeper?", "the lamp")
+    begun = lighthouse._cache.fork()
+    begun.truncate(len(prompt.before_ids))
+    same = likeliest_span(loaded, prompt, copying, passage, "Who was the keeper?", most_tokens=12, begun=begun)
+    assert (same.start, same.end) == (who.start, who.end)
+    assert same.log_probability == pytest.approx(who.log_probability, abs=2e-3)
     short = likeliest_span(loaded, prompt, copying, passage, "Who was the keeper?", most_tokens=1)
     assert short.tokens == 1
     assert likeliest_span(loaded, prompt, copying, "...", "Why?", most_tokens=12) is None

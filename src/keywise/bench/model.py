@@ -20,8 +20,8 @@ from keywise.errors import OptionError
 from keywise.hf.models import find_model
 
 SDPA, EAGER, KEYWISE, LLAMA = "sdpa", "eager", "keywise", "llama.cpp"
-READINGS = "keywise with readings"
-WAYS = (SDPA, EAGER, KEYWISE, READINGS, LLAMA)
+CACHE, READINGS = "keywise and its cache", "keywise with readings"
+WAYS = (SDPA, EAGER, KEYWISE, CACHE, READINGS, LLAMA)
 DECODED_TOKENS = 8
 KINDS = ("prefill", "decode", "readings")
 DTYPES = ("bfloat16", "float32")
@@ -145,6 +145,9 @@ def logit_differences(ways: dict[str, Way], judge: str) -> dict[str, float]:
 def _ways(model: Any, name: str | None, task: Task, count: int) -> tuple[dict[str, Way], dict[str, str]]:
     """Give everyone who can do a task, each call giving the logits of the last token, and why the others cannot."""
     import torch
+    from transformers import DynamicCache
+
+    import keywise.hf
 
     ids = torch.randint(100, 10000, (1, task.tokens + DECODED_TOKENS), generator=torch.Generator().manual_seed(0))
     excluded: dict[str, str] = {}
@@ -160,8 +163,11 @@ def _ways(model: Any, name: str | None, task: Task, count: int) -> tuple[dict[st
             names.remove(EAGER)
             excluded[EAGER] = f"stores every weight: {weights_bytes / 1e9:.1f} GB in float32 per layer"
     else:
-        call = partial(_decode, model, ids, _cache(model, text))
+        call = partial(_decode, model, ids, _read(model, text, DynamicCache(config=model.config)))
     ways = {name: _way(model, name, call) for name in names}
+    if task.kind == "decode":
+        own = _read(model, text, keywise.hf.Cache(model.config))
+        ways[CACHE] = _way(model, KEYWISE, partial(_decode, model, ids, own))
     if task.dtype == DTYPES[1]:
         excluded[LLAMA] = f"has one precision, that of its file: see {DTYPES[0]}"
     else:
@@ -191,11 +197,8 @@ def _prefill_with_readings(model: Any, ids: Any) -> Any:
         return model(ids, use_cache=True, logits_to_keep=1).logits[0, -1]
 
 
-def _cache(model: Any, ids: Any) -> Any:
-    from transformers import DynamicCache
-
+def _read(model: Any, ids: Any, cache: Any) -> Any:
     _attend_by(model, KEYWISE)
-    cache = DynamicCache(config=model.config)
     model(ids, past_key_values=cache, logits_to_keep=1)
     return cache
 
@@ -257,7 +260,8 @@ def tables(runs: Sequence[Run]) -> str:
         those = [found for found in results if (found["dtype"], found["threads"]) == (dtype, count)]
         ways = [way for way in WAYS if any(way in found["samples"] for found in those)]
         rows = [_row(found, ways) for found in those]
-        parts += [f"**{dtype}**, {thread_count(count)}", table(["", *ways, "sdpa ÷ keywise"], rows)]
+        ratios = [f"sdpa ÷ {way}" for way in (KEYWISE, CACHE) if way == KEYWISE or way in ways]
+        parts += [f"**{dtype}**, {thread_count(count)}", table(["", *ways, *ratios], rows)]
         if LLAMA in ways:
             parts.append(LLAMA_NOTE)
         reasons = dict.fromkeys((way, why) for found in those for way, why in found["excluded"].items())
@@ -272,6 +276,6 @@ def _row(found: dict[str, Any], ways: Sequence[str]) -> list[str]:
         what, written = f"decoding after {found['tokens']} tokens, ms/token", {w: s * 1e3 for w, s in seconds.items()}
     else:
         what, written = f"{found['task']}, {found['tokens']} tokens, tokens/s", {w: 1 / s for w, s in seconds.items()}
-    own = seconds.get(KEYWISE, seconds.get(READINGS))
-    ratio = f"{seconds[SDPA] / own:.2f}" if own else ""
-    return [what, *(number(written[way]) if way in written else "" for way in ways), ratio]
+    own = [seconds.get(KEYWISE, seconds.get(READINGS)), *([seconds.get(CACHE)] if CACHE in ways else [])]
+    ratios = [f"{seconds[SDPA] / way:.2f}" if way else "" for way in own]
+    return [what, *(number(written[way]) if way in written else "" for way in ways), *ratios]

@@ -220,8 +220,16 @@ class Document:
     ) -> tuple[str, list[AnswerWord], int, bool]:
         """Give the likeliest words of some sentences: text, words, tokens, and whether there was room for more."""
         passage, ends = joined(in_order(self.sources, evidence))
+        begun = self._cache.fork()
+        begun.truncate(len(self._prompt.before_ids))
         span = likeliest_span(
-            self._loaded, self._prompt, self._heads.copying, passage, question.strip(), most_tokens=max_tokens
+            self._loaded,
+            self._prompt,
+            self._heads.copying,
+            passage,
+            question.strip(),
+            most_tokens=max_tokens,
+            begun=begun,
         )
         if span is None:
             return "", [], 0, True

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from keywise.hf.models import LoadedModel
 
 # So many places where an answer could begin are gone on from, in one batch, by at most so many tokens.
-STARTS: Final = 12
+STARTS: Final = 6
 SPAN_TOKENS: Final = 12
 # What a hint of the copying heads, and a longer span, are worth beside the model's own probability.
 COPYING_WEIGHT: Final = 0.3
@@ -38,7 +38,14 @@ class Span:
 
 
 def likeliest_span(
-    loaded: LoadedModel, prompt: Prompt, copying: Sequence[Head], passage: str, question: str, *, most_tokens: int
+    loaded: LoadedModel,
+    prompt: Prompt,
+    copying: Sequence[Head],
+    passage: str,
+    question: str,
+    *,
+    most_tokens: int,
+    begun: Any = None,
 ) -> Span | None:
     """Find the words of a passage that a model would most likely give as its answer; None if it has no words.
 
@@ -58,6 +65,8 @@ def likeliest_span(
         The question.
     most_tokens
         Longest answer, in tokens.
+    begun
+        A cache that has read what precedes a document, and is written to; default reads it.
     """
     import keywise.hf  # noqa: PLC0415 - importing this module must not load torch
 
@@ -66,10 +75,10 @@ def likeliest_span(
         return None
     ids, offsets = prompt.text_ids(passage)
     turn = prompt.question_ids(question, started=True)
-    cache = keywise.hf.Cache(loaded.model.config)
+    cache, before_ids = (begun, []) if begun is not None else (keywise.hf.Cache(loaded.model.config), prompt.before_ids)
     layers = sorted({layer for layer, _ in copying})
     with keywise.hf.reading(loaded.model, layers=layers, rows=1, kind="self") as readings:
-        first = _log_probabilities(loaded, cache, [[*prompt.before_ids, *ids, *turn]], last=1)[0, -1]
+        first = _log_probabilities(loaded, cache, [[*before_ids, *ids, *turn]], last=1)[0, -1]
     mass = np.zeros(len(ids))
     by_layer = {record.layer: record.reading.key_mass for record in readings}
     place = slice(len(prompt.before_ids), len(prompt.before_ids) + len(ids))
