@@ -206,7 +206,8 @@ static void pack_keys(const Problem& problem, const Task& task, int64_t first, i
       const int64_t begin = panel + half, known = clamp(last - begin, 0, kLanes);
       const char* rows[kLanes];
       rows_of(problem, task, &Piece::key, begin, begin + known, rows);
-      const int64_t next_bytes = known > 1 ? (rows[1] - rows[0]) * kLanes : 0;
+      const int64_t next_bytes =
+          known ? kLanes * stretch_of(problem, task, &Piece::key, begin, begin + known).stride_bytes : 0;
       float* place = panels + half;
       for (int64_t d = 0; d < depth; d += kLanes, place += kLanes * kPanelKeys) {
         // The next keys are on their way while these are turned.
