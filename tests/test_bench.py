@@ -272,6 +272,17 @@ def test_the_table_says_who_is_faster_and_who_was_left_out() -> None:
     assert "OpenVINO in 1 of 2 cases (wrong: off by 1)" in text
 
 
+def test_every_run_is_held_to_its_own_limits() -> None:
+    case = Case("float32", 1, 8, 8, 2048, 2048, 64)
+    slow, fast = (attention_run(invented(case, "prefill-fp32-full", keywise=100, torch=150)) for _ in range(2))
+    fast.limits = [replace(LIMITS, operations_per_second={"float32": 2e11, "bfloat16": 4e11}).plain()]
+    text = tables([slow, fast])
+    rows = [line.split("|")[5].strip() for line in text.splitlines() if line.startswith(f"| {case.name}")]
+    assert rows == ["86%", "43%"]
+    assert "100 GFLOP/s in float32" in text
+    assert "200 GFLOP/s in float32" in text
+
+
 def test_the_table_of_a_sweep_lists_what_is_slower() -> None:
     slow, fast = sweep(2)
     timings = [invented(slow, "sweep", keywise=2, torch=1), invented(fast, "sweep", keywise=1, torch=3)]

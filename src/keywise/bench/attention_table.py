@@ -21,14 +21,20 @@ LEGEND = (
 )
 
 
-def attention_tables(timings: Sequence[Timed], limits: Sequence[Limits]) -> str:
-    """Write one table per group, target and number of threads."""
-    known = {(limit.target, limit.threads): limit for limit in limits}
+def attention_tables(runs: Sequence[tuple[Sequence[Timed], Sequence[Limits]]]) -> str:
+    """Write one table per group, target, number of threads and run, whose own limits it is held to; sweeps are one."""
     order = list(GROUPS)
-    timings = sorted(timings, key=lambda timed: (order.index(timed.group), timed.target, timed.threads))
+    known = {(run, limit.target, limit.threads): limit for run, (_, limits) in enumerate(runs) for limit in limits}
+    members = [(run, timed) for run, (timings, _) in enumerate(runs) for timed in timings]
+
+    def place(member: tuple[int, Timed]) -> tuple[int, str, int, int]:
+        run, timed = member
+        return order.index(timed.group), timed.target, timed.threads, 0 if timed.group == "sweep" else run
+
     parts = [LEGEND]
-    for (group, target, count), members in groupby(timings, key=lambda t: (t.group, t.target, t.threads)):
-        limit, those = known[target, count], list(members)
+    for (number_of_group, target, count, _), found in groupby(sorted(members, key=place), key=place):
+        together, group = list(found), order[number_of_group]
+        limit, those = known[together[0][0], target, count], [timed for _, timed in together]
         heading = f"**{group}**, {thread_count(count)}: {GROUPS[group].what}. {_limits(limit)}"
         parts += [heading, _sweep(those) if group == "sweep" else _table(those, limit)]
     return "\n\n".join(parts)

@@ -85,7 +85,7 @@ def timings_of(runs: Sequence[Run]) -> tuple[list[Timed], list[Limits]]:
 
 
 def _attention(runs: Sequence[Run]) -> str:
-    return attention_tables(*timings_of(runs))
+    return attention_tables([timings_of([run]) for run in runs])
 
 
 def _machine(run: Run) -> str:
