@@ -14,10 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from typer.testing import CliRunner
 
+import command_line
 import keywise as kw
-from keywise import cli
 from keywise.bench import cache, evidence, memory, model
 from keywise.bench.attention import plan
 from keywise.bench.cases import GROUPS, Case, sweep
@@ -77,7 +76,7 @@ def attention_run(*timings: Timed, path: Path | None = None) -> Run:
 
 
 def bench(*arguments: object) -> Any:
-    return CliRunner().invoke(cli._application(), ["bench", *map(str, arguments)])
+    return command_line.run("bench", *arguments)
 
 
 def bench_process(*arguments: object) -> subprocess.Popen[str]:

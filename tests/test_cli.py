@@ -10,10 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from typer.testing import CliRunner
 
 import keywise as kw
-from keywise import cli
+from command_line import PROCESS, run
 from keywise.attention import _native
 from keywise.hf.models import find_model
 
@@ -36,13 +35,9 @@ def same_threads_afterwards():
     kw.set_threads(None)
 
 
-def run(*arguments):
-    return CliRunner().invoke(cli._application(), [str(argument) for argument in arguments])
-
-
 def run_process(*arguments):
     return subprocess.run(
-        [sys.executable, "-c", "from keywise.cli import main; main()", *map(str, arguments)],
+        [*PROCESS, *map(str, arguments)],
         capture_output=True,
         text=True,
         timeout=300,
@@ -249,7 +244,7 @@ def test_a_page_never_replaces_a_document(tmp_path, link):
 def test_output_that_cannot_be_written(arguments):
     with open("/dev/full", "w") as full:
         done = subprocess.run(
-            [sys.executable, "-c", "from keywise.cli import main; main()", *arguments],
+            [*PROCESS, *arguments],
             stdout=full,
             stderr=subprocess.PIPE,
             text=True,
@@ -349,9 +344,7 @@ def test_core_install_says_what_to_install(tmp_path):
 def test_interrupt_ends_with_130_and_one_line():
     process = subprocess.Popen(
         [
-            sys.executable,
-            "-c",
-            "from keywise.cli import main; main()",
+            *PROCESS,
             "ask",
             QUESTION,
             str(LIGHTHOUSE),

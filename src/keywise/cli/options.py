@@ -1,0 +1,25 @@
+"""Options that several commands have."""
+
+from typing import Annotated
+
+import typer
+
+import keywise
+from keywise.attention.kernels import MOST_THREADS
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+Model = Annotated[
+    str | None, typer.Option(help="Hub id, folder or .gguf file. Default: KEYWISE_MODEL, else the default model.")
+]
+Top = Annotated[int, typer.Option(min=1, help="Number of sentences to show.")]
+MaxTokens = Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")]
+Threads = Annotated[int | None, typer.Option(min=1, max=MOST_THREADS, help="Number of CPU threads. Default: all.")]
+
+
+def use_threads(threads: int | None) -> None:
+    """Use so many threads in keywise and in torch; None leaves both as they are."""
+    if threads is not None:
+        import torch  # noqa: PLC0415 - heavy
+
+        torch.set_num_threads(threads)
+        keywise.set_threads(threads)
