@@ -21,6 +21,7 @@ from keywise.hf.models import package_folders
 from keywise.memory import commits, ingest
 from keywise.memory.encoder import DEFAULT_PACKAGE, SentenceEncoder
 from keywise.memory.library import Library
+from keywise.memory.opening import is_local
 from keywise.memory.passages import choose_passages
 from library_tools import DIMENSION, WordEncoder, add_forever, add_once, document_text, write_documents
 
@@ -545,7 +546,7 @@ def test_an_encoder_of_pickles_is_refused(tmp_path: Path) -> None:
 
 
 def test_commits_of_object_stores_need_no_folder_here() -> None:
-    assert not commits.is_local("s3://bucket/library")
-    assert commits.is_local("/home/library")
+    assert not is_local("s3://bucket/library")
+    assert is_local("/home/library")
     with commits.alone("s3://bucket/library"):
         assert not Path("s3:").exists()

@@ -9,7 +9,8 @@ import numpy as np
 from keywise.attention.partial import Partial, merge
 from keywise.errors import OptionError
 from keywise.memory.part import Array, Part
-from keywise.memory.scan import Query, addresses_of, values_of
+from keywise.memory.query import Query
+from keywise.memory.scan import addresses_of, values_of
 from keywise.memory.schema import KEY, numbers_of
 
 

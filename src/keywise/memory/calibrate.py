@@ -8,11 +8,16 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+import lance
 import numpy as np
 
 from keywise.attention.operation import partial
 from keywise.attention.partial import Partial, merge
-from keywise.memory.schema import KEY, numbers_of
+from keywise.memory.commits import alone
+from keywise.memory.schema import KEY, made_by, numbers_of
+
+TEMPERATURE: Final = "keywise.temperature"
+CALIBRATED_ROWS: Final = "keywise.temperature.rows"
 
 SAMPLED_PAIRS: Final = 256
 SAMPLED_ROWS: Final = 8192
@@ -21,6 +26,27 @@ TRIED: Final = tuple(float(2.0 ** (step / 4)) for step in range(-32, 9))
 
 UNCALIBRATED: Final = 0.05
 """Relative in the same way; where no sentence has a next one in its paragraph."""
+
+
+def temperature_of(dataset: Any) -> float:
+    """Give the temperature of a library: the one that it keeps, else the one found now; of a user's keys, sqrt(D)."""
+    kept = dataset.config()
+    if TEMPERATURE in kept:
+        return float(kept[TEMPERATURE])
+    if not made_by(dataset.schema)[1]:
+        return float(np.sqrt(dataset.schema.field(KEY).type.list_size))
+    return calibrated(dataset)
+
+
+def keep_calibrated(path: str) -> None:
+    """Find the temperature anew, and keep it in the library, whenever that has doubled."""
+    dataset = lance.dataset(path)
+    rows = dataset.count_rows()
+    if rows < 2 * max(int(dataset.config().get(CALIBRATED_ROWS, "0")), 1):
+        return
+    found = calibrated(dataset)
+    with alone(path):
+        lance.dataset(path).update_config({TEMPERATURE: repr(found), CALIBRATED_ROWS: str(rows)})
 
 
 def calibrated(dataset: Any) -> float:

@@ -23,7 +23,8 @@ from keywise.errors import FormatError, KeywiseError, OptionError
 from keywise.memory import ingest
 from keywise.memory.mapped import MappedKeys
 from keywise.memory.part import Part
-from keywise.memory.scan import Query, attend_fragments
+from keywise.memory.query import Query
+from keywise.memory.scan import attend_fragments
 from keywise.memory.schema import key_type
 
 RETRIES: Final = 16

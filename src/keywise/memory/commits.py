@@ -14,16 +14,12 @@ from lance.commit import CommitConflictError
 from lance.fragment import write_fragments
 
 from keywise.errors import KeywiseError
+from keywise.memory.opening import is_local, opened
 from keywise.memory.sql import quoted
 
 ROWS_PER_FILE: Final = 1 << 20
 TRIES: Final = 5
 LOCK: Final = "_keywise.lock"
-
-
-def is_local(path: str) -> bool:
-    """Tell a folder of this machine from an object store's address."""
-    return "://" not in path
 
 
 @contextmanager
@@ -43,6 +39,13 @@ def alone(path: str) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
+
+
+def make(path: str, schema: pa.Schema) -> None:
+    """Make a library without rows, unless another process was first."""
+    with alone(path):
+        if opened(path) is None:
+            lance.write_dataset(schema.empty_table(), path, schema=schema, mode="create")
 
 
 def write(path: str, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> list[Any]:

@@ -17,7 +17,7 @@ from keywise.documents import read_file
 from keywise.errors import DtypeError, FormatError
 from keywise.memory import commits
 from keywise.memory.encoder import Encoder
-from keywise.memory.schema import KEY, SENTENCE_COLUMNS, checked_numbers, key_array, key_type
+from keywise.memory.schema import SENTENCE_COLUMNS, checked_numbers, key_array, key_type
 
 GROUP_SENTENCES: Final = 65536
 """What is read, encoded and written at a time, in whole documents."""
@@ -115,6 +115,24 @@ def content_hash(path: str) -> str:
         raise FormatError(f"{path!r} cannot be opened: {error}") from error
 
 
+def told_apart(paths: Sequence[str], known: Mapping[str, str]) -> tuple[Files, list[str], dict[str, str]]:
+    """Give the files whose content is new, those whose content is the known one, and those that cannot be read."""
+    changed: list[tuple[str, str]] = []
+    unchanged: list[str] = []
+    unread: dict[str, str] = {}
+    for path in paths:
+        try:
+            digest = content_hash(path)
+        except FormatError as error:
+            unread[path] = str(error)
+            continue
+        if known.get(path) == digest:
+            unchanged.append(path)
+        else:
+            changed.append((path, digest))
+    return changed, unchanged, unread
+
+
 def read_document(path: str, digest: str) -> ReadDocument:
     """Read a file's sentences; paragraphs end at blank lines.
 
@@ -204,8 +222,3 @@ def _next_group(files: Iterator[tuple[str, str]]) -> tuple[list[ReadDocument], d
         if sentences >= GROUP_SENTENCES:
             break
     return documents, skipped
-
-
-def columns_of(schema: pa.Schema) -> list[str]:
-    """Name a library's columns besides the keys."""
-    return [name for name in schema.names if name != KEY]

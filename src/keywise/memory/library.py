@@ -4,31 +4,33 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any, Final, Literal
+from dataclasses import replace
+from typing import Any, Literal
 
-import lance
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
-from keywise.attention.problem import real, whole
-from keywise.errors import DtypeError, FormatError, ModelError, OptionError, ShapeError
+from keywise.attention.problem import whole
+from keywise.errors import DtypeError, FormatError, OptionError
 from keywise.hf.models import needs
 from keywise.memory import commits, ingest
 from keywise.memory.approximate import attend_candidates
-from keywise.memory.calibrate import calibrated
+from keywise.memory.calibrate import keep_calibrated, temperature_of
 from keywise.memory.encoder import Encoder, SentenceEncoder
+from keywise.memory.found import Added, Attended, Info, Sentence
 from keywise.memory.mapped import MappedKeys
-from keywise.memory.part import NO_ROW
-from keywise.memory.scan import Query, attend_fragments, merged
+from keywise.memory.opening import is_local, opened
+from keywise.memory.own_keys import arrow_columns, rows_of
+from keywise.memory.part import Array
+from keywise.memory.query import checked_query, checked_text
+from keywise.memory.scan import attend_fragments, merged
 from keywise.memory.schema import (
     KEY,
     SENTENCE_COLUMNS,
+    check_made_by,
     checked_dtype,
     checked_numbers,
-    key_array,
+    columns_of,
     key_type,
     made_by,
     make_schema,
@@ -36,113 +38,6 @@ from keywise.memory.schema import (
 
 Mode = Literal["r", "a"]
 Engine = Literal["local", "ray"]
-Array = NDArray[Any]
-
-TEMPERATURE: Final = "keywise.temperature"
-CALIBRATED_ROWS: Final = "keywise.temperature.rows"
-
-
-@dataclass(frozen=True)
-class Added:
-    """What `Library.add` did.
-
-    Attributes
-    ----------
-    added, replaced, unchanged
-        Documents by name: new, changed since they were added, and left alone because their content is the same.
-    skipped
-        Documents that could not be read, each with the reason.
-    sentences
-        Number of sentences encoded.
-    version
-        The library's version now.
-    """
-
-    added: list[str] = field(default_factory=list)
-    replaced: list[str] = field(default_factory=list)
-    unchanged: list[str] = field(default_factory=list)
-    skipped: dict[str, str] = field(default_factory=dict)
-    sentences: int = 0
-    version: int = 0
-
-
-@dataclass(frozen=True)
-class Info:
-    """What a library is; `documents` and `encoder` are None where its keys are the user's."""
-
-    path: str
-    version: int
-    rows: int
-    documents: int | None
-    dimension: int
-    dtype: str
-    columns: list[str]
-    encoder: str | None
-    fingerprint: str | None
-    temperature: float | None
-
-
-@dataclass(frozen=True, eq=False)
-class Attended:
-    """What attention to a library found, per query.
-
-    Attributes
-    ----------
-    weights : [Q, top] float32
-        Weights of the heaviest rows, heaviest first; 0 where there are fewer rows.
-    rows : [Q, top] int64
-        Their addresses in this version; -1 where there are fewer rows.
-    covered : [Q] float32
-        Sum of `weights`: what part of all the mass the rows named have. A lower bound if not `exact`.
-    value : [Q, Dv] float32 or None
-        Weighted sum of the values over all rows.
-    entropy, lse : [Q] float32
-        Entropy of the weights over all rows, and log-sum-exp of the scores, in nats.
-    temperature
-        What scores were divided by.
-    exact
-        Whether every row was attended to; if not, `value`, `entropy` and `lse` are those of the candidates.
-    dataset
-        The version that was attended to.
-    """
-
-    weights: Array
-    rows: Array
-    covered: Array
-    value: Array | None
-    entropy: Array
-    lse: Array
-    temperature: float
-    exact: bool
-    dataset: Any = field(repr=False)
-
-    @cached_property
-    def matches(self) -> list[list[dict[str, Any]]]:
-        """Per query its heaviest rows: ``weight`` and the columns besides the key; read when they are asked for."""
-        addresses = sorted({int(row) for row in self.rows.reshape(-1) if row != NO_ROW})
-        if not addresses:
-            return [[] for _ in self.rows]
-        columns = ingest.columns_of(self.dataset.schema)
-        # Without stable ids of rows, which a library never has, a row's id is its address.
-        condition = f"_rowid IN ({', '.join(map(str, addresses))})"
-        table = self.dataset.scanner(columns=columns, filter=condition, with_row_id=True).to_table()
-        rows = {row.pop("_rowid"): row for row in table.to_pylist()}
-        return [
-            [{"weight": float(weight), **rows[int(row)]} for weight, row in zip(*both, strict=True) if row != NO_ROW]
-            for both in zip(self.weights, self.rows, strict=True)
-        ]
-
-
-@dataclass(frozen=True)
-class Sentence:
-    """A sentence that a question attended to: its weight among all sentences, its file, its span in characters."""
-
-    text: str
-    document: str
-    start: int
-    end: int
-    weight: float
-    rank: int
 
 
 class Library:
@@ -161,7 +56,7 @@ class Library:
 
     def __init__(self, path: str, mode: Mode, encoder: Encoder | None, version: int | None, dtype: str) -> None:
         self._path, self._mode, self._encoder, self._version, self._dtype = path, mode, encoder, version, dtype
-        self._dataset: Any = _opened(path, version)
+        self._dataset: Any = opened(path, version)
         self._maps: MappedKeys | None = None
         if self._dataset is None:
             if mode == "r":
@@ -169,7 +64,7 @@ class Library:
             return
         key_type(self._dataset.schema, path)
         if encoder is not None:
-            self._check_encoder(encoder)
+            check_made_by(encoder, self._dataset.schema, path)
 
     @classmethod
     def open(
@@ -216,7 +111,7 @@ class Library:
         if chosen is not None and not isinstance(chosen, Encoder):
             raise DtypeError(f"encoder={encoder!r} is no name and has not the parts of keywise.memory.Encoder")
         text = os.fspath(path)
-        place = os.path.abspath(os.path.expanduser(text)) if commits.is_local(text) else text
+        place = os.path.abspath(os.path.expanduser(text)) if is_local(text) else text
         return cls(place, mode, chosen, version, checked_dtype(dtype))
 
     def add(
@@ -249,23 +144,13 @@ class Library:
             When the encoder is not the one that made its keys.
         """
         self._check_writable()
-        checked_engine(engine)
+        _check_engine(engine)
         files, unread = ingest.find_files(paths)
         encoder = self._encoder_for_text()
         self._create(encoder)
-        known = self._known()
-        done = Added(skipped=unread)
-        changed: list[tuple[str, str]] = []
-        for path in files:
-            try:
-                digest = ingest.content_hash(path)
-            except FormatError as error:
-                done.skipped[path] = str(error)
-                continue
-            if known.get(path) == digest:
-                done.unchanged.append(path)
-            else:
-                changed.append((path, digest))
+        known = self.documents()
+        changed, unchanged, unreadable = ingest.told_apart(files, known)
+        done = Added(unchanged=unchanged, skipped=unread | unreadable)
         target = ingest.Target(self._path, self._dataset.schema, encoder)
         if engine == "ray":
             from keywise.memory.cluster import read_and_encode  # noqa: PLC0415 - optional
@@ -281,9 +166,9 @@ class Library:
             for name in group.documents:
                 (done.replaced if name in known else done.added).append(name)
             sentences += group.sentences
+        keep_calibrated(self._path)
         self._reopen()
-        self._calibrate()
-        return Added(done.added, done.replaced, done.unchanged, done.skipped, sentences, self.version)
+        return replace(done, sentences=sentences, version=self.version)
 
     def add_keys(self, keys: Any, **columns: Any) -> int:
         """Add keys of your own with columns of your own, to be attended to as values or named in `where`.
@@ -310,21 +195,13 @@ class Library:
             raise OptionError(f"{self._path!r} is a library of documents; keys of your own go into one of their own")
         dimension, dtype = (None, self._dtype) if self._dataset is None else key_type(self._dataset.schema, self._path)
         numbers = checked_numbers("keys", keys, dimension, dtype)
-        arrays = {name: _column(name, values, len(numbers)) for name, values in columns.items()}
+        arrays = arrow_columns(columns, len(numbers))
         if self._dataset is None:
             kinds = [pa.field(name, array.type) for name, array in arrays.items()]
-            self._make(make_schema(numbers.shape[1], dtype, kinds))
+            commits.make(self._path, make_schema(numbers.shape[1], dtype, kinds))
+            self._reopen()
         schema = self._dataset.schema
-        if set(arrays) != set(ingest.columns_of(schema)):
-            raise OptionError(
-                f"columns {sorted(arrays)} are not the library's, {sorted(ingest.columns_of(schema))}; give these"
-            )
-        try:
-            given = [key_array(numbers), *(arrays[name].cast(schema.field(name).type) for name in schema.names[1:])]
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-            raise DtypeError(f"columns do not have the types of the library's: {error}") from error
-        written = commits.write(self._path, schema, [pa.RecordBatch.from_arrays(given, schema=schema)])
-        commits.commit(self._path, written, [])
+        commits.commit(self._path, commits.write(self._path, schema, [rows_of(numbers, arrays, schema)]), [])
         self._reopen()
         return self.version
 
@@ -337,7 +214,9 @@ class Library:
             When one of them is not there; nothing is removed then.
         """
         self._check_writable()
-        known = self._known()
+        if not self._is_of_sentences():
+            raise OptionError(f"{self._path!r} holds keys of the user's, no documents")
+        known = self.documents()
         names: dict[str, None] = {}
         for document in documents:
             path = os.path.abspath(os.path.expanduser(os.fspath(document)))
@@ -389,19 +268,24 @@ class Library:
         ShapeError, DtypeError
             When queries have another dimension or are not finite, or values are no numbers.
         """
-        query = self._query(queries, temperature, where, top, values)
-        checked_engine(engine)
+        dataset = self._require()
+        if not dataset.count_rows():
+            raise self._empty()
+        numbers = self._numbers(queries)
+        chosen = self.temperature if temperature is None else temperature
+        query = checked_query(dataset, numbers, temperature=chosen, where=where, top=top, values=values)
+        _check_engine(engine)
         share: Array = np.ones(len(query.queries), np.float32)
         if approximate:
             if engine != "local":
                 raise OptionError(f"engine={engine!r} has no approximate=True; leave one of them out")
-            part, share = attend_candidates(self._dataset, query, whole("candidates", candidates, minimum=1))
+            part, share = attend_candidates(dataset, query, whole("candidates", candidates, minimum=1))
         elif engine == "ray":
             from keywise.memory.cluster import attend_on_cluster  # noqa: PLC0415 - optional
 
-            part = merged(attend_on_cluster(self._path, self._dataset, query), query)
+            part = merged(attend_on_cluster(self._path, dataset, query), query)
         else:
-            parts = attend_fragments(self._dataset, self._dataset.get_fragments(), query, self._mapped())
+            parts = attend_fragments(dataset, dataset.get_fragments(), query, self._mapped())
             part = merged(parts, query)
         weights = part.weights * share[:, None]
         return Attended(
@@ -413,7 +297,7 @@ class Library:
             lse=part.lse,
             temperature=query.temperature,
             exact=not approximate,
-            dataset=self._dataset,
+            dataset=dataset,
         )
 
     def search(
@@ -428,7 +312,7 @@ class Library:
         ModelError
             When the encoder is not the one that made its keys.
         """
-        found = self.attend(_asked(text), top=top, where=where, temperature=temperature, values=None)
+        found = self.attend(checked_text(text), top=top, where=where, temperature=temperature, values=None)
         return [
             Sentence(match["text"], match["document"], match["start"], match["end"], float(match["weight"]), rank)
             for rank, match in enumerate(found.matches[0], start=1)
@@ -452,13 +336,7 @@ class Library:
     @property
     def temperature(self) -> float:
         """What scores are divided by unless said otherwise; docs/library.md says how it is found."""
-        said = {} if self._dataset is None else self._dataset.config()
-        if TEMPERATURE in said:
-            return float(said[TEMPERATURE])
-        dimension, _ = key_type(self._require().schema, self._path)
-        if not self._is_of_sentences():
-            return float(np.sqrt(dimension))
-        return calibrated(self._dataset)
+        return temperature_of(self._require())
 
     def versions(self) -> list[dict[str, Any]]:
         """List the versions that can be opened, oldest first: ``version`` and ``timestamp`` each."""
@@ -469,7 +347,10 @@ class Library:
 
     def documents(self) -> dict[str, str]:
         """Give the digest of every document's content by its name; empty where keys are the user's."""
-        return {} if self._dataset is None or not self._is_of_sentences() else self._known()
+        if self._dataset is None or not self._is_of_sentences():
+            return {}
+        table = self._dataset.scanner(columns=["document", "hash"], filter="sentence = 0").to_table()
+        return dict(zip(table["document"].to_pylist(), table["hash"].to_pylist(), strict=True))
 
     def info(self) -> Info:
         """Say what the library is."""
@@ -477,15 +358,14 @@ class Library:
         dimension, dtype = key_type(dataset.schema, self._path)
         name, fingerprint = made_by(dataset.schema)
         rows = dataset.count_rows()
-        of_sentences = self._is_of_sentences()
         return Info(
             path=self._path,
             version=self.version,
             rows=rows,
-            documents=len(self._known()) if of_sentences else None,
+            documents=len(self.documents()) if fingerprint else None,
             dimension=dimension,
             dtype=dtype,
-            columns=ingest.columns_of(dataset.schema),
+            columns=columns_of(dataset.schema),
             encoder=name or None,
             fingerprint=fingerprint or None,
             temperature=self.temperature if rows else None,
@@ -506,54 +386,15 @@ class Library:
             self._require().optimize.compact_files()
         self._reopen()
 
-    def _query(self, queries: Any, temperature: float | None, where: str | None, top: int, values: str | None) -> Query:
-        dataset = self._require()
-        if not dataset.count_rows():
-            raise OptionError(f"the library {self._path!r} is empty; add documents first")
-        dimension, dtype = key_type(dataset.schema, self._path)
+    def _numbers(self, queries: Any) -> Array:
+        """Give queries [Q, D] in the dtype of the keys; texts are encoded."""
         if isinstance(queries, str):
             queries = [queries]
         if isinstance(queries, Sequence) and queries and all(isinstance(text, str) for text in queries):
-            queries = self._encoder_for_text().encode([_asked(text) for text in queries])
+            queries = self._encoder_for_text().encode([checked_text(text) for text in queries])
         numbers = np.asarray(queries)
-        numbers = checked_numbers("queries", numbers[None] if numbers.ndim == 1 else numbers, dimension, dtype)
-        if temperature is None:
-            temperature = self.temperature
-        elif real("temperature", temperature) <= 0:
-            raise OptionError(f"temperature={temperature}: it is above 0")
-        if where is not None:
-            self._check_where(where)
-        return Query(
-            queries=numbers,
-            temperature=float(temperature),
-            top=whole("top", top, minimum=0),
-            values=values,
-            value_dim=0 if values is None else self._value_dim(values),
-            where=where,
-        )
-
-    def _check_where(self, where: str) -> None:
-        try:
-            self._dataset.scanner(columns=[], filter=where, with_row_id=True).explain_plan()
-        except (ValueError, OSError, TypeError) as error:
-            said = str(error).partition(", /")[0]
-            raise OptionError(f"where={where!r} cannot be used: {said}; it is Lance's SQL over the columns") from error
-
-    def _value_dim(self, values: str) -> int:
-        schema = self._dataset.schema
-        if values not in schema.names:
-            raise OptionError(f"values={values!r} is no column; there are {', '.join(schema.names)}")
-        kind = schema.field(values).type
-        width, kind = (kind.list_size, kind.value_type) if pa.types.is_fixed_size_list(kind) else (1, kind)
-        if not (pa.types.is_floating(kind) or pa.types.is_integer(kind)):
-            raise DtypeError(f"values={values!r} is a column of {kind}; name a numeric column")
-        return int(width)
-
-    def _known(self) -> dict[str, str]:
-        if not self._is_of_sentences():
-            raise OptionError(f"{self._path!r} holds keys of the user's, no documents")
-        table = self._require().scanner(columns=["document", "hash"], filter="sentence = 0").to_table()
-        return dict(zip(table["document"].to_pylist(), table["hash"].to_pylist(), strict=True))
+        dimension, dtype = key_type(self._dataset.schema, self._path)
+        return checked_numbers("queries", numbers[None] if numbers.ndim == 1 else numbers, dimension, dtype)
 
     def _is_of_sentences(self) -> bool:
         return bool(made_by(self._require().schema)[1])
@@ -570,19 +411,8 @@ class Library:
                     )
             self._encoder = SentenceEncoder(name or None)
         if self._dataset is not None:
-            self._check_encoder(self._encoder)
+            check_made_by(self._encoder, self._dataset.schema, self._path)
         return self._encoder
-
-    def _check_encoder(self, encoder: Encoder) -> None:
-        name, fingerprint = made_by(self._dataset.schema)
-        if not fingerprint:
-            raise ModelError(f"encoder={encoder.name!r}: the keys of {self._path!r} are the user's, made by no encoder")
-        if encoder.fingerprint != fingerprint:
-            raise ModelError(
-                f"the keys of {self._path!r} were made by encoder {name!r} (fingerprint {fingerprint[:12]}), not by "
-                f"{encoder.name!r} (fingerprint {encoder.fingerprint[:12]}); open it with encoder={name!r}, or make a "
-                "library of its own"
-            )
 
     def _create(self, encoder: Encoder) -> None:
         if self._dataset is None:
@@ -590,29 +420,11 @@ class Library:
             schema = make_schema(
                 probe.shape[1], self._dtype, SENTENCE_COLUMNS, name=encoder.name, fingerprint=encoder.fingerprint
             )
-            self._make(schema)
-            self._check_encoder(encoder)
+            commits.make(self._path, schema)
+            self._reopen()
+            check_made_by(encoder, self._require().schema, self._path)
         if not self._is_of_sentences():
             raise OptionError(f"{self._path!r} holds keys of the user's; documents go into a library of their own")
-
-    def _make(self, schema: Any) -> None:
-        """Make the library without rows, unless another process was first."""
-        with commits.alone(self._path):
-            if _opened(self._path, None) is None:
-                lance.write_dataset(schema.empty_table(), self._path, schema=schema, mode="create")
-        self._reopen()
-
-    def _calibrate(self) -> None:
-        """Find the temperature anew whenever the library has doubled."""
-        rows = self._dataset.count_rows()
-        before = int(self._dataset.config().get(CALIBRATED_ROWS, "0"))
-        if rows < 2 * max(before, 1):
-            return
-        found = calibrated(self._dataset)
-        with commits.alone(self._path):
-            self._reopen()
-            self._dataset.update_config({TEMPERATURE: repr(found), CALIBRATED_ROWS: str(rows)})
-        self._reopen()
 
     def _mapped(self) -> MappedKeys:
         if self._maps is None:
@@ -621,8 +433,11 @@ class Library:
 
     def _require(self) -> Any:
         if self._dataset is None:
-            raise OptionError(f"the library {self._path!r} is empty; add documents first")
+            raise self._empty()
         return self._dataset
+
+    def _empty(self) -> OptionError:
+        return OptionError(f"the library {self._path!r} is empty; add documents first")
 
     def _check_writable(self) -> None:
         if self._mode != "a":
@@ -630,64 +445,11 @@ class Library:
         self._reopen()  # others may have written meanwhile
 
     def _reopen(self) -> None:
-        self._dataset = _opened(self._path, self._version)
+        self._dataset = opened(self._path, self._version)
 
 
-def checked_engine(engine: str) -> None:
-    """Check the name of an engine, and that what it needs is there."""
+def _check_engine(engine: str) -> None:
     if engine not in {"local", "ray"}:
         raise OptionError(f"engine={engine!r}: there are 'local' and 'ray'")
     if engine == "ray":
         needs("cluster", "ray")
-
-
-def _opened(path: str, version: int | None) -> Any:
-    """Give the dataset, None where there is none."""
-    if commits.is_local(path) and not _has_versions(path):
-        return None
-    try:
-        return lance.dataset(path, version=version)
-    except (ValueError, OSError) as error:
-        said = str(error).partition(", /")[0]
-        if not commits.is_local(path) and "not found" in said:
-            return None
-        wanted = f"version={version} of " if version is not None else ""
-        raise FormatError(f"{wanted}{path!r} cannot be opened: {said}; `versions()` lists what there is") from error
-
-
-def _has_versions(path: str) -> bool:
-    """Tell whether a folder holds a dataset, and refuse one that holds something else."""
-    if not os.path.exists(path):
-        return False
-    if not os.path.isdir(path):
-        raise FormatError(f"{path!r} is a file; a library is a folder")
-    versions = os.path.join(path, "_versions")
-    if os.path.isdir(versions) and any(name.endswith(".manifest") for name in os.listdir(versions)):
-        return True
-    # What Lance had begun to write when the process was killed is in the way of nobody.
-    if any(not name.startswith("_") and name != "data" for name in os.listdir(path)):
-        raise FormatError(f"{path!r} is a folder without a library in it; name a folder of its own")
-    return False
-
-
-def _asked(text: str) -> str:
-    if not isinstance(text, str):
-        raise DtypeError(f"text={text!r} is no text; ask in words")
-    if not text.strip():
-        raise OptionError(f"text={text!r} is empty; ask in words")
-    return text.strip()
-
-
-def _column(name: str, values: Any, rows: int) -> Any:
-    if name in {KEY, "weight"}:
-        raise OptionError(f"a column cannot be called {name!r}; choose another name")
-    array = np.asarray(values)
-    if array.ndim == 2 and array.dtype.kind in "fiu" and len(array) == rows:
-        return key_array(np.ascontiguousarray(array))
-    try:
-        column = pa.array(values) if array.ndim != 1 or array.dtype.kind not in "fiub" else pa.array(array)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as error:
-        raise DtypeError(f"column {name!r} cannot be kept: {error}; give numbers or texts, one per key") from error
-    if len(column) != rows:
-        raise ShapeError(f"column {name!r} has {len(column)} entries; it needs one per key: {rows}")
-    return column

@@ -11,7 +11,8 @@ from keywise.errors import OptionError
 from keywise.memory.sql import quoted
 
 if TYPE_CHECKING:
-    from keywise.memory.library import Library, Sentence
+    from keywise.memory.found import Sentence
+    from keywise.memory.library import Library
 
 CONSIDERED_SENTENCES: Final = 64
 

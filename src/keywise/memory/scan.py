@@ -3,77 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
 from functools import reduce
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from keywise.errors import OptionError
 from keywise.memory.mapped import MappedKeys
-from keywise.memory.part import MOST_WEIGHTS, Part, attend_rows, merge_parts
+from keywise.memory.part import MOST_WEIGHTS, Array, Part, merge_parts
+from keywise.memory.query import Query
 from keywise.memory.schema import KEY, numbers_of
-
-Array = NDArray[Any]
 
 ADDRESS = "_rowaddr"
 SCANNED_ROWS = 8192
 """Rows of a batch that Lance decodes."""
-
-
-@dataclass(frozen=True, eq=False)
-class Query:
-    """What is asked of every row.
-
-    Attributes
-    ----------
-    queries : [Q, D]
-        In the dtype of the keys.
-    temperature
-        Scores are divided by it.
-    top
-        Number of heaviest rows to name per query.
-    values
-        The column of values; None for no values.
-    value_dim
-        Their width.
-    where
-        Lance's SQL: rows for which it does not hold are hidden.
-    """
-
-    queries: Array
-    temperature: float
-    top: int
-    values: str | None
-    value_dim: int
-    where: str | None
-
-    @property
-    def columns(self) -> list[str]:
-        """The columns that it takes: the key, and values if they are others."""
-        return [KEY] if self.values in {None, KEY} else [KEY, str(self.values)]
-
-    def only(self, number: int) -> Query:
-        """Give one of the queries alone."""
-        return replace(self, queries=self.queries[number : number + 1])
-
-    def empty(self) -> Part:
-        """Give the part without rows."""
-        return Part.empty(len(self.queries), self.value_dim, self.top)
-
-    def over(
-        self,
-        keys: Sequence[Array],
-        values: Sequence[Array] | None,
-        addresses: Array | int,
-        allowed: Array | None = None,
-    ) -> Part:
-        """Attend to some rows; see `attend_rows`."""
-        return attend_rows(
-            self.queries, keys, values, addresses, temperature=self.temperature, top=self.top, allowed=allowed
-        )
 
 
 def attend_fragments(dataset: Any, fragments: Sequence[Any], query: Query, maps: MappedKeys) -> Iterator[Part]:

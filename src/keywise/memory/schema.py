@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from keywise.errors import DtypeError, FormatError, OptionError, ShapeError
+from keywise.errors import DtypeError, FormatError, ModelError, OptionError, ShapeError
+
+if TYPE_CHECKING:
+    from keywise.memory.encoder import Encoder
 
 KEY: Final = "key"
 WEIGHT: Final = "weight"
@@ -70,10 +73,34 @@ def key_type(schema: pa.Schema, path: str) -> tuple[int, str]:
         ) from error
 
 
+def columns_of(schema: pa.Schema) -> list[str]:
+    """Name a library's columns besides the keys."""
+    return [name for name in schema.names if name != KEY]
+
+
 def made_by(schema: pa.Schema) -> tuple[str, str]:
     """Give the name and the fingerprint of the encoder of a library; empty where its keys are the user's."""
     said: Mapping[bytes, bytes] = schema.metadata or {}
     return said.get(ENCODER_NAME, b"").decode(), said.get(ENCODER_FINGERPRINT, b"").decode()
+
+
+def check_made_by(encoder: Encoder, schema: pa.Schema, path: str) -> None:
+    """Refuse any encoder but the one that made a library's keys.
+
+    Raises
+    ------
+    ModelError
+        When it is another, or the keys are the user's.
+    """
+    name, fingerprint = made_by(schema)
+    if not fingerprint:
+        raise ModelError(f"encoder={encoder.name!r}: the keys of {path!r} are the user's, made by no encoder")
+    if encoder.fingerprint != fingerprint:
+        raise ModelError(
+            f"the keys of {path!r} were made by encoder {name!r} (fingerprint {fingerprint[:12]}), not by "
+            f"{encoder.name!r} (fingerprint {encoder.fingerprint[:12]}); open it with encoder={name!r}, or make a "
+            "library of its own"
+        )
 
 
 def checked_numbers(name: str, numbers: Any, dimension: int | None, dtype: str) -> NDArray[Any]:
