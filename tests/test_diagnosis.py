@@ -18,7 +18,7 @@ from keywise.diagnosis import check, check_function
 from keywise.diagnosis.codes import CODES
 from keywise.diagnosis.finding import EVERYWHERE, Examination, Where
 from keywise.diagnosis.sample import UNITS, at_rows, choose_rows, truth
-from planted import attention
+from planted_functions import attention
 
 SDPA = torch.nn.functional.scaled_dot_product_attention
 

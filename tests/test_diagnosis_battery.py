@@ -7,7 +7,9 @@ import re
 import pytest
 
 from keywise.diagnosis.codes import CODES
-from planted import BEGIN, CODES_BEGIN, CODES_END, END, FUNCTIONS, MODELS, PAGE, PLANTS, TEN_WRONG, Plant, codes_table
+from planted import BEGIN, CODES_BEGIN, CODES_END, END, PAGE, PLANTS, codes_table
+from planted_functions import FUNCTIONS, TEN_WRONG, Plant
+from planted_models import MODELS
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
