@@ -24,6 +24,8 @@ from plain import plain
 
 SINGLE_STEP = float(np.finfo(np.float32).eps)
 READINGS = ("lse", "entropy", "top_weights", "key_mass", "segment_mass")
+CAUSAL: dict[str, Any] = {"mask": kw.Mask(causal=True), "bias": None, "scale": None, "softcap": None, "sinks": None}
+"""The options of a problem that is causal and nothing else."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,7 +14,7 @@ from hypothesis.extra import numpy as strategies
 
 import keywise as kw
 from cases import DTYPES, MASKS, Case
-from judging import check_output, check_reading, numbers, verdict, worst
+from judging import CAUSAL, check_output, check_reading, numbers, verdict, worst
 from keywise.attention import reference
 from keywise.attention.arrays import Taken, take
 from keywise.attention.operation import Pieces, run
@@ -121,14 +121,7 @@ def test_a_cache_in_int8_is_the_definition_over_rounded_tokens_whatever_its_hist
     cache.select([1, 0, 1])
     query = tokens(3, seed=2, batch=3, heads=4, width=16, dtype="bfloat16")
     arguments = rounded({"key": key[[1, 0, 1], :, :180], "value": value[[1, 0, 1], :, :180]})
-    options: dict[str, Any] = {
-        "mask": kw.Mask(causal=True),
-        "bias": None,
-        "scale": None,
-        "softcap": None,
-        "sinks": None,
-    }
-    judged = verdict(make_problem(query, **arguments, **options, reading=Want(top=4)))
+    judged = verdict(make_problem(query, **arguments, **CAUSAL, reading=Want(top=4)))
     check_output(cache.attend(0, query, mask=kw.Mask(causal=True)), judged)
     check_reading(cache.read(0, query, mask=kw.Mask(causal=True), top=4), judged)
     exact = kw.attend(query, key[[1, 0, 1], :, :180], value[[1, 0, 1], :, :180], mask=kw.Mask(causal=True))

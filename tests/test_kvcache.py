@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import keywise as kw
 from cases import DTYPES
-from judging import check_output, check_reading, numbers, verdict
+from judging import CAUSAL, check_output, check_reading, numbers, verdict
 from keywise.attention.arrays import give
 from keywise.attention.problem import Want, make_problem
 from keywise.errors import DtypeError, OptionError, ShapeError
@@ -264,14 +264,7 @@ def test_any_history_is_the_array_it_made(operations: list[tuple[str, Any]], dty
         assert torch.equal(found_key, right)
         assert torch.equal(found_value, right.flip(3))
     query = tokens(queries, seed=99, batch=key.shape[0], heads=4, dtype=dtype)
-    options: dict[str, Any] = {
-        "mask": kw.Mask(causal=True),
-        "bias": None,
-        "scale": None,
-        "softcap": None,
-        "sinks": None,
-    }
-    judged = verdict(make_problem(query, key, key.flip(3), **options, reading=Want(segments=[0, 1])))
+    judged = verdict(make_problem(query, key, key.flip(3), **CAUSAL, reading=Want(segments=[0, 1])))
     for target in kw.targets():
         with kw.using(target):
             check_output(cache.attend(0, query, mask=kw.Mask(causal=True)), judged)
