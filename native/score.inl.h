@@ -2,6 +2,9 @@
 
 static constexpr int64_t kLineBytes = 64;
 
+// Into the second-level cache: the first level waits for too few lines at a time to keep the memory busy.
+static inline void prefetch(const char* place) { __builtin_prefetch(place, 0, 2); }
+
 // What a tile asks for while it computes, `step` bytes further with every step of its depth.
 struct Ahead {
   const char* place;
@@ -19,7 +22,7 @@ static void score_tile(const float* queries, const float* panel, int64_t depth, 
     for (int r = 0; r < R; ++r) left[r] = right[r] = zero();
     const int64_t chain = depth - done < kChain ? depth - done : kChain;
     for (int64_t d = 0; d < chain; ++d, queries += R, panel += kPanelKeys, ahead.place += ahead.step) {
-      __builtin_prefetch(ahead.place, 0, 2);
+      prefetch(ahead.place);
       const Vec key_left = load(panel), key_right = load(panel + kLanes);
 #pragma GCC unroll 16
       for (int r = 0; r < R; ++r) {
@@ -61,7 +64,7 @@ static constexpr int64_t kKeysAheadBytes = 6144;
 static constexpr int64_t kWideBytes = 256;
 
 static inline void prefetch_keys(const char* key, int64_t bytes) {
-  for (int64_t byte = 0; byte < bytes; byte += kLineBytes) __builtin_prefetch(key + kKeysAheadBytes + byte);
+  for (int64_t byte = 0; byte < bytes; byte += kLineBytes) prefetch(key + kKeysAheadBytes + byte);
 }
 
 // Scores of R rows, kLanes keys at a time, straight from where the user has them: packing a block of keys pays only

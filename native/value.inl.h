@@ -2,6 +2,8 @@
 
 // Values read in place come in strips of this many bytes.
 static constexpr int64_t kValueStripBytes = 8192;
+// So few rows take twice as many columns at once: their accumulators fit, and a row of values is read from end to end.
+static constexpr int kFewRows = 2;
 
 // outputs[R][C kLanes] = outputs x rescale[R] + weights[R][keys] . values[keys][C kLanes], from column `first` on; a
 // null rescale is 1. Of pairs of bfloat16, weights and values, one lane counts as one key.
@@ -17,12 +19,15 @@ static void value_tile(const float* weights, const Values& values, int64_t first
       sum[r][c] = rescale ? mul(broadcast(rescale[r]), before) : before;
     }
   const char* row = values.first;
-  // What is not float32 is read in place, strip by strip. The next strip is on its way while this one is used: the tiles
-  // of columns share it among them, so that it comes in the order in which it lies.
   constexpr bool kTwoRows = kDtype == Dtype::int8 && kPairs;
   constexpr int64_t kBytes = C * kLanes * bytes_of(kDtype) * (kTwoRows ? 2 : 1);
+  // What is read in place, and packed values are float32 in whole tiles, is asked for a strip ahead, in the order in
+  // which it lies: tiles of columns share the next strip among them. One row over all columns leaves it to the CPU.
   const bool in_one_piece = values.stride_bytes == width * bytes_of(kDtype) * (kTwoRows ? 2 : 1);
-  const char* ahead = (kTwoRows ? values.rows[0] : row) + keys * values.stride_bytes +
+  const bool all_columns = width <= C * kLanes;
+  const bool asks = (kDtype != Dtype::float32 || R < kValueRows) && (R > 1 || !all_columns);
+  const int64_t distance = all_columns ? kValueStripBytes : keys * values.stride_bytes;
+  const char* ahead = (kTwoRows ? values.rows[0] : row) + distance +
                       (in_one_piece ? first / (C * kLanes) * keys * kBytes : first * bytes_of(kDtype));
   const int64_t ahead_step = in_one_piece ? kBytes : values.stride_bytes;
   for (int64_t key = 0; key < keys; ++key, row += values.stride_bytes, ahead += ahead_step) {
@@ -33,7 +38,7 @@ static void value_tile(const float* weights, const Values& values, int64_t first
 #pragma GCC unroll 16
       for (int c = 0; c < C; ++c) value[c] = load_as<kDtype>(row, first + c * kLanes);
     }
-    for (int64_t byte = 0; kDtype != Dtype::float32 && byte < kBytes; byte += 64) __builtin_prefetch(ahead + byte);
+    for (int64_t byte = 0; asks && byte < kBytes; byte += kLineBytes) prefetch(ahead + byte);
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
       const Vec weight = broadcast(weights[r * (kPairs ? kBlockKeys / 2 : kBlockKeys) + key]);
@@ -62,24 +67,30 @@ static void value_rows(int64_t rows, int64_t columns, const float* weights, cons
   value_tile<R, C, kDtype, kPairs>(weights, values, first, keys, width, rescale, outputs);
 }
 
-template <Dtype kDtype, bool kPairs>
-static void add_values(int64_t rows, const float* weights, const Values& values, int64_t keys, int64_t width,
-                       const float* rescale, float* outputs) {
-  // One tile of rows takes values in strips that stay in the first-level cache over its tiles of columns.
+template <int R, int C, Dtype kDtype, bool kPairs>
+static void add_values_by_tiles(int64_t rows, const float* weights, const Values& values, int64_t keys, int64_t width,
+                                const float* rescale, float* outputs) {
   constexpr int64_t kStride = kPairs ? kBlockKeys / 2 : kBlockKeys;
   const int64_t row_bytes = width * bytes_of(kDtype) * (kDtype == Dtype::int8 && kPairs ? 2 : 1);
-  const int64_t strip = rows <= kValueRows ? clamp(kValueStripBytes / row_bytes, 8, keys) : keys;
+  // Several tiles of columns take values in strips that stay in the first-level cache over them.
+  const int64_t strip = rows <= R && width > C * kLanes ? clamp(kValueStripBytes / row_bytes, 8, keys) : keys;
   for (int64_t key = 0; key < keys; key += strip) {
     const Values here{values.first + key * values.stride_bytes, values.stride_bytes, values.dtype,
                       values.rows + (values.rows ? 2 * key : 0)};
     const int64_t count = keys - key < strip ? keys - key : strip;
-    for (int64_t r = 0; r < rows; r += kValueRows)
-      for (int64_t d = 0; d < width; d += kValueVectors * kLanes)
-        value_rows<kValueRows, kValueVectors, kDtype, kPairs>(rows - r, (width - d) / kLanes,
-                                                              weights + r * kStride + key, here, d, count, width,
-                                                              key || !rescale ? nullptr : rescale + r,
-                                                              outputs + r * width + d);
+    for (int64_t r = 0; r < rows; r += R)
+      for (int64_t d = 0; d < width; d += C * kLanes)
+        value_rows<R, C, kDtype, kPairs>(rows - r, (width - d) / kLanes, weights + r * kStride + key, here, d, count,
+                                         width, key || !rescale ? nullptr : rescale + r, outputs + r * width + d);
   }
+}
+
+template <Dtype kDtype, bool kPairs>
+static void add_values(int64_t rows, const float* weights, const Values& values, int64_t keys, int64_t width,
+                       const float* rescale, float* outputs) {
+  const auto add = rows <= kFewRows ? add_values_by_tiles<kFewRows, 2 * kValueVectors, kDtype, kPairs>
+                                    : add_values_by_tiles<kValueRows, kValueVectors, kDtype, kPairs>;
+  add(rows, weights, values, keys, width, rescale, outputs);
 }
 
 static void add_values(int64_t rows, const float* weights, const Values& values, int64_t keys, int64_t width,

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from keywise.cli.application import application
 
-PROCESS = (sys.executable, "-c", "from keywise.cli import main; main()")
+PROCESS = (sys.executable, "-m", "keywise")
 """What begins a process of `keywise`; arguments follow."""
 
 

@@ -53,7 +53,12 @@ CASES = [
         seed=number,
     )
     for number, mask in enumerate(MASKS)
-] + [Case(dtype, batch=1, key_heads=2, group=3, queries=2, keys=3_000, head_dim=128, mask="causal") for dtype in DTYPES]
+]
+CASES += [
+    Case(dtype, batch=1, key_heads=2, group=group, keys=keys, queries=queries, head_dim=width, mask="causal")
+    for dtype in DTYPES
+    for group, queries, keys, width in ((3, 2, 3_000, 128), (1, 1, 700, 112), (2, 1, 700, 320))
+]
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.mask}-{case.dtype}-{case.keys}")

@@ -56,6 +56,18 @@ LONG = [
     Case("float16", batch=2, key_heads=1, group=7, queries=2, keys=9_000, head_dim=80, mask="lengths", bias="per key"),
     Case("bfloat16", batch=1, key_heads=1, group=3, queries=3, keys=12_345, mask="keep_first", softcap=20.0, top=40),
 ]
+# Few rows take values in other tiles than many, and those of wide values otherwise than those of narrow ones.
+WIDE = [
+    Case(dtype, batch=1, key_heads=2, group=group, queries=1, keys=700, head_dim=64, value_dim=width, peaky=group == 2)
+    for dtype in DTYPES
+    for group in (1, 2, 3)
+    for width in (112, 192, 320)
+]
+
+
+@pytest.mark.parametrize("case", WIDE, ids=lambda case: f"{case.dtype}-{case.group}-{case.value_dim}")
+def test_few_rows_over_wide_values(case: Case, kernel: str) -> None:
+    check_case(case)
 
 
 @pytest.mark.parametrize("case", LONG, ids=lambda case: f"{case.queries}x{case.keys}-{case.dtype}")

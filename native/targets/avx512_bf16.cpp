@@ -65,12 +65,16 @@ static inline Vec broadcast_fold(const float* p) { return _mm512_broadcast_f32x4
 // C vectors of pairs of an element of `even` and the same one of `odd`.
 template <int C>
 static inline void int8_pairs_of_rows(const char* even, const char* odd, Vec* pairs) {
+  if constexpr (C > 4) {
+    int8_pairs_of_rows<C - 4>(even + 4 * kLanes, odd + 4 * kLanes, pairs + 4);
+    return int8_pairs_of_rows<4>(even, odd, pairs);
+  }
   const __m512i first = load_bytes(even, C * kLanes), second = load_bytes(odd, C * kLanes);
   const __m512i order = _mm512_load_si512(kBytes.rows);
   Vec wide[4];
   widen_int8(_mm512_permutex2var_epi8(first, order, second), wide);
   if (C > 2) widen_int8(_mm512_permutex2var_epi8(first, _mm512_add_epi8(order, _mm512_set1_epi8(32)), second), wide + 2);
-  for (int c = 0; c < C; ++c) pairs[c] = wide[c];
+  for (int c = 0; c < C && c < 4; ++c) pairs[c] = wide[c];
 }
 static inline Vec interleave(const uint16_t* even, const uint16_t* odd) {
   const __m512i low = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(even)));
