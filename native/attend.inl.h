@@ -7,6 +7,7 @@
 static constexpr float kLog2e = 1.44269504088896340736f;
 static constexpr float kLn2 = 0.693147180559945309417f;
 static constexpr float kInfinity = __builtin_inff();
+static constexpr int64_t kLineBytes = 64;
 
 // Lane i is the sum of tile[i], kLanes of them.
 static inline Vec sum_each(const Vec* tile) {
@@ -185,11 +186,12 @@ struct Pass {
       for (int64_t r = 0; r < height; ++r)
         for (int64_t j = end; j < panel_end; ++j) scores[r * kBlockKeys + j] = 0.0f;
     } else {
-      const auto tile = pairs ? score_rows<kTileRows, kDotsPairs> : score_rows<kTileRows, false>;
+      const auto tile = pairs ? score_rows<kTileRows, 2, kDotsPairs> : score_rows<kTileRows, 2, false>;
+      const auto half = pairs ? score_rows<kTileRows, 1, kDotsPairs> : score_rows<kTileRows, 1, false>;
       const float* panels = panels_of(block);
       for (int64_t j = panel_begin; j < panel_end; j += kPanelKeys) {
         const float* panel = panels + j * depth;
-        tile(height, queries, panel, depth, ahead_of(block, j, first, panel), scores + j);
+        (end - j > kLanes ? tile : half)(height, queries, panel, depth, ahead_of(block, j, first, panel), scores + j);
       }
     }
     if (problem.stored == Dtype::int8) {

@@ -197,17 +197,16 @@ static inline void load_transposed(const char* const* rows, int64_t known, int64
   transpose(tile);
 }
 
-// Keys first .. last - 1 as panels [depth][kPanelKeys], keys behind the last as zeros.
+// Keys first .. last - 1 as panels [depth][kPanelKeys], keys behind the last as zeros; a half without keys stays as it is.
 template <Dtype kDtype, bool kPairs>
 static void pack_keys(const Problem& problem, const Task& task, int64_t first, int64_t last, float* panels) {
   const int64_t depth = key_depth(problem, kPairs), step = kPairs ? 2 : 1;
   for (int64_t panel = first; panel < last; panel += kPanelKeys, panels += depth * kPanelKeys) {
-    for (int64_t half = 0; half < kPanelKeys; half += kLanes) {
+    for (int64_t half = 0; half < kPanelKeys && panel + half < last; half += kLanes) {
       const int64_t begin = panel + half, known = clamp(last - begin, 0, kLanes);
       const char* rows[kLanes];
       rows_of(problem, task, &Piece::key, begin, begin + known, rows);
-      const int64_t next_bytes =
-          known ? kLanes * stretch_of(problem, task, &Piece::key, begin, begin + known).stride_bytes : 0;
+      const int64_t next_bytes = kLanes * stretch_of(problem, task, &Piece::key, begin, begin + known).stride_bytes;
       float* place = panels + half;
       for (int64_t d = 0; d < depth; d += kLanes, place += kLanes * kPanelKeys) {
         // The next keys are on their way while these are turned.
@@ -286,6 +285,9 @@ static void pack_queries(const Problem& problem, const Task& task, bool pairs, b
     for (int64_t r = 0; r < rows; ++r) {
       const int64_t head = task.key_head * group + (first + r) % group;
       row[r] = row_of(problem.query, problem.dtype, task.item, head, (first + r) / group);
+      // All of a tile's rows are on their way before the first is turned.
+      for (int64_t byte = 0; byte < problem.head_dim * bytes_of(problem.dtype); byte += kLineBytes)
+        __builtin_prefetch(row[r] + byte);
     }
     const auto elements = [&](int64_t r, int64_t d) {
       return pairs ? load_pairs(row[r], problem.dtype, 2 * d, problem.head_dim - 2 * d)

@@ -1,7 +1,5 @@
 // Scores of a tile of rows, from packed panels of keys or from keys where the user has them. Included by attend.inl.h.
 
-static constexpr int64_t kLineBytes = 64;
-
 // Into the second-level cache: the first level waits for too few lines at a time to keep the memory busy.
 static inline void prefetch(const char* place) { __builtin_prefetch(place, 0, 2); }
 
@@ -11,42 +9,49 @@ struct Ahead {
   int64_t step;
 };
 
-// scores[R][kBlockKeys] = queries[depth][R] . panel[depth][kPanelKeys]; all accumulators stay in registers.
-template <int R, bool kPairs>
+// scores[R][kBlockKeys] = queries[depth][R] . the first V vectors of panel[depth][kPanelKeys]; all accumulators stay in
+// registers.
+template <int R, int V, bool kPairs>
 static void score_tile(const float* queries, const float* panel, int64_t depth, Ahead ahead, float* scores) {
   // Long sums are made of short ones: rounding errors grow with the length of a chain.
   constexpr int64_t kChain = kPairs ? 64 : 128;
-  Vec left[R], right[R];
+  Vec sums[R][V];
   for (int64_t done = 0; done < depth; done += kChain) {
 #pragma GCC unroll 16
-    for (int r = 0; r < R; ++r) left[r] = right[r] = zero();
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 2
+      for (int v = 0; v < V; ++v) sums[r][v] = zero();
     const int64_t chain = depth - done < kChain ? depth - done : kChain;
     for (int64_t d = 0; d < chain; ++d, queries += R, panel += kPanelKeys, ahead.place += ahead.step) {
       prefetch(ahead.place);
-      const Vec key_left = load(panel), key_right = load(panel + kLanes);
+      Vec keys[V];
+#pragma GCC unroll 2
+      for (int v = 0; v < V; ++v) keys[v] = load(panel + v * kLanes);
 #pragma GCC unroll 16
       for (int r = 0; r < R; ++r) {
         const Vec query = broadcast(queries[r]);
-        left[r] = kPairs ? dot_pairs(query, key_left, left[r]) : mul_add(query, key_left, left[r]);
-        right[r] = kPairs ? dot_pairs(query, key_right, right[r]) : mul_add(query, key_right, right[r]);
+#pragma GCC unroll 2
+        for (int v = 0; v < V; ++v)
+          sums[r][v] = kPairs ? dot_pairs(query, keys[v], sums[r][v]) : mul_add(query, keys[v], sums[r][v]);
       }
     }
 #pragma GCC unroll 16
-    for (int r = 0; r < R; ++r) {
-      float* here = scores + r * kBlockKeys;
-      store(here, done ? add(load(here), left[r]) : left[r]);
-      store(here + kLanes, done ? add(load(here + kLanes), right[r]) : right[r]);
-    }
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 2
+      for (int v = 0; v < V; ++v) {
+        float* here = scores + r * kBlockKeys + v * kLanes;
+        store(here, done ? add(load(here), sums[r][v]) : sums[r][v]);
+      }
   }
 }
 
-template <int R, bool kPairs>
+template <int R, int V, bool kPairs>
 static void score_rows(int64_t rows, const float* queries, const float* panel, int64_t depth, Ahead ahead,
                        float* scores) {
   if constexpr (R > 1) {
-    if (rows < R) return score_rows<R - 1, kPairs>(rows, queries, panel, depth, ahead, scores);
+    if (rows < R) return score_rows<R - 1, V, kPairs>(rows, queries, panel, depth, ahead, scores);
   }
-  score_tile<R, kPairs>(queries, panel, depth, ahead, scores);
+  score_tile<R, V, kPairs>(queries, panel, depth, ahead, scores);
 }
 
 // What lies behind the last score belongs to others.
