@@ -76,14 +76,14 @@ static void clear_state(const Problem& problem, const Task& task, const State& s
   }
 }
 
-// One task. With a strip, the scores of all its keys wait there for their common peak (exact two-step softmax) and the
-// weights stay for the readings; without one, every tile of rows takes a block of keys at a time (online softmax).
+// One task: the scores of all its rows and keys wait in the strip for their rows' peaks (exact two-step softmax), and the
+// weights stay there for the readings. A row whose keys are more than one task's moves its peak from task to task (online).
 struct Pass {
   const Problem& problem;
   const Task& task;
   const Workspace& workspace;
   const State& state;
-  const Strip* strip;
+  const Strip& strip;
 
   const bool pairs = uses_pairs(problem);
   // Few rows use each value a few times only: copying them first would cost more than converting them as they come.
@@ -94,7 +94,6 @@ struct Pass {
   const bool by_key = problem.visibility.documents || problem.visibility.allowed;
   const int64_t depth = key_depth(problem, pairs), width = problem.value_width(), group = problem.group();
   const int64_t rows = task.rows();
-  const Strip& lines = strip ? *strip : workspace.tile;
   Span* const spans = reinterpret_cast<Span*>(workspace.spans);
 
   // The block whose keys, values are packed in the workspace, and that whose values are known to be finite or not.
@@ -115,8 +114,8 @@ struct Pass {
     return block;
   }
 
-  int64_t place(int64_t block, int64_t row) const { return strip ? block * rows + row : row % kTileRows; }
-  float* line(int64_t block, int64_t row) const { return lines.weights + place(block, row) * kBlockKeys; }
+  int64_t place(int64_t block, int64_t row) const { return block * rows + row; }
+  float* line(int64_t block, int64_t row) const { return strip.weights + place(block, row) * kBlockKeys; }
   int64_t blocks_before(const Block& block) const { return (block.first - task.packed->first_key) / kBlockKeys; }
 
   // Panels of the block, counted from its first key.
@@ -171,8 +170,8 @@ struct Pass {
     if (begin >= end) begin = end = 0;
     const int64_t panel_begin = begin / kPanelKeys * kPanelKeys, panel_end = round_up(end, kPanelKeys);
     for (int64_t r = 0; r < height; ++r) {
-      lines.begin[place(block.number, first + r)] = int32_t(panel_begin);
-      lines.end[place(block.number, first + r)] = int32_t(end);
+      strip.begin[place(block.number, first + r)] = int32_t(panel_begin);
+      strip.end[place(block.number, first + r)] = int32_t(end);
     }
     if (begin >= end) return;
 
@@ -213,17 +212,17 @@ struct Pass {
       hides = hides || !covers(spans[row], block.first + panel_begin, block.first + end);
       if (hides || end < panel_end) hide_outside(spans[row], block.first, panel_begin, panel_end, scores);
       if (by_key) hide_by_key(problem, task.item, head, token, block.first, panel_begin, end, scores);
-      float* largest = workspace.largest + place(0, row) * kLanes;
+      float* largest = workspace.largest + row * kLanes;
       store(largest, largest_of_lanes(scores, panel_begin, panel_end, load(largest)));
     }
-    lines.hides[place(block.number, first)] = hides;
+    strip.hides[place(block.number, first)] = hides;
   }
 
   // Scores of a row become weights exp(score - peak) in place; peak, total, moment and the heaviest keys move on. The
   // factor for what the row gathered before goes to the workspace.
   template <bool kMoments, bool kContest>
-  void weigh_row(int64_t first_block, int64_t last_block, int64_t row) {
-    const Vec of_lanes = load(workspace.largest + place(0, row) * kLanes);
+  void weigh_row(int64_t row) {
+    const Vec of_lanes = load(workspace.largest + row * kLanes);
     const float largest = reduce_maximum(of_lanes), unit = problem.score_unit_base2();
     const float before = state.peak[row], peak = largest > before ? largest : before;
     // A row that has seen no key yet keeps total 0: its weights come out as 0 against any finite anchor.
@@ -243,9 +242,9 @@ struct Pass {
 
     const Vec factor = broadcast(unit), all_peak = broadcast(anchor);
     Vec total = zero(), moment = zero();
-    for (int64_t block = first_block; block < last_block; ++block) {
+    for (int64_t block = 0; block < strip.blocks; ++block) {
       float* scores = line(block, row);
-      const int64_t begin = lines.begin[place(block, row)], end = lines.end[place(block, row)];
+      const int64_t begin = strip.begin[place(block, row)], end = strip.end[place(block, row)];
       if (kContest) contest.offer(scores, begin, end, task.first_key + block * kBlockKeys);
       for (int64_t j = begin; j < end; j += kPanelKeys) {
         weigh<kMoments>(factor, all_peak, scores + j, total, moment);
@@ -255,16 +254,16 @@ struct Pass {
     if (kContest) contest.settle();
     if (kMoments) state.moment[row] += sum(moment);
     state.total[row] += sum(total);
-    workspace.rescale[place(0, row)] = rescale;
-    if (strip) strip->peaks[row] = state.peak[row];
+    workspace.rescale[row] = rescale;
+    strip.peaks[row] = state.peak[row];
   }
 
   // Weights of a tile of rows times the values of a block.
   void add(const Block& block, int64_t first, int64_t height) {
-    const int64_t begin = lines.begin[place(block.number, first)], end = lines.end[place(block.number, first)];
+    const int64_t begin = strip.begin[place(block.number, first)], end = strip.end[place(block.number, first)];
     if (begin >= end) return;
     const float* weights = line(block.number, first);
-    float* rescale = workspace.rescale + place(0, first);
+    float* rescale = workspace.rescale + first;
     float* outputs = state.values + first * width;
     // Only keys that some row of the task sees have values that may be looked at.
     const int64_t from = begin > block.seen ? begin : block.seen;
@@ -278,7 +277,7 @@ struct Pass {
         for (int64_t j = end; j < round_up(end, kPanelKeys); ++j) workspace.factors[r * kBlockKeys + j] = 0.0f;
       weights = workspace.factors;
     }
-    const bool poisoned = lines.hides[place(block.number, first)] && !is_finite(block);
+    const bool poisoned = strip.hides[place(block.number, first)] && !is_finite(block);
     if (poisoned || (values_in_place && !value_pairs)) {
       const float* factors = rescale;
       each_stretch(problem, task, &Piece::value, block.first + from, block.first + end,
@@ -319,35 +318,34 @@ struct Pass {
   }
 
   template <typename Work>
-  void each_tile(int64_t first_block, int64_t last_block, int64_t first, int64_t last, Work work) {
-    for (int64_t number = first_block; number < last_block; ++number) {
-      if (block.number != number) block = block_of(number);
-      for (int64_t row = first; row < last; row += kTileRows) work(row, last - row < kTileRows ? last - row : kTileRows);
+  void each_tile(Work work) const {
+    for (int64_t number = 0; number < strip.blocks; ++number) {
+      const Block block = block_of(number);
+      for (int64_t row = 0; row < rows; row += kTileRows) work(block, row, rows - row < kTileRows ? rows - row : kTileRows);
     }
   }
-  Block block{-1, 0, 0, 0, 0};
 
-  void run(int64_t first_block, int64_t last_block, int64_t first, int64_t last) {
-    for (int64_t i = 0; i < (last - first) * kLanes; i += kLanes) store(workspace.largest + i, broadcast(-kInfinity));
-    each_tile(first_block, last_block, first, last, [&](int64_t row, int64_t height) { score(block, row, height); });
+  void run() {
+    for (int64_t row = 0; row < rows; ++row) store(workspace.largest + row * kLanes, broadcast(-kInfinity));
+    each_tile([&](const Block& block, int64_t row, int64_t height) { score(block, row, height); });
     const int64_t top = problem.top();
-    for (int64_t row = first; row < last; ++row) {
+    for (int64_t row = 0; row < rows; ++row) {
       if (!problem.reads) {
-        weigh_row<false, false>(first_block, last_block, row);
+        weigh_row<false, false>(row);
       } else {
-        const float largest = reduce_maximum(load(workspace.largest + place(0, row) * kLanes));
+        const float largest = reduce_maximum(load(workspace.largest + row * kLanes));
         if (top && largest > state.top_scores[row * top + top - 1])
-          weigh_row<true, true>(first_block, last_block, row);
+          weigh_row<true, true>(row);
         else
-          weigh_row<true, false>(first_block, last_block, row);
+          weigh_row<true, false>(row);
       }
     }
-    each_tile(first_block, last_block, first, last, [&](int64_t row, int64_t height) { add(block, row, height); });
+    each_tile([&](const Block& block, int64_t row, int64_t height) { add(block, row, height); });
   }
 };
 
 static void compute(const Problem& problem, const Task& task, const Workspace& workspace, const State& state,
-                    const Strip* strip) {
+                    const Strip& strip) {
   Pass pass{problem, task, workspace, state, strip};
   for (int64_t row = 0; row < pass.rows; ++row)
     pass.spans[row] = span_of(problem, task, (task.first_row + row) / pass.group);
@@ -355,12 +353,7 @@ static void compute(const Problem& problem, const Task& task, const Workspace& w
     clear_state(problem, task, state);
     pack_queries(problem, task, pass.pairs, pass.keys_in_place, workspace.queries);
   }
-  for (int64_t row = 0; strip && row < pass.rows; ++row) strip->peaks[row] = -kInfinity;
-  const int64_t blocks = (task.last_key - task.first_key + kBlockKeys - 1) / kBlockKeys;
-  const int64_t block_step = strip ? blocks : 1, row_step = strip ? pass.rows : kTileRows;
-  for (int64_t block = 0; block < blocks; block += block_step)
-    for (int64_t row = 0; row < pass.rows; row += row_step)
-      pass.run(block, block + block_step, row, row + row_step < pass.rows ? row + row_step : pass.rows);
+  pass.run();
 }
 
 // Packs the blocks of the task's keys that one of its rows sees, for all tasks of the head.

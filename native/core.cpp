@@ -18,10 +18,10 @@ namespace {
 // Query rows per task: many enough to pay for reading a block of keys, few enough that their state stays in L2.
 constexpr int64_t kRows = 240;
 constexpr int64_t kFewestRows = 24;
-// Rows that are read keep their weights; those of one strip should stay in L2.
-constexpr int64_t kStripFloats = 256 * 1024 / sizeof(float);
-constexpr int64_t kStripKeys = 32 * kBlockKeys;
-constexpr int64_t kFewestRowsRead = 12;
+// The weights of a strip should stay in L2; rows that are read keep those of all their keys.
+constexpr int64_t kStripFloats = 512 * 1024 / sizeof(float);
+constexpr int64_t kStripKeys = 8 * kBlockKeys;
+constexpr int64_t kFewestRowsOfStrip = 12;
 // Few key heads with at most this many query rows each (decoding, a question after a document) are split by keys.
 constexpr int64_t kSplitRows = 64;
 constexpr int64_t kSplitHeads = 16;
@@ -80,14 +80,12 @@ void carve(Carver& carver, Workspace& workspace, const Problem& problem, int64_t
   carver(workspace.queries, rows * round_up(problem.head_dim, kPad) + kPad);    // packed query rows
   carver(workspace.keys, packs ? kBlockKeys * problem.head_dim : 0);            // one block of keys in panels
   carver(workspace.values, packs ? kBlockKeys * problem.value_width() : 0);     // one block of values
-  workspace.tile.blocks = 1;                                                    // one tile of rows, one block of keys
-  carve(carver, workspace.tile, kMaximumTileRows);
   carver(workspace.factors, kMaximumTileRows * kBlockKeys);     // its weights as pairs of bfloat16, or times scales
   carver(workspace.largest, rows * kPad);                       // per row and lane
   carver(workspace.line, kBlockKeys);                           // one row of bias, or of key mass
-  // Candidates of one row for its heaviest keys, and room to fill the last vector.
-  carver(workspace.candidates, candidate_room(problem.top()) + kPad);
-  carver(workspace.candidate_keys, candidate_room(problem.top()));
+  // Candidates of one row for its heaviest keys, and the same in order.
+  carver(workspace.candidates, 2 * candidate_room(problem.top()));
+  carver(workspace.candidate_keys, 2 * candidate_room(problem.top()));
   carver(workspace.rescale, rows);               // per row
   carver(workspace.spans, rows * kSpanNumbers);  // which keys each row sees
 }
@@ -173,13 +171,14 @@ std::vector<RowBlock> row_blocks(const Run& run) {
   const int64_t blocks_wanted = ceil_div(kTasks, std::max<int64_t>(run.heads(), 1));
   const int64_t row_blocks = std::clamp<int64_t>(rows / kFewestRows, 1, blocks_wanted);
   const int64_t even = std::min(round_up(ceil_div(rows, row_blocks), 12), kRows);
-  const int64_t strip_keys = std::clamp(problem.keys, kBlockKeys, kStripKeys);
-  const int64_t strip_rows = std::min(std::max(kStripFloats / strip_keys / 12 * 12, kFewestRowsRead), even);
+  const auto rows_of_strips = [&](int64_t keys) {
+    return std::clamp(kStripFloats / std::max(keys, kBlockKeys) / 12 * 12, kFewestRowsOfStrip, even);
+  };
   const int64_t read_from = problem.reads ? problem.reading.first_row * group : 0;
   const int64_t read_to = problem.reads ? problem.reading.last_row * group : 0;
   std::vector<RowBlock> blocks;
   const auto cut = [&](int64_t first, int64_t last, bool read) {
-    const int64_t step = read ? strip_rows : even;
+    const int64_t step = rows_of_strips(read ? problem.keys : std::min(problem.keys, kStripKeys));
     for (; first < last; first += step) blocks.push_back({first, std::min(first + step, last), read});
   };
   cut(0, read_from, false);
@@ -265,7 +264,7 @@ bool Run::by_rows() const {
         const Task all_keys = task_of(first_head + head, block.first, block.last);
         Workspace workspace;
         State state;
-        std::vector<Strip> strips(block.read ? parts.size() : 0);
+        std::vector<Strip> strips(block.read ? parts.size() : 1);
         const auto carve_all = [&](Carver carver) {
           carve(carver, workspace, problem, all_keys.rows(), !shares);
           carve(carver, state, problem, all_keys.rows());
@@ -277,10 +276,12 @@ bool Run::by_rows() const {
           Task task = task_of(first_head + head, block.first, block.last, parts[i]);
           task.continues = i > 0;
           task.packed = shares ? shared->of(head, i) : nullptr;
-          target.compute(problem, task, workspace, state, block.read ? &strips[i] : nullptr);
+          Strip& strip = strips[block.read ? i : 0];
+          strip.blocks = ceil_div(parts[i].keys, kBlockKeys);
+          target.compute(problem, task, workspace, state, strip);
         }
         target.finish(problem, all_keys, state, strips.data(), int64_t(strips.size()));
-        for (size_t i = 0; masses && i < strips.size(); ++i)
+        for (size_t i = 0; masses && block.read && i < strips.size(); ++i)
           target.add_columns(problem, all_keys, state, strips[i], workspace,
                              lane_columns.data() + (head * lanes + lane) * columns, nullptr);
       }
@@ -314,19 +315,24 @@ bool Run::by_keys() const {
   const int64_t bytes = carve_all(Carver());
   const Memory much = bytes > kKeptBytes ? allocate(bytes) : nullptr;
   carve_all(Carver(much ? much.get() : run_scratch(bytes)));
-  const auto workspace_here = [&] {
+  // A strip that nobody reads is of no use after its task.
+  const auto workspace_here = [&](Strip* unread = nullptr) {
     Workspace workspace;
-    Carver size;
-    carve(size, workspace, problem, rows, true);
-    Carver carver(task_scratch(size.bytes()));
-    carve(carver, workspace, problem, rows, true);
+    const auto carve_here = [&](Carver carver) {
+      carve(carver, workspace, problem, rows, true);
+      if (unread) carve(carver, *unread, rows);
+      return carver.bytes();
+    };
+    carve_here(Carver(task_scratch(carve_here(Carver()))));
     return workspace;
   };
 
   const bool whole = each(heads() * splits, [&](int64_t index) {
-    const Task task = task_of(index / splits, 0, rows, parts[size_t(index % splits)]);
-    target.compute(problem, task, workspace_here(), states[size_t(index)],
-                   problem.reads ? &strips[size_t(index)] : nullptr);
+    const Part& part = parts[size_t(index % splits)];
+    Strip unread = strip_of(part);
+    const Workspace workspace = workspace_here(problem.reads ? nullptr : &unread);
+    target.compute(problem, task_of(index / splits, 0, rows, part), workspace, states[size_t(index)],
+                   problem.reads ? strips[size_t(index)] : unread);
   });
   if (!whole) return false;
   const bool finished = each(heads(), [&](int64_t head) {

@@ -166,7 +166,6 @@ struct Workspace {
   float* queries = nullptr;
   float* keys = nullptr;
   float* values = nullptr;
-  Strip tile;
   float* factors = nullptr;
   float* largest = nullptr;
   float* line = nullptr;
@@ -177,8 +176,8 @@ struct Workspace {
 };
 constexpr int64_t kSpanNumbers = 4;
 constexpr int64_t kMaximumTileRows = 16;
-// Most candidates for the heaviest keys that wait to be chosen from.
-KEYWISE_INLINE constexpr int64_t candidate_room(int64_t top) { return 2 * top + 64; }
+// Room for the candidates for the heaviest keys that wait to be chosen from, and for a vector behind them.
+KEYWISE_INLINE constexpr int64_t candidate_room(int64_t top) { return 2 * top + 64 + kPad; }
 
 // One instruction set. Its functions allocate nothing and throw nothing.
 struct Target {
@@ -187,8 +186,8 @@ struct Target {
   bool dots_pairs;
   // Fills the blocks of the task's keys that one of its rows sees.
   void (*pack)(const Problem&, const Task&, const Packed&);
-  // Fills the state, and the strip when it is not null.
-  void (*compute)(const Problem&, const Task&, const Workspace&, const State&, const Strip*);
+  // Fills the state and the strip.
+  void (*compute)(const Problem&, const Task&, const Workspace&, const State&, const Strip&);
   // Puts `from`, whose keys come after those of `into`, into `into`.
   void (*merge)(const Problem&, const Workspace&, int64_t rows, const State& into, const State& from);
   // Turns the state into outputs and the readings of rows.

@@ -40,59 +40,62 @@ static void write_partial(const Problem& problem, int64_t row, float peak, float
   __builtin_memcpy(problem.values + row * problem.value_dim, values, std::size_t(problem.value_dim) * sizeof(float));
 }
 
-// Sums of many short runs of numbers, kLanes of them reduced at a time.
-struct RunSums {
-  explicit RunSums(float* mass) : mass(mass) {}  // the rest is written before it is read
-
-  float* mass;
-  int64_t waiting = 0;
-  int64_t segments[kLanes];
-  Vec sums[kLanes];
-
-  void take(const float* numbers, int64_t count, float factor, int64_t segment) {
-    Vec total = zero();
-    for (; count >= kLanes; count -= kLanes, numbers += kLanes) total = add(total, load(numbers));
-    if (count) total = add(total, load_first(numbers, int(count)));
-    segments[waiting] = segment;
-    sums[waiting++] = mul(total, broadcast(factor));
-    if (waiting == kLanes) settle();
-  }
-
-  void settle() {
-    for (int64_t i = waiting; i < kLanes; ++i) sums[i] = zero();
-    float totals[kLanes];
-    store(totals, sum_each(sums));
-    for (int64_t i = 0; i < waiting; ++i) mass[segments[i]] += totals[i];
-    waiting = 0;
-  }
-};
-
-// Segment mass of one row: its weights, block by block, against the runs.
-static void write_segments(const Problem& problem, const Strip* strips, int64_t strip_count, int64_t rows, int64_t row,
-                           float peak, float inverse, float* mass) {
+// Where the readings of a row of a task go; -1 for a row that is not read.
+static int64_t place_of_row(const Problem& problem, const Task& task, int64_t row) {
   const Reading& reading = problem.reading;
-  for (int64_t s = 0; s < reading.segments; ++s) mass[s] = 0.0f;
-  RunSums sums(mass);
-  int64_t run = 0;
-  for (int64_t number = 0; number < strip_count; ++number) {
-    const Strip& strip = strips[number];
-    if (strip.peaks[row] == -kInfinity) continue;
-    const float factor = __builtin_exp2f((strip.peaks[row] - peak) * problem.score_unit_base2()) * inverse;
-    for (int64_t block = 0; block < strip.blocks; ++block) {
-      const int64_t place = block * rows + row;
-      if (strip.begin[place] >= strip.end[place]) continue;
-      const int64_t first_key = strip.first_key + block * kBlockKeys;
-      const int64_t begin = first_key + strip.begin[place], end = first_key + strip.end[place];
-      const float* weights = strip.weights + place * kBlockKeys - first_key;
-      while (run < reading.run_count && reading.runs[3 * run + 1] <= begin) ++run;
-      for (int64_t i = run; i < reading.run_count && reading.runs[3 * i] < end; ++i) {
-        const int64_t from = reading.runs[3 * i] > begin ? reading.runs[3 * i] : begin;
-        const int64_t to = reading.runs[3 * i + 1] < end ? reading.runs[3 * i + 1] : end;
-        sums.take(weights + from, to - from, factor, reading.runs[3 * i + 2]);
+  const int64_t group = problem.group(), token = (task.first_row + row) / group;
+  if (!problem.reads || token < reading.first_row || token >= reading.last_row) return -1;
+  const int64_t head = task.key_head * group + (task.first_row + row) % group;
+  return (task.item * problem.query_heads + head) * (reading.last_row - reading.first_row) + token - reading.first_row;
+}
+
+// Segment mass of the rows of a finished task. The rows of a tile, which have the same keys in a block, are summed
+// together: their sums are reduced at a time, and the ends of a run are looked up once.
+static void write_segments(const Problem& problem, const Task& task, const State& state, const Strip* strips,
+                           int64_t strip_count) {
+  const Reading& reading = problem.reading;
+  const int64_t rows = task.rows();
+  for (int64_t first = 0; first < rows; first += kTileRows) {
+    const int64_t height = rows - first < kTileRows ? rows - first : kTileRows;
+    float* masses[kTileRows];
+    for (int64_t r = 0; r < height; ++r) {
+      const int64_t place = place_of_row(problem, task, first + r);
+      masses[r] = place < 0 ? nullptr : reading.segment_mass + place * reading.segments;
+      for (int64_t s = 0; masses[r] && s < reading.segments; ++s) masses[r][s] = 0.0f;
+    }
+    int64_t run = 0;
+    for (int64_t number = 0; number < strip_count; ++number) {
+      const Strip& strip = strips[number];
+      float factors[kLanes] = {};
+      for (int64_t r = 0; r < height; ++r) {
+        const float peak = strip.peaks[first + r], shift = (peak - state.peak[first + r]) * problem.score_unit_base2();
+        if (peak != -kInfinity) factors[r] = __builtin_exp2f(shift) * state.inverse[first + r];
+      }
+      for (int64_t block = 0; block < strip.blocks; ++block) {
+        const int64_t place = block * rows + first, first_key = strip.first_key + block * kBlockKeys;
+        if (strip.begin[place] >= strip.end[place]) continue;
+        const int64_t begin = first_key + strip.begin[place], end = first_key + strip.end[place];
+        const float* weights = strip.weights + place * kBlockKeys - first_key;
+        while (run < reading.run_count && reading.runs[3 * run + 1] <= begin) ++run;
+        for (int64_t i = run; i < reading.run_count && reading.runs[3 * i] < end; ++i) {
+          const int64_t from = reading.runs[3 * i] > begin ? reading.runs[3 * i] : begin;
+          const int64_t to = reading.runs[3 * i + 1] < end ? reading.runs[3 * i + 1] : end;
+          Vec sums[kLanes];
+          for (int64_t r = 0; r < kLanes; ++r) sums[r] = zero();
+          for (int64_t r = 0; r < height; ++r) {
+            const float* row = weights + r * kBlockKeys;
+            int64_t j = from;
+            for (; j + kLanes <= to; j += kLanes) sums[r] = add(sums[r], load(row + j));
+            if (j < to) sums[r] = add(sums[r], load_first(row + j, int(to - j)));
+          }
+          float totals[kLanes];
+          store(totals, mul(sum_each(sums), load(factors)));
+          for (int64_t r = 0; r < height; ++r)
+            if (masses[r]) masses[r][reading.runs[3 * i + 2]] += totals[r];
+        }
       }
     }
   }
-  sums.settle();
 }
 
 static void write_row_readings(const Problem& problem, int64_t row, const Norm& norm, float peak, float total,
@@ -101,14 +104,18 @@ static void write_row_readings(const Problem& problem, int64_t row, const Norm& 
   const float natural = norm.log_base2 * kLn2;
   reading.lse[row] = norm.empty ? -kInfinity : peak * problem.score_unit() + natural;
   reading.entropy[row] = norm.empty ? 0.0f : norm.inverse * (natural * total - kLn2 * moment);
+  const Vec anchor = broadcast(norm.empty ? 0.0f : peak), unit = broadcast(problem.score_unit_base2());
   double covered = 0;
-  for (int64_t i = 0; i < reading.top; ++i) {
-    const bool found = top_keys[i] >= 0;
-    const float weight =
-        found ? __builtin_exp2f((top_scores[i] - peak) * problem.score_unit_base2()) * norm.inverse : 0.0f;
-    reading.top_keys[row * reading.top + i] = top_keys[i];
-    reading.top_weights[row * reading.top + i] = weight;
-    covered += double(weight);
+  for (int64_t first = 0; first < reading.top; first += kLanes) {
+    const int64_t left = reading.top - first, count = left < kLanes ? left : kLanes;
+    const Vec scores = count < kLanes ? load_first(top_scores + first, int(count)) : load(top_scores + first);
+    float weights[kLanes];  // 0 where there is no key: its score is -inf
+    store(weights, mul(exp2_nonpositive(mul(sub(scores, anchor), unit)), broadcast(norm.inverse)));
+    for (int64_t i = 0; i < count; ++i) {
+      reading.top_keys[row * reading.top + first + i] = top_keys[first + i];
+      reading.top_weights[row * reading.top + first + i] = weights[i];
+      covered += double(weights[i]);
+    }
   }
   reading.covered[row] = float(covered);
 }
@@ -157,24 +164,21 @@ static void add_columns(const Problem& problem, const Task& task, const State& s
 static void finish(const Problem& problem, const Task& task, const State& state, const Strip* strips, int64_t strip_count) {
   const Reading& reading = problem.reading;
   const int64_t group = problem.group(), width = problem.value_width(), rows = task.rows();
-  const int64_t tokens_read = reading.last_row - reading.first_row;
   for (int64_t row = 0; row < rows; ++row) {
     const int64_t token = (task.first_row + row) / group;
     const int64_t head = task.key_head * group + (task.first_row + row) % group;
-    const int64_t heads_before = task.item * problem.query_heads + head;
     const float* values = state.values + row * width;
     const Norm norm = norm_of(problem, head, state.peak[row], state.total[row]);
     if (problem.peak)
-      write_partial(problem, heads_before * problem.queries + token, state.peak[row], state.total[row], values);
+      write_partial(problem, (task.item * problem.query_heads + head) * problem.queries + token, state.peak[row],
+                    state.total[row], values);
     else
       write_output(problem, task.item, head, token, values, norm.inverse);
     state.inverse[row] = norm.inverse;
-    if (!problem.reads || token < reading.first_row || token >= reading.last_row) continue;
-    const int64_t place = heads_before * tokens_read + token - reading.first_row;
-    write_row_readings(problem, place, norm, state.peak[row], state.total[row], state.moment[row],
-                       state.top_scores + row * reading.top, state.top_keys + row * reading.top);
-    if (reading.segment_mass)
-      write_segments(problem, strips, strip_count, rows, row, state.peak[row], norm.inverse,
-                     reading.segment_mass + place * reading.segments);
+    const int64_t place = place_of_row(problem, task, row);
+    if (place >= 0)
+      write_row_readings(problem, place, norm, state.peak[row], state.total[row], state.moment[row],
+                         state.top_scores + row * reading.top, state.top_keys + row * reading.top);
   }
+  if (problem.reads && reading.segment_mass) write_segments(problem, task, state, strips, strip_count);
 }

@@ -1,14 +1,14 @@
 // The algebra: two partials over different keys of the same rows become one; peak -inf, total 0 is the identity.
 // Included by attend.inl.h only.
 
-// Gives the `top` largest of `count` candidates, which stand in key order, largest first, ties to the lower key; less
-// than kLanes numbers behind the candidates are overwritten. Every candidate's place is counted, because a sort would
-// wait for branches that cannot be predicted.
-static void select_largest(float* candidates, const int32_t* candidate_keys, int64_t count, int64_t top, float* scores,
+// Gives the `top` largest of `count` candidates, which stand in key order, largest first, ties to the lower key. Every
+// candidate's place is counted, because a sort would wait for branches that cannot be predicted; all are put in order
+// in the second half of their room, for the same reason.
+static void select_largest(float* candidates, int32_t* candidate_keys, int64_t count, int64_t top, float* scores,
                            int32_t* keys) {
-  float no_score;
-  int32_t no_key;
-  for (int64_t j = count; j < round_up(count, kLanes); ++j) candidates[j] = -__builtin_inff();
+  float* ordered = candidates + candidate_room(top);
+  int32_t* ordered_keys = candidate_keys + candidate_room(top);
+  store(candidates + count, broadcast(-__builtin_inff()));
   for (int64_t i = 0; i < count; ++i) {
     const Vec score = broadcast(candidates[i]);
     int64_t place = 0;
@@ -19,11 +19,12 @@ static void select_largest(float* candidates, const int32_t* candidate_keys, int
       const unsigned ahead = (lanes_above(others, score) & ~before) | (~lanes_above(score, others) & before);
       place += __builtin_popcount(ahead);
     }
-    float* score_place = place < top ? scores + place : &no_score;
-    int32_t* key_place = place < top ? keys + place : &no_key;
-    *score_place = candidates[i];
-    *key_place = candidate_keys[i];
+    ordered[place] = candidates[i];
+    ordered_keys[place] = candidate_keys[i];
   }
+  const std::size_t found = std::size_t(count < top ? count : top);
+  __builtin_memcpy(scores, ordered, found * sizeof(float));
+  __builtin_memcpy(keys, ordered_keys, found * sizeof(int32_t));
 }
 
 static void merge_top(const Workspace& workspace, int64_t top, const State& into, const State& from, int64_t row) {

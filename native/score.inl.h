@@ -124,6 +124,7 @@ static void score_in_place(const Problem& problem, const char* key, int64_t stri
         };
         if (R == 1 && whole * lane_bytes >= kWideBytes) {
           each_key([&](int k) {
+            if (in_one_piece) prefetch_keys(keys[k], whole * lane_bytes);
             for (int64_t d = 0; d < whole; d += kLanes) {
               const Vec query = load(queries + d), element = load_key(k, d);
               sums[0][k] = kPairs ? dot_pairs(query, element, sums[0][k]) : mul_add(query, element, sums[0][k]);

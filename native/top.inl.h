@@ -51,14 +51,13 @@ struct Contest {
       found += above[found] != 0;
     }
     for (int64_t i = 0; i < found; ++i) {
-      unsigned rest = above[i];
-      do {
-        const int64_t key = panels[i] + __builtin_ctz(rest);
-        candidates[count] = scores[key];
-        keys[count++] = int32_t(first_key + key);
-        rest &= rest - 1;
-      } while (rest);
-      if (count + kPanelKeys <= candidate_room(top)) continue;
+      for (int64_t half = 0; half < kPanelKeys; half += kLanes, above[i] >>= kLanes) {
+        const int64_t j = panels[i] + half;
+        const unsigned chosen = above[i] & ((1u << kLanes) - 1u);
+        store_chosen(load(scores + j), int32_t(first_key + j), chosen, candidates + count, keys + count);
+        count += __builtin_popcount(chosen);
+      }
+      if (count + kPanelKeys + kPad <= candidate_room(top)) continue;
       settle();
       begin_with_kept();
     }

@@ -89,6 +89,7 @@ static inline Vec sum_folded(const Vec* t) {
 }
 
 #include "no_pairs.inl.h"
+#include "one_by_one.inl.h"
 
 #include "../attend.inl.h"
 #include "../limits.inl.h"

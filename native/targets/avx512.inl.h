@@ -31,6 +31,12 @@ static inline Vec with_sign(Vec size, Vec sign) {
 static inline Vec round_nearest(Vec x) { return _mm512_roundscale_ps(x, 0); }
 static inline Vec times_power_of_two(Vec p, Vec n) { return _mm512_scalef_ps(p, n); }
 static inline unsigned lanes_above(Vec a, Vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ); }
+static inline void store_chosen(Vec v, int32_t first, unsigned chosen, float* numbers, int32_t* places) {
+  const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  const __m512i place = _mm512_add_epi32(_mm512_set1_epi32(first), lane);
+  _mm512_storeu_ps(numbers, _mm512_maskz_compress_ps(__mmask16(chosen), v));
+  _mm512_storeu_si512(places, _mm512_maskz_compress_epi32(__mmask16(chosen), place));
+}
 static inline float sum(Vec v) { return _mm512_reduce_add_ps(v); }
 static inline float reduce_maximum(Vec v) { return _mm512_reduce_max_ps(v); }
 static inline Vec load_bfloat16(const uint16_t* p) {

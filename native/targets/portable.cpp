@@ -10,6 +10,8 @@
 //   maximum(a, b)                   b where either is NaN
 //   less_than_choose(x, l, a, b)    a where x < l, else b (b where x is NaN)
 //   lanes_above(a, b)               bit i: lane i of a > that of b
+//   store_chosen(v, n, c, p, k)     the lanes of v whose bit in c is set to p, side by side, the numbers n + lane of these
+//                                   to k; may write a whole vector to each
 //   times_power_of_two(p, n)        p x 2^n for whole n in [-126, 127]; NaN stays NaN
 //   load_first(p, n)                the first n < kLanes numbers, zeros behind them; reads no further
 //   fold(tile)                      kFold vectors made one, each in lanes of its own
@@ -98,6 +100,7 @@ static inline Vec fold(const Vec* t) { return t[0]; }
 static inline Vec sum_folded(const Vec* t) { return Vec{sum(t[0]), sum(t[1]), sum(t[2]), sum(t[3])}; }
 
 #include "no_pairs.inl.h"
+#include "one_by_one.inl.h"
 
 #include "../attend.inl.h"
 #include "../limits.inl.h"
