@@ -13,7 +13,7 @@ from keywise.documents.evidence import NULL_QUESTION, Evidence, Look, Mass, mass
 from keywise.documents.files import Source
 from keywise.documents.heads import Heads
 from keywise.documents.passage import likeliest_span
-from keywise.documents.prompt import Prompt
+from keywise.documents.prompt import Encoded, Prompt
 from keywise.documents.proof import Proof, prove
 from keywise.documents.store import Found, Shelf
 from keywise.errors import DtypeError, FormatError, OptionError
@@ -50,6 +50,7 @@ class Document:
         prompt: Prompt,
         heads: Heads,
         sources: Sequence[Source],
+        encoded: Encoded,
         *,
         shelf: Shelf | None,
         progress: Progress | None,
@@ -58,7 +59,7 @@ class Document:
         config = loaded.model.config.get_text_config()
         self._context_tokens: int | None = getattr(config, "max_position_embeddings", None)
         self.sources = tuple(sources)
-        ids, self._sentence_of = prompt.document(sources)
+        ids, self._sentence_of = encoded
         self.tokens = len(ids)
         self._check_length()
         self._positions = range(len(prompt.before_ids), len(prompt.before_ids) + self.tokens)

@@ -137,7 +137,7 @@ def _log_probabilities(loaded: LoadedModel, cache: Any, ids: list[list[int]], *,
 
     with torch.no_grad():
         output = loaded.model(torch.tensor(ids), past_key_values=cache, use_cache=True, logits_to_keep=last)
-        return output.logits.float().log_softmax(-1).numpy()
+        return torch.distributions.Categorical(logits=output.logits.float()).logits.numpy()
 
 
 def _words(text: str) -> set[str]:
