@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import IO, Any, Final
 
@@ -228,29 +227,25 @@ class _Mapped:
 
     def check(self, begin: int, end: int) -> None:
         """Verify the blocks that hold some bytes of the payload, once each."""
-        last = -(-end // CHECK_BYTES)
-        shares = [
-            range(block, min(block + SHARE_BLOCKS, last)) for block in range(begin // CHECK_BYTES, last, SHARE_BLOCKS)
-        ]
-        with memoryview(self.data) as view:
-            verify = partial(self._verify, view)
-            if len(shares) == 1:
-                verify(shares[0])
-                return
-            # Checksums of large blocks are computed outside of the interpreter's lock.
-            with ThreadPoolExecutor(get_threads()) as threads:
-                list(threads.map(verify, shares))
+        blocks = [block for block in range(begin // CHECK_BYTES, -(-end // CHECK_BYTES)) if block not in self.verified]
+        shares = [blocks[first : first + SHARE_BLOCKS] for first in range(0, len(blocks), SHARE_BLOCKS)]
+        if len(shares) < 2:
+            for share in shares:
+                self._verify(share)
+            return
+        # Checksums of large blocks are computed outside of the interpreter's lock.
+        with ThreadPoolExecutor(get_threads()) as threads:
+            list(threads.map(self._verify, shares))
 
-    def _verify(self, view: memoryview, blocks: range) -> None:
-        new = [block for block in blocks if block not in self.verified]
-        if new:
-            self._map(self.start + new[0] * CHECK_BYTES, self.start + (new[-1] + 1) * CHECK_BYTES)
-        for block in new:
-            first = self.start + block * CHECK_BYTES
-            last = min(first + CHECK_BYTES, self.start + self.payload_bytes)
-            if zlib.crc32(view[first:last]) != self.checksums[block]:
-                raise FormatError(f"{self.path}: damaged: the checksum of bytes {first} to {last - 1} differs")
-            self.verified.add(block)
+    def _verify(self, blocks: list[int]) -> None:
+        self._map(self.start + blocks[0] * CHECK_BYTES, self.start + (blocks[-1] + 1) * CHECK_BYTES)
+        with memoryview(self.data) as view:
+            for block in blocks:
+                first = self.start + block * CHECK_BYTES
+                last = min(first + CHECK_BYTES, self.start + self.payload_bytes)
+                if zlib.crc32(view[first:last]) != self.checksums[block]:
+                    raise FormatError(f"{self.path}: damaged: the checksum of bytes {first} to {last - 1} differs")
+                self.verified.add(block)
 
     def _map(self, first: int, last: int) -> None:
         """Ask for the pages of some bytes at once: a fault for each page takes longer than its checksum.
