@@ -245,6 +245,22 @@ def test_what_is_not_asked_for_is_not_kept():
     assert len(readings.layer(1)) == len(readings[:1]) == 1
 
 
+@pytest.mark.parametrize("name", ["llama", "gemma2"])
+def test_reading_stops_after_the_last_layer_asked_for(name):
+    model, given = keywise.hf.use(make(name)), inputs(name)
+    ran = []
+    hooks = [layer.mlp.register_forward_hook(lambda *_: ran.append(1)) for layer in model.model.layers]
+    with keywise.hf.reading(model, layers=[0], stop=True) as readings:
+        run(model, given)
+        pytest.fail("the model ran to its end")
+    assert ran == []
+    with keywise.hf.reading(model, layers=[0]) as whole:
+        after = run(model, given).logits
+    assert len(ran) == len(hooks)
+    assert torch.equal(readings[0].reading.key_mass, whole[0].reading.key_mass)
+    assert torch.equal(after, run(model, given).logits)
+
+
 def test_reading_changes_nothing():
     model, given = keywise.hf.use(make("gemma2")), inputs("gemma2", "left")
     before = run(model, given).logits
@@ -320,6 +336,8 @@ def test_reading_twice_at_once_is_refused():
         ({"top": -1}, keywise.OptionError, "top=-1"),
         ({"top": 1.5}, keywise.DtypeError, r"top=1\.5"),
         ({"key_mass": 1}, keywise.DtypeError, "key_mass=1"),
+        ({"stop": 1, "layers": [0]}, keywise.DtypeError, "stop=1"),
+        ({"stop": True}, keywise.OptionError, "stop=True with layers=None"),
         ({"kind": "both"}, keywise.OptionError, "kind='both'"),
         ({"segments": [[0, 3]]}, keywise.ShapeError, r"segments has shape \[1, 2\]"),
         ({"segments": []}, keywise.ShapeError, r"segments has shape \[0\]"),

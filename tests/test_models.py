@@ -1,5 +1,6 @@
 """Models are found in a fixed order, loaded from safetensors and GGUF only, and converted whole or not at all."""
 
+import gc
 import json
 import os
 import subprocess
@@ -327,6 +328,28 @@ def test_large_models_compute_in_bfloat16(tmp_path, converted, monkeypatch):
     assert FLOAT32_PARAMETERS == 1_000_000_000
     monkeypatch.setattr(models, "FLOAT32_PARAMETERS", 100)
     assert load_model(converted[0].folder).model.dtype == torch.bfloat16
+
+
+def test_loading_collects_garbage_once(converted):
+    folder = converted[0].folder
+    collections = []
+
+    def note(phase, info):
+        if phase == "start":
+            collections.append(info["generation"])
+
+    gc.callbacks.append(note)
+    try:
+        load_model(folder)
+        assert collections.count(2) == 1
+        gc.disable()
+        collections.clear()
+        load_model(folder)
+        # Who collects no garbage goes on so.
+        assert (collections, gc.isenabled()) == ([], False)
+    finally:
+        gc.callbacks.remove(note)
+        gc.enable()
 
 
 def test_missing_extra_names_the_command():

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from keywise.documents.evidence import NULL_QUESTION, Evidence, Look, Mass, mass
 from keywise.documents.files import Source
 from keywise.documents.heads import Heads
 from keywise.documents.passage import likeliest_span
-from keywise.documents.prompt import Prompt
+from keywise.documents.prompt import Encoded, Prompt
 from keywise.documents.proof import Proof, prove
 from keywise.documents.store import Found, Shelf
 from keywise.errors import DtypeError, FormatError, OptionError
@@ -27,6 +28,7 @@ ANSWER_TOKENS: Final = 128
 RESERVED_TOKENS: Final = 256
 
 Progress = Callable[[int, int], None]
+Turn = TypeVar("Turn")
 
 
 class Document:
@@ -48,6 +50,7 @@ class Document:
         prompt: Prompt,
         heads: Heads,
         sources: Sequence[Source],
+        encoded: Encoded,
         *,
         shelf: Shelf | None,
         progress: Progress | None,
@@ -56,7 +59,7 @@ class Document:
         config = loaded.model.config.get_text_config()
         self._context_tokens: int | None = getattr(config, "max_position_embeddings", None)
         self.sources = tuple(sources)
-        ids, self._sentence_of = prompt.document(sources)
+        ids, self._sentence_of = encoded
         self.tokens = len(ids)
         self._check_length()
         self._positions = range(len(prompt.before_ids), len(prompt.before_ids) + self.tokens)
@@ -94,8 +97,7 @@ class Document:
         >>> document.look("Who was the keeper?").matching.shape  # doctest: +SKIP
         (6, 2)
         """
-        _, _, look = self._go_on(self._question_ids(question, answer_tokens=0, started=self._started))
-        return look - self._null
+        return self._glance(self._question_ids(question, answer_tokens=0, started=self._started)) - self._null
 
     def ask(
         self,
@@ -143,11 +145,16 @@ class Document:
             )
         answer_tokens = _count("max_tokens", max_tokens, least=1)
         turn = self._question_ids(question, answer_tokens=answer_tokens, started=self._started)
-        cache, token, look = self._go_on(turn)
+        if self._started:
+            look = self._glance(turn)
+        else:
+            cache, token, look = self._go_on(turn)
         look -= self._null
         evidence = rank_sentences(self.sources, look, self._heads)
         if wanted:
-            text, words, answer_ids, complete = self._quote(question, evidence[:wanted], max_tokens)
+            text, words, answer_ids, complete = self._after_document(
+                lambda cache: self._quote(cache, question, evidence[:wanted], max_tokens)
+            )
             if on_token:
                 on_token(text)
         else:
@@ -216,11 +223,10 @@ class Document:
         return len(ids)
 
     def _quote(
-        self, question: str, evidence: Sequence[Evidence], max_tokens: int
+        self, begun: Any, question: str, evidence: Sequence[Evidence], max_tokens: int
     ) -> tuple[str, list[AnswerWord], int, bool]:
         """Give the likeliest words of some sentences: text, words, tokens, and whether there was room for more."""
         passage, ends = joined(in_order(self.sources, evidence))
-        begun = self._cache.fork()
         begun.truncate(len(self._prompt.before_ids))
         span = likeliest_span(
             self._loaded,
@@ -307,18 +313,29 @@ class Document:
         return [self.ask(question, max_tokens=max_tokens) for question in asked]
 
     def _go_on(self, ids: list[int]) -> tuple[Any, int, Look]:
-        """Run a question's turn after the document; give the cache with it, the likeliest next token, and the look.
+        """Run a question's turn after the document; give the cache with it, the likeliest next token, and the look."""
+
+        def turn(cache: Any) -> tuple[Any, int, Look]:
+            token, records = self._step(cache, ids)
+            return cache, token, self._look(records, len(ids))
+
+        return self._after_document(turn)
+
+    def _glance(self, ids: list[int]) -> Look:
+        """Run a question's turn only as far as the last head read, for the look alone."""
+        return self._look(self._after_document(lambda cache: self._glimpse(cache, ids)), len(ids))
+
+    def _after_document(self, turn: Callable[[Any], Turn]) -> Turn:
+        """Give a fork of the document's cache to what goes on from it.
 
         This is where a file is used first, so where damage in it shows: then the document is read again.
         """
-        cache = self._cache.fork()
         try:
-            token, records = self._step(cache, ids)
+            return turn(self._cache.fork())
         except FormatError as error:
             self._refuse(self._found, error)
             self._read(None)
-            return self._go_on(ids)
-        return cache, token, self._look(records, len(ids))
+            return self._after_document(turn)
 
     def _look(self, records: Iterable[LayerReading], rows: int) -> Look:
         asked = rows - len(self._prompt.start_ids) if self._started else rows
@@ -359,7 +376,7 @@ class Document:
                     done = min(done + CHUNK_TOKENS, len(ids))
                     if progress:
                         progress(done, len(ids))
-                null = self._look(self._step(cache.fork(), question)[1], len(question))
+                null = self._look(self._glimpse(cache.fork(), question), len(question))
             except FormatError as error:
                 self._refuse(found, error)
                 return self._read(progress)
@@ -377,13 +394,27 @@ class Document:
 
     def _step(self, cache: Any, ids: list[int]) -> tuple[int, Sequence[LayerReading]]:
         """Run tokens after those in the cache; give the likeliest next one and the mass on the document's sentences."""
-        import keywise.hf  # noqa: PLC0415 - importing this module must not load torch
-
-        with keywise.hf.reading(
-            self._loaded.model, segments=self._segments, layers=self._heads.layers, key_mass=False, kind="self"
-        ) as readings:
+        with self._reading(stop=False) as readings:
             logits = self._forward(cache, ids)
         return int(logits.argmax()), readings
+
+    def _glimpse(self, cache: Any, ids: list[int]) -> Sequence[LayerReading]:
+        """Run tokens after those in the cache for the mass on the document's sentences alone; the cache is spent."""
+        with self._reading(stop=True) as readings:
+            self._forward(cache, ids)
+        return readings
+
+    def _reading(self, *, stop: bool) -> AbstractContextManager[Sequence[LayerReading]]:
+        import keywise.hf  # noqa: PLC0415 - importing this module must not load torch
+
+        return keywise.hf.reading(
+            self._loaded.model,
+            segments=self._segments,
+            layers=self._heads.layers,
+            key_mass=False,
+            kind="self",
+            stop=stop,
+        )
 
     def _forward(self, cache: Any, ids: list[int]) -> Any:
         import torch  # noqa: PLC0415 - heavy

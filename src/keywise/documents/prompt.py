@@ -21,6 +21,9 @@ QUOTE: Final = '"'
 # Begun for the model, an answer is short and in the text's own words.
 ANSWER_START: Final = f"The answer is {QUOTE}"
 
+Encoded = tuple[list[int], NDArray[np.intp]]
+"""Tokens of a document, and for each the number of its sentence."""
+
 _DOCUMENT, _QUESTION = "[the document stands here]", "[the question stands here]"
 
 
@@ -67,7 +70,7 @@ class Prompt:
         quotes = {number for token, number in loaded.tokenizer.get_vocab().items() if QUOTE in token}
         self.quote_ids = sorted(quotes | self.end_ids)
 
-    def document(self, sources: Sequence[Source]) -> tuple[list[int], NDArray[np.intp]]:
+    def document(self, sources: Sequence[Source]) -> Encoded:
         """Give the tokens of texts read as one document, and for each the number of its sentence (-1 for none)."""
         ids: list[int] = []
         sentence_of: list[NDArray[np.intp]] = []

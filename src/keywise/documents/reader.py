@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from keywise.documents.document import RESERVED_TOKENS, Document, Progress
 from keywise.documents.files import CONVERTED_SUFFIXES, Source, has_words, read_file
 from keywise.documents.heads import Heads, find, untuned
-from keywise.documents.prompt import Prompt
+from keywise.documents.prompt import Encoded, Prompt
 from keywise.documents.store import Shelf, Store
 from keywise.documents.windows import WindowedDocument, windows
 from keywise.errors import DtypeError, FormatError
@@ -103,12 +103,13 @@ class Reader:
         >>> document = Reader().read(Path("report.pdf"))  # doctest: +SKIP
         """
         sources = _sources(source)
-        if self._room is None or len(self._prompt.document(sources)[0]) <= self._room:
-            return self._document(sources, progress)
+        encoded = self._prompt.document(sources)
+        if self._room is None or len(encoded[0]) <= self._room:
+            return self._document(sources, encoded, progress)
         cut = windows(sources, lambda text: len(self._prompt.text_ids(text)[0]), self._room)
         self._say(f"Longer than the model's context: read in {len(cut)} windows that overlap")
         pieces = ([piece.source for piece in window] for window in cut)
-        return WindowedDocument(sources, zip((self._document(some, progress) for some in pieces), cut, strict=True))
+        return WindowedDocument(sources, zip((self._whole(some, progress) for some in pieces), cut, strict=True))
 
     def read_whole(self, source: Readable | Sequence[Readable], *, progress: Progress | None = None) -> Document:
         """Read as `read` does, but only what the model can read at once.
@@ -130,10 +131,13 @@ class Reader:
         >>> from keywise.documents import Reader
         >>> document = Reader().read_whole("The lamp was lit in 1862.")  # doctest: +SKIP
         """
-        return self._document(_sources(source), progress)
+        return self._whole(_sources(source), progress)
 
-    def _document(self, sources: Sequence[Source], progress: Progress | None) -> Document:
-        return Document(self._loaded, self._prompt, self.heads, sources, shelf=self._shelf, progress=progress)
+    def _whole(self, sources: Sequence[Source], progress: Progress | None) -> Document:
+        return self._document(sources, self._prompt.document(sources), progress)
+
+    def _document(self, sources: Sequence[Source], encoded: Encoded, progress: Progress | None) -> Document:
+        return Document(self._loaded, self._prompt, self.heads, sources, encoded, shelf=self._shelf, progress=progress)
 
     @property
     def _room(self) -> int | None:

@@ -3,6 +3,7 @@
 Weights come from safetensors and GGUF files only. Nothing here unpickles, and no code that lies beside weights is run.
 """
 
+import gc
 import hashlib
 import json
 import os
@@ -176,26 +177,7 @@ def load_model(
     say = status or _silent
     folder = _folder_of(found, cache_dir, say)
     say(f"Loading {found.name}")
-
-    import torch  # noqa: PLC0415 - heavy, and `import keywise` must stay light
-    from safetensors import SafetensorError  # noqa: PLC0415
-    from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: PLC0415
-
-    try:
-        with quiet_transformers():
-            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-            loaded = AutoModelForCausalLM.from_pretrained(
-                folder, dtype="auto", use_safetensors=True, trust_remote_code=False, local_files_only=True
-            )
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
-        raise ModelError(
-            f"{_called(found.name, folder)} cannot be loaded: {' '.join(str(error).split())}; "
-            "choose a causal language model with safetensors weights that transformers knows without extra code"
-        ) from error
-    if not tokenizer.is_fast:
-        raise ModelError(f"model {found.name!r} has no fast tokenizer (tokenizer.json), which character offsets need")
-    dtype = torch.float32 if loaded.num_parameters() <= FLOAT32_PARAMETERS else torch.bfloat16
-    return LoadedModel(loaded.to(dtype).eval(), tokenizer, found.name, folder)
+    return _loaded(found.name, folder)
 
 
 def cache_folder(cache_dir: str | os.PathLike[str] | None = None) -> Path:
@@ -457,3 +439,42 @@ def quiet_transformers() -> Iterator[None]:
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()
+
+
+@contextmanager
+def _collected_once() -> Iterator[None]:
+    """Let Python look for garbage once, at the end: loading makes much that stays, and each look takes longer.
+
+    The last of them, 0.2 s with transformers loaded, would come at some time during the first question.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+            gc.collect()
+
+
+@_collected_once()
+def _loaded(name: str, folder: Path) -> LoadedModel:
+    import torch  # noqa: PLC0415 - heavy, and `import keywise` must stay light
+    from safetensors import SafetensorError  # noqa: PLC0415
+    from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: PLC0415
+
+    try:
+        with quiet_transformers():
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+            loaded = AutoModelForCausalLM.from_pretrained(
+                folder, dtype="auto", use_safetensors=True, trust_remote_code=False, local_files_only=True
+            )
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
+        raise ModelError(
+            f"{_called(name, folder)} cannot be loaded: {' '.join(str(error).split())}; "
+            "choose a causal language model with safetensors weights that transformers knows without extra code"
+        ) from error
+    if not tokenizer.is_fast:
+        raise ModelError(f"model {name!r} has no fast tokenizer (tokenizer.json), which character offsets need")
+    dtype = torch.float32 if loaded.num_parameters() <= FLOAT32_PARAMETERS else torch.bfloat16
+    return LoadedModel(loaded.to(dtype).eval(), tokenizer, name, folder)

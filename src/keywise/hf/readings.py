@@ -96,6 +96,7 @@ def reading(
     top: int = 0,
     key_mass: bool = True,
     kind: str | None = None,
+    stop: bool = False,
 ) -> Iterator[Readings]:
     """Collect what every attention layer of a model finds out about its keys while the block runs.
 
@@ -121,6 +122,9 @@ def reading(
         Whether to sum the weights per key.
     kind : str, optional
         ``"self"`` or ``"cross"`` to read that attention only.
+    stop : bool
+        Whether to leave the block as soon as each of `layers` has been read: for readings alone a model need not run
+        to its end. It gives no output then, and a cache given to it lacks tokens in the layers that did not run.
 
     Yields
     ------
@@ -151,14 +155,18 @@ def reading(
         layers=layers,
         rows=_row_range(rows),
         top=whole("top", top, minimum=0),
-        key_mass=key_mass,
+        key_mass=_flag("key_mass", key_mass),
         kind=None if kind is None else _kind(kind),
+        stop=_flag("stop", stop),
     )
     if any(other.names.keys() & collector.names.keys() for other in _active.get()):
         raise ModelError(f"model={type(model).__name__} is being read already; leave that block first")
     token = _active.set((*_active.get(), collector))
     try:
         yield collector.readings
+    except _EnoughRead as enough:
+        if enough.collector is not collector:
+            raise
     finally:
         _active.reset(token)
     _check_attention(model)
@@ -170,6 +178,14 @@ _active: ContextVar[tuple[Collector, ...]] = ContextVar("keywise_readings", defa
 def collector_of(module: Any) -> Collector | None:
     """Give the collector that reads this attention layer now, None when nobody does."""
     return next((collector for collector in _active.get() if module in collector.names), None)
+
+
+class _EnoughRead(BaseException):
+    """Leaves a model once what a collector was asked to read has been read; no error for its code to catch."""
+
+    def __init__(self, collector: Collector) -> None:
+        super().__init__()
+        self.collector = collector
 
 
 @dataclass(frozen=True, eq=False)
@@ -195,14 +211,16 @@ class Collector:
         top: int,
         key_mass: bool,
         kind: str | None,
+        stop: bool,
     ) -> None:
         _check_attention(model)
-        if not isinstance(key_mass, bool):
-            raise DtypeError(f"key_mass={key_mass!r}: key_mass is True or False")
         self.names = {module: name for name, module in model.named_modules()}
         self.readings = Readings()
         self._segments, self._rows, self._top, self._key_mass, self._kind = segments, rows, top, key_mass, kind
         self._layers = None if layers is None else self._known(layers)
+        if stop and not self._layers:
+            raise OptionError(f"stop=True with layers={layers}: name the layers after which to stop")
+        self._wanted = set(self._layers or ()) if stop else None
         self._calls: Counter[str] = Counter()
         self._first_query: dict[str, int] = {}
 
@@ -271,6 +289,10 @@ class Collector:
         self.readings._records.append(LayerReading(**plan.record, reading=Reading(**kept)))
         if found.output.nbytes >= LARGE_BYTES:
             _give_back_free_memory()
+        if self._wanted is not None:
+            self._wanted.discard(plan.record["layer"])
+            if not self._wanted:
+                raise _EnoughRead(self)
         return found.output
 
 
@@ -329,6 +351,12 @@ def _layer(module: Any, name: str) -> int | None:
     if isinstance(number, int):
         return number
     return next((int(part) for part in name.split(".") if part.isdecimal()), None)
+
+
+def _flag(name: str, value: bool) -> bool:
+    if not isinstance(value, bool):
+        raise DtypeError(f"{name}={value!r}: {name} is True or False")
+    return value
 
 
 def _kind(name: str) -> str:
