@@ -36,7 +36,9 @@ constexpr int64_t kFewestSharing = 4;
 // Memory that a run may keep for the next one.
 constexpr int64_t kKeptBytes = 8 << 20;
 // Below this many multiplications waking another thread costs more than it brings.
-constexpr int64_t kSmallWork = 1 << 20;
+constexpr int64_t kSmallWork = 1 << 18;
+// Fewer multiplications than this are handed out together with others.
+constexpr int64_t kSmallTask = 1 << 17;
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -143,10 +145,17 @@ struct Run {
   int64_t heads() const { return problem.batch * problem.key_heads; }
   int64_t rows_per_head() const { return problem.queries * problem.group(); }
 
-  bool each(int64_t count, const std::function<void(int64_t)>& work) const {
+  // Calls work(0) .. work(count - 1), tiny ones in runs: handing each out would take longer than some do.
+  template <typename Work>
+  bool each(int64_t count, Work work) const {
     const int64_t multiplications =
         problem.batch * problem.query_heads * problem.queries * problem.keys * (problem.head_dim + problem.value_dim);
-    return parallel_for(count, multiplications < kSmallWork ? 1 : threads, work, interrupted);
+    const int64_t runs_wanted = std::clamp<int64_t>(multiplications / kSmallTask, std::min(kTasks, count), count);
+    const int64_t length = ceil_div(count, runs_wanted);
+    const auto run = [&](int64_t number) {
+      for (int64_t i = number * length; i < std::min(count, (number + 1) * length); ++i) work(i);
+    };
+    return parallel_for(ceil_div(count, length), multiplications < kSmallWork ? 1 : threads, run, interrupted);
   }
 
   // Some rows of a head against part of the keys; finish, which goes by the state alone, needs none.

@@ -67,62 +67,71 @@ struct Job {
   }
 };
 
+// Workers that are awake take work and give it back without the mutex, which is there for those that sleep: waiting for
+// a mutex would put them to sleep within microseconds. Either side first says what it wants and then looks at the other.
 class Pool {
  public:
   // False when another caller has the workers: the caller then does its work alone, with the same result.
   bool help(Job& job, int helpers) {
-    std::unique_lock<std::mutex> lock(mutex_);
-    if (job_) return false;
+    Job* none = nullptr;
+    if (!job_.compare_exchange_strong(none, &job)) return false;
     try {
       for (; workers_ < helpers; ++workers_) std::thread(&Pool::serve, this).detach();
     } catch (const std::system_error&) {
       // The system gives no more threads: those there are do the work, with the same result.
     }
-    job_ = &job;
-    wanted_ = std::min(helpers, workers_);
-    const int sleepers = sleepers_;
-    lock.unlock();
-    for (int i = 0; i < std::min(helpers, sleepers); ++i) wake_.notify_one();
+    helpers = std::min(helpers, workers_);
+    wanted_ = helpers;
+    const int sleepers = sleepers_, awake = workers_ - sleepers;
+    if (helpers > awake) {
+      // Whoever has looked for work in vain sleeps by now.
+      std::unique_lock<std::mutex>(mutex_).unlock();
+      for (int i = 0; i < helpers - awake; ++i) wake_.notify_one();
+    }
     return true;
   }
 
   // Takes the job back and waits for the workers that are still in it.
   void finish() {
-    std::unique_lock<std::mutex> lock(mutex_);
     wanted_ = 0;
-    lock.unlock();
     spin_until([this] { return busy_ == 0; });
-    lock.lock();
-    done_.wait(lock, [this] { return busy_ == 0; });
+    if (busy_ > 0) {
+      std::unique_lock<std::mutex> lock(mutex_);
+      waits_ = true;
+      done_.wait(lock, [this] { return busy_ == 0; });
+      waits_ = false;
+    }
     job_ = nullptr;
   }
 
  private:
   void serve() {
-    std::unique_lock<std::mutex> lock(mutex_);
     for (;;) {
-      lock.unlock();
       spin_until([this] { return wanted_ > 0; });
-      lock.lock();
-      ++sleepers_;
-      wake_.wait(lock, [this] { return wanted_ > 0; });
-      --sleepers_;
-      --wanted_;
-      ++busy_;
-      Job* job = job_;
-      lock.unlock();
-      job->help(nullptr);
-      lock.lock();
-      if (--busy_ == 0) done_.notify_one();
+      if (wanted_ == 0) {
+        std::unique_lock<std::mutex> lock(mutex_);
+        ++sleepers_;
+        wake_.wait(lock, [this] { return wanted_ > 0; });
+        --sleepers_;
+      }
+      ++busy_;  // first, so that no job ends while it is being taken
+      int wanted = wanted_;
+      while (wanted > 0 && !wanted_.compare_exchange_weak(wanted, wanted - 1)) {
+      }
+      if (wanted > 0) job_.load()->help(nullptr);
+      if (--busy_ == 0 && waits_) {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        done_.notify_one();
+      }
     }
   }
 
   std::mutex mutex_;
   std::condition_variable wake_, done_;
-  Job* job_ = nullptr;
-  // Changed under the mutex; read without it while spinning.
-  std::atomic<int> wanted_{0}, busy_{0};
-  int workers_ = 0, sleepers_ = 0;
+  std::atomic<Job*> job_{nullptr};  // of the caller that has the workers
+  std::atomic<int> wanted_{0}, busy_{0}, sleepers_{0};
+  std::atomic<bool> waits_{false};
+  int workers_ = 0;  // the caller's that has them
 };
 
 // Never destroyed: workers may sleep in it while the process ends. A forked child has no workers and starts anew.

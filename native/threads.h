@@ -1,4 +1,4 @@
-// A small pool of sleeping workers. They wait on a condition variable and never spin, so other pools keep the cores.
+// A small pool of workers. They stay awake for some microseconds after their work, then sleep: other pools keep the cores.
 #pragma once
 
 #include <cstdint>
