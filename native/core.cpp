@@ -35,8 +35,9 @@ constexpr int64_t kWaveBytes = 16 << 20;
 constexpr int64_t kFewestSharing = 4;
 // Memory that a run may keep for the next one.
 constexpr int64_t kKeptBytes = 8 << 20;
-// Below this many multiplications waking another thread costs more than it brings.
+// Below this many multiplications another thread costs more than it brings, below the other one waking it does.
 constexpr int64_t kSmallWork = 1 << 18;
+constexpr int64_t kWakingWork = 1 << 21;
 // Fewer multiplications than this are handed out together with others.
 constexpr int64_t kSmallTask = 1 << 17;
 
@@ -155,7 +156,8 @@ struct Run {
     const auto run = [&](int64_t number) {
       for (int64_t i = number * length; i < std::min(count, (number + 1) * length); ++i) work(i);
     };
-    return parallel_for(ceil_div(count, length), multiplications < kSmallWork ? 1 : threads, run, interrupted);
+    return parallel_for(ceil_div(count, length), multiplications < kSmallWork ? 1 : threads,
+                        multiplications >= kWakingWork, run, interrupted);
   }
 
   // Some rows of a head against part of the keys; finish, which goes by the state alone, needs none.

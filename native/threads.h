@@ -8,9 +8,11 @@
 
 namespace keywise {
 
-// Calls work(0) .. work(count - 1), each once, on at most `threads` threads, the caller among them. After an exception,
-// or when `interrupted` says so, calls that have begun are finished and no more begin: the exception is thrown again
-// here, the interruption gives false.
-bool parallel_for(int64_t count, int threads, const std::function<void(int64_t)>& work, Interrupted interrupted);
+// Calls work(0) .. work(count - 1), each once, on at most `threads` threads, the caller among them. Unless it `wakes`
+// them, workers that sleep are left alone, except where calls follow each other closely. After an exception, or when
+// `interrupted` says so, calls that have begun are finished and no more begin: the exception is thrown again here, the
+// interruption gives false.
+bool parallel_for(int64_t count, int threads, bool wakes, const std::function<void(int64_t)>& work,
+                  Interrupted interrupted);
 
 }  // namespace keywise
