@@ -130,6 +130,13 @@ class Scratch {
     return memory_.get();
   }
 
+  // Carves what is held; only where that is too little, more. `carve_all` gives the bytes that a carver handed out.
+  template <typename CarveAll>
+  void carve(const CarveAll& carve_all) {
+    const int64_t bytes = carve_all(Carver(memory_.get()));
+    if (bytes > held_) carve_all(Carver((*this)(bytes)));
+  }
+
  private:
   Memory memory_;
   int64_t held_ = 0;
@@ -283,7 +290,7 @@ bool Run::by_rows() const {
           for (size_t i = 0; i < strips.size(); ++i) carve(carver, strips[i] = strip_of(parts[i]), all_keys.rows());
           return carver.bytes();
         };
-        carve_all(Carver(task_scratch(carve_all(Carver()))));
+        task_scratch.carve(carve_all);
         for (size_t i = 0; i < parts.size(); ++i) {
           Task task = task_of(first_head + head, block.first, block.last, parts[i]);
           task.continues = i > 0;
@@ -327,10 +334,10 @@ bool Run::by_keys() const {
   carve_all(Carver(much ? much.get() : run_scratch(bytes)));
   const auto workspace_here = [&] {
     Workspace workspace;
-    Carver size;
-    carve(size, workspace, problem, rows, true);
-    Carver carver(task_scratch(size.bytes()));
-    carve(carver, workspace, problem, rows, true);
+    task_scratch.carve([&](Carver carver) {
+      carve(carver, workspace, problem, rows, true);
+      return carver.bytes();
+    });
     return workspace;
   };
 
