@@ -10,18 +10,25 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <memory>
 #include <optional>
 #include <string>
 #include <tuple>
 #include <vector>
 
 #include "core.h"
+#include "exchange.h"
 
 namespace nb = nanobind;
 
 namespace {
 
+namespace dlpack = keywise::dlpack;
 using keywise::Dtype;
+constexpr int64_t kMostTokens = (int64_t(1) << 31) - 1;  // problem.py has the same
 template <typename T, int N>
 using Input = nb::ndarray<const T, nb::ndim<N>, nb::device::cpu>;
 using Tokens = nb::ndarray<nb::ro, nb::ndim<4>, nb::device::cpu>;
@@ -223,16 +230,96 @@ const keywise::Target& target_of(const std::string& name) {
 }
 
 // `interruptible` on Python's main thread, the only one that signals reach.
-void run(const Call& call, const std::string& name, int threads, bool interruptible) {
-  const keywise::Target& target = target_of(name);
-  const std::vector<keywise::Piece> pieces = pieces_of(call);
-  const keywise::Problem problem = problem_of(call, pieces);
+void run(const keywise::Problem& problem, const keywise::Target& target, int threads, bool interruptible) {
   bool finished;
   {
     const WithoutGil released;
     finished = keywise::run(problem, target, threads, interruptible ? WithoutGil::signal_waits : nullptr);
   }
   if (!finished) throw nb::python_error();
+}
+
+void run(const Call& call, const std::string& name, int threads, bool interruptible) {
+  const std::vector<keywise::Piece> pieces = pieces_of(call);
+  run(problem_of(call, pieces), target_of(name), threads, interruptible);
+}
+
+// A tensor that the kernels read where it is; false for any other.
+bool borrow(const dlpack::Exchange& exchange, nb::handle object, dlpack::View& view, keywise::Tensor& tensor) {
+  if (exchange.borrow(object.ptr(), &view) != 0) {
+    PyErr_Clear();  // whoever looks at it more closely says what is wrong
+    return false;
+  }
+  const auto is_empty = [&] { return std::any_of(view.shape, view.shape + 4, [](int64_t size) { return size == 0; }); };
+  if (view.device != dlpack::kCpu || view.axes != 4 || is_empty() || !view.data) return false;
+  if (view.stride[3] != 1 && view.shape[3] != 1) return false;
+  tensor.data = static_cast<const char*>(view.data) + view.offset_bytes;
+  std::copy_n(view.stride, 4, tensor.stride);
+  return true;
+}
+
+std::optional<Dtype> dtype_of(const dlpack::Type& type) {
+  if (type == dlpack::Type{dlpack::kFloat, 32, 1}) return Dtype::float32;
+  if (type == dlpack::Type{dlpack::kFloat, 16, 1}) return Dtype::float16;
+  if (type == dlpack::Type{dlpack::kBfloat, 16, 1}) return Dtype::bfloat16;
+  return std::nullopt;
+}
+
+// Recognises what is valid and needs no conversion; None steps aside for problem.py, which alone refuses.
+nb::object attend(nb::handle capsule, nb::handle query, nb::handle key, nb::handle value, bool causal, int64_t left,
+                  int64_t right, int64_t keep_first, std::optional<double> scale, bool transposed_output,
+                  const std::string& target, int threads, bool interruptible) {
+  const void* const table = PyCapsule_GetPointer(capsule.ptr(), dlpack::kExchangeName);
+  if (!table) throw nb::python_error();
+  const auto& exchange = *static_cast<const dlpack::Exchange*>(table);
+  if (exchange.version.major != 1 || !exchange.borrow) return nb::none();
+
+  dlpack::View q, k, v;
+  keywise::Problem problem;
+  keywise::Piece piece;
+  if (!borrow(exchange, query, q, problem.query) || !borrow(exchange, key, k, piece.key) ||
+      !borrow(exchange, value, v, piece.value))
+    return nb::none();
+  const std::optional<Dtype> dtype = dtype_of(q.type);
+  const auto on_boundary = [&](const keywise::Tensor& tensor) {
+    return reinterpret_cast<uintptr_t>(tensor.data) % uintptr_t(keywise::bytes_of(*dtype)) == 0;
+  };
+  const bool fits = dtype && k.type == q.type && v.type == q.type && on_boundary(problem.query) &&
+                    on_boundary(piece.key) && on_boundary(piece.value) && q.shape[0] == k.shape[0] &&
+                    q.shape[1] % k.shape[1] == 0 && q.shape[3] == k.shape[3] &&
+                    std::equal(k.shape, k.shape + 3, v.shape) && std::max(q.shape[2], k.shape[2]) <= kMostTokens;
+  if (!fits) return nb::none();
+
+  problem.batch = q.shape[0];
+  problem.query_heads = q.shape[1];
+  problem.key_heads = k.shape[1];
+  problem.queries = q.shape[2];
+  problem.keys = piece.keys = k.shape[2];
+  problem.head_dim = q.shape[3];
+  problem.value_dim = v.shape[3];
+  problem.dtype = problem.stored = *dtype;
+  problem.pieces = &piece;
+  problem.piece_count = 1;
+  problem.scale = float(scale ? *scale : std::pow(double(problem.head_dim), -0.5));
+  std::vector<int64_t> lengths(size_t(problem.batch), problem.keys), starts(size_t(problem.batch), 0);
+  problem.visibility = {causal, left, right, keep_first, 0, lengths.data(), starts.data()};
+
+  int64_t shape[4] = {problem.batch, problem.query_heads, problem.queries, problem.value_dim};
+  if (transposed_output) std::swap(shape[1], shape[2]);
+  std::unique_ptr<dlpack::Owned, void (*)(dlpack::Owned*)> output(
+      dlpack::make(q.type, shape), [](dlpack::Owned* owned) { owned->free(owned); });
+  problem.output = output->view.data;
+  std::copy_n(output->view.stride, 4, problem.output_stride);
+  if (transposed_output) std::swap(problem.output_stride[1], problem.output_stride[2]);
+  run(problem, target_of(target), threads, interruptible);
+  void* given = nullptr;
+  if (exchange.give(output.release(), &given) != 0) throw nb::python_error();
+  return nb::steal(static_cast<PyObject*>(given));
+}
+
+std::optional<std::string> environment(const char* name) {
+  const char* value = std::getenv(name);
+  return value ? std::optional<std::string>(value) : std::nullopt;
 }
 
 double multiply_adds(const std::string& name, int64_t rounds, bool pairs) {
@@ -297,8 +384,13 @@ NB_MODULE(_native, module) {
       .def_rw("segment_mass", &Call::segment_mass, nb::for_setter(nb::arg().none()))
       .def_rw("runs", &Call::runs, nb::for_setter(nb::arg().none()))
       .def_rw("row_weights", &Call::row_weights, nb::for_setter(nb::arg().none()));
-  module.def("run", &run, nb::arg("call"), nb::arg("target"), nb::arg("threads"), nb::arg("interruptible"),
+  module.def("run", nb::overload_cast<const Call&, const std::string&, int, bool>(&run), nb::arg("call"), nb::arg("target"), nb::arg("threads"), nb::arg("interruptible"),
              "Run a call on a target; where it is interruptible, Ctrl-C between blocks raises KeyboardInterrupt.");
+  module.def("attend", &attend, nb::arg("exchange"), nb::arg("query"), nb::arg("key"), nb::arg("value"),
+             nb::arg("causal"), nb::arg("left"), nb::arg("right"), nb::arg("keep_first"), nb::arg("scale").none(),
+             nb::arg("transposed_output"), nb::arg("target"), nb::arg("threads"), nb::arg("interruptible"),
+             "Attend to three tensors of the library that gives `exchange`; None where one of them needs a closer look.");
+  module.def("environment", &environment, nb::arg("name"), "Give a variable of the environment as it is now, or None.");
   module.def("multiply_adds", &multiply_adds, nb::arg("target"), nb::arg("rounds"), nb::arg("pairs"),
              "Multiply and add in registers alone, pairs of bfloat16 where asked for; gives the number of operations.");
   module.def("add_up", &add_up, nb::arg("target"), nb::arg("data"), "Sum a contiguous float32 buffer.");

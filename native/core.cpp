@@ -35,8 +35,11 @@ constexpr int64_t kWaveBytes = 16 << 20;
 constexpr int64_t kFewestSharing = 4;
 // Memory that a run may keep for the next one.
 constexpr int64_t kKeptBytes = 8 << 20;
-// Below this many multiplications waking another thread costs more than it brings.
-constexpr int64_t kSmallWork = 1 << 20;
+// Below this many multiplications another thread costs more than it brings, below the other one waking it does.
+constexpr int64_t kSmallWork = 1 << 18;
+constexpr int64_t kWakingWork = 1 << 21;
+// Fewer multiplications than this are handed out together with others.
+constexpr int64_t kSmallTask = 1 << 17;
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -125,6 +128,13 @@ class Scratch {
     return memory_.get();
   }
 
+  // Carves what is held; only where that is too little, more. `carve_all` gives the bytes that a carver handed out.
+  template <typename CarveAll>
+  void carve(const CarveAll& carve_all) {
+    const int64_t bytes = carve_all(Carver(memory_.get()));
+    if (bytes > held_) carve_all(Carver((*this)(bytes)));
+  }
+
  private:
   Memory memory_;
   int64_t held_ = 0;
@@ -141,10 +151,18 @@ struct Run {
   int64_t heads() const { return problem.batch * problem.key_heads; }
   int64_t rows_per_head() const { return problem.queries * problem.group(); }
 
-  bool each(int64_t count, const std::function<void(int64_t)>& work) const {
+  // Calls work(0) .. work(count - 1), tiny ones in runs: handing each out would take longer than some do.
+  template <typename Work>
+  bool each(int64_t count, Work work) const {
     const int64_t multiplications =
         problem.batch * problem.query_heads * problem.queries * problem.keys * (problem.head_dim + problem.value_dim);
-    return parallel_for(count, multiplications < kSmallWork ? 1 : threads, work, interrupted);
+    const int64_t runs_wanted = std::clamp<int64_t>(multiplications / kSmallTask, std::min(kTasks, count), count);
+    const int64_t length = ceil_div(count, runs_wanted);
+    const auto run = [&](int64_t number) {
+      for (int64_t i = number * length; i < std::min(count, (number + 1) * length); ++i) work(i);
+    };
+    return parallel_for(ceil_div(count, length), multiplications < kSmallWork ? 1 : threads,
+                        multiplications >= kWakingWork, run, interrupted);
   }
 
   // Some rows of a head against part of the keys; finish, which goes by the state alone, needs none.
@@ -271,7 +289,7 @@ bool Run::by_rows() const {
           for (size_t i = 0; i < strips.size(); ++i) carve(carver, strips[i] = strip_of(parts[i]), all_keys.rows());
           return carver.bytes();
         };
-        carve_all(Carver(task_scratch(carve_all(Carver()))));
+        task_scratch.carve(carve_all);
         for (size_t i = 0; i < parts.size(); ++i) {
           Task task = task_of(first_head + head, block.first, block.last, parts[i]);
           task.continues = i > 0;
@@ -318,12 +336,11 @@ bool Run::by_keys() const {
   // A strip that nobody reads is of no use after its task.
   const auto workspace_here = [&](Strip* unread = nullptr) {
     Workspace workspace;
-    const auto carve_here = [&](Carver carver) {
+    task_scratch.carve([&](Carver carver) {
       carve(carver, workspace, problem, rows, true);
       if (unread) carve(carver, *unread, rows);
       return carver.bytes();
-    };
-    carve_here(Carver(task_scratch(carve_here(Carver()))));
+    });
     return workspace;
   };
 

@@ -1,6 +1,6 @@
 // From the state of some rows to outputs and readings. Included by attend.inl.h only.
 
-// log2 of the denominator and its inverse, sinks included; a row without keys has none.
+// log2 of the denominator, for readings only, and its inverse, sinks included; a row without keys has none.
 struct Norm {
   bool empty;
   float inverse;   // 1 / (total + what the sink takes)
@@ -9,15 +9,16 @@ struct Norm {
 
 static inline Norm norm_of(const Problem& problem, int64_t head, float peak, float total) {
   if (total == 0.0f) return {true, 0.0f, 0.0f};
-  if (!problem.sinks) return {false, 1.0f / total, __builtin_log2f(total)};
+  const auto log_base2 = [&](float number) { return problem.reads ? __builtin_log2f(number) : 0.0f; };
+  if (!problem.sinks) return {false, 1.0f / total, log_base2(total)};
   const float sink = (problem.sinks[head] - peak * problem.score_unit()) * kLog2e;
   if (sink <= 0.0f) {
     const float denominator = total + __builtin_exp2f(sink);
-    return {false, 1.0f / denominator, __builtin_log2f(denominator)};
+    return {false, 1.0f / denominator, log_base2(denominator)};
   }
   // A sink above the peak is factored out: its exponential could overflow.
   const float shrink = __builtin_exp2f(-sink), rest = total * shrink + 1.0f;
-  return {false, shrink / rest, sink + __builtin_log2f(rest)};
+  return {false, shrink / rest, sink + log_base2(rest)};
 }
 
 static void write_output(const Problem& problem, int64_t item, int64_t head, int64_t token, const float* values,

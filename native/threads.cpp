@@ -14,6 +14,8 @@
 namespace keywise {
 namespace {
 
+using Clock = std::chrono::steady_clock;
+
 constexpr auto kInterruptPeriod = std::chrono::milliseconds(20);
 // The steps of a run follow each other within microseconds, and waking a sleeping thread takes tens of them; a longer
 // wait would take the core from the threads of whatever runs between two calls.
@@ -27,8 +29,8 @@ void relax() {
 
 template <typename Condition>
 void spin_until(Condition condition) {
-  const auto end = std::chrono::steady_clock::now() + kSpin;
-  while (!condition() && std::chrono::steady_clock::now() < end)
+  const auto end = Clock::now() + kSpin;
+  while (!condition() && Clock::now() < end)
     for (int i = 0; i < 16 && !condition(); ++i) relax();
 }
 
@@ -50,7 +52,7 @@ struct Job {
   }
 
   void help(Interrupted interrupted) {
-    auto asked = std::chrono::steady_clock::now();
+    auto asked = Clock::now();
     while (!stopped) {
       const int64_t index = next.fetch_add(1);
       if (index >= count) return;
@@ -59,70 +61,85 @@ struct Job {
       } catch (...) {
         stop(std::current_exception());
       }
-      if (interrupted && std::chrono::steady_clock::now() - asked > kInterruptPeriod) {
-        asked = std::chrono::steady_clock::now();
+      if (interrupted && Clock::now() - asked > kInterruptPeriod) {
+        asked = Clock::now();
         if (interrupted()) stop(nullptr);
       }
     }
   }
 };
 
+// Workers that are awake take work and give it back without the mutex, which is there for those that sleep: waiting for
+// a mutex would put them to sleep within microseconds. Either side first says what it wants and then looks at the other.
 class Pool {
  public:
-  // False when another caller has the workers: the caller then does its work alone, with the same result.
-  bool help(Job& job, int helpers) {
-    std::unique_lock<std::mutex> lock(mutex_);
-    if (job_) return false;
+  // False when another caller has the workers, or none is awake and waking is not worth it: the caller then does its
+  // work alone, with the same result.
+  bool help(Job& job, int helpers, bool wakes) {
+    // Calls that follow each other closely find the workers awake from the second on.
+    wakes = wakes || Clock::now().time_since_epoch().count() - ended_ < Clock::duration(kSpin).count();
+    if (!wakes && sleepers_ == workers_) return false;
+    Job* none = nullptr;
+    if (!job_.compare_exchange_strong(none, &job)) return false;
     try {
-      for (; workers_ < helpers; ++workers_) std::thread(&Pool::serve, this).detach();
+      for (; wakes && workers_ < helpers; ++workers_) std::thread(&Pool::serve, this).detach();
     } catch (const std::system_error&) {
       // The system gives no more threads: those there are do the work, with the same result.
     }
-    job_ = &job;
-    wanted_ = std::min(helpers, workers_);
-    const int sleepers = sleepers_;
-    lock.unlock();
-    for (int i = 0; i < std::min(helpers, sleepers); ++i) wake_.notify_one();
+    helpers = std::min<int>(helpers, workers_);
+    wanted_ = helpers;
+    const int awake = workers_ - sleepers_;
+    if (wakes && helpers > awake) {
+      // Whoever has looked for work in vain sleeps by now.
+      std::unique_lock<std::mutex>(mutex_).unlock();
+      for (int i = 0; i < helpers - awake; ++i) wake_.notify_one();
+    }
     return true;
   }
 
   // Takes the job back and waits for the workers that are still in it.
   void finish() {
-    std::unique_lock<std::mutex> lock(mutex_);
     wanted_ = 0;
-    lock.unlock();
     spin_until([this] { return busy_ == 0; });
-    lock.lock();
-    done_.wait(lock, [this] { return busy_ == 0; });
+    if (busy_ > 0) {
+      std::unique_lock<std::mutex> lock(mutex_);
+      waits_ = true;
+      done_.wait(lock, [this] { return busy_ == 0; });
+      waits_ = false;
+    }
     job_ = nullptr;
   }
 
+  void ended() { ended_ = Clock::now().time_since_epoch().count(); }
+
  private:
   void serve() {
-    std::unique_lock<std::mutex> lock(mutex_);
     for (;;) {
-      lock.unlock();
       spin_until([this] { return wanted_ > 0; });
-      lock.lock();
-      ++sleepers_;
-      wake_.wait(lock, [this] { return wanted_ > 0; });
-      --sleepers_;
-      --wanted_;
-      ++busy_;
-      Job* job = job_;
-      lock.unlock();
-      job->help(nullptr);
-      lock.lock();
-      if (--busy_ == 0) done_.notify_one();
+      if (wanted_ == 0) {
+        std::unique_lock<std::mutex> lock(mutex_);
+        ++sleepers_;
+        wake_.wait(lock, [this] { return wanted_ > 0; });
+        --sleepers_;
+      }
+      ++busy_;  // first, so that no job ends while it is being taken
+      int wanted = wanted_;
+      while (wanted > 0 && !wanted_.compare_exchange_weak(wanted, wanted - 1)) {
+      }
+      if (wanted > 0) job_.load()->help(nullptr);
+      if (--busy_ == 0 && waits_) {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        done_.notify_one();
+      }
     }
   }
 
   std::mutex mutex_;
   std::condition_variable wake_, done_;
-  Job* job_ = nullptr;
-  // Changed under the mutex; read without it while spinning.
-  std::atomic<int> wanted_{0}, busy_{0};
-  int workers_ = 0, sleepers_ = 0;
+  std::atomic<Job*> job_{nullptr};  // of the caller that has the workers
+  std::atomic<int> wanted_{0}, busy_{0}, workers_{0}, sleepers_{0};
+  std::atomic<bool> waits_{false};
+  std::atomic<Clock::rep> ended_{0};  // when the last call did
 };
 
 // Never destroyed: workers may sleep in it while the process ends. A forked child has no workers and starts anew.
@@ -139,12 +156,14 @@ Pool& the_pool() {
 
 }  // namespace
 
-bool parallel_for(int64_t count, int threads, const std::function<void(int64_t)>& work, Interrupted interrupted) {
+bool parallel_for(int64_t count, int threads, bool wakes, const std::function<void(int64_t)>& work,
+                  Interrupted interrupted) {
   Job job(count, work);
   const int helpers = static_cast<int>(count < threads ? count : threads) - 1;
-  const bool helped = helpers > 0 && the_pool().help(job, helpers);
+  const bool helped = helpers > 0 && the_pool().help(job, helpers, wakes);
   job.help(interrupted);
   if (helped) the_pool().finish();
+  if (helpers > 0) the_pool().ended();
   if (job.error) std::rethrow_exception(job.error);
   return !job.stopped;
 }

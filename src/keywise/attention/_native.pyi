@@ -222,6 +222,14 @@ def run(call: Call, target: str, threads: int, interruptible: bool) -> None:
     Run a call on a target; where it is interruptible, Ctrl-C between blocks raises KeyboardInterrupt.
     """
 
+def attend(exchange: object, query: object, key: object, value: object, causal: bool, left: int, right: int, keep_first: int, scale: float | None, transposed_output: bool, target: str, threads: int, interruptible: bool) -> object:
+    """
+    Attend to three tensors of the library that gives `exchange`; None where one of them needs a closer look.
+    """
+
+def environment(name: str) -> str | None:
+    """Give a variable of the environment as it is now, or None."""
+
 def multiply_adds(target: str, rounds: int, pairs: bool) -> float:
     """
     Multiply and add in registers alone, pairs of bfloat16 where asked for; gives the number of operations.

@@ -103,6 +103,19 @@ def _name(dtype: np.dtype[Any]) -> str:
     return dtype.name
 
 
+def exchange_of(*tensors: Any) -> Any:
+    """Give torch's DLPack exchange when all are tensors whose elements are as they lie in memory, else None.
+
+    A subclass may hold its elements elsewhere, and a lazily negated tensor holds their opposites.
+    """
+    torch = sys.modules.get("torch")
+    kind = getattr(torch, "Tensor", None)
+    for tensor in tensors:
+        if type(tensor) is not kind or tensor.requires_grad or tensor.is_neg():
+            return None
+    return getattr(kind, "__dlpack_c_exchange_api__", None)  # torch has it since 2.10
+
+
 def countable(data: Array) -> Array:
     """Give the array itself when its strides are whole elements on their natural boundary, else a copy."""
     if data.flags.aligned and math.gcd(*data.strides) % data.itemsize == 0:

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from keywise.attention import _native, reference
-from keywise.attention.arrays import Array, round_to
+from keywise.attention.arrays import Array, exchange_of, round_to
 from keywise.attention.partial import Partial
-from keywise.attention.problem import Problem, make_problem, whole
+from keywise.attention.problem import LARGEST_NUMBER, Problem, make_problem, sides_of, whole
 from keywise.errors import OptionError, TargetError
 
 REFERENCE = "reference"
@@ -173,7 +173,7 @@ def get_threads() -> int:
     """Give the number of threads a large problem runs on."""
     if _threads is not None:
         return _threads
-    named = os.environ.get("KEYWISE_THREADS")
+    named = _native.environment("KEYWISE_THREADS")  # a microsecond faster than os.environ
     if named:
         if not named.isdecimal() or not 1 <= int(named) <= MOST_THREADS:
             raise OptionError(f"KEYWISE_THREADS={named!r}: it is a whole number from 1 to {MOST_THREADS}")
@@ -193,6 +193,22 @@ def multiply_adds(rounds: int, dtype: str) -> float:
 def add_up(data: Array) -> float:
     """Sum a contiguous float32 vector on the chosen target, as fast as it can be read."""
     return _native.add_up(_target("float32", _chosen.get()), data)
+
+
+def attend(query: Any, key: Any, value: Any, *, mask: Any, scale: float | None, transposed_output: bool) -> Any:
+    """Attend in one native call, or give None: `make_problem` and `run` then do it, with the same bits, or refuse.
+
+    What is done here is certainly valid: torch tensors that fit and lie as the kernels read them, without mask arrays.
+    """
+    exchange, sides, asked = exchange_of(query, key, value), sides_of(mask), _chosen.get()
+    if exchange is None or sides is None or asked == REFERENCE:
+        return None
+    if scale is not None and not (type(scale) is float and abs(scale) <= LARGEST_NUMBER):
+        return None
+    target = _target("float32", asked)  # the same for every dtype that the native call takes
+    return _native.attend(
+        exchange, query, key, value, *sides, scale, transposed_output, target, get_threads(), _interruptible()
+    )
 
 
 def run(problem: Problem, output: Array, readings: dict[str, Array]) -> None:
@@ -235,9 +251,12 @@ def run_partial(problem: Problem, readings: dict[str, Array] | None = None) -> P
 
 
 def _run(call: _native.Call, target: str) -> None:
+    _native.run(call, target, get_threads(), _interruptible())
+
+
+def _interruptible() -> bool:
     # Signals reach the main thread only; asking for them elsewhere would wait for the GIL in vain.
-    interruptible = threading.current_thread() is threading.main_thread()
-    _native.run(call, target, get_threads(), interruptible)
+    return threading.get_ident() == threading.main_thread().ident
 
 
 def _call(problem: Problem) -> _native.Call:

@@ -345,20 +345,50 @@ def _rule(
     causal: bool, window: tuple[int | None, int | None] | None, keep_first: int, batch: int, end: int
 ) -> Visibility:
     """Resolve a mask without arrays."""
-    left, right = (None, None) if window is None else window
     lengths, starts = np.full(batch, end, np.int64), np.zeros(batch, np.int64)
     for array in (lengths, starts):
         array.flags.writeable = False
     return Visibility(
-        causal=causal,
-        left=-1 if left is None else min(left, MAXIMUM_TOKENS),
-        right=-1 if right is None else min(right, MAXIMUM_TOKENS),
+        **_sides(causal, window, keep_first)._asdict(),
         lengths=lengths,
         starts=starts,
-        keep_first=min(keep_first, MAXIMUM_TOKENS),
         documents=None,
         allowed=None,
     )
+
+
+class Sides(NamedTuple):
+    """A mask without arrays, in numbers."""
+
+    causal: bool
+    left: int
+    """Keys visible before the query's own position, -1 for all."""
+    right: int
+    keep_first: int
+
+
+def sides_of(mask: Any) -> Sides | None:
+    """Give a mask's numbers; None when it has arrays, or is none."""
+    if mask is None:
+        return _EVERY_SIDE
+    if (
+        not isinstance(mask, Mask)
+        or mask.lengths is not None
+        or mask.starts is not None
+        or mask.documents is not None
+        or mask.allowed is not None
+    ):
+        return None
+    return _sides(mask.causal, mask.window, mask.keep_first)
+
+
+@functools.lru_cache(maxsize=64)
+def _sides(causal: bool, window: tuple[int | None, int | None] | None, keep_first: int) -> Sides:
+    left, right = (-1 if side is None else min(side, MAXIMUM_TOKENS) for side in window or (None, None))
+    return Sides(causal, left, right, min(keep_first, MAXIMUM_TOKENS))
+
+
+_EVERY_SIDE = _sides(_EVERY_KEY.causal, _EVERY_KEY.window, _EVERY_KEY.keep_first)
 
 
 def _documents(documents: Any, batch: int, end: int) -> Array:
