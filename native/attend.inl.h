@@ -180,7 +180,9 @@ struct Pass {
     if (keys_in_place) {
       each_stretch(problem, task, &Piece::key, block.first + panel_begin, block.first + end,
                    [&](const Stretch& keys, int64_t key) {
-        score_rows_in_place(height, problem, keys, pairs, queries, scores + key - block.first);
+        for (int64_t r = 0; r < height; r += kRowsInPlace)
+          score_rows_in_place(height - r, problem, keys, pairs, queries + r * round_up(depth, kLanes),
+                              scores + r * kBlockKeys + key - block.first);
       });
       for (int64_t r = 0; r < height; ++r)
         for (int64_t j = end; j < panel_end; ++j) scores[r * kBlockKeys + j] = 0.0f;

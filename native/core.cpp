@@ -35,10 +35,12 @@ constexpr int64_t kWaveBytes = 16 << 20;
 constexpr int64_t kFewestSharing = 4;
 // Memory that a run may keep for the next one.
 constexpr int64_t kKeptBytes = 8 << 20;
-// Below this many multiplications another thread costs more than it brings, below the other one waking it does.
+// Work is counted in multiplications; reading a number of a key or value takes as long as some.
+constexpr int64_t kReadingWork = 8;
+// Below this much work another thread costs more than it brings, below the other one waking it does.
 constexpr int64_t kSmallWork = 1 << 18;
 constexpr int64_t kWakingWork = 1 << 21;
-// Fewer multiplications than this are handed out together with others.
+// Less work than this is handed out together with more.
 constexpr int64_t kSmallTask = 1 << 17;
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -154,15 +156,15 @@ struct Run {
   // Calls work(0) .. work(count - 1), tiny ones in runs: handing each out would take longer than some do.
   template <typename Work>
   bool each(int64_t count, Work work) const {
-    const int64_t multiplications =
-        problem.batch * problem.query_heads * problem.queries * problem.keys * (problem.head_dim + problem.value_dim);
-    const int64_t runs_wanted = std::clamp<int64_t>(multiplications / kSmallTask, std::min(kTasks, count), count);
+    const int64_t numbers = problem.batch * problem.key_heads * problem.keys * (problem.head_dim + problem.value_dim);
+    const int64_t in_all = numbers * (rows_per_head() + kReadingWork);
+    const int64_t runs_wanted = std::clamp<int64_t>(in_all / kSmallTask, std::min(kTasks, count), count);
     const int64_t length = ceil_div(count, runs_wanted);
     const auto run = [&](int64_t number) {
       for (int64_t i = number * length; i < std::min(count, (number + 1) * length); ++i) work(i);
     };
-    return parallel_for(ceil_div(count, length), multiplications < kSmallWork ? 1 : threads,
-                        multiplications >= kWakingWork, run, interrupted);
+    return parallel_for(ceil_div(count, length), in_all < kSmallWork ? 1 : threads, in_all >= kWakingWork,
+                        run, interrupted);
   }
 
   // Some rows of a head against part of the keys; finish, which goes by the state alone, needs none.

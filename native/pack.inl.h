@@ -269,10 +269,14 @@ static void pack_values(const Problem& problem, const Task& task, int64_t first,
   }
 }
 
-// Up to this many rows are scored against the keys in place.
+// Up to this many rows at a time are scored against the keys in place: of a task that has no more, or so few keys that
+// turning them into a panel would take longer.
 static constexpr int64_t kRowsInPlace = 4;
 
-static inline bool scores_in_place(const Task& task) { return !task.packed && task.rows() <= kRowsInPlace; }
+static inline bool scores_in_place(const Task& task) {
+  const bool few_keys = task.rows() <= kTileRows && task.last_key - task.first_key <= kLanes;
+  return !task.packed && (task.rows() <= kRowsInPlace || few_keys);
+}
 
 // The task's rows, as floats or as pairs of bfloat16: panels [depth][rows of a tile], or, for keys in place, one row
 // after the other, each padded with zeros to whole vectors. Less than kLanes numbers behind the last are overwritten.

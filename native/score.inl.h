@@ -83,6 +83,10 @@ static void score_in_place(const Problem& problem, const char* key, int64_t stri
   for (int64_t j = 0; j < count; j += kLanes) {
     Vec folded[R][kLanes / kFold];
     for (int i = 0; i < kLanes; i += kFold) {
+      if (j + i >= count) {
+        for (int r = 0; r < R; ++r) folded[r][i / kFold] = zero();
+        continue;
+      }
       Vec sums[R][kFold];
 #pragma GCC unroll 16
       for (int r = 0; r < R; ++r)
