@@ -478,13 +478,19 @@ def test_evidence_is_judged_by_heads_of_other_articles(tmp_path: Path) -> None:
     found = list(evidence.judge(None, documents, answers=True, naive=False, done=lambda line: None))
     own = [one for one in found if "ranks" in one]
     assert len(own) == 16
-    assert set(own[0]["ranks"]) >= {evidence.ATTENTION, evidence.BM25, evidence.MINILM, evidence.CHANCE}
+    assert set(own[0]["ranks"]) >= {
+        evidence.EVIDENCE,
+        evidence.WITH_MEANING,
+        evidence.TUNED,
+        evidence.BM25,
+        evidence.CHANCE,
+    }
     # Sentences of the other paragraph say nearly the same: the first two ranks are theirs.
-    assert np.mean([one["ranks"][evidence.ATTENTION] <= 2 for one in own]) > 0.8
+    assert np.mean([one["ranks"][evidence.EVIDENCE] <= 2 for one in own]) > 0.8
     assert any(one["right"] for one in own)
     assert all(len(one["drops"]) > 1 for one in own if one["right"])
     text = tables([Run("evidence", "keywise bench evidence", results=found)])
-    assert f"| {evidence.ATTENTION} |" in text
+    assert f"| {evidence.EVIDENCE} |" in text
     assert "hold a gold answer" in text
     assert "AUROC" in text
     alone = labelled_documents(squad(tmp_path, 1), 1)

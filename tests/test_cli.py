@@ -51,7 +51,7 @@ def test_ask_prints_answer_and_evidence(tmp_path):
     done = run_process("ask", QUESTION, LIGHTHOUSE, "--top", 2, "--html", page, "--threads", 1)
     assert done.returncode == 0, done.stderr
     answer, _, evidence = done.stdout.partition("\n")
-    assert answer == "town museum [1]"
+    assert answer == "the town museum [1]"
     assert evidence.count("%") == 2
     assert "museum" in evidence
     assert "characters" in evidence

@@ -1,6 +1,7 @@
 """The main job on the default model: a document read once, answers, and the sentences that the question looked at."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from keywise.documents import document as document_module
 from keywise.documents.evidence import (
     NULL_QUESTION,
     Look,
+    clue_odds,
     none_share,
     sentence_of_token,
     sentence_shares,
@@ -21,6 +23,7 @@ from keywise.documents.evidence import (
 )
 from keywise.documents.heads import untuned
 from keywise.documents.passage import likeliest_span, log_probability
+from keywise.documents.words import Words, rarity
 from keywise.errors import DtypeError, FormatError, ModelError, OptionError
 from keywise.hf.models import LoadedModel, find_model, load_model
 
@@ -83,13 +86,22 @@ def mass_by_eager(loaded, document, heads, question):
     first, asked = len(prompt.before_ids), tokens.shape[1] - begun
     of = np.eye(sentence_of.max() + 1)[sentence_of] * (sentence_of >= 0)[:, None]
 
-    def mass(group, rows):
+    def mass(group, rows, counting=None):
         return [
-            weights[layer][0, head, rows, first : first + len(ids)].double().mean(0).numpy() @ of
+            np.average(weights[layer][0, head, rows, first : first + len(ids)].double().numpy() @ of, 0, counting)
             for layer, head in group
         ]
 
-    return mass(heads.matching, slice(first + len(ids), asked)), mass(heads.copying, slice(asked, None))
+    copying = mass(heads.copying, slice(asked, None))
+    if question == NULL_QUESTION:
+        return mass(heads.matching, slice(first + len(ids), asked)), copying
+    # Of the turn's rows only those of the question count, a token that many sentences hold little.
+    said = loaded.tokenizer(question, add_special_tokens=False)["input_ids"]
+    place = next(n for n in range(len(turn)) if turn[n : n + len(said)] == said)
+    holding = [len({s for s, token in zip(sentence_of, ids, strict=True) if s >= 0 and token == one}) for one in said]
+    counting = [rarity(number, of.shape[1]) ** 2 for number in holding]
+    rows = slice(first + len(ids) + place, first + len(ids) + place + len(said))
+    return mass(heads.matching, rows, counting), copying
 
 
 def assert_looks_where_eager_does(loaded, document, heads, question, atol):
@@ -169,7 +181,9 @@ def test_evidence_is_every_sentence_with_its_place(lighthouse, answer):
     shares = [item.share for item in evidence]
     assert shares == sorted(shares, reverse=True)
     assert math.isclose(sum(shares) + answer[0].none_share, 1.0)
+    assert math.isclose(sum(item.attention for item in evidence) + answer[0].none_share, 1.0)
     assert math.isclose(sum(item.matching for item in evidence), 1.0)
+    assert math.isclose(sum(item.words for item in evidence), 1.0)
     assert math.isclose(sum(item.copying for item in evidence), 1.0)
     assert {item.source for item in evidence} == {str(LIGHTHOUSE)}
 
@@ -225,6 +239,30 @@ def test_without_tuned_heads_an_answer_is_written(windowed):
         document.ask("Who kept it?", sentences=2)
 
 
+def test_meaning_is_asked_for_and_ranks_too(loaded):
+    def letters(texts):
+        return [[text.count(letter) for letter in "abcdefghijklmnopqrstuvwxyz"] for text in texts]
+
+    text = "The lamp was lit in 1862. Its keeper was Ann Low.\n\nThe cook was Jo Bell. Jo baked bread."
+    plain = Reader(loaded, keep=False).read(text).evidence("Who was the keeper?")
+    assert {item.meaning for item in plain} == {None}
+    found = Reader(loaded, encode=letters, keep=False).read(text).evidence("Who was the keeper?")
+    by_start = [{item.start: item for item in evidence} for evidence in (plain, found)]
+    for start, item in by_start[1].items():
+        before = by_start[0][start]
+        assert (item.attention, item.words, item.paragraph_words) == (
+            before.attention,
+            before.words,
+            before.paragraph_words,
+        )
+        assert 0 < item.meaning <= 1
+    assert [item.share for item in plain] != [item.share for item in found]
+    assert found[0].text == "Its keeper was Ann Low."
+    blind = replace(HEADS, powers={"attention": POWERS["attention"], "words": POWERS["attention"]})
+    with pytest.raises(OptionError, match=r"without meaning.*keywise tune --meaning"):
+        Reader(loaded, heads=blind, encode=letters, keep=False)
+
+
 def test_several_sources_keep_their_own_offsets(loaded, tmp_path):
     path = tmp_path / "keeper.txt"
     path.write_text("Its keeper was Ann Low.\r\nShe had goats.", encoding="utf-8", newline="")
@@ -273,6 +311,7 @@ def test_longer_than_the_context_is_read_in_windows(loaded, monkeypatch, tmp_pat
         assert places[0] == (expected[0].source, expected[0].start, expected[0].end, expected[0].text)
         assert sorted(places) == sorted((item.source, item.start, item.end, item.text) for item in expected)
         assert math.isclose(sum(item.share for item in answer.evidence) + answer.none_share, 1.0)
+        assert math.isclose(sum(item.attention for item in answer.evidence) + answer.none_share, 1.0)
         assert answer.evidence == document.evidence(question)
         assert {word.sources for word in answer.words} == {(1,)}
         assert answer.text in answer.evidence[0].text
@@ -356,7 +395,8 @@ def test_tokens_belong_to_the_first_sentence_they_reach():
     assert sentence_of_token(offsets, []).tolist() == [-1] * 6
 
 
-HEADS = Heads(((0, 0), (0, 1)), ((1, 0),), 2.0, 1.0, 0.5, 0.2, 2.0, answer_sentences=1, tuned_on="a test")
+POWERS = {"attention": {"matching": 2.0, "copying": 1.0, "previous": 0.5}}
+HEADS = Heads(((0, 0), (0, 1)), ((1, 0),), POWERS, 0.2, 2.0, answer_sentences=1, tuned_on="a test")
 
 
 def test_chosen_heads_have_a_voice_each_and_whole_layers_speak_together():
@@ -370,10 +410,31 @@ def test_chosen_heads_have_a_voice_each_and_whole_layers_speak_together():
     np.testing.assert_allclose(together, [0.4 / 0.42, 0.02 / 0.42, 0.0])
 
 
+def test_words_count_by_rarity_and_paragraphs_together():
+    text = "# Keepers\n\nThe lamp was lit. Ann kept the lamp.\n\nThe cook was Jo. Jo baked.\n\nRain fell."
+    words = Words([Source("one", text), Source("two", "The lamp.")])
+    # A heading counts with what follows, and no paragraph goes on in another source.
+    assert words.paragraph_of.tolist() == [0, 0, 0, 1, 1, 2, 3]
+    lamp = words.sentences("The lamp?")
+    assert lamp[6] == lamp.max()  # the shortest that holds all of it
+    # Endings do not count.
+    assert Words([Source("note", "It was extinguished. It was lit.")]).sentences("Extinguishing?").tolist() == [
+        1.0,
+        0.0,
+    ]
+    np.testing.assert_array_equal(words.paragraphs("Ann")[:4], [1.0, 1.0, 1.0, 0.0])
+    assert words.sentences("Xyzzy?").tolist() == [0.0] * 7
+
+
 def test_shares_are_products_of_powers():
-    matching, copying = np.array([0.5, 0.5, 0.0]), np.array([0.2, 0.2, 0.6])
+    look = Look(np.array([[0.5, 0.5, 0.0]]), np.array([[0.2, 0.2, 0.6]]))
+    text = {"words": np.array([0.0, 1.0, 0.0]), "meaning": np.array([0.1, 0.2, 0.3])}
+    odds = clue_odds(look, text, HEADS)
     product = [0.52**2 * 0.22 * 0.02**0.5, 0.52**2 * 0.22 * 0.52**0.5, 0.02**2 * 0.62 * 0.52**0.5]
-    np.testing.assert_allclose(sentence_shares(matching, copying, HEADS), np.divide(product, sum(product)))
+    np.testing.assert_allclose(sentence_shares(odds, POWERS["attention"]), np.divide(product, sum(product)))
+    product = [0.02 * np.exp(0.2), 1.02 * np.exp(0.4), 0.02 * np.exp(0.6)]
+    by_text = sentence_shares(odds, {"words": 1.0, "meaning": 2.0})
+    np.testing.assert_allclose(by_text, np.divide(product, sum(product)))
 
 
 @pytest.mark.parametrize(("mass", "share"), [(0.2, 0.5), (0.4, 0.2), (0.1, 0.8), (-1.0, 1.0)])

@@ -16,11 +16,15 @@ HOSTILE = 'It is <script>alert("x")</script> here. The [red]rest[/red] & more\n\
 SOURCES = [Source('a"<b>.md', HOSTILE), Source("b.md", "Other file. Same start.")]
 
 
+def evidence(text, start, end, source, share, rank):
+    return Evidence(text, start, end, source, share, 0.2, 0.4, 0.3, share - 0.01, 0.1, 0.2, 0.5, 0.4, rank)
+
+
 def ranked(sources):
     spans = [(source, start, end) for source in sources for start, end in source.sentences]
     shares = [1 / 2, 1 / 4, 1 / 8, 1 / 8, *[0.0] * len(spans)]
     return [
-        Evidence(source.text[start:end], start, end, source.name, shares[i], 0.4, 0.3, shares[i] - 0.01, i + 1)
+        evidence(source.text[start:end], start, end, source.name, shares[i], i + 1)
         for i, (source, start, end) in enumerate(spans)
     ]
 
@@ -62,7 +66,9 @@ def test_json_keys_and_values():
     assert list(report) == ["question", "text", "complete", "model", *numbers, "words", "evidence"]
     assert len(report["evidence"]) == 2
     first = report["evidence"][0]
-    assert list(first) == ["rank", "share", "matching", "copying", "mass", "source", "start", "end", "text"]
+    clues = ["attention", "matching", "copying", "mass", "words", "paragraph_words", "meaning", "paragraph_meaning"]
+    assert list(first) == ["rank", "share", *clues, "source", "start", "end", "text"]
+    assert [first[clue] for clue in clues] == [0.2, 0.4, 0.3, 0.49, 0.1, 0.2, 0.5, 0.4]
     assert HOSTILE[first["start"] : first["end"]] == first["text"]
     assert len(to_json(ANSWER)["evidence"]) == len(ANSWER.evidence)
 
@@ -118,7 +124,7 @@ def test_table_draws_bars_by_share_and_takes_no_markup():
 
 
 def test_table_of_no_evidence_at_all():
-    nothing = [Evidence("It rains.", 0, 9, "note", 0.0, 0.0, 0.0, -1.0, 1)]
+    nothing = [evidence("It rains.", 0, 9, "note", 0.0, 1)]
     console = Console(file=io.StringIO(), width=60, color_system=None)
     console.print(evidence_table(nothing))
     assert console.file.getvalue() == "no sentence stood out\n"
@@ -127,7 +133,7 @@ def test_table_of_no_evidence_at_all():
 
 def test_table_leaves_out_sentences_without_share():
     shares = [0.997, 0.003, 0.0, 0.0]
-    items = [Evidence(f"No {i}.", i, i + 1, "note", share, 0.0, 0.0, 1.0, i + 1) for i, share in enumerate(shares)]
+    items = [evidence(f"No {i}.", i, i + 1, "note", share, i + 1) for i, share in enumerate(shares)]
     console = Console(file=io.StringIO(), width=60, color_system=None)
     console.print(evidence_table(items))
     assert [line.split()[0] for line in console.file.getvalue().splitlines() if "%" in line] == ["100%", "<1%"]
@@ -135,7 +141,7 @@ def test_table_leaves_out_sentences_without_share():
 
 def test_controls_of_a_document_do_not_reach_the_terminal():
     assert printable("a\x1b[31m\x07\x9b\x7f\r\n\tb é😀") == "a\ufffd[31m\ufffd\ufffd\ufffd\n\tb é😀"
-    hostile = [Evidence("Red \x1b[31mtext\x07.", 0, 15, "no\x1bte\x9b", 1.0, 0.0, 0.0, 1.0, 1)]
+    hostile = [evidence("Red \x1b[31mtext\x07.", 0, 15, "no\x1bte\x9b", 1.0, 1)]
     console = Console(file=io.StringIO(), width=60, color_system=None)
     console.print(evidence_table(hostile))
     assert not [c for c in console.file.getvalue() if c != "\n" and (c < " " or "\x7f" <= c <= "\x9f")]

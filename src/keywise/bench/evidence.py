@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from keywise.bench.markdown import table
 from keywise.bench.results import Run
 from keywise.documents.document import Document
-from keywise.documents.evidence import none_share, sentence_shares, shares_of_heads
+from keywise.documents.evidence import clue_odds, none_share, sentence_shares
 from keywise.documents.files import Source
-from keywise.documents.heads import Heads, untuned
+from keywise.documents.heads import ATTENTION, MEANING, WORDS, Heads, untuned
 from keywise.documents.labelled import Labelled, Question
 from keywise.documents.reader import Reader
 from keywise.documents.tune import Observed, choose, every_head, fit_powers, observe, restricted
@@ -30,8 +30,10 @@ FOLDS: Final = 6
 STRANGERS: Final = 15
 NAIVE_TOKENS: Final = 24
 RESAMPLES: Final = 1000
-ATTENTION, UNTUNED, LAST_LAYER = "attention, tuned heads", "attention, untuned", "attention, last layer"
-BM25, MINILM, WORDS_AND_MEANING, EVERYTHING, CHANCE = "BM25", "MiniLM", "BM25 + MiniLM", "all three", "random"
+TUNED, UNTUNED, LAST_LAYER = "attention, tuned heads", "attention, untuned", "attention, last layer"
+EVIDENCE, WITH_MEANING = "evidence: attention and words", "evidence with `--meaning`"
+BM25, MINILM, BOTH, CHANCE = "BM25", "MiniLM", "BM25 + MiniLM", "random"
+_NAMES = {WORDS: EVIDENCE, MEANING: WITH_MEANING, ATTENTION: TUNED}
 _WORD = re.compile(r"\w+")
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _LEAST = 0.02
@@ -76,11 +78,13 @@ def judge(
     loaded = load_model(model)
     config = loaded.model.config.get_text_config()
     every = every_head(config.num_hidden_layers, config.num_attention_heads)
-    reader = Reader(loaded, heads=every, keep=False)
+    needs("bench", "rank_bm25", "sentence_transformers")
+    encoder = SentenceEncoder()
+    reader = Reader(loaded, heads=every, encode=encoder.encode, keep=False)
     observed = list(
         observe(reader, documents, strangers=STRANGERS, progress=lambda n, of: done(f"document {n} of {of} looked at"))
     )
-    words = _Words(documents)
+    words = _Words(documents, encoder)
     for fold in _folds(observed, every):
         fitted = _Fitted(fold, every, words)
         asked = _Asker(loaded, documents, fold.heads) if answers else None
@@ -93,8 +97,8 @@ def judge(
             }
             if one.gold:
                 scores = fitted.scores(one)
-                found["sentences"] = scores[ATTENTION].size
-                found["share"] = round(float(max(sentence_shares(*shares_of_heads(look, fold.heads), fold.heads))), 4)
+                found["sentences"] = scores[EVIDENCE].size
+                found["share"] = round(float(scores[EVIDENCE].max()), 4)
                 found["ranks"] = {name: _rank(score, one.gold) for name, score in scores.items()}
                 if asked:
                     found |= asked.ask(one, naive=naive)
@@ -142,11 +146,9 @@ def cost(model: str | None, text: str, question: str, *, rounds: int) -> dict[st
 class _Words:
     """Scores of sentences by their words (BM25) and by their meaning (MiniLM), without any attention."""
 
-    def __init__(self, documents: Sequence[Labelled]) -> None:
-        needs("bench", "rank_bm25", "sentence_transformers")
+    def __init__(self, documents: Sequence[Labelled], encoder: SentenceEncoder) -> None:
         from rank_bm25 import BM25Okapi  # noqa: PLC0415 - optional
 
-        encoder = SentenceEncoder()
         self._bm25, self._vectors = [], []
         for labelled in documents:
             sentences = [labelled.text[start:end] for start, end in Source("text", labelled.text).sentences]
@@ -161,15 +163,12 @@ class _Words:
 
 
 class _Fitted:
-    """Methods that combine several scores, fitted outside of a fold."""
+    """Every way to rank, whatever it combines fitted outside of a fold."""
 
     def __init__(self, fold: Fold, every: Heads, words: _Words) -> None:
         self._heads, self._every, self._words = fold.heads, every, words
         outside = [one for one in fold.outside if one.gold]
-        features = [self._features(one) for one in outside]
-        gold = [one.gold for one in outside]
-        self._both = fit_powers([found[:2] for found in features], gold)
-        self._all = fit_powers(features, gold)
+        self._both = fit_powers([self._features(one) for one in outside], [one.gold for one in outside])
 
     def scores(self, one: Observed) -> dict[str, Scores]:
         look = restricted(one.look, self._every.matching, self._heads)
@@ -180,22 +179,20 @@ class _Fitted:
         middle = np.isin(layers, guess.layers)
         # A different order for every question, the same one every time.
         chance = np.random.default_rng(len(one.question.text)).random(look.matching.shape[1])
+        odds = clue_odds(look, one.text, self._heads)
         return {
-            ATTENTION: sentence_shares(*shares_of_heads(look, self._heads), self._heads),
+            **{name: sentence_shares(odds, self._heads.powers[ranking]) for ranking, name in _NAMES.items()},
             UNTUNED: one.look.matching[middle].sum(axis=0),
             LAST_LAYER: one.look.matching[layers == last].sum(axis=0),
             BM25: features[0],
             MINILM: features[1],
-            WORDS_AND_MEANING: np.tensordot(self._both, features[:2], 1),
-            EVERYTHING: np.tensordot(self._all, features, 1),
+            BOTH: np.tensordot(self._both, features, 1),
             CHANCE: chance,
         }
 
     def _features(self, one: Observed) -> Scores:
-        look = restricted(one.look, self._every.matching, self._heads)
         lexical, meaning = self._words.scores(one)
-        attention = np.log(sentence_shares(*shares_of_heads(look, self._heads), self._heads))
-        return np.stack([np.log(lexical / max(lexical.sum(), 1e-9) + _LEAST), 5.0 * meaning, attention])
+        return np.stack([np.log(lexical / max(lexical.sum(), 1e-9) + _LEAST), 5.0 * meaning])
 
 
 class _Asker:
@@ -311,7 +308,8 @@ def _interval(values: Scores, articles: NDArray[np.int64]) -> tuple[float, float
 
 def _calibration(answered: Sequence[dict[str, Any]]) -> str:
     share = np.array([found["share"] for found in answered])
-    right = np.array([found["ranks"][ATTENTION] == 1 for found in answered])
+    # The share is that of the first way to rank.
+    right = np.array([next(iter(found["ranks"].values())) == 1 for found in answered])
     rows = []
     for low, high in ((0.0, 0.4), (0.4, 0.6), (0.6, 0.8), (0.8, 0.95), (0.95, 1.0001)):
         inside = (share >= low) & (share < high)

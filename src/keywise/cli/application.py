@@ -12,7 +12,7 @@ from keywise.cli.check import CHECK_EXAMPLES, check
 from keywise.cli.exits import reported
 from keywise.cli.info import info
 from keywise.cli.terminal import write
-from keywise.documents.commands import TUNE_EXAMPLES, tune
+from keywise.cli.tune import TUNE_EXAMPLES, tune
 
 
 def application() -> typer.Typer:

@@ -26,6 +26,7 @@ from keywise.documents.report import (
 from keywise.errors import FormatError, OptionError
 from keywise.hf.models import load_model
 from keywise.memory.asking import passages_for
+from keywise.memory.encoder import SentenceEncoder
 from keywise.memory.passages import placed
 
 ASK_EXAMPLES = """
@@ -79,6 +80,10 @@ def ask(  # noqa: PLR0917 - each is an argument or option of the command
     prove: Annotated[
         bool, typer.Option("--prove", help="Also tell how much the answer loses without each top sentence.")
     ] = False,
+    meaning: Annotated[
+        bool,
+        typer.Option("--meaning", help="Rank sentences by a sentence encoder too, not by attention and words alone."),
+    ] = False,
     threads: Threads = None,
     no_cache: Annotated[
         bool, typer.Option("--no-cache", help="Read everything anew, and keep nothing of it on disk.")
@@ -87,8 +92,8 @@ def ask(  # noqa: PLR0917 - each is an argument or option of the command
     """Answer a QUESTION about FILEs, with the sentences that mattered.
 
     A language model on this machine reads the files and answers. Below the answer stand the sentences that the
-    question's attention went to, each with its share, its file and its span in characters. What was read is kept
-    on disk (see `keywise cache`): the next question about the same files need not wait for the reading.
+    question's attention and words point to, each with its share, its file and its span in characters. What was read
+    is kept on disk (see `keywise cache`): the next question about the same files need not wait for the reading.
     """
     files = files or []
     if not question.strip():
@@ -107,9 +112,10 @@ def ask(  # noqa: PLR0917 - each is an argument or option of the command
     def notify(line: str) -> None:
         notices.print(printable(line), style="dim", markup=False, highlight=False)
 
+    encode = SentenceEncoder().encode if meaning else None
     loaded = load_model(model, status=notify)
     passages = [] if opened is None else passages_for(opened, question, loaded)
-    reader = Reader(loaded, keep=not no_cache, status=notify)
+    reader = Reader(loaded, encode=encode, keep=not no_cache, status=notify)
     with progress_bar(notices, "Reading", "tokens") as progress:
         document = reader.read([*sources, *(passage.source for passage in passages)], progress=progress)
     notify(f"Read {document.tokens - document.reused_tokens:,} tokens, took {document.reused_tokens:,} from the cache")

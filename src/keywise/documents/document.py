@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from keywise.documents.answer import Answer, AnswerWord, heaviest_sentences, in_order, joined, words_of
 from keywise.documents.evidence import NULL_QUESTION, Evidence, Look, Mass, mass_of_heads, none_share, rank_sentences
 from keywise.documents.files import Source
 from keywise.documents.heads import Heads
+from keywise.documents.meaning import Encode, Meaning
 from keywise.documents.passage import likeliest_span
 from keywise.documents.prompt import Encoded, Prompt
 from keywise.documents.proof import Proof, prove
 from keywise.documents.store import Found, Shelf
+from keywise.documents.words import Words, rarity
 from keywise.errors import DtypeError, FormatError, OptionError
 from keywise.hf.models import LoadedModel
 
@@ -26,6 +31,9 @@ CHUNK_TOKENS: Final = 512
 ANSWER_TOKENS: Final = 128
 # Kept free when a document is read, so that what could be read can also be asked about.
 RESERVED_TOKENS: Final = 256
+
+# How much more the rare words of a question tell than its common ones.
+RARITY_POWER: Final = 2.0
 
 Progress = Callable[[int, int], None]
 Turn = TypeVar("Turn")
@@ -52,10 +60,11 @@ class Document:
         sources: Sequence[Source],
         encoded: Encoded,
         *,
+        encode: Encode | None,
         shelf: Shelf | None,
         progress: Progress | None,
     ) -> None:
-        self._loaded, self._prompt, self._heads = loaded, prompt, heads
+        self._loaded, self._prompt, self._heads, self._encode = loaded, prompt, heads, encode
         config = loaded.model.config.get_text_config()
         self._context_tokens: int | None = getattr(config, "max_position_embeddings", None)
         self.sources = tuple(sources)
@@ -66,11 +75,18 @@ class Document:
         # The -1 behind it says that these are ids of sentences, even if each were one token long.
         self._segments = np.concatenate([np.full(len(prompt.before_ids), -1), self._sentence_of, [-1]])
         self._sentences = sum(len(source.sentences) for source in sources)
+        # In how many sentences each token stands.
+        placed = set(zip(self._sentence_of.tolist(), ids, strict=True))
+        self._holding = Counter(token for sentence, token in placed if sentence >= 0)
+        self._words = Words(sources)
         self._ids, self._shelf = [*prompt.before_ids, *ids], shelf
         self._read(progress)
 
     def evidence(self, question: str) -> list[Evidence]:
-        """Rank all sentences by the attention that a question gives to them, without answering it.
+        """Rank all sentences by how likely they answer a question, without answering it.
+
+        What speaks for a sentence is the attention that the question gives to it and the words that they share, and
+        the meaning of both if the reader was given an encoder.
 
         Raises
         ------
@@ -82,7 +98,27 @@ class Document:
         >>> document.evidence("Who was the keeper?")[0].rank  # doctest: +SKIP
         1
         """
-        return rank_sentences(self.sources, self.look(question), self._heads)
+        return rank_sentences(self.sources, self.look(question), self.clues(question), self._heads)
+
+    def clues(self, question: str) -> dict[str, Mass]:
+        """Give what the document's text says about a question without any attention.
+
+        Returns
+        -------
+        dict of float64 arrays [sentences]
+            ``words`` and ``paragraph_words``, and if the reader was given an encoder ``meaning`` and
+            ``paragraph_meaning``; see `Evidence`.
+
+        Examples
+        --------
+        >>> sorted(document.clues("Who was the keeper?"))  # doctest: +SKIP
+        ['paragraph_words', 'words']
+        """
+        found = {"words": self._words.sentences(question), "paragraph_words": self._words.paragraphs(question)}
+        if self._meaning is not None:
+            found["meaning"] = self._meaning.sentences(question)
+            found["paragraph_meaning"] = self._meaning.paragraphs(question)
+        return found
 
     def look(self, question: str) -> Look:
         """Give the mass that each head read puts on each sentence for a question, a null question's subtracted.
@@ -150,7 +186,7 @@ class Document:
         else:
             cache, token, look = self._go_on(turn)
         look -= self._null
-        evidence = rank_sentences(self.sources, look, self._heads)
+        evidence = rank_sentences(self.sources, look, self.clues(question), self._heads)
         if wanted:
             text, words, answer_ids, complete = self._after_document(
                 lambda cache: self._quote(cache, question, evidence[:wanted], max_tokens)
@@ -317,13 +353,13 @@ class Document:
 
         def turn(cache: Any) -> tuple[Any, int, Look]:
             token, records = self._step(cache, ids)
-            return cache, token, self._look(records, len(ids))
+            return cache, token, self._look_of(records, ids)
 
         return self._after_document(turn)
 
     def _glance(self, ids: list[int]) -> Look:
         """Run a question's turn only as far as the last head read, for the look alone."""
-        return self._look(self._after_document(lambda cache: self._glimpse(cache, ids)), len(ids))
+        return self._look_of(self._after_document(lambda cache: self._glimpse(cache, ids)), ids)
 
     def _after_document(self, turn: Callable[[Any], Turn]) -> Turn:
         """Give a fork of the document's cache to what goes on from it.
@@ -337,12 +373,32 @@ class Document:
             self._read(None)
             return self._after_document(turn)
 
-    def _look(self, records: Iterable[LayerReading], rows: int) -> Look:
-        asked = rows - len(self._prompt.start_ids) if self._started else rows
+    def _look_of(self, records: Iterable[LayerReading], ids: list[int]) -> Look:
+        """Give where a question looked; its rare words tell more."""
+        asked = self._prompt.asked_rows(ids, started=self._started)
+        return self._look(records, len(ids), asked, self._rarities(ids[asked]))
+
+    def _look(
+        self,
+        records: Iterable[LayerReading],
+        rows: int,
+        asked: slice | None = None,
+        weights: NDArray[np.float64] | None = None,
+    ) -> Look:
+        turn = rows - len(self._prompt.start_ids) if self._started else rows
         return Look(
-            mass_of_heads(records, self._heads.matching, self._sentences, slice(0, asked)),
-            mass_of_heads(records, self._heads.copying, self._sentences, slice(asked, rows)),
+            mass_of_heads(records, self._heads.matching, self._sentences, asked or slice(0, turn), weights),
+            mass_of_heads(records, self._heads.copying, self._sentences, slice(turn, rows)),
         )
+
+    def _rarities(self, ids: Sequence[int]) -> NDArray[np.float64]:
+        """Give how much each token of a question tells: little if it stands in many sentences."""
+        return np.array([rarity(self._holding[token], self._sentences) ** RARITY_POWER for token in ids])
+
+    @cached_property
+    def _meaning(self) -> Meaning | None:
+        """The meanings of the sentences, made at the first question."""
+        return self._encode and Meaning(self._encode, self.sources, self._words.paragraph_of)
 
     def _refuse(self, found: Found | None, error: FormatError) -> None:
         if self._shelf is None or found is None:

@@ -1,4 +1,4 @@
-"""From attention readings to ranked sentences. Knows no model: it works on arrays of mass per head and sentence.
+"""From attention readings and words to ranked sentences. Knows no model: it works on arrays of clues per sentence.
 
 The mass that the rows of a question give to the document is compared with what the rows of a null question give to it:
 only the difference tells about this question. What both share (sinks, favoured positions) falls away.
@@ -6,14 +6,14 @@ only the difference tells about this question. What both share (sinks, favoured 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from keywise.documents.heads import Head, Heads
+from keywise.documents.heads import ATTENTION, MEANING, WORDS, Head, Heads
 
 if TYPE_CHECKING:
     from keywise.documents.files import Source
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 NULL_QUESTION: Final = "N/A"
 # Added to a share before its logarithm: one kind of head that saw nothing must not rule a sentence out.
 LEAST_SHARE: Final = 0.02
+# Clues that are logarithms of odds.
+COSINES: Final = ("meaning", "paragraph_meaning")
 
 _TINY: Final = 1e-9
 
@@ -30,7 +32,7 @@ Mass = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Evidence:
-    """A sentence with the attention that a question gave to it.
+    """A sentence with what speaks for it as the answer to a question.
 
     Attributes
     ----------
@@ -43,12 +45,19 @@ class Evidence:
     share
         How likely it is the one that answers, from 0 to 1. The shares of all sentences and that of none of them sum
         to 1; see docs/evidence.md for how true they are.
+    attention
+        The share that it would have by attention alone; these too sum to 1 with that of none.
     matching, copying
         Its part of the mass of the heads that match the question's words, and of those that look for an answer's
         first word; each sums to 1 over the document. 0 where no such heads are read.
     mass
         Attention mass of the question's rows, averaged over them and summed over the matching heads, above the mass
         that a null question gives. Negative if the null question looks here more.
+    words, paragraph_words
+        Its part of the matches with the question's words (BM25), and its paragraph's part of those of all paragraphs.
+    meaning, paragraph_meaning
+        Cosine of the meanings of the question and of the sentence with the one before it, and the mean over its
+        paragraph; None unless the reader was given an encoder.
     rank
         1 for the sentence with the largest share.
     """
@@ -58,9 +67,14 @@ class Evidence:
     end: int
     source: str
     share: float
+    attention: float
     matching: float
     copying: float
     mass: float
+    words: float
+    paragraph_words: float
+    meaning: float | None
+    paragraph_meaning: float | None
     rank: int
 
 
@@ -71,7 +85,7 @@ class Look:
     Attributes
     ----------
     matching
-        float64 [matching heads, sentences], of the question's rows.
+        float64 [matching heads, sentences], of the question's rows, rare words counting most.
     copying
         float64 [copying heads, sentences], of the rows that begin an answer.
     """
@@ -83,7 +97,13 @@ class Look:
         return Look(self.matching - other.matching, self.copying - other.copying)
 
 
-def mass_of_heads(records: Iterable[LayerReading], heads: Sequence[Head], sentences: int, rows: slice) -> Mass:
+def mass_of_heads(
+    records: Iterable[LayerReading],
+    heads: Sequence[Head],
+    sentences: int,
+    rows: slice,
+    weights: NDArray[np.float64] | None = None,
+) -> Mass:
     """Give the mass of heads on sentences, averaged over some of the rows of one call of a model.
 
     Parameters
@@ -96,6 +116,8 @@ def mass_of_heads(records: Iterable[LayerReading], heads: Sequence[Head], senten
         Number of sentences.
     rows
         Which rows of the call.
+    weights
+        How much each of these rows counts: float64 [rows]; default all the same.
 
     Returns
     -------
@@ -104,7 +126,7 @@ def mass_of_heads(records: Iterable[LayerReading], heads: Sequence[Head], senten
     by_layer = {record.layer: record.reading.segment_mass for record in records}
     mass = np.zeros((len(heads), sentences))
     for number, (layer, head) in enumerate(heads):
-        found = np.asarray(by_layer[layer][0, head, rows], dtype=np.float64).mean(axis=0)
+        found = np.average(np.asarray(by_layer[layer][0, head, rows], dtype=np.float64), axis=0, weights=weights)
         mass[number, : found.size] = found  # the last sentences may have no token
     return mass
 
@@ -119,23 +141,41 @@ def shares_of_heads(look: Look, heads: Heads) -> tuple[Mass, Mass]:
     return pooled(look.matching), pooled(look.copying)
 
 
-def sentence_shares(matching: Mass, copying: Mass, heads: Heads) -> Mass:
-    """Multiply the powers of what the heads found; the shares sum to 1.
+def clue_odds(look: Look, text: Mapping[str, Mass], heads: Heads) -> dict[str, Mass]:
+    """Give what every clue says for each sentence as the one that answers: shares are products of powers of these.
+
+    Clues are a sentence's parts of the mass of the matching and of the copying heads; the matching part of the sentence
+    before it, which a sentence often goes on from ("Its keeper ..."); and those of its text.
+
+    Parameters
+    ----------
+    look
+        Where the question looked, a null question's look subtracted.
+    text
+        By name, clues that need no attention: ``words`` and ``paragraph_words``, which are parts too, and if there is
+        an encoder ``meaning`` and ``paragraph_meaning``, cosines, which are the odds' logarithms.
+    heads
+        The heads that looked.
+
+    Returns
+    -------
+    dict of float64 arrays [sentences]
+    """
+    matching, copying = shares_of_heads(look, heads)
+    parts = {"matching": matching, "copying": copying, "previous": previous(matching), **text}
+    return {name: np.power(np.e, part) if name in COSINES else part + LEAST_SHARE for name, part in parts.items()}
+
+
+def sentence_shares(odds: Mapping[str, Mass], powers: Mapping[str, float]) -> Mass:
+    """Multiply powers of the odds that clues give; the shares sum to 1.
 
     Examples
     --------
     >>> import numpy as np
-    >>> from keywise.documents.heads import untuned
-    >>> sentence_shares(np.array([0.1, 0.9]), np.zeros(2), untuned(4, 2)).round(3).tolist()
-    [0.017, 0.983]
+    >>> sentence_shares({"matching": np.array([0.1, 0.9])}, {"matching": 2.0}).round(3).tolist()
+    [0.012, 0.988]
     """
-    product = np.ones(matching.size)
-    for part, power in (
-        (matching, heads.matching_power),
-        (copying, heads.copying_power),
-        (previous(matching), heads.previous_power),
-    ):
-        product *= (part + LEAST_SHARE) ** power
+    product = np.prod([odds[clue] ** power for clue, power in powers.items()], axis=0)
     shares: Mass = product / product.sum()
     return shares
 
@@ -177,21 +217,24 @@ def sentence_of_token(offsets: Sequence[tuple[int, int]], sentences: Sequence[tu
     return np.where(tokens[:, 1] > starts[number], number, -1)
 
 
-def rank_sentences(sources: Sequence[Source], look: Look, heads: Heads) -> list[Evidence]:
+def rank_sentences(sources: Sequence[Source], look: Look, text: Mapping[str, Mass], heads: Heads) -> list[Evidence]:
     """Rank all sentences of all sources by their shares, the largest first; equal ones keep the text's order.
+
+    They are ranked by attention and words, and by meaning too if the text's clues have it.
 
     Parameters
     ----------
     sources
         The texts; their sentences are numbered through.
-    look
-        Where the question looked, a null question's look subtracted.
-    heads
-        The heads that looked.
+    look, text, heads
+        As in `clue_odds`.
     """
     spans = [(source, start, end) for source in sources for start, end in source.sentences]
     matching, copying = shares_of_heads(look, heads)
-    shares = sentence_shares(matching, copying, heads) * (1.0 - none_share(look, heads))
+    odds = clue_odds(look, text, heads)
+    any_of_these = 1.0 - none_share(look, heads)
+    shares = sentence_shares(odds, heads.powers[MEANING if "meaning" in text else WORDS]) * any_of_these
+    attention = sentence_shares(odds, heads.powers[ATTENTION]) * any_of_these
     mass = look.matching.sum(axis=0)
     return [
         Evidence(
@@ -200,9 +243,14 @@ def rank_sentences(sources: Sequence[Source], look: Look, heads: Heads) -> list[
             end=spans[number][2],
             source=spans[number][0].name,
             share=float(shares[number]),
+            attention=float(attention[number]),
             matching=float(matching[number]),
             copying=float(copying[number]),
             mass=float(mass[number]),
+            words=float(text["words"][number]),
+            paragraph_words=float(text["paragraph_words"][number]),
+            meaning=float(text["meaning"][number]) if "meaning" in text else None,
+            paragraph_meaning=float(text["paragraph_meaning"][number]) if "meaning" in text else None,
             rank=rank,
         )
         for rank, number in enumerate(np.argsort(-shares, kind="stable"), start=1)

@@ -8,13 +8,32 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from keywise.cache.aside import replaced
 from keywise.errors import FormatError
 from keywise.hf.models import cache_folder
 
 Head = tuple[int, int]
+
+ATTENTION: Final = "attention"
+WORDS: Final = "words"
+MEANING: Final = "meaning"
+_BY_ATTENTION = ("matching", "copying", "previous")
+_BY_WORDS = (*_BY_ATTENTION, "words", "paragraph_words")
+RANKINGS: Final = {
+    ATTENTION: _BY_ATTENTION,
+    WORDS: _BY_WORDS,
+    MEANING: (*_BY_WORDS, "meaning", "paragraph_meaning"),
+}
+"""What sentences can be ranked by, each with its clues: see `keywise.documents.evidence.clue_odds`."""
+
+# Fitted to the default model as if nothing were known of its heads (XQuAD's first 24 English articles).
+_GUESSED_POWERS: Final = {
+    ATTENTION: {"matching": 2.0},
+    WORDS: {"matching": 1.5, "words": 1.5, "paragraph_words": 4.5},
+    MEANING: {"matching": 1.25, "words": 1.25, "paragraph_words": 4.0, "meaning": 6.0, "paragraph_meaning": 6.0},
+}
 
 
 @dataclass(frozen=True)
@@ -27,10 +46,9 @@ class Heads:
         (layer, head) of those that look from the question's words to the words that they match.
     copying
         (layer, head) of those that look from where an answer begins to the words that it would begin with.
-    matching_power, copying_power, previous_power
-        A sentence's share is proportional to the product of these powers: of its part of the matching heads' mass, of
-        the copying heads', and of the part of the matching heads' mass that the sentence before it has (which a
-        sentence often goes on from: "Its keeper ...").
+    powers
+        For each ranking (`RANKINGS`) the power of each of its clues: a sentence's share is proportional to the product
+        of these powers. A ranking that was not tuned is missing.
     none_mass, none_power
         The odds that no sentence answers are ``(none_mass / largest) ** none_power``, `largest` being the most mass
         above a null question's that the matching heads give to one sentence. Both are 0 where this was never learned.
@@ -42,9 +60,7 @@ class Heads:
 
     matching: tuple[Head, ...]
     copying: tuple[Head, ...]
-    matching_power: float
-    copying_power: float
-    previous_power: float
+    powers: Mapping[str, Mapping[str, float]]
     none_mass: float
     none_power: float
     answer_sentences: int
@@ -75,9 +91,7 @@ def untuned(layers: int, heads: int) -> Heads:
     return Heads(
         matching=tuple((layer, head) for layer in middle for head in range(heads)),
         copying=(),
-        matching_power=2.0,
-        copying_power=0.0,
-        previous_power=0.0,
+        powers=_GUESSED_POWERS,
         none_mass=0.0,
         none_power=0.0,
         answer_sentences=0,
@@ -138,6 +152,10 @@ def _read(text: str, name: str) -> Heads:
         said: dict[str, Any] = json.loads(text)["heads"]
         for group in ("matching", "copying"):
             said[group] = tuple((int(layer), int(head)) for layer, head in said[group])
+        said["powers"] = {
+            ranking: {clue: float(powers[clue]) for clue in RANKINGS[ranking]}
+            for ranking, powers in said["powers"].items()
+        }
         return Heads(**said)
     except (ValueError, TypeError, KeyError) as error:
         raise FormatError(f"{name}: is no file of tuned heads ({error}); tune again with `keywise tune`") from error

@@ -92,6 +92,11 @@ class Prompt:
         asked = [*self._between_ids, *self._ids(question, special=False), *self._after_ids]
         return [*asked, *self.start_ids] if started else asked
 
+    def asked_rows(self, ids: Sequence[int], *, started: bool = False) -> slice:
+        """Give where in the tokens of a question's turn the question itself stands."""
+        behind = len(self._after_ids) + (len(self.start_ids) if started else 0)
+        return slice(len(self._between_ids), len(ids) - behind)
+
     def text_ids(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """Give the tokens of a text, and for each its span in characters."""
         encoded = self._encode(text, special=False, return_offsets_mapping=True)

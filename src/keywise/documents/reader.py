@@ -7,11 +7,12 @@ from collections.abc import Sequence
 
 from keywise.documents.document import RESERVED_TOKENS, Document, Progress
 from keywise.documents.files import CONVERTED_SUFFIXES, Source, has_words, read_file
-from keywise.documents.heads import Heads, find, untuned
+from keywise.documents.heads import MEANING, Heads, find, untuned
+from keywise.documents.meaning import Encode
 from keywise.documents.prompt import Encoded, Prompt
 from keywise.documents.store import Shelf, Store
 from keywise.documents.windows import WindowedDocument, windows
-from keywise.errors import DtypeError, FormatError
+from keywise.errors import DtypeError, FormatError, OptionError
 from keywise.hf.models import LoadedModel, Status, load_model
 
 Readable = str | os.PathLike[str] | Source
@@ -30,6 +31,9 @@ class Reader:
         keywise's folder in the user's cache.
     heads
         The heads to read evidence from; default those tuned for this model (see `keywise tune`), else a guess.
+    encode
+        Gives vectors of texts, such as ``keywise.memory.SentenceEncoder().encode``: then sentences are ranked by
+        meaning too. Default: by attention and words.
     keep
         Whether to keep what is read on disk, and to use what is kept: the same text is not read again, and of a text
         whose end was changed only the end is. False neither writes nor looks at any document there.
@@ -40,6 +44,8 @@ class Reader:
     ------
     ModelError
         If no model is found, or it cannot be loaded, has no chat template, or keywise cannot be its attention.
+    OptionError
+        If `encode` is given, but the heads were tuned without meaning.
 
     Examples
     --------
@@ -58,6 +64,7 @@ class Reader:
         cache_dir: str | os.PathLike[str] | None = None,
         *,
         heads: Heads | None = None,
+        encode: Encode | None = None,
         keep: bool = True,
         status: Status | None = None,
     ) -> None:
@@ -71,7 +78,12 @@ class Reader:
         made = keywise.hf.fingerprint(loaded.model, loaded.tokenizer, folder=loaded.folder, cache_dir=cache_dir)
         config = loaded.model.config.get_text_config()
         guess = untuned(config.num_hidden_layers, config.num_attention_heads)
-        self.heads = heads or find(made, cache_dir) or guess
+        self.heads, self._encode = heads or find(made, cache_dir) or guess, encode
+        if encode is not None and MEANING not in self.heads.powers:
+            raise OptionError(
+                f"encode is given, but the heads of model {loaded.name!r} were tuned without meaning; tune them again "
+                "with `keywise tune --meaning`"
+            )
         if keep:
             self._shelf = Shelf(Store(cache_dir, status), made, loaded.name, status)
 
@@ -137,7 +149,16 @@ class Reader:
         return self._document(sources, self._prompt.document(sources), progress)
 
     def _document(self, sources: Sequence[Source], encoded: Encoded, progress: Progress | None) -> Document:
-        return Document(self._loaded, self._prompt, self.heads, sources, encoded, shelf=self._shelf, progress=progress)
+        return Document(
+            self._loaded,
+            self._prompt,
+            self.heads,
+            sources,
+            encoded,
+            encode=self._encode,
+            shelf=self._shelf,
+            progress=progress,
+        )
 
     @property
     def _room(self) -> int | None:

@@ -66,7 +66,8 @@ def to_json(answer: Answer, *, top: int | None = None) -> dict[str, Any]:
     dict
         ``question, text, complete, model, document_tokens, reused_tokens, answer_tokens, sentences, tuned_on,
         none_share, windows``, ``words``, a list of ``start, end, sources``, and ``evidence``, a list of ``rank, share,
-        matching, copying, mass, source, start, end, text``.
+        attention, matching, copying, mass, words,
+        paragraph_words, meaning, paragraph_meaning, source, start, end, text``.
 
     Raises
     ------
@@ -81,7 +82,9 @@ def to_json(answer: Answer, *, top: int | None = None) -> dict[str, Any]:
     '{"question": "Who?"'
     """
     numbers = ("document_tokens", "reused_tokens", "answer_tokens", "sentences", "tuned_on", "none_share", "windows")
-    evidence_keys = ("rank", "share", "matching", "copying", "mass", "source", "start", "end", "text")
+    clues = ("attention", "matching", "copying", "mass")
+    of_text = ("words", "paragraph_words", "meaning", "paragraph_meaning")
+    evidence_keys = ("rank", "share", *clues, *of_text, "source", "start", "end", "text")
     return {
         **{key: getattr(answer, key) for key in ("question", "text", "complete", "model", *numbers)},
         "words": [asdict(word) for word in answer.words],
@@ -111,7 +114,8 @@ def evidence_table(evidence: Sequence[Evidence], *, top: int | None = None) -> R
     Examples
     --------
     >>> from keywise.documents import Evidence
-    >>> evidence_table([Evidence("It rains.", 0, 9, "note", 1.0, 1.0, 1.0, 0.4, 1)]).row_count
+    >>> rain = Evidence("It rains.", 0, 9, "note", 1.0, 1.0, 1.0, 1.0, 0.4, 1.0, 1.0, None, None, 1)
+    >>> evidence_table([rain]).row_count
     1
     """
     needs("app", "rich")

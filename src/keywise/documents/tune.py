@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -10,15 +10,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from keywise.documents.document import Document
-from keywise.documents.evidence import LEAST_SHARE, Look, previous, shares_of_heads
-from keywise.documents.heads import Head, Heads
+from keywise.documents.evidence import LEAST_SHARE, Look, Mass, clue_odds
+from keywise.documents.heads import RANKINGS, Head, Heads
 from keywise.documents.labelled import Labelled, Question
 from keywise.documents.reader import Reader
 from keywise.errors import OptionError
 
 # Few heads find evidence: more of them bring their noise along.
-MATCHING_HEADS: Final = 6
-COPYING_HEADS: Final = 4
+MATCHING_HEADS: Final = 4
+COPYING_HEADS: Final = 3
+CANDIDATES: Final = 20
+# How much heads count while they are chosen; powers are fitted later.
+USUAL_POWER: Final = 2.0
 FEWEST_QUESTIONS: Final = 10
 _TINY: Final = 1e-9
 
@@ -35,6 +38,8 @@ class Observed:
         The question.
     look
         The mass of all heads on its sentences, a null question's subtracted.
+    text
+        Clues of the document's text: see `Document.clues`.
     gold
         Numbers of the sentences that hold an answer; none if the question is another document's.
     """
@@ -42,13 +47,15 @@ class Observed:
     document: int
     question: Question
     look: Look
+    text: Mapping[str, Mass]
     gold: tuple[int, ...]
 
 
 def every_head(layers: int, heads: int) -> Heads:
     """Read all heads of all layers, both ways."""
     every = tuple((layer, head) for layer in range(layers) for head in range(heads))
-    return Heads(every, every, 1.0, 1.0, 0.0, 0.0, 0.0, answer_sentences=0, tuned_on=None)
+    powers = {ranking: dict.fromkeys(clues, 1.0) for ranking, clues in RANKINGS.items()}
+    return Heads(every, every, powers, 0.0, 0.0, answer_sentences=0, tuned_on=None)
 
 
 def observe(
@@ -69,10 +76,10 @@ def observe(
     """
     for number, labelled in enumerate(documents):
         document = reader.read_whole(labelled.text)
-        for question in labelled.questions:
-            yield Observed(number, question, document.look(question.text), gold_sentences(document, question))
-        for question in _strangers(documents, number, strangers):
-            yield Observed(number, question, document.look(question.text), ())
+        asked = [(question, gold_sentences(document, question)) for question in labelled.questions]
+        asked += [(question, ()) for question in _strangers(documents, number, strangers)]
+        for question, gold in asked:
+            yield Observed(number, question, document.look(question.text), document.clues(question.text), gold)
         if progress:
             progress(number + 1, len(documents))
 
@@ -85,7 +92,7 @@ def gold_sentences(document: Document, question: Question) -> tuple[int, ...]:
 
 
 def choose(observed: Sequence[Observed], every: Sequence[Head], *, answer_sentences: int, tuned_on: str) -> Heads:
-    """Choose the heads with the largest part of their mass on gold sentences, and fit how they are weighed.
+    """Choose heads that together find gold sentences best, and fit how all clues are weighed.
 
     Parameters
     ----------
@@ -109,17 +116,21 @@ def choose(observed: Sequence[Observed], every: Sequence[Head], *, answer_senten
     heads = Heads(
         matching=tuple(every[number] for number in matching),
         copying=tuple(every[number] for number in copying),
-        matching_power=1.0,
-        copying_power=1.0,
-        previous_power=1.0,
+        powers={},
         none_mass=0.0,
         none_power=0.0,
         answer_sentences=answer_sentences,
         tuned_on=tuned_on,
     )
     looks = [Look(one.look.matching[matching], one.look.copying[copying]) for one in answered]
-    powers = fit_powers([_logs(*shares_of_heads(look, heads)) for look in looks], [one.gold for one in answered])
-    heads = replace(heads, matching_power=powers[0], copying_power=powers[1], previous_power=powers[2])
+    odds = [clue_odds(look, one.text, heads) for look, one in zip(looks, answered, strict=True)]
+    gold = [one.gold for one in answered]
+    powers = {}
+    for ranking, clues in RANKINGS.items():
+        if odds[0].keys() >= set(clues):
+            fitted = fit_powers([np.log(np.stack([found[clue] for clue in clues])) for found in odds], gold)
+            powers[ranking] = dict(zip(clues, fitted, strict=True))
+    heads = replace(heads, powers=powers)
     strange = [one for one in observed if not one.gold]
     if strange:
         largest = [_largest(one.look.matching[matching]) for one in (*answered, *strange)]
@@ -151,7 +162,9 @@ def fit_powers(logs: Sequence[NDArray[np.float64]], gold: Sequence[tuple[int, ..
     powers = torch.ones(len(logs[0]), dtype=torch.float64, requires_grad=True)
 
     def loss() -> torch.Tensor:
-        return torch.nn.functional.cross_entropy((padded @ powers).masked_fill(outside, -1e9), right)
+        fit = torch.nn.functional.cross_entropy((padded @ powers).masked_fill(outside, -1e9), right)
+        # A little of the powers' squares: what few questions decide would else go far.
+        return fit + 1e-4 * (powers**2).sum()
 
     _minimise(loss, powers)
     return [round(max(float(power), 0.0), 3) for power in powers.detach()]
@@ -172,17 +185,29 @@ def _strangers(documents: Sequence[Labelled], number: int, count: int) -> list[Q
     return others[number % step :: step][:count]
 
 
-def _best(looks: Sequence[tuple[NDArray[np.float64], tuple[int, ...]]], count: int) -> list[int]:
-    total = np.zeros(looks[0][0].shape[0])
-    for mass, gold in looks:
-        positive = np.maximum(mass, 0.0)
-        total += positive[:, list(gold)].sum(axis=1) / np.maximum(positive.sum(axis=1), _TINY)
-    return [int(number) for number in np.argsort(-total, kind="stable")[:count]]
+def _best(looks: Sequence[tuple[Mass, tuple[int, ...]]], count: int) -> list[int]:
+    """Choose heads one by one: the next is the one that, with those before, makes gold sentences likeliest.
+
+    Considered are those with the largest part of their mass on gold sentences.
+    """
+    parts = [positive / np.maximum(positive.sum(axis=1, keepdims=True), _TINY) for positive in _positive(looks)]
+    alone = np.sum([part[:, list(gold)].sum(axis=1) for part, (_, gold) in zip(parts, looks, strict=True)], axis=0)
+    candidates = np.argsort(-alone, kind="stable")[:CANDIDATES]
+    chosen: list[int] = []
+    for _ in range(min(count, candidates.size)):
+        likelihood = np.zeros(candidates.size)
+        for part, (_, gold) in zip(parts, looks, strict=True):
+            together = (np.sqrt(part[candidates]) + np.sqrt(part[chosen]).sum(axis=0)) ** 2
+            together /= np.maximum(together.sum(axis=1, keepdims=True), _TINY)
+            odds = (together + LEAST_SHARE) ** USUAL_POWER
+            likelihood += np.log(odds[:, list(gold)].sum(axis=1) / odds.sum(axis=1))
+        likelihood[np.isin(candidates, chosen)] = -np.inf
+        chosen.append(int(candidates[likelihood.argmax()]))
+    return chosen
 
 
-def _logs(matching: NDArray[np.float64], copying: NDArray[np.float64]) -> NDArray[np.float64]:
-    logs: NDArray[np.float64] = np.log(np.stack([matching, copying, previous(matching)]) + LEAST_SHARE)
-    return logs
+def _positive(looks: Sequence[tuple[Mass, tuple[int, ...]]]) -> Iterator[Mass]:
+    yield from (np.maximum(mass, 0.0) for mass, _ in looks)
 
 
 def _largest(mass: NDArray[np.float64]) -> float:

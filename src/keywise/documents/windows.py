@@ -133,14 +133,20 @@ class WindowedDocument:
             none = 1.0 if tuned else none
             for item in found:
                 start = item.start + starts[item.source]
-                placed = replace(item, start=start, end=start + len(item.text))
+                placed = replace(item, start=start, end=start + len(item.text), attention=item.attention * scale)
                 key = item.source, start
                 # What overlaps counts once, as the window saw it that says most of it.
                 odds[key] = max(odds.get(key, (-1.0, number, placed)), (item.share * scale, number, placed), key=_odds)
-        total = none + sum(each[0] for each in odds.values()) or 1.0
+        any_of_these = sum(odd for odd, _, _ in odds.values())
+        total = none + any_of_these or 1.0
+        # By attention alone none of these is as likely.
+        by_attention = total * sum(item.attention for _, _, item in odds.values()) / (any_of_these or 1.0) or 1.0
         order = {source.name: place for place, source in enumerate(self.sources)}
         ranked = sorted(odds.values(), key=lambda each: (-each[0], order[each[2].source], each[2].start))
-        evidence = [replace(item, share=odd / total, rank=rank) for rank, (odd, _, item) in enumerate(ranked, start=1)]
+        evidence = [
+            replace(item, share=odd / total, attention=item.attention / by_attention, rank=rank)
+            for rank, (odd, _, item) in enumerate(ranked, start=1)
+        ]
         return evidence, ranked[0][1]
 
 

@@ -15,6 +15,7 @@ from keywise.documents.reader import Reader
 from keywise.documents.tune import choose, every_head, observe
 from keywise.hf import fingerprint
 from keywise.hf.models import load_model
+from keywise.memory.encoder import SentenceEncoder
 
 TUNE_EXAMPLES = """
 Examples:
@@ -22,6 +23,8 @@ Examples:
   keywise tune --data questions.json
 
   keywise tune --model ./my-model --data questions.json --answer-sentences 0
+
+  keywise tune --data questions.json --meaning
 """
 
 
@@ -38,6 +41,10 @@ def tune(  # noqa: PLR0917 - each is an option of the command
         int,
         typer.Option(min=0, help="Sentences that answers are quoted from; 0 lets the model write from the document."),
     ] = 1,
+    meaning: Annotated[
+        bool,
+        typer.Option("--meaning", help="Also tune ranking by meaning, for `ask --meaning`; needs keywise[library]."),
+    ] = False,
     out: Annotated[
         Path | None, typer.Option(help="Write the heads here. Default: where keywise looks for this model's.")
     ] = None,
@@ -47,9 +54,11 @@ def tune(  # noqa: PLR0917 - each is an option of the command
 
     Every head of every layer is read while the model reads each question about its document, and questions of other
     articles, which the document does not answer. Chosen are the heads that look most at the sentences that hold the
-    answers. From then on every question to this model uses them.
+    answers, and with what power attention, words and meaning count. From then on every question to this model uses
+    them.
     """
     documents = labelled_documents(data, paragraphs)
+    encode = SentenceEncoder().encode if meaning else None
     notices = Console(stderr=True)
     loaded = load_model(model, status=lambda line: notices.print(line, markup=False, highlight=False))
     config = loaded.model.config.get_text_config()
@@ -59,7 +68,7 @@ def tune(  # noqa: PLR0917 - each is an option of the command
         task = bar.add_task("Reading documents", total=len(documents))
         observed = list(
             observe(
-                Reader(loaded, heads=every, keep=False),
+                Reader(loaded, heads=every, encode=encode, keep=False),
                 documents,
                 strangers=strangers,
                 progress=lambda done, _: bar.update(task, completed=done),
@@ -78,4 +87,5 @@ def tune(  # noqa: PLR0917 - each is an option of the command
         kind: ", ".join(f"{layer}.{head}" for layer, head in group)
         for kind, group in (("matching", heads.matching), ("copying", heads.copying))
     }
-    typer.echo(f"matching heads  {named['matching']}\ncopying heads   {named['copying']}\nwritten to      {path}")
+    typer.echo(f"matching heads  {named['matching']}\ncopying heads   {named['copying']}")
+    typer.echo(f"rankings        {', '.join(heads.powers)}\nwritten to      {path}")
