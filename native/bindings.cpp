@@ -384,7 +384,8 @@ NB_MODULE(_native, module) {
       .def_rw("segment_mass", &Call::segment_mass, nb::for_setter(nb::arg().none()))
       .def_rw("runs", &Call::runs, nb::for_setter(nb::arg().none()))
       .def_rw("row_weights", &Call::row_weights, nb::for_setter(nb::arg().none()));
-  module.def("run", nb::overload_cast<const Call&, const std::string&, int, bool>(&run), nb::arg("call"), nb::arg("target"), nb::arg("threads"), nb::arg("interruptible"),
+  module.def("run", nb::overload_cast<const Call&, const std::string&, int, bool>(&run), nb::arg("call"),
+             nb::arg("target"), nb::arg("threads"), nb::arg("interruptible"),
              "Run a call on a target; where it is interruptible, Ctrl-C between blocks raises KeyboardInterrupt.");
   module.def("attend", &attend, nb::arg("exchange"), nb::arg("query"), nb::arg("key"), nb::arg("value"),
              nb::arg("causal"), nb::arg("left"), nb::arg("right"), nb::arg("keep_first"), nb::arg("scale").none(),
