@@ -131,7 +131,7 @@ class Document:
         Examples
         --------
         >>> document.look("Who was the keeper?").matching.shape  # doctest: +SKIP
-        (6, 2)
+        (4, 2)
         """
         return self._glance(self._question_ids(question, answer_tokens=0, started=self._started)) - self._null
 
