@@ -11,6 +11,8 @@
 #include <system_error>
 #include <thread>
 
+#include "team.h"
+
 namespace keywise {
 namespace {
 
@@ -76,8 +78,6 @@ class Pool {
   // False when another caller has the workers, or none is awake and waking is not worth it: the caller then does its
   // work alone, with the same result.
   bool help(Job& job, int helpers, bool wakes) {
-    // Calls that follow each other closely find the workers awake from the second on.
-    wakes = wakes || Clock::now().time_since_epoch().count() - ended_ < Clock::duration(kSpin).count();
     if (!wakes && sleepers_ == workers_) return false;
     Job* none = nullptr;
     if (!job_.compare_exchange_strong(none, &job)) return false;
@@ -110,8 +110,6 @@ class Pool {
     job_ = nullptr;
   }
 
-  void ended() { ended_ = Clock::now().time_since_epoch().count(); }
-
  private:
   void serve() {
     for (;;) {
@@ -139,7 +137,6 @@ class Pool {
   std::atomic<Job*> job_{nullptr};  // of the caller that has the workers
   std::atomic<int> wanted_{0}, busy_{0}, workers_{0}, sleepers_{0};
   std::atomic<bool> waits_{false};
-  std::atomic<Clock::rep> ended_{0};  // when the last call did
 };
 
 // Never destroyed: workers may sleep in it while the process ends. A forked child has no workers and starts anew.
@@ -154,16 +151,44 @@ Pool& the_pool() {
   return *pool;
 }
 
+std::atomic<Clock::rep> ended{0};  // when the last call on several threads did
+
+Clock::rep now() { return Clock::now().time_since_epoch().count(); }
+
+// Torch's threads and the caller do the job. False as run_on_torchs_threads says.
+bool team_does(Job& job, int threads, Interrupted interrupted) {
+  struct Member {
+    Job& job;
+    Interrupted interrupted;
+    std::thread::id caller;
+  } member{job, interrupted, std::this_thread::get_id()};
+  const auto work = [](void* data) {
+    const Member& member = *static_cast<Member*>(data);
+    member.job.help(std::this_thread::get_id() == member.caller ? member.interrupted : nullptr);
+  };
+  return run_on_torchs_threads(threads, work, &member);
+}
+
+void pool_does(Job& job, int helpers, bool wakes, Interrupted interrupted) {
+  const bool helped = the_pool().help(job, helpers, wakes);
+  job.help(interrupted);
+  if (helped) the_pool().finish();
+}
+
 }  // namespace
 
 bool parallel_for(int64_t count, int threads, bool wakes, const std::function<void(int64_t)>& work,
                   Interrupted interrupted) {
   Job job(count, work);
-  const int helpers = static_cast<int>(count < threads ? count : threads) - 1;
-  const bool helped = helpers > 0 && the_pool().help(job, helpers, wakes);
-  job.help(interrupted);
-  if (helped) the_pool().finish();
-  if (helpers > 0) the_pool().ended();
+  if (threads == 1 || count <= 1) {
+    job.help(interrupted);
+  } else {
+    // Calls that follow each other closely find the workers awake from the second on.
+    wakes = wakes || now() - ended < Clock::duration(kSpin).count();
+    if (!wakes || !team_does(job, threads, interrupted))
+      pool_does(job, static_cast<int>(std::min<int64_t>(count, threads)) - 1, wakes, interrupted);
+    ended = now();
+  }
   if (job.error) std::rethrow_exception(job.error);
   return !job.stopped;
 }

@@ -134,6 +134,43 @@ raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
     assert done.returncode == 0, done.stderr
 
 
+WITH_TORCH = """
+import os, torch, keywise as kw
+torch.set_num_threads(2)
+x = torch.randn(1, 4, 300, 64, generator=torch.Generator().manual_seed(0))
+alone = kw.attend(x, x, x)
+threads = len(os.listdir("/proc/self/task"))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="torch's threads are shared on Linux")
+def test_torch_s_threads_are_keywise_s_too() -> None:
+    code = """
+x @ x.mT
+again = kw.attend(x, x, x)
+assert torch.equal(again, alone) and len(os.listdir("/proc/self/task")) == threads
+kw.set_threads(3)  # not torch's number: keywise has its own
+assert torch.equal(kw.attend(x, x, x), alone) and len(os.listdir("/proc/self/task")) == threads + 2
+"""
+    done = in_a_new_process(WITH_TORCH + code, KEYWISE_THREADS="", OMP_NUM_THREADS="")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="torch's threads are shared on Linux")
+def test_a_forked_process_does_not_wait_for_torch_s_threads() -> None:
+    code = """
+child = os.fork()
+if child == 0:
+    # Torch's own operations do wait.
+    os._exit(0 if kw.attend(x, x, x).numpy().tobytes() == alone.numpy().tobytes() else 1)
+raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", WITH_TORCH + code], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
 LONG_CALL = """
 import threading, time
 import numpy as np
