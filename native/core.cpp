@@ -19,7 +19,7 @@ namespace {
 constexpr int64_t kRows = 240;
 constexpr int64_t kFewestRows = 24;
 // The weights of a strip should stay in L2; rows that are read keep those of all their keys.
-constexpr int64_t kStripFloats = 512 * 1024 / sizeof(float);
+constexpr int64_t kStripFloats = 640 * 1024 / sizeof(float);
 constexpr int64_t kStripKeys = 8 * kBlockKeys;
 constexpr int64_t kFewestRowsOfStrip = 12;
 // Few key heads with at most this many query rows each (decoding, a question after a document) are split by keys.
