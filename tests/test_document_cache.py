@@ -16,7 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralFo
 from keywise.cache import file as cache_file
 from keywise.cache import head
 from keywise.documents import Answer, Document, Reader
-from keywise.documents import document as document_module
+from keywise.documents import past as past_module
 from keywise.documents.store import ABANDONED_SECONDS, DEFAULT_LIMIT_BYTES, Store
 from keywise.errors import DtypeError, OptionError
 from keywise.hf.models import LoadedModel, find_model, load_model
@@ -120,7 +120,7 @@ def test_a_longer_text_takes_the_place_of_its_beginning(loaded: LoadedModel, tmp
 def test_ctrl_c_keeps_the_chunks_already_read(
     loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunks: int
 ) -> None:
-    monkeypatch.setattr(document_module, "CHUNK_TOKENS", 40)
+    monkeypatch.setattr(past_module, "CHUNK_TOKENS", 40)
     module, calls = loaded.model.model.layers[2], []
 
     def interrupt(*_: Any) -> None:
@@ -255,7 +255,7 @@ def test_damaged_keys_of_a_beginning_are_not_gone_on_from(
 def test_a_second_reading_that_is_interrupted_leaves_no_half_document(
     loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(document_module, "CHUNK_TOKENS", 40)
+    monkeypatch.setattr(past_module, "CHUNK_TOKENS", 40)
     right = asked(Reader(loaded, tmp_path).read(TEXT))
     flip(files(tmp_path)[0], KEYS[0])
     document = Reader(loaded, tmp_path, status=lambda _: None).read(TEXT)
@@ -278,7 +278,7 @@ def test_the_null_reading_of_another_calibration_is_not_used(
     loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Reader(loaded, tmp_path).read(TEXT)
-    monkeypatch.setattr(document_module, "NULL_QUESTION", "Nothing?")
+    monkeypatch.setattr(past_module, "NULL_QUESTION", "Nothing?")
     with counted(loaded) as calls:
         document = Reader(loaded, tmp_path).read(TEXT)
     assert calls == [len(document._prompt.question_ids("Nothing?"))]
@@ -361,8 +361,8 @@ def test_many_questions_share_the_document(loaded: LoadedModel, tmp_path: Path) 
     assert [findings(answer) for answer in answers] == [
         findings(document.ask(question, max_tokens=4)) for question in questions
     ]
-    forks = [document._cache.fork() for _ in range(2)]
-    places = {fork.kv.pieces(3)[0].key.data.ctypes.data for fork in (*forks, document._cache)}
+    forks = [document._past._cache.fork() for _ in range(2)]
+    places = {fork.kv.pieces(3)[0].key.data.ctypes.data for fork in (*forks, document._past._cache)}
     assert len(places) == 1
     with pytest.raises(DtypeError, match="is one text; give a list"):
         document.ask_many(QUESTION)

@@ -11,7 +11,7 @@ from transformers import MistralConfig, MistralForCausalLM
 
 import keywise as kw
 from keywise.documents import Heads, Reader, Source
-from keywise.documents import document as document_module
+from keywise.documents import past as past_module
 from keywise.documents.evidence import (
     NULL_QUESTION,
     Look,
@@ -142,7 +142,7 @@ def test_a_quotation_is_the_likeliest_of_those_compared(loaded, lighthouse):
     again = log_probability(loaded, prompt, passage, "Who was the keeper?", "Ann Low")
     assert again == pytest.approx(who.log_probability, abs=2e-3)
     assert again > log_probability(loaded, prompt, passage, "Who was the keeper?", "the lamp")
-    begun = lighthouse._cache.fork()
+    begun = lighthouse._past._cache.fork()
     begun.truncate(len(prompt.before_ids))
     same = likeliest_span(loaded, prompt, copying, passage, "Who was the keeper?", most_tokens=12, begun=begun)
     assert (same.start, same.end) == (who.start, who.end)
@@ -220,7 +220,7 @@ def test_looks_equal_those_of_the_full_weights(loaded):
 
 @pytest.mark.parametrize("chunk_tokens", [512, 7])
 def test_windowed_layers_and_chunks(windowed, monkeypatch, chunk_tokens):
-    monkeypatch.setattr(document_module, "CHUNK_TOKENS", chunk_tokens)
+    monkeypatch.setattr(past_module, "CHUNK_TOKENS", chunk_tokens)
     text = " ".join(f"The lamp number {number} is lit." for number in range(12))
     book = Reader(windowed, keep=False)
     assert book.heads == untuned(4, 4)

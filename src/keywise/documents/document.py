@@ -3,40 +3,36 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from keywise.documents.answer import Answer, AnswerWord, heaviest_sentences, in_order, joined, words_of
-from keywise.documents.evidence import NULL_QUESTION, Evidence, Look, Mass, mass_of_heads, none_share, rank_sentences
+from keywise.documents.evidence import Evidence, Look, Mass, none_share, rank_sentences
 from keywise.documents.files import Source
 from keywise.documents.heads import Heads
 from keywise.documents.meaning import Encode, Meaning
 from keywise.documents.passage import likeliest_span
+from keywise.documents.past import Past, Progress
 from keywise.documents.prompt import Encoded, Prompt
 from keywise.documents.proof import Proof, prove
-from keywise.documents.store import Found, Shelf
+from keywise.documents.store import Shelf
 from keywise.documents.words import Words, rarity
-from keywise.errors import DtypeError, FormatError, OptionError
+from keywise.errors import DtypeError, OptionError
 from keywise.hf.models import LoadedModel
 
 if TYPE_CHECKING:
     from keywise.hf import LayerReading
 
-CHUNK_TOKENS: Final = 512
 ANSWER_TOKENS: Final = 128
 # Kept free when a document is read, so that what could be read can also be asked about.
 RESERVED_TOKENS: Final = 256
 
 # How much more the rare words of a question tell than its common ones.
 RARITY_POWER: Final = 2.0
-
-Progress = Callable[[int, int], None]
-Turn = TypeVar("Turn")
 
 
 class Document:
@@ -48,8 +44,6 @@ class Document:
         The texts, in the order in which they were read.
     tokens
         Length of the document in tokens.
-    reused_tokens
-        How many of them were taken from disk instead of being read.
     """
 
     def __init__(
@@ -68,19 +62,29 @@ class Document:
         config = loaded.model.config.get_text_config()
         self._context_tokens: int | None = getattr(config, "max_position_embeddings", None)
         self.sources = tuple(sources)
-        ids, self._sentence_of = encoded
+        ids, sentence_of = encoded
         self.tokens = len(ids)
         self._check_length()
-        self._positions = range(len(prompt.before_ids), len(prompt.before_ids) + self.tokens)
-        # The -1 behind it says that these are ids of sentences, even if each were one token long.
-        self._segments = np.concatenate([np.full(len(prompt.before_ids), -1), self._sentence_of, [-1]])
         self._sentences = sum(len(source.sentences) for source in sources)
         # In how many sentences each token stands.
-        placed = set(zip(self._sentence_of.tolist(), ids, strict=True))
+        placed = set(zip(sentence_of.tolist(), ids, strict=True))
         self._holding = Counter(token for sentence, token in placed if sentence >= 0)
         self._words = Words(sources)
-        self._ids, self._shelf = [*prompt.before_ids, *ids], shelf
-        self._read(progress)
+        self._past = Past(
+            loaded,
+            prompt,
+            heads,
+            encoded,
+            sentences=self._sentences,
+            names=[source.name for source in sources],
+            shelf=shelf,
+            progress=progress,
+        )
+
+    @property
+    def reused_tokens(self) -> int:
+        """How many of the document's tokens were taken from disk instead of being read."""
+        return self._past.reused_tokens
 
     def evidence(self, question: str) -> list[Evidence]:
         """Rank all sentences by how likely they answer a question, without answering it.
@@ -133,7 +137,7 @@ class Document:
         >>> document.look("Who was the keeper?").matching.shape  # doctest: +SKIP
         (4, 2)
         """
-        return self._glance(self._question_ids(question, answer_tokens=0, started=self._started)) - self._null
+        return self._look(self._question_ids(question, answer_tokens=0))
 
     def ask(
         self,
@@ -174,28 +178,28 @@ class Document:
         'Ann Low'
         """
         wanted = self._heads.answer_sentences if sentences is None else _count("sentences", sentences, least=0)
-        if wanted and not self._started:
+        if wanted and not self._past.started:
             raise OptionError(
                 f"sentences={sentences}: no heads are tuned for model {self._loaded.name!r}; tune them with `keywise "
                 "tune`, or let it answer from the whole document (sentences=0)"
             )
         answer_tokens = _count("max_tokens", max_tokens, least=1)
-        turn = self._question_ids(question, answer_tokens=answer_tokens, started=self._started)
-        if self._started:
-            look = self._glance(turn)
+        turn = self._question_ids(question, answer_tokens=answer_tokens)
+        if self._past.started:
+            look = self._look(turn)
         else:
-            cache, token, look = self._go_on(turn)
-        look -= self._null
+            cache, token, records = self._go_on(turn)
+            look = self._look_of(records, turn)
         evidence = rank_sentences(self.sources, look, self.clues(question), self._heads)
         if wanted:
-            text, words, answer_ids, complete = self._after_document(
+            text, words, answer_ids, complete = self._past.after(
                 lambda cache: self._quote(cache, question, evidence[:wanted], max_tokens)
             )
             if on_token:
                 on_token(text)
         else:
-            if self._started:
-                cache, token, _ = self._go_on(self._question_ids(question, answer_tokens=answer_tokens, started=False))
+            if self._past.started:
+                cache, token, _ = self._go_on(self._prompt.question_ids(question.strip()))
             text, words, answer_ids, complete = self._write(cache, token, evidence, max_tokens, on_token)
         return Answer(
             text=text,
@@ -254,8 +258,8 @@ class Document:
         >>> document.pass_over("Who was the keeper?")  # doctest: +SKIP
         21
         """
-        ids = self._question_ids(question, answer_tokens=0, started=self._started)
-        self._forward(self._cache.fork(), ids)
+        ids = self._question_ids(question, answer_tokens=0)
+        self._past.after(lambda cache: self._past.forward(cache, ids))
         return len(ids)
 
     def _quote(
@@ -289,7 +293,9 @@ class Document:
     ) -> tuple[str, list[AnswerWord], int, bool]:
         """Write an answer token by token: text, words, tokens, and whether the model ended it itself."""
         heads, null = (
-            (self._heads.copying, self._null.copying) if self._started else (self._heads.matching, self._null.matching)
+            (self._heads.copying, self._past.null.copying)
+            if self._past.started
+            else (self._heads.matching, self._past.null.matching)
         )
         ids: list[int] = []
         ends: list[int] = []
@@ -303,8 +309,8 @@ class Document:
             if on_token and not text.endswith("\ufffd"):
                 on_token(text[said:])
                 said = len(text)
-            token, records = self._step(cache, [token])
-            masses.append((mass_of_heads(records, heads, self._sentences, slice(None)) - null).sum(axis=0))
+            token, records = self._past.step(cache, [token])
+            masses.append((self._past.mass(records, heads, slice(None)) - null).sum(axis=0))
         text = self._prompt.text(ids)
         margin = len(text) - len(text.lstrip())
         ranks = [item.rank for item in in_order(self.sources, evidence)]
@@ -345,51 +351,21 @@ class Document:
             raise DtypeError(f"questions={questions!r} is one text; give a list of questions, or use ask()")
         asked = list(questions)
         for question in asked:
-            self._question_ids(question, answer_tokens=_count("max_tokens", max_tokens, least=1), started=self._started)
+            self._question_ids(question, answer_tokens=_count("max_tokens", max_tokens, least=1))
         return [self.ask(question, max_tokens=max_tokens) for question in asked]
 
-    def _go_on(self, ids: list[int]) -> tuple[Any, int, Look]:
-        """Run a question's turn after the document; give the cache with it, the likeliest next token, and the look."""
+    def _go_on(self, ids: list[int]) -> tuple[Any, int, Sequence[LayerReading]]:
+        """Run a question's turn after the document; give the cache with it, the likeliest next token, and readings."""
+        return self._past.after(lambda cache: (cache, *self._past.step(cache, ids)))
 
-        def turn(cache: Any) -> tuple[Any, int, Look]:
-            token, records = self._step(cache, ids)
-            return cache, token, self._look_of(records, ids)
-
-        return self._after_document(turn)
-
-    def _glance(self, ids: list[int]) -> Look:
-        """Run a question's turn only as far as the last head read, for the look alone."""
-        return self._look_of(self._after_document(lambda cache: self._glimpse(cache, ids)), ids)
-
-    def _after_document(self, turn: Callable[[Any], Turn]) -> Turn:
-        """Give a fork of the document's cache to what goes on from it.
-
-        This is where a file is used first, so where damage in it shows: then the document is read again.
-        """
-        try:
-            return turn(self._cache.fork())
-        except FormatError as error:
-            self._refuse(self._found, error)
-            self._read(None)
-            return self._after_document(turn)
+    def _look(self, ids: list[int]) -> Look:
+        """Run a question's turn only as far as needed, and give where it looked, less where a null question does."""
+        return self._look_of(self._past.glance(ids), ids)
 
     def _look_of(self, records: Iterable[LayerReading], ids: list[int]) -> Look:
-        """Give where a question looked; its rare words tell more."""
-        asked = self._prompt.asked_rows(ids, started=self._started)
-        return self._look(records, len(ids), asked, self._rarities(ids[asked]))
-
-    def _look(
-        self,
-        records: Iterable[LayerReading],
-        rows: int,
-        asked: slice | None = None,
-        weights: NDArray[np.float64] | None = None,
-    ) -> Look:
-        turn = rows - len(self._prompt.start_ids) if self._started else rows
-        return Look(
-            mass_of_heads(records, self._heads.matching, self._sentences, asked or slice(0, turn), weights),
-            mass_of_heads(records, self._heads.copying, self._sentences, slice(turn, rows)),
-        )
+        """Give where a question looked, less where a null question does; its rare words tell more."""
+        asked = self._prompt.asked_rows(ids, started=self._past.started)
+        return self._past.look(records, ids, asked, self._rarities(ids[asked])) - self._past.null
 
     def _rarities(self, ids: Sequence[int]) -> NDArray[np.float64]:
         """Give how much each token of a question tells: little if it stands in many sentences."""
@@ -400,98 +376,15 @@ class Document:
         """The meanings of the sentences, made at the first question."""
         return self._encode and Meaning(self._encode, self.sources, self._words.paragraph_of)
 
-    def _refuse(self, found: Found | None, error: FormatError) -> None:
-        if self._shelf is None or found is None:
-            raise error
-        self._shelf.refuse(found.path, error)
-
-    def _read(self, progress: Progress | None) -> None:
-        """Read tokens, but for those that the shelf has, and what a null question looks at; keep what is new."""
-        import keywise.hf  # noqa: PLC0415 - importing this module must not load torch
-
-        ids, shelf = self._ids, self._shelf
-        found = shelf.find(ids) if shelf else None
-        cache = keywise.hf.Cache(self._loaded.model.config, found and found.cache)
-        cache.activate_past_recording()  # so that any text with the same beginning can go on from here
-        cache.truncate(found.common_tokens if found else 0)
-        done = cache.reused_tokens
-        names = [source.name for source in self.sources]
-        question = self._prompt.question_ids(NULL_QUESTION, started=self._started)
-        calibration = {
-            "null_question": np.array(question),
-            "null_heads": np.array([*self._heads.matching, *self._heads.copying]),
-            "null_sentences": np.array(self._sentence_of),
-        }
-        kept = found is not None and found.tokens == len(ids) and _same(calibration, found.extra)
-        if found and kept:
-            null = Look(found.extra["null_matching"], found.extra["null_copying"])
-        else:
-            try:
-                while done < len(ids):
-                    self._forward(cache, ids[done : done + CHUNK_TOKENS])
-                    done = min(done + CHUNK_TOKENS, len(ids))
-                    if progress:
-                        progress(done, len(ids))
-                null = self._look(self._glimpse(cache.fork(), question), len(question))
-            except FormatError as error:
-                self._refuse(found, error)
-                return self._read(progress)
-            except KeyboardInterrupt:
-                if shelf and done > cache.reused_tokens:
-                    cache.truncate(done)  # some layers may have taken more
-                    shelf.keep(cache.kv, ids[:done], sources=names, extra={}, replacing=found)
-                raise
-        # Only now: an interrupted second reading leaves the document as it was.
-        self._cache, self._null, self._found = cache, null, found
-        self.reused_tokens = max(cache.reused_tokens - self._positions.start, 0)
-        if shelf and not kept:
-            extra = {**calibration, "null_matching": null.matching, "null_copying": null.copying}
-            shelf.keep(cache.kv, ids, sources=names, extra=extra, replacing=found)
-
-    def _step(self, cache: Any, ids: list[int]) -> tuple[int, Sequence[LayerReading]]:
-        """Run tokens after those in the cache; give the likeliest next one and the mass on the document's sentences."""
-        with self._reading(stop=False) as readings:
-            logits = self._forward(cache, ids)
-        return int(logits.argmax()), readings
-
-    def _glimpse(self, cache: Any, ids: list[int]) -> Sequence[LayerReading]:
-        """Run tokens after those in the cache for the mass on the document's sentences alone; the cache is spent."""
-        with self._reading(stop=True) as readings:
-            self._forward(cache, ids)
-        return readings
-
-    def _reading(self, *, stop: bool) -> AbstractContextManager[Sequence[LayerReading]]:
-        import keywise.hf  # noqa: PLC0415 - importing this module must not load torch
-
-        return keywise.hf.reading(
-            self._loaded.model,
-            segments=self._segments,
-            layers=self._heads.layers,
-            key_mass=False,
-            kind="self",
-            stop=stop,
-        )
-
-    def _forward(self, cache: Any, ids: list[int]) -> Any:
-        import torch  # noqa: PLC0415 - heavy
-
-        with torch.no_grad():
-            output = self._loaded.model(torch.tensor([ids]), past_key_values=cache, use_cache=True, logits_to_keep=1)
-        return output.logits[0, -1]
-
-    @property
-    def _started(self) -> bool:
-        """Whether an answer is begun for the model, for the copying heads to look for its first word."""
-        return bool(self._heads.copying)
-
-    def _question_ids(self, question: str, *, answer_tokens: int, started: bool) -> list[int]:
+    def _question_ids(self, question: str, *, answer_tokens: int) -> list[int]:
+        """Give the tokens of a question's turn, after asking whether it and its answer fit."""
         if not isinstance(question, str):
             raise DtypeError(f"question={question!r} is no text; ask in words")
         if not question.strip():
             raise OptionError(f"question={question!r} is empty; ask in words")
-        ids = self._prompt.question_ids(question.strip(), started=started)
+        ids = self._prompt.question_ids(question.strip(), started=self._past.started)
         if self._context_tokens is not None:
-            left = self._context_tokens - self._positions.stop
+            left = self._context_tokens - len(self._prompt.before_ids) - self.tokens
             if len(ids) + answer_tokens > left:
                 raise OptionError(
                     f"the question takes {len(ids)} tokens and its answer up to max_tokens={answer_tokens}, but the "
@@ -518,7 +411,3 @@ def _count(name: str, number: int, *, least: int) -> int:
         kind = "a positive integer" if least else "a whole number, 0 or more"
         raise OptionError(f"{name}={number!r}: give {kind}")
     return number
-
-
-def _same(wanted: Mapping[str, Any], kept: Mapping[str, Any]) -> bool:
-    return all(name in kept and np.array_equal(kept[name], value) for name, value in wanted.items())

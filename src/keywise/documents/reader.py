@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from keywise.documents.document import RESERVED_TOKENS, Document, Progress
+from keywise.documents.document import RESERVED_TOKENS, Document
 from keywise.documents.files import CONVERTED_SUFFIXES, Source, has_words, read_file
 from keywise.documents.heads import MEANING, Heads, find, untuned
 from keywise.documents.meaning import Encode
+from keywise.documents.past import Progress
 from keywise.documents.prompt import Encoded, Prompt
 from keywise.documents.store import Shelf, Store
 from keywise.documents.windows import WindowedDocument, windows

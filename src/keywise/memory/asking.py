@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Final
 
 from keywise.attention.problem import whole
 from keywise.documents import Answer, Reader
-from keywise.documents.document import ANSWER_TOKENS, Progress
+from keywise.documents.document import ANSWER_TOKENS
+from keywise.documents.past import Progress
 from keywise.hf.models import LoadedModel, Status
 from keywise.memory.passages import Passage, choose_passages, placed
 
