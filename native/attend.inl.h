@@ -313,7 +313,8 @@ struct Pass {
             values_in_place ? add_values<Dtype::int8, kDotsPairs> : add_values<Dtype::float32, kDotsPairs>;
         add_pairs(height, workspace.factors + begin / 2, values, (end - begin + 1) / 2, width, rescale, outputs);
       } else {
-        add_values<Dtype::float32, false>(height, weights + begin, values, end - begin, width, rescale, outputs);
+        add_values_by_tiles<kPackedRows, kPackedVectors, Dtype::float32, false>(height, weights + begin, values,
+                                                                                end - begin, width, rescale, outputs);
       }
     }
     for (int64_t r = 0; r < height; ++r) rescale[r] = 1.0f;

@@ -25,7 +25,7 @@ static void value_tile(const float* weights, const Values& values, int64_t first
   // which it lies: tiles of columns share the next strip among them. One row over all columns leaves it to the CPU.
   const bool in_one_piece = values.stride_bytes == width * bytes_of(kDtype) * (kTwoRows ? 2 : 1);
   const bool all_columns = width <= C * kLanes;
-  const bool asks = kDtype != Dtype::float32 || R < kValueRows;
+  const bool asks = kDtype != Dtype::float32 || R * C < kValueRows * kValueVectors;
   const int64_t distance = all_columns ? kValueStripBytes : keys * values.stride_bytes;
   const char* ahead = (kTwoRows ? values.rows[0] : row) + distance +
                       (in_one_piece ? first / (C * kLanes) * keys * kBytes : first * bytes_of(kDtype));

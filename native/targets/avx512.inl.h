@@ -6,6 +6,8 @@ static constexpr int kLanes = 16;
 static constexpr int kTileRows = 12;  // 24 accumulators, 2 keys, 1 query
 static constexpr int kValueRows = 6;
 static constexpr int kValueVectors = 4;
+static constexpr int kPackedRows = kValueRows;
+static constexpr int kPackedVectors = kValueVectors;
 static constexpr int kFold = 4;
 
 static inline Vec zero() { return _mm512_setzero_ps(); }

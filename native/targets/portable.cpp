@@ -4,6 +4,7 @@
 //   Vec, kLanes                     a vector of float32 and its width
 //   kTileRows                       rows of a score tile (x 2 vectors of keys); accumulators must fit the registers
 //   kValueRows, kValueVectors       rows x vectors of a value tile
+//   kPackedRows, kPackedVectors     the same for packed values of float32
 //   kDotsPairs, dot_pairs           whether bfloat16 pairs are multiplied directly: accumulator + a0 b0 + a1 b1
 //   to_pairs(left, right)           two vectors narrowed to bfloat16, in order
 //   interleave(even, odd)           kLanes bfloat16 of each as pairs (even, odd)
@@ -33,6 +34,8 @@ static constexpr int kLanes = 4;
 static constexpr int kTileRows = 4;
 static constexpr int kValueRows = 6;
 static constexpr int kValueVectors = 2;
+static constexpr int kPackedRows = kValueRows;
+static constexpr int kPackedVectors = kValueVectors;
 static constexpr int kFold = 1;
 
 static inline Vec zero() { return Vec{0, 0, 0, 0}; }
