@@ -18,9 +18,9 @@ namespace {
 // Query rows per task: many enough to pay for reading a block of keys, few enough that their state stays in L2.
 constexpr int64_t kRows = 240;
 constexpr int64_t kFewestRows = 24;
-// The weights of a strip should stay in L2; rows that are read keep those of all their keys, and look at them longer.
-constexpr int64_t kStripFloats = 640 * 1024 / sizeof(float);
-constexpr int64_t kReadStripFloats = 384 * 1024 / sizeof(float);
+// The weights of a strip should stay in L2, beside a block of keys and values; rows that are read keep those of all
+// their keys.
+constexpr int64_t kStripFloats = 384 * 1024 / sizeof(float);
 constexpr int64_t kStripKeys = 8 * kBlockKeys;
 constexpr int64_t kFewestRowsOfStrip = 12;
 // Few key heads with at most this many query rows each (decoding, a question after a document) are split by keys.
@@ -33,7 +33,7 @@ constexpr int64_t kTasks = 8;
 constexpr int64_t kWaveTasks = 64;
 constexpr int64_t kWaveBytes = 16 << 20;
 // Fewer blocks of rows than this pack the keys they share each for itself.
-constexpr int64_t kFewestSharing = 4;
+constexpr int64_t kFewestSharing = 5;
 // Memory that a run may keep for the next one.
 constexpr int64_t kKeptBytes = 8 << 20;
 // Work is counted in multiplications; reading a number of a key or value takes as long as some.
@@ -192,15 +192,14 @@ std::vector<RowBlock> row_blocks(const Run& run) {
   const int64_t blocks_wanted = ceil_div(kTasks, std::max<int64_t>(run.heads(), 1));
   const int64_t row_blocks = std::clamp<int64_t>(rows / kFewestRows, 1, blocks_wanted);
   const int64_t even = std::min(round_up(ceil_div(rows, row_blocks), 12), kRows);
-  const auto rows_of_strips = [&](int64_t keys, int64_t floats) {
-    return std::clamp(floats / std::max(keys, kBlockKeys) / 12 * 12, kFewestRowsOfStrip, even);
+  const auto rows_of_strips = [&](int64_t keys) {
+    return std::clamp(kStripFloats / std::max(keys, kBlockKeys) / 12 * 12, kFewestRowsOfStrip, even);
   };
   const int64_t read_from = problem.reads ? problem.reading.first_row * group : 0;
   const int64_t read_to = problem.reads ? problem.reading.last_row * group : 0;
   std::vector<RowBlock> blocks;
   const auto cut = [&](int64_t first, int64_t last, bool read) {
-    const int64_t step = read ? rows_of_strips(problem.keys, kReadStripFloats)
-                              : rows_of_strips(std::min(problem.keys, kStripKeys), kStripFloats);
+    const int64_t step = rows_of_strips(read ? problem.keys : std::min(problem.keys, kStripKeys));
     for (; first < last; first += step) blocks.push_back({first, std::min(first + step, last), read});
   };
   cut(0, read_from, false);

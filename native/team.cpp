@@ -51,15 +51,16 @@ const OpenMp* torchs_openmp() {
 
 }  // namespace
 
-bool run_on_torchs_threads(int threads, void (*work)(void*), void* data) {
+Team run_on_torchs_threads(int threads, void (*work)(void*), void* data) {
   const OpenMp* const openmp = torchs_openmp();
-  if (!openmp || forked || openmp->most_threads() != threads || taken.exchange(true)) return false;
+  if (!openmp || forked || openmp->most_threads() != threads) return Team::absent;
+  if (taken.exchange(true)) return Team::taken;
   openmp->parallel(work, data, unsigned(threads), 0);
   taken = false;
-  return true;
+  return Team::done;
 }
 #else
-bool run_on_torchs_threads(int, void (*)(void*), void*) { return false; }
+Team run_on_torchs_threads(int, void (*)(void*), void*) { return Team::absent; }
 #endif
 
 }  // namespace keywise

@@ -4,10 +4,11 @@
 
 namespace keywise {
 
-// Calls work(data) on `threads` threads of torch's, the caller among them, and gives true once all have returned. False
-// where that is not to be had: torch is not loaded or without GNU's entry points, it has another number of threads, they
-// have work from another caller, or the process is a forked child, in which OpenMP would wait for threads that do not
-// exist there.
-bool run_on_torchs_threads(int threads, void (*work)(void*), void* data);
+// Absent: torch is not loaded or without GNU's entry points, it has another number of threads, or the process is a forked
+// child, in which OpenMP would wait for threads that do not exist there. Taken: they have work from another caller.
+enum class Team { absent, taken, done };
+
+// Calls work(data) on `threads` threads of torch's, the caller among them; done once all have returned.
+Team run_on_torchs_threads(int threads, void (*work)(void*), void* data);
 
 }  // namespace keywise

@@ -155,8 +155,7 @@ std::atomic<Clock::rep> ended{0};  // when the last call on several threads did
 
 Clock::rep now() { return Clock::now().time_since_epoch().count(); }
 
-// Torch's threads and the caller do the job. False as run_on_torchs_threads says.
-bool team_does(Job& job, int threads, Interrupted interrupted) {
+Team team_does(Job& job, int threads, Interrupted interrupted) {
   struct Member {
     Job& job;
     Interrupted interrupted;
@@ -185,8 +184,11 @@ bool parallel_for(int64_t count, int threads, bool wakes, const std::function<vo
   } else {
     // Calls that follow each other closely find the workers awake from the second on.
     wakes = wakes || now() - ended < Clock::duration(kSpin).count();
-    if (!wakes || !team_does(job, threads, interrupted))
+    const Team team = wakes ? team_does(job, threads, interrupted) : Team::absent;
+    if (team == Team::absent)
       pool_does(job, static_cast<int>(std::min<int64_t>(count, threads)) - 1, wakes, interrupted);
+    else if (team == Team::taken)
+      job.help(interrupted);
     ended = now();
   }
   if (job.error) std::rethrow_exception(job.error);

@@ -157,6 +157,20 @@ assert torch.equal(kw.attend(x, x, x), alone) and len(os.listdir("/proc/self/tas
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="torch's threads are shared on Linux")
+def test_torch_s_threads_serve_one_caller_at_a_time() -> None:
+    code = """
+from concurrent.futures import ThreadPoolExecutor
+def calls(_):
+    torch.set_num_threads(2)
+    return all(torch.equal(kw.attend(x, x, x), alone) for _ in range(50))
+with ThreadPoolExecutor(3) as callers:
+    assert all(callers.map(calls, range(6)))
+"""
+    done = in_a_new_process(WITH_TORCH + code, KEYWISE_THREADS="", OMP_NUM_THREADS="")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="torch's threads are shared on Linux")
 def test_a_forked_process_does_not_wait_for_torch_s_threads() -> None:
     code = """
 child = os.fork()
