@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +29,7 @@ from keywise.bench.results import Run, read_run
 from keywise.bench.rivals import KEYWISE, OURS, READ, RIVALS, TORCH, CannotError, Rival, Way
 from keywise.bench.rivals.pytorch import sdpa
 from keywise.bench.table import tables, updated
-from keywise.bench.timing import Effort, Timed, measure
+from keywise.bench.timing import Effort, Timed, measure, take_turns
 from keywise.documents.labelled import labelled_documents
 from keywise.errors import FormatError, KeywiseError, OptionError
 from keywise.hf.models import find_model
@@ -310,7 +311,25 @@ def test_the_picture_is_drawn(tmp_path: Path) -> None:
     assert (tmp_path / "run.png").read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize("name", ["evidence.md", "library.md", "performance.md", "scale.md"])
+def test_nobody_is_timed_while_threads_of_the_one_before_are_at_work() -> None:
+    started: list[float] = []
+
+    def works_on() -> None:
+        end = time.perf_counter() + 0.1
+        threading.Thread(target=lambda: [None for _ in iter(lambda: time.perf_counter() < end, False)]).start()
+        started.append(end)
+        time.sleep(0.01)
+
+    def waits() -> None:
+        late.append(time.perf_counter() >= started[-1])
+        time.sleep(0.01)
+
+    late: list[bool] = []
+    take_turns({"works on": Way(works_on), "waits": Way(waits)}, Effort(seconds=0.0, rounds=2, fewest=2))
+    assert all(late[1:])  # the first call only tells how long calls take
+
+
+@pytest.mark.parametrize("name", ["evidence.md", "library.md", "performance.md", "performance-xeon.md", "scale.md"])
 def test_pages_are_made_from_committed_runs(name: str) -> None:
     page = ROOT / "docs" / name
     text = page.read_text(encoding="utf-8")

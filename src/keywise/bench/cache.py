@@ -75,8 +75,8 @@ def read_text(path: Path | None, tasks: Sequence[str]) -> tuple[str, str]:
         if path:
             raise OptionError(f"--text {str(path)!r} is for perplexity; leave it out, or add --task perplexity")
         return "", ""
-    # The page of the figures is left out: the text would change with what is found.
-    paths = [path] if path else [page for page in sorted(DOCS.glob("*.md")) if page.name != "performance.md"]
+    # The pages of the figures are left out: the text would change with what is found.
+    paths = [path] if path else [page for page in sorted(DOCS.glob("*.md")) if not page.name.startswith("performance")]
     if not paths:
         raise OptionError("--text is not given, and keywise's own docs are not installed; name a text file")
     try:

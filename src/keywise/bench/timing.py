@@ -22,6 +22,8 @@ TOLERANCE = {"float32": 2e-5, "bfloat16": 3e-2, "float16": 4e-3}
 SHORTEST_SAMPLE_SECONDS = 0.01
 LONGEST_WARMED_SECONDS = 0.1
 PAUSE_SECONDS = 0.005
+LONGEST_PAUSE_SECONDS = 0.5
+BUSY_PART = 0.1
 DECIMALS = 9  # of a second: the clock tells no more
 
 
@@ -154,13 +156,22 @@ def take_turns(ways: Mapping[str, Way], effort: Effort) -> tuple[int, dict[str, 
     samples: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(rounds):
         for name, way in ways.items():
-            # The threads of whoever came before go to sleep first.
-            time.sleep(PAUSE_SECONDS)
+            _wait_until_quiet()
             way.reset()
             if warm:
                 way.call()
             samples[name].append(round(_seconds_per_call(way, calls), DECIMALS))
     return calls, samples
+
+
+def _wait_until_quiet() -> None:
+    """Wait until the threads of whoever came before sleep; some go on freeing memory long after their call."""
+    end = time.perf_counter() + LONGEST_PAUSE_SECONDS
+    busy = True
+    while busy and time.perf_counter() < end:
+        before = time.process_time()
+        time.sleep(PAUSE_SECONDS)
+        busy = time.process_time() - before > BUSY_PART * PAUSE_SECONDS
 
 
 def _seconds_per_call(way: Way, calls: int) -> float:
