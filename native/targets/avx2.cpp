@@ -12,8 +12,8 @@ static constexpr int kLanes = 8;
 static constexpr int kTileRows = 6;  // 12 accumulators, 2 keys, 1 query
 static constexpr int kValueRows = 6;
 static constexpr int kValueVectors = 2;
-// 12 accumulators, 3 values, 1 weight; a fourth value stays in memory. Rows of weights lie 1 KB apart, of which AMD's
-// first-level cache reads one at a time: fewer rows are read sooner.
+// 12 accumulators, 3 values, 1 weight; a fourth value stays in memory. Rows of weights lie 1 KB apart and probably share
+// a bank of AMD's first-level cache: fewer of them are read sooner.
 static constexpr int kPackedRows = 3;
 static constexpr int kPackedVectors = 4;
 static constexpr int kFold = 2;
