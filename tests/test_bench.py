@@ -425,7 +425,7 @@ def test_the_table_of_memory() -> None:
 
 @needs_model
 def test_what_the_cache_saves_is_measured(tmp_path: Path) -> None:
-    first, second = (next(cache.measure_question(None, 64, str(tmp_path), name)) for name in cache.QUESTIONS)
+    first, second = (next(cache.measure_question(None, "float32", 64, str(tmp_path), name)) for name in cache.QUESTIONS)
     assert first["document_tokens"] == second["document_tokens"] == second["reused_tokens"] == 64
     assert first["reused_tokens"] == 0
     (step,) = cache.measure_step(None, 200, "float32", ONCE)
@@ -445,7 +445,7 @@ def test_what_the_cache_saves_is_measured(tmp_path: Path) -> None:
     found = {"question": [first, second], "step": [step], "perplexity": [perplexity]}
     results = [{"task": task, **finding} for task, findings in found.items() for finding in findings]
     text = tables([Run("cache", "keywise bench cache", results=results)])
-    assert "| second, in another process | 64 | 64 |" in text
+    assert "| second, in another process | float32 | 64 | 64 |" in text
     assert f"| {cache.KEYWISE}, float32 |" in text
     assert "| words | 40 |" in text
 

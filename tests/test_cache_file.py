@@ -504,3 +504,17 @@ def test_a_copied_file_is_as_good(tmp_path: Path) -> None:
     save(tmp_path / "cache")
     shutil.copy(tmp_path / "cache", tmp_path / "copy")
     file.open(tmp_path / "copy", FINGERPRINT).verify()
+
+
+def test_files_are_the_same_without_the_faster_checksum(tmp_path: Path) -> None:
+    save(tmp_path / "here", 300)
+    code = (
+        "import sys; sys.modules['zlib_ng'] = None\n"
+        "import test_cache_file as this\n"
+        "assert this.file.crc32.__module__ == 'zlib'\n"
+        "this.save(this.Path('there'), 300)\n"
+        "this.file.open('here', this.FINGERPRINT).verify()\n"
+    )
+    here = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=here, check=True)
+    assert (tmp_path / "there").read_bytes() == (tmp_path / "here").read_bytes()

@@ -176,7 +176,7 @@ def test_text_for_a_model_of_images() -> None:
 
 @pytest.fixture(scope="module")
 def loaded() -> Any:
-    return load_model()
+    return load_model(dtype="float32")
 
 
 @needs_model

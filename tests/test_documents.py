@@ -40,6 +40,11 @@ def loaded(one_torch_thread):
 
 
 @pytest.fixture(scope="module")
+def in_float32(one_torch_thread):
+    return load_model(dtype="float32")
+
+
+@pytest.fixture(scope="module")
 def lighthouse(loaded):
     return Reader(loaded, keep=False).read(LIGHTHOUSE)
 
@@ -132,8 +137,10 @@ def test_a_quoted_answer_stands_in_its_source(answer):
     assert {word.sources for word in said.words} == {(1,)}
 
 
-def test_a_quotation_is_the_likeliest_of_those_compared(loaded, lighthouse):
+def test_a_quotation_is_the_likeliest_of_those_compared(in_float32):
+    loaded = in_float32
     passage = "Its keeper was Ann Low, and the lamp was lit in 1862."
+    lighthouse = Reader(loaded, keep=False).read(LIGHTHOUSE)
     prompt, copying = lighthouse._prompt, lighthouse._heads.copying
     who = likeliest_span(loaded, prompt, copying, passage, "Who was the keeper?", most_tokens=12)
     when = likeliest_span(loaded, prompt, copying, passage, "When was the lamp lit?", most_tokens=12)
@@ -211,10 +218,10 @@ def test_questions_leave_the_document_as_it_was(lighthouse, answer):
     assert again == answer[0].evidence
 
 
-def test_looks_equal_those_of_the_full_weights(loaded):
-    book = Reader(loaded, keep=False)
+def test_looks_equal_those_of_the_full_weights(in_float32):
+    book = Reader(in_float32, keep=False)
     document = book.read("The lamp was lit in 1862.\n\nAnn Low kept it — 😀. She left.")
-    assert_looks_where_eager_does(loaded, document, book.heads, "Who kept it?", 2e-4)
+    assert_looks_where_eager_does(in_float32, document, book.heads, "Who kept it?", 2e-4)
     assert document.evidence("Who kept it?")[0].text == "Ann Low kept it — 😀."
 
 

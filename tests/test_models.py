@@ -11,9 +11,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GgufConfig
 
-from keywise.errors import ModelError
+from keywise.errors import ModelError, OptionError
 from keywise.hf import models
-from keywise.hf.models import FLOAT32_PARAMETERS, cache_folder, find_model, load_model, models_found
+from keywise.hf.models import cache_folder, find_model, load_model, models_found
 
 gguf = pytest.importorskip("gguf", reason="reads GGUF files; it comes with keywise[hf]")
 
@@ -110,8 +110,7 @@ def run_python(code, **environment):
 
 
 def test_converted_model_computes_what_the_gguf_says(gguf_file, converted):
-    loaded, _, _ = converted
-    assert loaded.model.dtype == torch.float32
+    loaded = load_model(converted[0].folder, dtype="float32")
     assert not loaded.model.training
     direct = AutoModelForCausalLM.from_pretrained(
         gguf_file.parent,
@@ -324,10 +323,26 @@ def test_damaged_safetensors(tmp_path, converted):
         load_model(tmp_path)
 
 
-def test_large_models_compute_in_bfloat16(tmp_path, converted, monkeypatch):
-    assert FLOAT32_PARAMETERS == 1_000_000_000
-    monkeypatch.setattr(models, "FLOAT32_PARAMETERS", 100)
-    assert load_model(converted[0].folder).model.dtype == torch.bfloat16
+@pytest.mark.parametrize(
+    ("most_parameters", "fastest", "dtype"),
+    [
+        (1_000_000_000, "avx512_bf16", torch.bfloat16),
+        (1_000_000_000, "avx512", torch.float32),
+        (100, "avx512", torch.bfloat16),
+    ],
+)
+def test_dtype_goes_by_cpu_and_size(converted, monkeypatch, most_parameters, fastest, dtype):
+    folder = converted[0].folder
+    monkeypatch.setattr(models, "FLOAT32_PARAMETERS", most_parameters)
+    monkeypatch.setattr(models, "targets", lambda: (fastest, "portable"))
+    assert load_model(folder).model.dtype == dtype
+    for name in models.DTYPES:
+        assert load_model(folder, dtype=name).model.dtype == getattr(torch, name)
+
+
+def test_an_unknown_dtype_is_refused(converted):
+    with pytest.raises(OptionError, match="dtype='float16': it is one of float32, bfloat16"):
+        load_model(converted[0].folder, dtype="float16")
 
 
 def test_loading_collects_garbage_once(converted):

@@ -32,7 +32,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def loaded() -> Any:
-    return load_model()
+    return load_model(dtype="float32")
 
 
 def ids_of(loaded: Any, prompt: str) -> torch.Tensor:
@@ -92,7 +92,7 @@ def test_going_on_from_disk_is_never_having_stopped(loaded: Any, dtype: torch.dt
 
 def test_bfloat16_model_is_as_right_as_with_sdpa(loaded: Any, target: str) -> None:
     ids = ids_of(loaded, PROMPTS[0])
-    single, half = loaded.model, load_model().model.to(torch.bfloat16)
+    single, half = loaded.model, load_model(dtype="bfloat16").model
     single.set_attn_implementation("sdpa")
     half.set_attn_implementation("sdpa")
     with torch.no_grad():

@@ -10,7 +10,7 @@ from pictures import ORANGE, grid, name_ticks, panels, save
 import keywise.hf
 from keywise.hf.models import load_model
 
-loaded = load_model()
+loaded = load_model(dtype="float32")
 model = keywise.hf.use(loaded.model)
 
 # %% English, French, and which English word each French word stands for. Adjectives change places.

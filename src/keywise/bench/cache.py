@@ -25,7 +25,11 @@ from keywise.bench.timing import Effort, take_turns
 from keywise.errors import OptionError
 
 QUESTIONS = {"first": "Which lamp is lit?", "second, in another process": "Who lit the last lamp?"}
+ASKED = ["first", *["second, in another process"] * 5]
+"""The document is read once; what follows takes fractions of a second, and its median tells more."""
+
 DYNAMIC, KEYWISE, FORK = "transformers' DynamicCache", "keywise.hf.Cache", "keywise.hf.Cache, a fork"
+TOKEN = "first_token_seconds"
 CACHES = (DYNAMIC, KEYWISE, FORK)
 SHAPES = {
     "Llama-3-8B": (32, 8, 128),
@@ -88,7 +92,9 @@ def read_text(path: Path | None, tasks: Sequence[str]) -> tuple[str, str]:
 
 def count(tasks: Sequence[str]) -> int:
     """Give the number of findings that `run` yields."""
-    return sum({"question": len(QUESTIONS), "step": len(DTYPES), "int8": len(SHAPES)}.get(task, 1) for task in tasks)
+    return sum(
+        {"question": len(DTYPES) * len(ASKED), "step": len(DTYPES), "int8": len(SHAPES)}.get(task, 1) for task in tasks
+    )
 
 
 def run(
@@ -120,8 +126,9 @@ def _in_process(work: Callable[..., Iterator[dict[str, Any]]], *arguments: Any) 
 
 def _questions(model: str | None, _text: tuple[str, str], tokens: int, _past: int) -> Iterator[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
-        for name in QUESTIONS:
-            yield from _in_process(measure_question, model, tokens, folder, name)
+        for dtype in DTYPES:
+            for name in ASKED:
+                yield from _in_process(measure_question, model, dtype, tokens, folder, name)
 
 
 def _steps(model: str | None, _text: tuple[str, str], _tokens: int, past: int) -> Iterator[dict[str, Any]]:
@@ -142,12 +149,12 @@ def _perplexity(model: str | None, text: tuple[str, str], tokens: int, _past: in
 TASKS = {"question": _questions, "step": _steps, "int8": _int8, "perplexity": _perplexity}
 
 
-def measure_question(model: str | None, tokens: int, folder: str, name: str) -> Iterator[dict[str, Any]]:
+def measure_question(model: str | None, dtype: str, tokens: int, folder: str, name: str) -> Iterator[dict[str, Any]]:
     """Read a document and ask; seconds count from the loaded model on."""
     from keywise.documents import Reader
     from keywise.hf.models import load_model
 
-    loaded = load_model(model)
+    loaded = load_model(model, dtype=dtype)
     text = " ".join(f"Keeper {i} lit the lamp number {i * 7 % 1000}." for i in range(tokens))
     offsets = loaded.tokenizer(text, return_offsets_mapping=True, verbose=False)["offset_mapping"]
     first: list[float] = []
@@ -157,10 +164,11 @@ def measure_question(model: str | None, tokens: int, folder: str, name: str) -> 
     document.ask(QUESTIONS[name], max_tokens=1, on_token=lambda _: first.append(time.perf_counter()))
     yield {
         "question": name,
+        "dtype": dtype,
         "document_tokens": document.tokens,
         "reused_tokens": document.reused_tokens,
         "read_seconds": read - start,
-        "first_token_seconds": first[0] - start,
+        TOKEN: first[0] - start,
     }
 
 
@@ -298,19 +306,22 @@ def _tables(results: Sequence[dict[str, Any]]) -> str:
 
 
 def _question_table(results: Sequence[dict[str, Any]]) -> str:
-    first = results[0]["first_token_seconds"]
-    rows = [
-        [
-            found["question"],
-            str(found["document_tokens"]),
-            str(found["reused_tokens"]),
-            number(found["read_seconds"]),
-            number(found["first_token_seconds"]),
-            f"{found['first_token_seconds'] / first:.1%}",
-        ]
-        for found in results
+    rows = []
+    for dtype, name in dict.fromkeys((found["dtype"], found["question"]) for found in results):
+        asked = [found for found in results if (found["dtype"], found["question"]) == (dtype, name)]
+        read, token = (statistics.median(found[what] for found in asked) for what in ("read_seconds", TOKEN))
+        first = next(found[TOKEN] for found in results if found["dtype"] == dtype)
+        tokens = [f"{asked[0][what]:,}" for what in ("document_tokens", "reused_tokens")]
+        rows.append([name, dtype, *tokens, number(read), number(token), f"{token / first:.1%}"])
+    columns = [
+        "question",
+        "dtype",
+        "tokens of the document",
+        "reused",
+        "read after, s",
+        "first token after, s",
+        "of the first",
     ]
-    columns = ["question", "tokens of the document", "reused", "read after, s", "first token after, s", "of the first"]
     return table(columns, rows)
 
 

