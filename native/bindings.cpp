@@ -265,10 +265,59 @@ std::optional<Dtype> dtype_of(const dlpack::Type& type) {
   return std::nullopt;
 }
 
-// Recognises what is valid and needs no conversion; None steps aside for problem.py, which alone refuses.
+nb::object give(const dlpack::Exchange& exchange, dlpack::Made& made) {
+  void* given = nullptr;
+  if (exchange.give(made.release(), &given) != 0) throw nb::python_error();
+  return nb::steal(static_cast<PyObject*>(given));
+}
+
+// The first fields of problem.py's ReadingPlan: heaviest keys, whether key mass, first row and the row after the last,
+// runs, segments, row weights.
+using Plan = std::tuple<int64_t, bool, int64_t, int64_t, Input<int64_t, 2>, std::optional<int64_t>,
+                        std::optional<Input<float, 3>>>;
+
+// Readings in the order of reading.py, each with memory that is written to; none where it is not wanted.
+std::vector<std::optional<dlpack::Made>> make_readings(keywise::Problem& problem, const Plan& plan) {
+  const auto& [top, key_mass, first_row, last_row, runs, segments, row_weights] = plan;
+  const int64_t batch = problem.batch, heads = problem.query_heads, rows = last_row - first_row;
+  keywise::Reading& reading = problem.reading;
+  problem.reads = true;
+  reading.first_row = first_row;
+  reading.last_row = last_row;
+  reading.top = top;
+  reading.segments = segments.value_or(0);
+  reading.runs = runs.data();
+  reading.run_count = int64_t(runs.shape(0));
+  if (row_weights) {
+    reading.row_weights = row_weights->data();
+    copy_strides(*row_weights, reading.row_weight_stride);
+  }
+  std::vector<std::optional<dlpack::Made>> made;
+  const auto add = [&](auto*& place, uint8_t code, std::initializer_list<int64_t> shape) {
+    made.emplace_back(dlpack::make({code, 32, 1}, shape));
+    place = static_cast<std::remove_reference_t<decltype(place)>>((*made.back())->view.data);
+  };
+  add(reading.lse, dlpack::kFloat, {batch, heads, rows});
+  add(reading.entropy, dlpack::kFloat, {batch, heads, rows});
+  add(reading.top_keys, dlpack::kInteger, {batch, heads, rows, top});
+  add(reading.top_weights, dlpack::kFloat, {batch, heads, rows, top});
+  add(reading.covered, dlpack::kFloat, {batch, heads, rows});
+  if (key_mass)
+    add(reading.key_mass, dlpack::kFloat, {batch, heads, problem.keys});
+  else
+    made.emplace_back();
+  if (segments)
+    add(reading.segment_mass, dlpack::kFloat, {batch, heads, rows, *segments});
+  else
+    made.emplace_back();
+  return made;
+}
+
+// Recognises what is valid and needs no conversion; None steps aside for problem.py, which alone refuses. Gives the
+// output, or with readings a list of it and them.
 nb::object attend(nb::handle capsule, nb::handle query, nb::handle key, nb::handle value, bool causal, int64_t left,
                   int64_t right, int64_t keep_first, std::optional<double> scale, bool transposed_output,
-                  const std::string& target, int threads, bool interruptible) {
+                  const std::string& target, int threads, bool interruptible, const std::optional<Plan>& plan) {
   const void* const table = PyCapsule_GetPointer(capsule.ptr(), dlpack::kExchangeName);
   if (!table) throw nb::python_error();
   const auto& exchange = *static_cast<const dlpack::Exchange*>(table);
@@ -304,17 +353,21 @@ nb::object attend(nb::handle capsule, nb::handle query, nb::handle key, nb::hand
   std::vector<int64_t> lengths(size_t(problem.batch), problem.keys), starts(size_t(problem.batch), 0);
   problem.visibility = {causal, left, right, keep_first, 0, lengths.data(), starts.data()};
 
-  int64_t shape[4] = {problem.batch, problem.query_heads, problem.queries, problem.value_dim};
-  if (transposed_output) std::swap(shape[1], shape[2]);
-  std::unique_ptr<dlpack::Owned, void (*)(dlpack::Owned*)> output(
-      dlpack::make(q.type, shape), [](dlpack::Owned* owned) { owned->free(owned); });
+  const bool turned = transposed_output;
+  dlpack::Made output = dlpack::make(q.type, {problem.batch, turned ? problem.queries : problem.query_heads,
+                                              turned ? problem.query_heads : problem.queries, problem.value_dim});
   problem.output = output->view.data;
   std::copy_n(output->view.stride, 4, problem.output_stride);
-  if (transposed_output) std::swap(problem.output_stride[1], problem.output_stride[2]);
+  if (turned) std::swap(problem.output_stride[1], problem.output_stride[2]);
+  std::vector<std::optional<dlpack::Made>> readings;
+  if (plan) readings = make_readings(problem, *plan);
   run(problem, target_of(target), threads, interruptible);
-  void* given = nullptr;
-  if (exchange.give(output.release(), &given) != 0) throw nb::python_error();
-  return nb::steal(static_cast<PyObject*>(given));
+  nb::object given = give(exchange, output);
+  if (!plan) return given;
+  nb::list all;
+  all.append(given);
+  for (std::optional<dlpack::Made>& reading : readings) all.append(reading ? give(exchange, *reading) : nb::none());
+  return all;
 }
 
 std::optional<std::string> environment(const char* name) {
@@ -390,6 +443,7 @@ NB_MODULE(_native, module) {
   module.def("attend", &attend, nb::arg("exchange"), nb::arg("query"), nb::arg("key"), nb::arg("value"),
              nb::arg("causal"), nb::arg("left"), nb::arg("right"), nb::arg("keep_first"), nb::arg("scale").none(),
              nb::arg("transposed_output"), nb::arg("target"), nb::arg("threads"), nb::arg("interruptible"),
+             nb::arg("plan").none(),
              "Attend to three tensors of the library that gives `exchange`; None where one of them needs a closer look.");
   module.def("environment", &environment, nb::arg("name"), "Give a variable of the environment as it is now, or None.");
   module.def("multiply_adds", &multiply_adds, nb::arg("target"), nb::arg("rounds"), nb::arg("pairs"),

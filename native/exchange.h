@@ -2,8 +2,11 @@
 // here. https://dmlc.github.io/dlpack/latest/python_spec.html
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <cstdlib>
+#include <initializer_list>
+#include <memory>
 #include <new>
 
 #include "core.h"
@@ -12,7 +15,8 @@ namespace keywise::dlpack {
 
 constexpr char kExchangeName[] = "dlpack_exchange_api";
 constexpr int32_t kCpu = 1;
-constexpr uint8_t kFloat = 2, kBfloat = 4;
+constexpr uint8_t kInteger = 0, kFloat = 2, kBfloat = 4;
+constexpr int32_t kMostAxes = 4;
 
 struct Version {
   uint32_t major, minor;
@@ -53,26 +57,28 @@ struct Exchange {
   void (*unused_stream)();
 };
 
+using Made = std::unique_ptr<Owned, void (*)(Owned*)>;
+
 // An uninitialised contiguous tensor; what describes it lies before its elements, in the same memory.
-inline Owned* make(Type type, const int64_t (&shape)[4]) {
+inline Made make(Type type, std::initializer_list<int64_t> shape) {
   struct Head {
     Owned owned;
-    int64_t shape[4], stride[4];
+    int64_t shape[kMostAxes], stride[kMostAxes];
   };
   constexpr int64_t kHeadBytes = round_up(sizeof(Head), 64);
-  const int64_t bytes = shape[0] * shape[1] * shape[2] * shape[3] * (type.bits / 8);
+  int64_t bytes = type.bits / 8;
+  for (const int64_t size : shape) bytes *= size;
   void* const memory = std::aligned_alloc(64, std::size_t(kHeadBytes + round_up(bytes, 64)));
   if (!memory) throw std::bad_alloc();
   Head* const head = new (memory) Head{};
+  const int32_t axes = int32_t(shape.size());
+  std::copy(shape.begin(), shape.end(), head->shape);
   int64_t step = 1;
-  for (int axis = 3; axis >= 0; step *= shape[axis--]) {
-    head->shape[axis] = shape[axis];
-    head->stride[axis] = step;
-  }
+  for (int axis = axes - 1; axis >= 0; step *= head->shape[axis--]) head->stride[axis] = step;
   head->owned.version = {1, 0};
   head->owned.free = [](Owned* self) { std::free(self); };
-  head->owned.view = {static_cast<char*>(memory) + kHeadBytes, kCpu, 0, 4, type, head->shape, head->stride, 0};
-  return &head->owned;
+  head->owned.view = {static_cast<char*>(memory) + kHeadBytes, kCpu, 0, axes, type, head->shape, head->stride, 0};
+  return {&head->owned, [](Owned* owned) { owned->free(owned); }};
 }
 
 }  // namespace keywise::dlpack

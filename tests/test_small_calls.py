@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from cases import DTYPES, Case
 from keywise.attention import kernels
 from keywise.attention.arrays import take
 from keywise.attention.operation import run
+from keywise.attention.problem import Want
 
 MASKS = {
     "none": None,
@@ -63,6 +65,34 @@ def test_the_short_way_has_the_bits_of_the_long_one(
             assert (taken is None) == (target == "reference")
             if taken is not None:
                 np.testing.assert_array_equal(bits(taken), bits(right))
+
+
+READINGS = {
+    "all": Want(),
+    "little": Want(top=0, key_mass=False),
+    "rows": Want(top=3, rows=(1, 3)),
+    "no rows": Want(rows=(2, 2)),
+    "bounds": Want(top=40, segments=[0, 3, 10]),
+    "ids": Want(segments=torch.tensor([0, 0, -1, 2, 2, 2, 0, 1, 1, -1, 4, 4])),
+    "row weights": Want(row_weights=np.array([0.5, 0.0, 2.0, 1.0])),
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("want", READINGS)
+def test_readings_take_the_short_way_too(target: str, dtype: str, want: str) -> None:
+    case = Case(dtype, queries=4, keys=12, head_dim=24, value_dim=20, group=3)
+    arguments = [case.arguments()[name] for name in ("query", "key", "value")]
+    options = {"mask": kw.Mask(causal=True), "reading": READINGS[want], "transposed_output": True}
+    right, got, taken = long(*arguments, **options), run(*arguments, **options), short(*arguments, **options)
+    assert (taken is None) == (target == "reference")
+    for number, field in enumerate(dataclasses.fields(kw.Reading)):
+        expected = getattr(right, field.name)
+        for found in (getattr(got, field.name), *([] if taken is None else [taken[number]])):
+            assert type(found) is type(expected), field.name
+            if expected is not None:
+                assert (found.dtype, found.shape) == (expected.dtype, expected.shape), field.name
+                np.testing.assert_array_equal(bits(found.flatten()), bits(expected.flatten()), err_msg=field.name)
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "transposed", "cache", "expanded", "strided"])

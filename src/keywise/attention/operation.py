@@ -225,10 +225,12 @@ def run(
     the result is a `Reading` whose rows are those the `Want` names, else the output alone.
     `transposed_output` stores and returns the output as [B, Q, Hq, Dv].
     """
-    if bias is None and softcap is None and sinks is None and reading is None and not first_key:
-        output = kernels.attend(query, key, value, mask=mask, scale=scale, transposed_output=transposed_output)
-        if output is not None:
-            return output
+    if bias is None and softcap is None and sinks is None and not first_key:
+        given = kernels.attend(
+            query, key, value, mask=mask, scale=scale, transposed_output=transposed_output, reading=reading
+        )
+        if given is not None:
+            return given if reading is None else Reading(*given)
     problem = make_problem(
         query,
         key,

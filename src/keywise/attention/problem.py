@@ -165,7 +165,7 @@ def make_problem(
         softcap=None if softcap is None else _softcap(softcap, scale),
         visibility=_resolve(mask, scores, first_key),
         first_key=first_key,
-        reading=None if reading is None else _plan(reading, scores),
+        reading=None if reading is None else plan_of(reading, scores),
     )
 
 
@@ -412,7 +412,8 @@ def _allowed(name: str, allowed: Any, scores: tuple[int, ...]) -> Array:
 _NO_RUNS = np.empty((0, 3), np.int64)
 
 
-def _plan(want: Want, scores: tuple[int, ...]) -> ReadingPlan:
+def plan_of(want: Want, scores: tuple[int, ...]) -> ReadingPlan:
+    """Resolve what is wanted of scores [B, Hq, Q, N], or refuse."""
     batch, query_heads, queries, keys = scores
     first_row, last_row = (0, queries) if want.rows is None else want.rows
     if not 0 <= first_row <= last_row <= queries:
@@ -473,7 +474,9 @@ def _runs(segments: Any, keys: int) -> tuple[Array, int]:
     # Increasing numbers that start at 0 and end at the number of keys are bounds even when there are N of them.
     bounds = increasing and data[0] >= 0 and data[-1] <= keys
     if bounds and (data.size != keys or data[-1] == keys):
-        return np.stack([data[:-1], data[1:], np.arange(data.size - 1)], axis=1), data.size - 1
+        runs = np.empty((data.size - 1, 3), np.int64)
+        runs[:, 0], runs[:, 1], runs[:, 2] = data[:-1], data[1:], np.arange(data.size - 1)
+        return runs, data.size - 1
     if data.size != keys:
         raise OptionError(
             f"segments={_short(data)}: give S+1 increasing key positions from 0 to at most {keys}, "
