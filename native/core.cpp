@@ -279,7 +279,7 @@ bool Run::by_rows() const {
     if (shares && !shared->pack(first_head, heads_here)) return false;
     const bool whole = each(heads_here * lanes, [&](int64_t index) {
       // Later rows see more keys under a causal mask: they go first.
-      const int64_t head = index % heads_here, lane = lanes - 1 - index / heads_here;
+      const int64_t head = index / lanes, lane = lanes - 1 - index % lanes;
       for (int64_t number = lane; number < block_count; number += lanes) {
         const RowBlock& block = blocks[size_t(number)];
         const Task all_keys = task_of(first_head + head, block.first, block.last);

@@ -126,11 +126,13 @@ static void add_columns(const Problem& problem, const Task& task, const State& s
                         const Workspace& workspace, double* sums, float* mass) {
   const Reading& reading = problem.reading;
   const int64_t rows = task.rows(), group = problem.group();
-  float* line = workspace.line;
   for (int64_t block = 0; block < strip.blocks; ++block) {
     const int64_t first_key = strip.first_key + block * kBlockKeys;
     const int64_t left = strip.keys - block * kBlockKeys, known = left < kBlockKeys ? left : kBlockKeys;
     for (int64_t head = 0; head < group; ++head) {
+      const int64_t column = head * problem.keys + first_key;
+      // The last block may be cut short, where whole vectors would be written over what follows.
+      float* const line = sums || known < kBlockKeys ? workspace.line : mass + column;
       for (int64_t j = 0; j < kBlockKeys; j += kLanes) store(line + j, zero());
       for (int64_t row = (head - task.first_row % group + group) % group; row < rows; row += group) {
         const int64_t place = block * rows + row, token = (task.first_row + row) / group;
@@ -153,10 +155,9 @@ static void add_columns(const Problem& problem, const Task& task, const State& s
         for (int64_t j = strip.begin[place]; j < strip.end[place]; j += kLanes)
           store(line + j, mul_add(load(weights + j), spread, load(line + j)));
       }
-      const int64_t column = head * problem.keys + first_key;
       if (sums)
         for (int64_t j = 0; j < known; ++j) sums[column + j] += double(line[j]);
-      else
+      else if (line == workspace.line)
         __builtin_memcpy(mass + column, line, std::size_t(known) * sizeof(float));
     }
   }

@@ -17,6 +17,7 @@ namespace {
 struct OpenMp {
   void (*parallel)(void (*work)(void*), void* data, unsigned threads, unsigned flags);
   int (*most_threads)();  // of the calling thread, as torch set it
+  int (*number)();        // of the calling thread in the team, 0 for the one that called
 };
 
 std::atomic<const OpenMp*> found{nullptr};
@@ -44,23 +45,32 @@ const OpenMp* torchs_openmp() {
   static OpenMp openmp;
   openmp.parallel = reinterpret_cast<decltype(openmp.parallel)>(dlsym(torch, "GOMP_parallel"));
   openmp.most_threads = reinterpret_cast<decltype(openmp.most_threads)>(dlsym(torch, "omp_get_max_threads"));
-  if (!openmp.parallel || !openmp.most_threads) return nullptr;
+  openmp.number = reinterpret_cast<decltype(openmp.number)>(dlsym(torch, "omp_get_thread_num"));
+  if (!openmp.parallel || !openmp.most_threads || !openmp.number) return nullptr;
   pthread_atfork(nullptr, nullptr, [] { forked = true; });
   return found = &openmp;
 }
 
 }  // namespace
 
-Team run_on_torchs_threads(int threads, void (*work)(void*), void* data) {
+Team run_on_torchs_threads(int threads, const std::function<void(int)>& work) {
   const OpenMp* const openmp = torchs_openmp();
   if (!openmp || forked || openmp->most_threads() != threads) return Team::absent;
   if (taken.exchange(true)) return Team::taken;
-  openmp->parallel(work, data, unsigned(threads), 0);
+  struct Member {
+    const std::function<void(int)>& work;
+    int (*number)();
+  } member{work, openmp->number};
+  const auto call = [](void* data) {
+    const Member& member = *static_cast<Member*>(data);
+    member.work(member.number());
+  };
+  openmp->parallel(call, &member, unsigned(threads), 0);
   taken = false;
   return Team::done;
 }
 #else
-Team run_on_torchs_threads(int, void (*)(void*), void*) { return Team::absent; }
+Team run_on_torchs_threads(int, const std::function<void(int)>&) { return Team::absent; }
 #endif
 
 }  // namespace keywise
