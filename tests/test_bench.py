@@ -494,7 +494,7 @@ def test_labelled_documents_are_consecutive_paragraphs(tmp_path: Path) -> None:
 def test_evidence_is_judged_by_heads_of_other_articles(tmp_path: Path) -> None:
     pytest.importorskip("rank_bm25", reason="ranks by words; it comes with keywise[bench]")
     documents = labelled_documents(squad(tmp_path, 8), 2)
-    found = list(evidence.judge(None, documents, answers=True, naive=False, done=lambda line: None))
+    found = list(evidence.judge(None, None, documents, answers=True, naive=False, done=lambda line: None))
     own = [one for one in found if "ranks" in one]
     assert len(own) == 16
     assert set(own[0]["ranks"]) >= {
@@ -514,7 +514,7 @@ def test_evidence_is_judged_by_heads_of_other_articles(tmp_path: Path) -> None:
     assert "AUROC" in text
     alone = labelled_documents(squad(tmp_path, 1), 1)
     with pytest.raises(OptionError, match="1 article"):
-        list(evidence.judge(None, alone, answers=False, naive=False, done=lambda line: None))
+        list(evidence.judge(None, None, alone, answers=False, naive=False, done=lambda line: None))
 
 
 def test_areas_and_intervals() -> None:
@@ -526,7 +526,7 @@ def test_areas_and_intervals() -> None:
 
 @needs_model
 def test_the_cost_of_evidence_is_measured() -> None:
-    found = evidence.cost(None, "The lamp was lit in 1862. Ann Low kept it.", "Who kept it?", rounds=1)
+    found = evidence.cost(None, None, "The lamp was lit in 1862. Ann Low kept it.", "Who kept it?", rounds=1)
     assert found["question_tokens"] > 10
     assert len(found["evidence_seconds"]) == len(found["forward_seconds"]) == 1
     assert "of a plain forward" in tables([Run("evidence", "keywise bench evidence", results=[found])])

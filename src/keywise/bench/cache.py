@@ -180,7 +180,7 @@ def measure_step(model_name: str | None, past: int, dtype: str, effort: Effort) 
     import keywise.hf
     from keywise.hf.models import load_model
 
-    model = keywise.hf.use(load_model(model_name).model).to(getattr(torch, dtype))
+    model = keywise.hf.use(load_model(model_name, dtype=dtype).model)
     config = model.config.get_text_config()
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     caches: dict[str, Any] = {DYNAMIC: DynamicCache(config=config), KEYWISE: keywise.hf.Cache(config)}
@@ -270,11 +270,11 @@ def measure_perplexity(model_name: str | None, name: str, text: str, tokens: int
     import keywise.hf
     from keywise.hf.models import load_model
 
-    loaded = load_model(model_name)
+    loaded = load_model(model_name, dtype="float32")
     ids = loaded.tokenizer(text, return_tensors="pt", verbose=False).input_ids[:, :tokens]
     if ids.shape[1] < 2:
         raise OptionError(f"--text {name!r} has {ids.shape[1]} tokens; perplexity takes 2 or more")
-    model = keywise.hf.use(loaded.model).float()
+    model = keywise.hf.use(loaded.model)
     exact, rounded = keywise.hf.Cache(model.config), keywise.hf.Cache(model.config, dtype="int8")
     losses, same, predicted = [0.0, 0.0], 0, ids.shape[1] - 1
     for start in range(0, predicted, CHUNK_TOKENS):

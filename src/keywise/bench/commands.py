@@ -52,6 +52,7 @@ Threads = Annotated[
     list[int] | None,
     typer.Option(min=1, help="Number of threads; several are run one after the other. Default: 1 and all."),
 ]
+Dtype = Annotated[str | None, typer.Option(help="bfloat16 or float32. Default: as `ask` chooses.")]
 Model = Annotated[str | None, typer.Option(help="Hub id, folder or .gguf file. Default: the default model.")]
 
 
@@ -170,6 +171,7 @@ def cache(
 def evidence(
     data: Annotated[Path, typer.Option(metavar="FILE", help="Questions with answer spans, SQuAD's format.")],
     model: Model = None,
+    dtype: Dtype = None,
     paragraphs: Annotated[int, typer.Option(min=1, help="Consecutive paragraphs per document.")] = 6,
     documents: Annotated[int | None, typer.Option(min=2, help="Only the first so many documents.")] = None,
     answers: Annotated[
@@ -191,10 +193,10 @@ def evidence(
     labelled = labelled_documents(data, paragraphs)[:documents]
     asked = sum(len(document.questions) + bench_evidence.STRANGERS for document in labelled)
     with _run("evidence", json, asked + 1) as (run, done):
-        for found in bench_evidence.judge(model, labelled, answers=answers, naive=naive, done=done):
+        for found in bench_evidence.judge(model, dtype, labelled, answers=answers, naive=naive, done=done):
             run.add(found)
         longest = max(labelled_documents(data, 20), key=lambda document: len(document.text))
-        run.add(bench_evidence.cost(model, longest.text, longest.questions[0].text, rounds=7))
+        run.add(bench_evidence.cost(model, dtype, longest.text, longest.questions[0].text, rounds=7))
 
 
 def library(

@@ -51,7 +51,13 @@ class Fold:
 
 
 def judge(
-    model: str | None, documents: Sequence[Labelled], *, answers: bool, naive: bool, done: Callable[[str], None]
+    model: str | None,
+    dtype: str | None,
+    documents: Sequence[Labelled],
+    *,
+    answers: bool,
+    naive: bool,
+    done: Callable[[str], None],
 ) -> Iterator[dict[str, Any]]:
     """Yield, per question, where the gold sentence ranks for every method, and how the answers fared.
 
@@ -59,8 +65,8 @@ def judge(
 
     Parameters
     ----------
-    model
-        As `keywise.hf.models.load_model` takes it.
+    model, dtype
+        As `keywise.hf.models.load_model` takes them.
     documents
         The documents with their questions.
     answers
@@ -75,7 +81,7 @@ def judge(
     OptionError
         If the questions come from fewer than two articles.
     """
-    loaded = load_model(model)
+    loaded = load_model(model, dtype=dtype)
     config = loaded.model.config.get_text_config()
     every = every_head(config.num_hidden_layers, config.num_attention_heads)
     needs("bench", "rank_bm25", "sentence_transformers")
@@ -106,13 +112,13 @@ def judge(
         done(f"{len(fold.inside)} questions judged with heads tuned on the others")
 
 
-def cost(model: str | None, text: str, question: str, *, rounds: int) -> dict[str, Any]:
+def cost(model: str | None, dtype: str | None, text: str, question: str, *, rounds: int) -> dict[str, Any]:
     """Time the evidence for a question on a document that was read, and a plain forward of the same tokens.
 
     Parameters
     ----------
-    model
-        As `keywise.hf.models.load_model` takes it.
+    model, dtype
+        As `keywise.hf.models.load_model` takes them.
     text
         The document.
     question
@@ -125,7 +131,7 @@ def cost(model: str | None, text: str, question: str, *, rounds: int) -> dict[st
     dict
         ``document_tokens, question_tokens, evidence_seconds, forward_seconds``, the last two lists.
     """
-    document = Reader(load_model(model), keep=False).read_whole(text)
+    document = Reader(load_model(model, dtype=dtype), keep=False).read_whole(text)
     samples: dict[str, list[float]] = {"evidence_seconds": [], "forward_seconds": []}
     tokens = 0
     for _ in range(rounds + 1):

@@ -41,7 +41,7 @@ def _measure(way: str, tokens: int, model_name: str | None) -> Iterator[dict[str
     import keywise.hf
     from keywise.hf.models import load_model
 
-    model = load_model(model_name).model
+    model = load_model(model_name, dtype="float32").model
     if way != "sdpa":
         keywise.hf.use(model)
     else:

@@ -106,7 +106,7 @@ def _measure_all(name: str | None, tasks: Sequence[Task], count: int, effort: Ef
 
     from keywise.hf.models import load_model
 
-    model = load_model(name).model.to(getattr(torch, tasks[0].dtype))
+    model = load_model(name, dtype=tasks[0].dtype).model
     with torch.no_grad():
         for task in tasks:
             yield measure_task(model, name, task, count, effort)
