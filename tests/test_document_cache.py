@@ -95,6 +95,15 @@ def test_the_same_text_is_not_read_again(loaded: LoadedModel, tmp_path: Path) ->
     assert [answer.reused_tokens for answer in answers] == [0, first.tokens]
 
 
+def test_a_kept_document_brings_the_tokens_that_end_a_quotation(loaded: LoadedModel, tmp_path: Path) -> None:
+    first, second = Reader(loaded, tmp_path), Reader(loaded, tmp_path)
+    first.read(TEXT)
+    second.read(TEXT)
+    kept = vars(second._prompt).get("quotes")
+    assert kept == first._prompt.quotes
+    assert {loaded.tokenizer.decode([number]) for number in kept} > {'"', '."'}
+
+
 def test_of_a_changed_text_only_the_end_is_read(loaded: LoadedModel, tmp_path: Path) -> None:
     Reader(loaded, tmp_path).read(TEXT)
     for changed in (TEXT + " It is dark.", TEXT[:-60] + "all lamps are dark.", TEXT[:-60]):

@@ -175,6 +175,8 @@ class Past:
         cache.activate_past_recording()  # so that any text with the same beginning can go on from here
         cache.truncate(found.common_tokens if found else 0)
         done = cache.reused_tokens
+        if found and "quotes" in found.extra:
+            self._prompt.quotes = found.extra["quotes"].tolist()
         question = self._prompt.question_ids(NULL_QUESTION, started=self.started)
         calibration = {
             "null_question": np.array(question),
@@ -205,6 +207,7 @@ class Past:
         self.reused_tokens: int = max(cache.reused_tokens - len(self._prompt.before_ids), 0)
         if shelf and not kept:
             extra = {**calibration, "null_matching": null.matching, "null_copying": null.copying}
+            extra["quotes"] = np.array(self._prompt.quotes)
             shelf.keep(cache.kv, ids, sources=self._names, extra=extra, replacing=found)
 
 

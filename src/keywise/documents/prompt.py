@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -40,8 +41,6 @@ class Prompt:
         Tokens that end an answer.
     start_ids
         Tokens of the beginning of a quoted answer.
-    quote_ids
-        Tokens that end a quoted answer: those with a quotation mark in them, and `end_ids`.
 
     Raises
     ------
@@ -67,10 +66,18 @@ class Prompt:
         ends = loaded.model.generation_config.eos_token_id
         self.end_ids = {*(ends if isinstance(ends, list) else [ends]), loaded.tokenizer.eos_token_id} - {None}
         self.start_ids = self._ids(ANSWER_START, special=False)
+
+    @cached_property
+    def quotes(self) -> list[int]:
+        """Tokens with a quotation mark in them. A kept document brings them: finding them takes as long as a pass."""
         # One by one, which takes less time than the tokenizer's whole vocabulary as a dict.
-        token_of = loaded.tokenizer.backend_tokenizer.id_to_token
-        quotes = {number for number in range(len(loaded.tokenizer)) if QUOTE in (token_of(number) or "")}
-        self.quote_ids = sorted(quotes | self.end_ids)
+        token_of = self._tokenizer.backend_tokenizer.id_to_token
+        return [number for number in range(len(self._tokenizer)) if QUOTE in (token_of(number) or "")]
+
+    @property
+    def quote_ids(self) -> list[int]:
+        """Tokens that end a quoted answer: those with a quotation mark in them, and `end_ids`."""
+        return sorted({*self.quotes, *self.end_ids})
 
     def document(self, sources: Sequence[Source]) -> Encoded:
         """Give the tokens of texts read as one document, and for each the number of its sentence (-1 for none)."""
