@@ -159,8 +159,8 @@ def load_model(
         See :func:`find_model`.
     dtype
         What the model computes in, whatever its file holds: ``"float32"``, or ``"bfloat16"`` in half the memory.
-        Default: bfloat16 where the CPU multiplies it directly (nearly twice as fast on an AMD EPYC of the Zen 4 generation),
-        and for models of over a billion parameters; float32 otherwise.
+        Default: bfloat16 where the CPU multiplies it directly (on an AMD EPYC of the Zen 4 generation nearly twice as
+        fast), and for models of over a billion parameters; float32 otherwise.
     cache_dir
         Where converted models are kept; default is ``KEYWISE_CACHE_DIR``, else keywise's folder in the user's cache.
     status
