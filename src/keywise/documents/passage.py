@@ -135,7 +135,7 @@ def _log_probabilities(loaded: LoadedModel, cache: Any, ids: list[list[int]], *,
     """Run tokens after those in the cache; give [batch, last, vocabulary] of what may follow the last of them."""
     import torch  # noqa: PLC0415 - heavy
 
-    with torch.no_grad():
+    with torch.inference_mode():
         output = loaded.model(torch.tensor(ids), past_key_values=cache, use_cache=True, logits_to_keep=last)
         return torch.distributions.Categorical(logits=output.logits.float()).logits.numpy()
 

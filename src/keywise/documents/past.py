@@ -102,7 +102,7 @@ class Past:
         """Run tokens after those in a cache, and give the logits of the next one."""
         import torch  # noqa: PLC0415 - heavy
 
-        with torch.no_grad():
+        with torch.inference_mode():
             output = self._loaded.model(torch.tensor([ids]), past_key_values=cache, use_cache=True, logits_to_keep=1)
         return output.logits[0, -1]
 

@@ -30,7 +30,7 @@ _NO_MATTER = frozenset(
         "use_cache",
     }
 )
-SAMPLED_NUMBERS = 64
+SAMPLED_NUMBERS = 16
 
 Folder = str | os.PathLike[str]
 
