@@ -112,7 +112,7 @@ def model(
     """Time a language model with transformers' sdpa and eager attention, with keywise, and in llama.cpp.
 
     Logits are compared first. Prefill of 2000 and 8000 tokens, decoding after 128, 2000 and 8000 tokens, and a
-    text of 4096 tokens with readings on every layer against sdpa without.
+    text of 4096 tokens with readings on every layer against sdpa without. `pip install llama-cpp-python` adds the last.
     """
     from keywise.bench import model as bench_model
 
