@@ -17,6 +17,7 @@
 #include <optional>
 #include <string>
 #include <tuple>
+#include <type_traits>
 #include <vector>
 
 #include "core.h"
@@ -353,12 +354,12 @@ nb::object attend(nb::handle capsule, nb::handle query, nb::handle key, nb::hand
   std::vector<int64_t> lengths(size_t(problem.batch), problem.keys), starts(size_t(problem.batch), 0);
   problem.visibility = {causal, left, right, keep_first, 0, lengths.data(), starts.data()};
 
-  const bool turned = transposed_output;
-  dlpack::Made output = dlpack::make(q.type, {problem.batch, turned ? problem.queries : problem.query_heads,
-                                              turned ? problem.query_heads : problem.queries, problem.value_dim});
+  int64_t outer = problem.query_heads, inner = problem.queries;
+  if (transposed_output) std::swap(outer, inner);
+  dlpack::Made output = dlpack::make(q.type, {problem.batch, outer, inner, problem.value_dim});
   problem.output = output->view.data;
   std::copy_n(output->view.stride, 4, problem.output_stride);
-  if (turned) std::swap(problem.output_stride[1], problem.output_stride[2]);
+  if (transposed_output) std::swap(problem.output_stride[1], problem.output_stride[2]);
   std::vector<std::optional<dlpack::Made>> readings;
   if (plan) readings = make_readings(problem, *plan);
   run(problem, target_of(target), threads, interruptible);

@@ -278,7 +278,7 @@ bool Run::by_rows() const {
     std::fill(lane_columns.begin(), lane_columns.end(), 0.0);
     if (shares && !shared->pack(first_head, heads_here)) return false;
     const bool whole = each(heads_here * lanes, [&](int64_t index) {
-      // Later rows see more keys under a causal mask: they go first.
+      // Of a head the later rows go first, which see more keys under a causal mask.
       const int64_t head = index / lanes, lane = lanes - 1 - index % lanes;
       for (int64_t number = lane; number < block_count; number += lanes) {
         const RowBlock& block = blocks[size_t(number)];

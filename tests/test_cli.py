@@ -91,6 +91,15 @@ def test_tune_needs_questions(tmp_path):
     assert "gone.json" in missing.stderr
 
 
+def test_other_commands_take_a_dtype_too(tmp_path):
+    data = tmp_path / "none.json"
+    data.write_text(json.dumps({"data": []}))
+    for arguments in (["tune", "--data", data], ["check"]):
+        done = run(*arguments, "--dtype", "float16")
+        assert done.exit_code == 2, (arguments, done.output)
+        assert "dtype='float16'" in done.stderr, arguments
+
+
 @needs_model
 def test_ask_json_is_json_alone(tmp_path):
     keeper = tmp_path / "keeper.html"
@@ -208,6 +217,7 @@ def test_bad_options(tmp_path):
         (["Why?", note, "--model", "nobody/no-such-model"], "nobody/no-such-model"),
         (["Why?", note, "--model", "no/such/folder"], "no folder"),
         (["Why?", note, "--model", tmp_path], "config.json"),
+        (["Why?", note, "--dtype", "float16"], "dtype='float16': it is one of float32, bfloat16"),
         (["Why?", note, "--html", tmp_path / "gone" / "out.html"], "make it first"),
         (["Why?", note, note], "twice"),
         (["Why?", note, f"{tmp_path}/./note.txt"], "twice"),

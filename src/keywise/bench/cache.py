@@ -24,8 +24,9 @@ from keywise.bench.rivals.way import Way
 from keywise.bench.timing import Effort, take_turns
 from keywise.errors import OptionError
 
-QUESTIONS = {"first": "Which lamp is lit?", "second, in another process": "Who lit the last lamp?"}
-ASKED = ["first", *["second, in another process"] * 5]
+FIRST, SECOND = "first", "second, in another process"
+QUESTIONS = {FIRST: "Which lamp is lit?", SECOND: "Who lit the last lamp?"}
+ASKED = [FIRST, *[SECOND] * 5]
 """The document is read once; what follows takes fractions of a second, and its median tells more."""
 
 DYNAMIC, KEYWISE, FORK = "transformers' DynamicCache", "keywise.hf.Cache", "keywise.hf.Cache, a fork"

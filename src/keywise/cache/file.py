@@ -230,11 +230,11 @@ class _Mapped:
 
         In one thread: those of the model's last operation are awake and would be in the way of others.
         """
-        self._map(self.start + begin, self.start + end)
+        blocks = [block for block in range(begin // CHECK_BYTES, -(-end // CHECK_BYTES)) if block not in self.verified]
+        if blocks:
+            self._map(self.start + begin, self.start + end)
         with memoryview(self.data) as view:
-            for block in range(begin // CHECK_BYTES, -(-end // CHECK_BYTES)):
-                if block in self.verified:
-                    continue
+            for block in blocks:
                 first = self.start + block * CHECK_BYTES
                 last = min(first + CHECK_BYTES, self.start + self.payload_bytes)
                 if crc32(view[first:last]) != self.checksums[block]:

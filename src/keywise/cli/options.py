@@ -15,7 +15,7 @@ Dtype = Annotated[
     str | None,
     typer.Option(
         metavar="DTYPE",
-        help="What the model computes in: float32, or bfloat16, nearly twice as fast where the CPU multiplies it. "
+        help="What the model computes in: float32, or bfloat16, faster where the CPU multiplies it directly. "
         "Default: bfloat16 there and for models of over a billion parameters, else float32.",
     ),
 ]

@@ -175,8 +175,6 @@ class Past:
         cache.activate_past_recording()  # so that any text with the same beginning can go on from here
         cache.truncate(found.common_tokens if found else 0)
         done = cache.reused_tokens
-        if found and "quotes" in found.extra:
-            self._prompt.quotes = found.extra["quotes"].tolist()
         question = self._prompt.question_ids(NULL_QUESTION, started=self.started)
         calibration = {
             "null_question": np.array(question),
@@ -186,6 +184,8 @@ class Past:
         kept = found is not None and found.tokens == len(ids) and _same(calibration, found.extra)
         if found and kept:
             null = Look(found.extra["null_matching"], found.extra["null_copying"])
+            if "quotes" in found.extra:
+                self._prompt.quotes = found.extra["quotes"].tolist()
         else:
             try:
                 while done < len(ids):
