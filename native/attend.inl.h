@@ -24,7 +24,7 @@ static inline Vec sum_each(const Vec* tile) {
 #include "top.inl.h"
 #include "value.inl.h"
 
-static_assert(kTileRows <= kMaximumTileRows && kTileRows <= kLanes && kRowsInPlace <= kTileRows && kLanes <= 16);
+static_assert(kTileRows <= kMaximumTileRows && kTileRows >= kFewestTileRows && kTileRows <= kLanes && kRowsInPlace <= kTileRows && kLanes <= 16);
 static_assert(kPad % kLanes == 0 && kBlockKeys % kPanelKeys == 0 && kPanelKeys <= 32);
 
 // Scale, softcap and bias; `line` is scratch for a block of bias.
@@ -48,19 +48,28 @@ static void transform_row(const Problem& problem, int64_t item, int64_t head, in
   }
 }
 
-static Vec largest_of_lanes(const float* scores, int64_t begin, int64_t end, Vec largest) {
-  for (int64_t j = begin; j < end; j += kLanes) largest = maximum(load(scores + j), largest);
-  return largest;
+// Over whole panels; NaN is passed over.
+static inline Vec largest_of_lanes(const float* scores, int64_t begin, int64_t end, Vec largest) {
+  Vec other = largest;
+  for (int64_t j = begin; j < end; j += kPanelKeys) {
+    largest = maximum(load(scores + j), largest);
+    other = maximum(load(scores + j + kLanes), other);
+  }
+  return maximum(other, largest);
 }
 
-template <bool kMoments>
-static inline void weigh(Vec factor, Vec peak, float* scores, Vec& total, Vec& moment) {
-  const Vec x = mul(sub(load(scores), peak), factor);
-  const Vec weight = exp2_nonpositive(x);
-  // Weights below 2^-126 are 0, so the clamp changes nothing but keeps -inf x 0 out.
-  if (kMoments) moment = mul_add(weight, maximum(broadcast(-200.0f), x), moment);
-  total = add(total, weight);
-  store(scores, weight);
+// Weights of V vectors of scores.
+template <int V, bool kMoments>
+static inline void weights_of(const float* scores, Vec peak, Vec unit, Vec& total, Vec& moment, Vec* weights) {
+  Vec x[V];
+#pragma GCC unroll 16
+  for (int v = 0; v < V; ++v) x[v] = mul(sub(load(scores + v * kLanes), peak), unit);
+  exp2_nonpositive<V>(x, weights);
+#pragma GCC unroll 16
+  for (int v = 0; v < V; ++v) {
+    if (kMoments) moment = mul_add(weights[v], x[v], moment);
+    total = add(total, weights[v]);
+  }
 }
 
 static void clear_state(const Problem& problem, const Task& task, const State& state) {
@@ -94,7 +103,8 @@ struct Pass {
   const bool by_key = problem.visibility.documents || problem.visibility.allowed;
   const int64_t depth = key_depth(problem, pairs), width = problem.value_width(), group = problem.group();
   const int64_t rows = task.rows();
-  Span* const spans = reinterpret_cast<Span*>(workspace.spans);
+  Span* const spans = reinterpret_cast<Span*>(workspace.spans);  // per row, and behind them per tile
+  TileSpans* const tiles = reinterpret_cast<TileSpans*>(spans + rows);
 
   // The block whose keys, values are packed in the workspace, and that whose values are known to be finite or not.
   int64_t packed_keys = -1, packed_values = -1, examined = -1;
@@ -110,7 +120,8 @@ struct Pass {
     const int64_t first = task.first_key + number * kBlockKeys, left = task.last_key - first;
     Block block{number, first, left < kBlockKeys ? left : kBlockKeys, 0, 0};
     block.seen = block.count;
-    for (int64_t row = 0; row < rows; ++row) widen_to(spans[row], first, block.count, block.seen, block.seen_end);
+    for (int64_t tile = 0; tile * kTileRows < rows; ++tile)
+      widen_to(tiles[tile].any, first, block.count, block.seen, block.seen_end);
     return block;
   }
 
@@ -165,14 +176,13 @@ struct Pass {
 
   // Scores of a tile of rows against a block of keys, transformed and hidden; the largest of every lane.
   void score(const Block& block, int64_t first, int64_t height) {
+    const TileSpans& tile_spans = tiles[first / kTileRows];
     int64_t begin = block.count, end = 0;
-    for (int64_t r = 0; r < height; ++r) widen_to(spans[first + r], block.first, block.count, begin, end);
+    widen_to(tile_spans.any, block.first, block.count, begin, end);
     if (begin >= end) begin = end = 0;
     const int64_t panel_begin = begin / kPanelKeys * kPanelKeys, panel_end = round_up(end, kPanelKeys);
-    for (int64_t r = 0; r < height; ++r) {
-      strip.begin[place(block.number, first + r)] = int32_t(panel_begin);
-      strip.end[place(block.number, first + r)] = int32_t(end);
-    }
+    strip.begin[place(block.number, first)] = int32_t(panel_begin);
+    strip.end[place(block.number, first)] = int32_t(end);
     if (begin >= end) return;
 
     float* scores = line(block.number, first);
@@ -203,73 +213,117 @@ struct Pass {
       });
     }
 
-    // A bias of -inf hides as well.
-    bool hides = by_key || problem.bias.data;
+    // A bias of -inf hides as well; keys behind the last have no values that could leak.
+    const bool hides =
+        by_key || problem.bias.data || !covers(tile_spans.all, block.first + panel_begin, block.first + end);
+    const bool transforms = problem.transforms();
     for (int64_t r = 0; r < height; ++r, scores += kBlockKeys) {
-      const int64_t row = first + r, token = (task.first_row + row) / group;
-      const int64_t head = task.key_head * group + (task.first_row + row) % group;
-      if (problem.transforms())
-        transform_row(problem, task.item, head, token, block.first, panel_begin, panel_end, workspace.line, scores);
-      // Keys behind the last have no values that could leak.
-      hides = hides || !covers(spans[row], block.first + panel_begin, block.first + end);
+      const int64_t row = first + r;
+      if (transforms)
+        transform_row(problem, task.item, task.query_head(row, group), task.token(row, group), block.first,
+                      panel_begin, panel_end, workspace.line, scores);
       if (hides || end < panel_end) hide_outside(spans[row], block.first, panel_begin, panel_end, scores);
-      if (by_key) hide_by_key(problem, task.item, head, token, block.first, panel_begin, end, scores);
+      if (by_key)
+        hide_by_key(problem, task.item, task.query_head(row, group), task.token(row, group), block.first, panel_begin,
+                    end, scores);
       float* largest = workspace.largest + row * kLanes;
       store(largest, largest_of_lanes(scores, panel_begin, panel_end, load(largest)));
     }
     strip.hides[place(block.number, first)] = hides;
   }
 
-  // Scores of a row become weights exp(score - peak) in place; peak, total, moment and the heaviest keys move on. The
-  // factor for what the row gathered before goes to the workspace.
-  template <bool kMoments, bool kContest>
-  void weigh_row(int64_t row) {
-    const Vec of_lanes = load(workspace.largest + row * kLanes);
-    const float largest = reduce_maximum(of_lanes), unit = problem.score_unit_base2();
-    const float before = state.peak[row], peak = largest > before ? largest : before;
-    // A row that has seen no key yet keeps total 0: its weights come out as 0 against any finite anchor.
-    const float anchor = peak == -kInfinity ? 0.0f : peak;
+  // A row's peak rises to its largest score; the factor for what the row gathered below it goes to the workspace.
+  void raise_peak(int64_t row) {
+    const float largest = reduce_maximum(load(workspace.largest + row * kLanes));
+    const float before = state.peak[row];
     float rescale = 1.0f;
-    if (peak > before) {
-      const float shift = (before - peak) * unit;
+    if (largest > before) {
+      const float shift = (before - largest) * problem.score_unit_base2();
       rescale = __builtin_exp2f(shift);
-      if (kMoments && before != -kInfinity) state.moment[row] = rescale * (state.moment[row] + shift * state.total[row]);
+      if (before != -kInfinity) state.moment[row] = rescale * (state.moment[row] + shift * state.total[row]);
       state.total[row] *= rescale;
-      state.peak[row] = peak;
+      state.peak[row] = largest;
     }
-    const int64_t top = problem.top();
-    Contest contest{workspace.candidates, workspace.candidate_keys, top, state.top_scores + row * top,
-                    state.top_keys + row * top};
-    if (kContest) contest.begin(of_lanes);
-
-    const Vec factor = broadcast(unit), all_peak = broadcast(anchor);
-    Vec total = zero(), moment = zero();
-    for (int64_t block = 0; block < strip.blocks; ++block) {
-      float* scores = line(block, row);
-      const int64_t begin = strip.begin[place(block, row)], end = strip.end[place(block, row)];
-      if (kContest) contest.offer(scores, begin, end, task.first_key + block * kBlockKeys);
-      for (int64_t j = begin; j < end; j += kPanelKeys) {
-        weigh<kMoments>(factor, all_peak, scores + j, total, moment);
-        weigh<kMoments>(factor, all_peak, scores + j + kLanes, total, moment);
-      }
-    }
-    if (kContest) contest.settle();
-    if (kMoments) state.moment[row] += sum(moment);
-    state.total[row] += sum(total);
     workspace.rescale[row] = rescale;
     strip.peaks[row] = state.peak[row];
+    store(workspace.totals + row * kLanes, zero());
+    store(workspace.moments + row * kLanes, zero());
+  }
+
+  // The heaviest keys of a row move on.
+  void contend(int64_t row) {
+    const int64_t top = problem.top();
+    const Vec of_lanes = load(workspace.largest + row * kLanes);
+    if (!top || !(reduce_maximum(of_lanes) > state.top_scores[row * top + top - 1])) return;
+    Contest contest(workspace, top, state.top_scores + row * top, state.top_keys + row * top);
+    contest.begin(of_lanes);
+    const int64_t tile = row / kTileRows * kTileRows;
+    // Without a bar all keys would wait at once; each block raises it.
+    const int64_t step = contest.bar > -kInfinity ? strip.blocks : 1;
+    for (int64_t first = 0; first < strip.blocks; first += step) {
+      for (int64_t block = first; block < first + step; ++block)
+        contest.list(line(block, row), strip.begin[place(block, tile)], strip.end[place(block, tile)],
+                     int32_t(block * kBlockKeys));
+      contest.take([&](int32_t key) { return line(key / kBlockKeys, row) + key % kBlockKeys; }, int32_t(task.first_key));
+    }
+    contest.settle();
+  }
+
+  template <int N>
+  using Count = std::integral_constant<int, N>;
+
+  // Scores of a tile of rows against the keys begin .. end - 1 of a block become weights exp(score - peak).
+  template <bool kMoments, bool kToPairs>
+  void weigh(int64_t first, int64_t height, const float* scores, int64_t begin, int64_t end, float* weights) {
+    const Vec unit = broadcast(problem.score_unit_base2());
+    for (int64_t r = 0; r < height; ++r, scores += kBlockKeys, weights += kBlockKeys) {
+      // A row that has seen no key yet keeps total 0: its weights come out as 0 against any finite anchor.
+      const float peak = state.peak[first + r];
+      const Vec anchor = broadcast(peak == -kInfinity ? 0.0f : peak);
+      float* const totals = workspace.totals + (first + r) * kLanes;
+      float* const moments = workspace.moments + (first + r) * kLanes;
+      Vec total = load(totals), moment = load(moments);
+      const auto weigh_panels = [&](auto panels, int64_t j) {
+        constexpr int kVectors = 2 * panels;
+        Vec found[kVectors];
+        weights_of<kVectors, kMoments>(scores + j, anchor, unit, total, moment, found);
+#pragma GCC unroll 16
+        for (int v = 0; v < kVectors; v += kToPairs ? 2 : 1) {
+          if constexpr (kToPairs)
+            store(weights + (j + v * kLanes) / 2, to_pairs(found[v], found[v + 1]));
+          else
+            store(weights + j + v * kLanes, found[v]);
+        }
+      };
+      int64_t j = begin;
+      for (; j + kPanelsWeighed * kPanelKeys <= end; j += kPanelsWeighed * kPanelKeys) weigh_panels(Count<kPanelsWeighed>{}, j);
+      for (; j < end; j += kPanelKeys) weigh_panels(Count<1>{}, j);
+      store(totals, total);
+      if (kMoments) store(moments, moment);
+    }
   }
 
   // Weights of a tile of rows times the values of a block.
   void add(const Block& block, int64_t first, int64_t height) {
     const int64_t begin = strip.begin[place(block.number, first)], end = strip.end[place(block.number, first)];
     if (begin >= end) return;
-    const float* weights = line(block.number, first);
     float* rescale = workspace.rescale + first;
     float* outputs = state.values + first * width;
     // Only keys that some row of the task sees have values that may be looked at.
     const int64_t from = begin > block.seen ? begin : block.seen;
-    if (problem.stored == Dtype::int8) {
+    const bool poisoned = strip.hides[place(block.number, first)] && !is_finite(block);
+    const bool scaled = problem.stored == Dtype::int8, takes_pairs = value_pairs && !poisoned;
+
+    // Weights stay in the strip where a reading wants them; else they are gone after this.
+    float* const scores = line(block.number, first);
+    float* weights = problem.reads ? scores : workspace.factors;
+    if (problem.reads)
+      weigh<true, false>(first, height, scores, begin, end, weights);
+    else if (takes_pairs && !scaled)
+      weigh<false, kDotsPairs>(first, height, scores, begin, end, weights);
+    else
+      weigh<false, false>(first, height, scores, begin, end, weights);
+    if (scaled) {
       each_stretch(problem, task, &Piece::value, block.first + begin, block.first + end,
                    [&](const Stretch& values, int64_t key) {
         const int64_t j = key - block.first;
@@ -279,7 +333,15 @@ struct Pass {
         for (int64_t j = end; j < round_up(end, kPanelKeys); ++j) workspace.factors[r * kBlockKeys + j] = 0.0f;
       weights = workspace.factors;
     }
-    const bool poisoned = strip.hides[place(block.number, first)] && !is_finite(block);
+    if (takes_pairs && (scaled || problem.reads)) {
+      for (int64_t r = 0; r < height; ++r)
+        for (int64_t j = begin; j < end; j += kPanelKeys) {
+          const float* here = weights + r * kBlockKeys + j;
+          store(workspace.factors + r * kBlockKeys + j / 2, to_pairs(load(here), load(here + kLanes)));
+        }
+      weights = workspace.factors;
+    }
+
     if (poisoned || (values_in_place && !value_pairs)) {
       const float* factors = rescale;
       each_stretch(problem, task, &Piece::value, block.first + from, block.first + end,
@@ -292,30 +354,21 @@ struct Pass {
           add_values(height, here, values, stretch.count, width, factors, outputs);
         factors = nullptr;
       });
+    } else if (values_in_place) {
+      const char* values[kBlockKeys];
+      rows_of(problem, task, &Piece::value, block.first + begin, block.first + end, values);
+      if ((end - begin) % 2) values[end - begin] = values[end - begin - 1];  // its weight is 0
+      add_values<Dtype::int8, kDotsPairs>(height, weights + begin / 2, {nullptr, 2 * width, Dtype::int8, values},
+                                          (end - begin + 1) / 2, width, rescale, outputs);
     } else {
-      Values values;
-      const char* rows[kBlockKeys];
-      if (values_in_place) {
-        rows_of(problem, task, &Piece::value, block.first + begin, block.first + end, rows);
-        if ((end - begin) % 2) rows[end - begin] = rows[end - begin - 1];  // its weight is 0
-        values = {nullptr, 2 * width, Dtype::int8, rows};
-      } else {
-        values = values_of(block);
-        values.first += begin / (value_pairs ? 2 : 1) * values.stride_bytes;
-      }
-      if (value_pairs) {
-        for (int64_t r = 0; r < height; ++r)
-          for (int64_t j = begin; j < end; j += kPanelKeys) {
-            const float* here = weights + r * kBlockKeys + j;
-            store(workspace.factors + (r * kBlockKeys + j) / 2, to_pairs(load(here), load(here + kLanes)));
-          }
-        const auto add_pairs =
-            values_in_place ? add_values<Dtype::int8, kDotsPairs> : add_values<Dtype::float32, kDotsPairs>;
-        add_pairs(height, workspace.factors + begin / 2, values, (end - begin + 1) / 2, width, rescale, outputs);
-      } else {
+      Values values = values_of(block);
+      values.first += begin / (value_pairs ? 2 : 1) * values.stride_bytes;
+      if (value_pairs)
+        add_values<Dtype::float32, kDotsPairs>(height, weights + begin / 2, values, (end - begin + 1) / 2, width, rescale,
+                                               outputs);
+      else
         add_values_by_tiles<kPackedRows, kPackedVectors, Dtype::float32, false>(height, weights + begin, values,
                                                                                 end - begin, width, rescale, outputs);
-      }
     }
     for (int64_t r = 0; r < height; ++r) rescale[r] = 1.0f;
   }
@@ -331,19 +384,15 @@ struct Pass {
   void run() {
     for (int64_t row = 0; row < rows; ++row) store(workspace.largest + row * kLanes, broadcast(-kInfinity));
     each_tile([&](const Block& block, int64_t row, int64_t height) { score(block, row, height); });
-    const int64_t top = problem.top();
     for (int64_t row = 0; row < rows; ++row) {
-      if (!problem.reads) {
-        weigh_row<false, false>(row);
-      } else {
-        const float largest = reduce_maximum(load(workspace.largest + row * kLanes));
-        if (top && largest > state.top_scores[row * top + top - 1])
-          weigh_row<true, true>(row);
-        else
-          weigh_row<true, false>(row);
-      }
+      raise_peak(row);
+      contend(row);
     }
     each_tile([&](const Block& block, int64_t row, int64_t height) { add(block, row, height); });
+    for (int64_t row = 0; row < rows; ++row) {
+      state.total[row] += sum(load(workspace.totals + row * kLanes));
+      if (problem.reads) state.moment[row] += sum(load(workspace.moments + row * kLanes));
+    }
   }
 };
 
@@ -351,7 +400,9 @@ static void compute(const Problem& problem, const Task& task, const Workspace& w
                     const Strip& strip) {
   Pass pass{problem, task, workspace, state, strip};
   for (int64_t row = 0; row < pass.rows; ++row)
-    pass.spans[row] = span_of(problem, task, (task.first_row + row) / pass.group);
+    pass.spans[row] = span_of(problem, task, task.token(row, pass.group));
+  for (int64_t row = 0; row < pass.rows; row += kTileRows)
+    pass.tiles[row / kTileRows] = spans_of_tile(pass.spans + row, clamp(pass.rows - row, 1, kTileRows));
   if (!task.continues) {
     clear_state(problem, task, state);
     pack_queries(problem, task, pass.pairs, pass.keys_in_place, workspace.queries);

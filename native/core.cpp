@@ -18,10 +18,9 @@ namespace {
 // Query rows per task: many enough to pay for reading a block of keys, few enough that their state stays in L2.
 constexpr int64_t kRows = 240;
 constexpr int64_t kFewestRows = 24;
-// The weights of a strip should stay in L2, beside a block of keys and values; rows that are read keep those of all
+// The scores of a strip should stay in L2, beside a block of keys and values; rows that are read keep the weights of all
 // their keys.
 constexpr int64_t kStripFloats = 384 * 1024 / sizeof(float);
-constexpr int64_t kStripKeys = 8 * kBlockKeys;
 constexpr int64_t kFewestRowsOfStrip = 12;
 // Few key heads with at most this many query rows each (decoding, a question after a document) are split by keys.
 constexpr int64_t kSplitRows = 64;
@@ -86,14 +85,17 @@ void carve(Carver& carver, Workspace& workspace, const Problem& problem, int64_t
   carver(workspace.queries, rows * round_up(problem.head_dim, kPad) + kPad);    // packed query rows
   carver(workspace.keys, packs ? kBlockKeys * problem.head_dim : 0);            // one block of keys in panels
   carver(workspace.values, packs ? kBlockKeys * problem.value_width() : 0);     // one block of values
-  carver(workspace.factors, kMaximumTileRows * kBlockKeys);     // its weights as pairs of bfloat16, or times scales
-  carver(workspace.largest, rows * kPad);                       // per row and lane
+  carver(workspace.factors, kMaximumTileRows * kBlockKeys);     // a tile's weights, as pairs or times scales
+  carver(workspace.largest, rows * kPad);                       // per row and lane, as the two sums that follow
+  carver(workspace.totals, rows * kPad);                        // of weights
+  carver(workspace.moments, rows * kPad);                       // of weight x (score - peak) in base 2
   carver(workspace.line, kBlockKeys);                           // one row of bias, or of key mass
   // Candidates of one row for its heaviest keys, and the same in order.
   carver(workspace.candidates, 2 * candidate_room(problem.top()));
   carver(workspace.candidate_keys, 2 * candidate_room(problem.top()));
   carver(workspace.rescale, rows);               // per row
-  carver(workspace.spans, rows * kSpanNumbers);  // which keys each row sees
+  // Which keys each row sees, and which some and all rows of a tile see.
+  carver(workspace.spans, (rows + 2 * ceil_div(rows, kFewestTileRows)) * kSpanNumbers);
 }
 
 struct Part {

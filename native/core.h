@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
 
 // Always inlined: target files are compiled with other flags, and no copy of theirs may serve the rest.
 #define KEYWISE_INLINE [[gnu::always_inline]] inline
@@ -18,6 +19,8 @@ KEYWISE_INLINE constexpr int64_t bytes_of(Dtype dtype) {
 
 // Keys are taken in blocks of this many: a tile of scores (12 x 256 floats) stays in the first-level cache.
 constexpr int64_t kBlockKeys = 256;
+// No strip has more keys than this.
+constexpr int64_t kStripKeys = 8 * kBlockKeys;
 // Rows of value vectors are padded to this many floats, a multiple of every target's vector width.
 constexpr int64_t kPad = 16;
 
@@ -129,6 +132,10 @@ struct Task {
   bool continues = false;
   const Packed* packed = nullptr;  // null: a task packs for itself
   KEYWISE_INLINE int64_t rows() const { return last_row - first_row; }
+  KEYWISE_INLINE int64_t token(int64_t row, int64_t group) const { return (first_row + row) / group; }
+  KEYWISE_INLINE int64_t query_head(int64_t row, int64_t group) const {
+    return key_head * group + (first_row + row) % group;
+  }
 };
 
 // The partial of a task. Stored scores are those before the plain scaling (Problem::score_unit): the difference to the
@@ -147,9 +154,10 @@ struct State {
 struct Strip {
   int64_t first_key = 0, keys = 0, blocks = 0;
   float* weights = nullptr;  // [blocks, rows, kBlockKeys]
-  int32_t* begin = nullptr;  // [blocks, rows] written part of each row of a block
+  // [blocks, rows] at the first row of a tile: the written part of its rows, and whether one of them hides a key
+  int32_t* begin = nullptr;
   int32_t* end = nullptr;
-  bool* hides = nullptr;   // [blocks, rows] at the first row of a tile: whether one of its rows hides a key
+  bool* hides = nullptr;
   float* peaks = nullptr;  // [rows] the row's peak when its weights were made
 };
 
@@ -168,6 +176,8 @@ struct Workspace {
   float* values = nullptr;
   float* factors = nullptr;
   float* largest = nullptr;
+  float* totals = nullptr;
+  float* moments = nullptr;
   float* line = nullptr;
   float* candidates = nullptr;
   int32_t* candidate_keys = nullptr;
@@ -176,6 +186,7 @@ struct Workspace {
 };
 constexpr int64_t kSpanNumbers = 4;
 constexpr int64_t kMaximumTileRows = 16;
+constexpr int64_t kFewestTileRows = 4;
 // Room for the candidates for the heaviest keys that wait to be chosen from, and for a vector behind them.
 KEYWISE_INLINE constexpr int64_t candidate_room(int64_t top) { return 2 * top + 64 + kPad; }
 

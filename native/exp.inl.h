@@ -5,17 +5,35 @@
 // [-126, 0]: 8e-8 where mul_add rounds once, 1.1e-7 where it rounds twice (portable). Below -126 the result is exactly
 // 0, and -inf gives 0: a hidden key weighs nothing. NaN stays NaN.
 
+// V vectors step by step: each step waits for the one before it, and vector by vector the CPU would have to look further
+// ahead than it can. In passing, x becomes kLog2OfZero where the power is 0: then 0 x x is 0.
+template <int V>
+static inline void exp2_nonpositive(Vec* x, Vec* powers) {
+  constexpr float kCoefficients[] = {0.0013398873852565885f, 0.00961843691766262f, 0.055503323674201965f,
+                                     0.24022647738456726f,   0.6931471824645996f,  1.0f};
+  Vec whole[V], fraction[V];
+#pragma GCC unroll 16
+  for (int v = 0; v < V; ++v) fraction[v] = less_than_choose(x[v], broadcast(-126.0f), broadcast(kLog2OfZero), x[v]);
+#pragma GCC unroll 16
+  for (int v = 0; v < V; ++v) whole[v] = round_nearest(fraction[v]);
+#pragma GCC unroll 16
+  for (int v = 0; v < V; ++v) fraction[v] = sub(fraction[v], whole[v]);
+#pragma GCC unroll 16
+  for (int v = 0; v < V; ++v) powers[v] = broadcast(0.00015353361959569156f);
+#pragma GCC unroll 16
+  for (float coefficient : kCoefficients)
+#pragma GCC unroll 16
+    for (int v = 0; v < V; ++v) powers[v] = mul_add(powers[v], fraction[v], broadcast(coefficient));
+#pragma GCC unroll 16
+  for (int v = 0; v < V; ++v) powers[v] = times_power_of_two(powers[v], whole[v]);
+#pragma GCC unroll 16
+  for (int v = 0; v < V; ++v) x[v] = add(whole[v], fraction[v]);  // exactly
+}
+
 static inline Vec exp2_nonpositive(Vec x) {
-  const Vec n = round_nearest(x);
-  const Vec f = sub(x, n);
-  Vec p = broadcast(0.00015353361959569156f);
-  p = mul_add(p, f, broadcast(0.0013398873852565885f));
-  p = mul_add(p, f, broadcast(0.00961843691766262f));
-  p = mul_add(p, f, broadcast(0.055503323674201965f));
-  p = mul_add(p, f, broadcast(0.24022647738456726f));
-  p = mul_add(p, f, broadcast(0.6931471824645996f));
-  p = mul_add(p, f, broadcast(1.0f));
-  return less_than_choose(x, broadcast(-126.0f), zero(), times_power_of_two(p, n));
+  Vec power;
+  exp2_nonpositive<1>(&x, &power);
+  return power;
 }
 
 // tanh x = x + x^3 q(x^2) below 0.625 (minimax fit, relative error 4.4e-9), else 1 - 2 e / (1 + e) with e = exp(-2|x|).

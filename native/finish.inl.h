@@ -21,6 +21,11 @@ static inline Norm norm_of(const Problem& problem, int64_t head, float peak, flo
   return {false, shrink / rest, sink + log_base2(rest)};
 }
 
+template <bool kHalf>
+static void write_narrowed(const float* values, int64_t count, float factor, uint16_t* out) {
+  for (int64_t d = 0; d < count; ++d) out[d] = narrow(values[d] * factor, kHalf);
+}
+
 static void write_output(const Problem& problem, int64_t item, int64_t head, int64_t token, const float* values,
                          float inverse) {
   const int64_t first =
@@ -29,9 +34,8 @@ static void write_output(const Problem& problem, int64_t item, int64_t head, int
     float* out = static_cast<float*>(problem.output) + first;
     for (int64_t d = 0; d < problem.value_dim; ++d) out[d] = values[d] * inverse;
   } else {
-    uint16_t* out = static_cast<uint16_t*>(problem.output) + first;
-    const bool half = problem.dtype == Dtype::float16;
-    for (int64_t d = 0; d < problem.value_dim; ++d) out[d] = narrow(values[d] * inverse, half);
+    const auto write = problem.dtype == Dtype::float16 ? write_narrowed<true> : write_narrowed<false>;
+    write(values, problem.value_dim, inverse, static_cast<uint16_t*>(problem.output) + first);
   }
 }
 
@@ -44,10 +48,9 @@ static void write_partial(const Problem& problem, int64_t row, float peak, float
 // Where the readings of a row of a task go; -1 for a row that is not read.
 static int64_t place_of_row(const Problem& problem, const Task& task, int64_t row) {
   const Reading& reading = problem.reading;
-  const int64_t group = problem.group(), token = (task.first_row + row) / group;
+  const int64_t group = problem.group(), token = task.token(row, group);
   if (!problem.reads || token < reading.first_row || token >= reading.last_row) return -1;
-  const int64_t head = task.key_head * group + (task.first_row + row) % group;
-  return (task.item * problem.query_heads + head) * (reading.last_row - reading.first_row) + token - reading.first_row;
+  return (task.item * problem.query_heads + task.query_head(row, group)) * (reading.last_row - reading.first_row) + token - reading.first_row;
 }
 
 // Segment mass of the rows of a finished task. The rows of a tile, which have the same keys in a block, are summed
@@ -135,8 +138,9 @@ static void add_columns(const Problem& problem, const Task& task, const State& s
       float* const line = sums || known < kBlockKeys ? workspace.line : mass + column;
       for (int64_t j = 0; j < kBlockKeys; j += kLanes) store(line + j, zero());
       for (int64_t row = (head - task.first_row % group + group) % group; row < rows; row += group) {
-        const int64_t place = block * rows + row, token = (task.first_row + row) / group;
-        if (strip.begin[place] >= strip.end[place] || strip.peaks[row] == -kInfinity) continue;
+        const int64_t tile = block * rows + row / kTileRows * kTileRows, token = task.token(row, group);
+        const int64_t begin = strip.begin[tile], end = strip.end[tile];
+        if (begin >= end || strip.peaks[row] == -kInfinity) continue;
         if (token < reading.first_row || token >= reading.last_row) continue;
         const float shift = (strip.peaks[row] - state.peak[row]) * problem.score_unit_base2();
         float factor = state.inverse[row] * __builtin_exp2f(shift);
@@ -145,14 +149,14 @@ static void add_columns(const Problem& problem, const Task& task, const State& s
                                         (task.key_head * group + head) * reading.row_weight_stride[1] +
                                         token * reading.row_weight_stride[2]];
         if (factor == 0.0f) continue;
-        const float* weights = strip.weights + place * kBlockKeys;
+        const float* weights = strip.weights + (block * rows + row) * kBlockKeys;
         if (factor != factor) {  // a NaN row is counted where it looked, not where it could not look
-          for (int64_t j = strip.begin[place]; j < strip.end[place]; ++j)
+          for (int64_t j = begin; j < end; ++j)
             if (weights[j] != 0.0f) line[j] += factor;
           continue;
         }
         const Vec spread = broadcast(factor);
-        for (int64_t j = strip.begin[place]; j < strip.end[place]; j += kLanes)
+        for (int64_t j = begin; j < end; j += kLanes)
           store(line + j, mul_add(load(weights + j), spread, load(line + j)));
       }
       if (sums)
@@ -167,8 +171,7 @@ static void finish(const Problem& problem, const Task& task, const State& state,
   const Reading& reading = problem.reading;
   const int64_t group = problem.group(), width = problem.value_width(), rows = task.rows();
   for (int64_t row = 0; row < rows; ++row) {
-    const int64_t token = (task.first_row + row) / group;
-    const int64_t head = task.key_head * group + (task.first_row + row) % group;
+    const int64_t token = task.token(row, group), head = task.query_head(row, group);
     const float* values = state.values + row * width;
     const Norm norm = norm_of(problem, head, state.peak[row], state.total[row]);
     if (problem.peak)

@@ -283,12 +283,12 @@ static inline bool scores_in_place(const Task& task) {
 static void pack_queries(const Problem& problem, const Task& task, bool pairs, bool row_by_row, float* packed) {
   const int64_t depth = key_depth(problem, pairs), group = problem.group();
   const int64_t step = row_by_row ? 1 : kTileRows;
-  for (int64_t first = task.first_row; first < task.last_row; first += step) {
-    const int64_t rows = task.last_row - first < step ? task.last_row - first : step;
+  for (int64_t first = 0; first < task.rows(); first += step) {
+    const int64_t rows = task.rows() - first < step ? task.rows() - first : step;
     const char* row[kTileRows];
     for (int64_t r = 0; r < rows; ++r) {
-      const int64_t head = task.key_head * group + (first + r) % group;
-      row[r] = row_of(problem.query, problem.dtype, task.item, head, (first + r) / group);
+      row[r] = row_of(problem.query, problem.dtype, task.item, task.query_head(first + r, group),
+                      task.token(first + r, group));
       // All of a tile's rows are on their way before the first is turned.
       for (int64_t byte = 0; byte < problem.head_dim * bytes_of(problem.dtype); byte += kLineBytes)
         __builtin_prefetch(row[r] + byte);

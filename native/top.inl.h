@@ -1,27 +1,38 @@
 // The heaviest keys of a row. Included by attend.inl.h.
 
-// A score that at least `top` keys reach, as far as the largest of every lane tells; -inf where they do not tell.
+// A score that at least `top` keys reach: the one of that rank among the largest of every lane; -inf where there are
+// more keys wanted than lanes.
 static float reached_by(int64_t top, Vec of_lanes) {
   if (top > kLanes) return -kInfinity;
   float lanes[kLanes];
   store(lanes, of_lanes);
-  int width = kLanes;
-  for (; width >= 2 * top; width /= 2)
-    for (int i = 0; i < width / 2; ++i) lanes[i] = lanes[i] > lanes[i + width / 2] ? lanes[i] : lanes[i + width / 2];
-  float least = lanes[0];
-  for (int i = 1; i < width; ++i) least = lanes[i] < least ? lanes[i] : least;
-  return least;
+  Vec larger = zero();  // how many lanes are larger than this one
+  for (int i = 0; i < kLanes; ++i)
+    larger = add(larger, less_than_choose(of_lanes, broadcast(lanes[i]), broadcast(1.0f), zero()));
+  const Vec among_top = less_than_choose(larger, broadcast(float(top)), of_lanes, broadcast(kInfinity));
+  return -reduce_maximum(sub(zero(), among_top));
 }
 
-// Brings a row's list of heaviest keys up to date. Keys are offered in order; those above the bar wait to be chosen from.
+// Brings a row's list of heaviest keys up to date. Keys come in order; those above the bar wait to be chosen from. Which
+// panels hold one cannot be predicted, so they are listed first, without a branch, as many at a time as a strip has.
 struct Contest {
-  float* candidates;
-  int32_t* keys;
-  int64_t top;
-  float* top_scores;
-  int32_t* top_keys;
-  int64_t count = 0;
+  float* const candidates;
+  int32_t* const keys;
+  const int64_t top;
+  float* const top_scores;
+  int32_t* const top_keys;
+  int64_t count = 0, listed = 0;
   float bar = 0.0f;
+  int32_t panels[kStripKeys / kPanelKeys + 1];
+  unsigned above[kStripKeys / kPanelKeys + 1];
+
+  // Not an aggregate, which would begin with zeros in every list.
+  Contest(const Workspace& workspace, int64_t wanted, float* scores_kept, int32_t* keys_kept)
+      : candidates(workspace.candidates),
+        keys(workspace.candidate_keys),
+        top(wanted),
+        top_scores(scores_kept),
+        top_keys(keys_kept) {}
 
   void begin_with_kept() {
     for (count = 0; count < top && top_keys[count] >= 0; ++count) {
@@ -38,29 +49,31 @@ struct Contest {
     if (reached > bar) bar = __builtin_nextafterf(reached, -kInfinity);
   }
 
-  // Offers the scores [begin, end) of a block. Whether a panel holds one that matters cannot be predicted, so the panels
-  // that do are listed first, without a branch.
-  void offer(const float* scores, int64_t begin, int64_t end, int64_t first_key) {
-    int32_t panels[kBlockKeys / kPanelKeys];
-    unsigned above[kBlockKeys / kPanelKeys];
+  // Lists the panels of the scores [begin, end) that reach above the bar; the keys are counted from `first_key`.
+  void list(const float* scores, int64_t begin, int64_t end, int32_t first_key) {
     const Vec least = broadcast(bar);
-    int64_t found = 0;
     for (int64_t j = begin; j < end; j += kPanelKeys) {
-      panels[found] = int32_t(j);
-      above[found] = lanes_above(load(scores + j), least) | lanes_above(load(scores + j + kLanes), least) << kLanes;
-      found += above[found] != 0;
+      panels[listed] = first_key + int32_t(j);
+      above[listed] = lanes_above(load(scores + j), least) | lanes_above(load(scores + j + kLanes), least) << kLanes;
+      listed += above[listed] != 0;
     }
-    for (int64_t i = 0; i < found; ++i) {
-      for (int64_t half = 0; half < kPanelKeys; half += kLanes, above[i] >>= kLanes) {
-        const int64_t j = panels[i] + half;
+  }
+
+  // Takes from the listed panels what is above the bar; scores_at(key) are those of a panel.
+  template <typename ScoresAt>
+  void take(ScoresAt scores_at, int32_t first_key) {
+    for (int64_t i = 0; i < listed; ++i) {
+      const float* scores = scores_at(panels[i]);
+      for (int32_t half = 0; half < kPanelKeys; half += kLanes, above[i] >>= kLanes) {
         const unsigned chosen = above[i] & ((1u << kLanes) - 1u);
-        store_chosen(load(scores + j), int32_t(first_key + j), chosen, candidates + count, keys + count);
+        store_chosen(load(scores + half), first_key + panels[i] + half, chosen, candidates + count, keys + count);
         count += __builtin_popcount(chosen);
       }
       if (count + kPanelKeys + kPad <= candidate_room(top)) continue;
       settle();
       begin_with_kept();
     }
+    listed = 0;
   }
 
   void settle() { select_largest(candidates, keys, count, top, top_scores, top_keys); }

@@ -41,7 +41,7 @@ static void value_tile(const float* weights, const Values& values, int64_t first
     for (int64_t byte = 0; asks && byte < kBytes; byte += kLineBytes) prefetch(ahead + byte);
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
-      const Vec weight = broadcast(weights[r * (kPairs ? kBlockKeys / 2 : kBlockKeys) + key]);
+      const Vec weight = broadcast(weights[r * kBlockKeys + key]);
 #pragma GCC unroll 16
       for (int c = 0; c < C; ++c)
         sum[r][c] = kPairs ? dot_pairs(weight, value[c], sum[r][c]) : mul_add(weight, value[c], sum[r][c]);
@@ -70,7 +70,6 @@ static void value_rows(int64_t rows, int64_t columns, const float* weights, cons
 template <int R, int C, Dtype kDtype, bool kPairs>
 static void add_values_by_tiles(int64_t rows, const float* weights, const Values& values, int64_t keys, int64_t width,
                                 const float* rescale, float* outputs) {
-  constexpr int64_t kStride = kPairs ? kBlockKeys / 2 : kBlockKeys;
   const int64_t row_bytes = width * bytes_of(kDtype) * (kDtype == Dtype::int8 && kPairs ? 2 : 1);
   // Several tiles of columns take values in strips that stay in the first-level cache over them.
   const int64_t strip = rows <= R && width > C * kLanes ? clamp(kValueStripBytes / row_bytes, 8, keys) : keys;
@@ -80,7 +79,7 @@ static void add_values_by_tiles(int64_t rows, const float* weights, const Values
     const int64_t count = keys - key < strip ? keys - key : strip;
     for (int64_t r = 0; r < rows; r += R)
       for (int64_t d = 0; d < width; d += C * kLanes)
-        value_rows<R, C, kDtype, kPairs>(rows - r, (width - d) / kLanes, weights + r * kStride + key, here, d, count,
+        value_rows<R, C, kDtype, kPairs>(rows - r, (width - d) / kLanes, weights + r * kBlockKeys + key, here, d, count,
                                          width, key || !rescale ? nullptr : rescale + r, outputs + r * width + d);
   }
 }

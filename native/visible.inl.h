@@ -42,6 +42,31 @@ static inline void widen_to(const Span& span, int64_t block, int64_t block_end, 
   include(span.near, span.near_end);
 }
 
+// What some of the rows of a tile see, without leaving gaps, and what all of them see.
+struct TileSpans {
+  Span any, all;
+};
+
+static TileSpans spans_of_tile(const Span* rows, int64_t height) {
+  const auto join = [](int64_t& begin, int64_t& end, int64_t first, int64_t last) {
+    if (first >= last) return;
+    begin = begin >= end || first < begin ? first : begin;
+    end = last > end ? last : end;
+  };
+  const auto meet = [](int64_t& begin, int64_t& end, int64_t first, int64_t last) {
+    begin = first > begin ? first : begin;
+    end = last < end ? last : end;
+  };
+  TileSpans tile{rows[0], rows[0]};
+  for (int64_t r = 1; r < height; ++r) {
+    join(tile.any.kept, tile.any.kept_end, rows[r].kept, rows[r].kept_end);
+    join(tile.any.near, tile.any.near_end, rows[r].near, rows[r].near_end);
+    meet(tile.all.kept, tile.all.kept_end, rows[r].kept, rows[r].kept_end);
+    meet(tile.all.near, tile.all.near_end, rows[r].near, rows[r].near_end);
+  }
+  return tile;
+}
+
 static inline bool covers(const Span& span, int64_t first, int64_t last) {
   return (span.near <= first && last <= span.near_end) || (span.kept <= first && last <= span.kept_end);
 }

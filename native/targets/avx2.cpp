@@ -17,6 +17,8 @@ static constexpr int kValueVectors = 2;
 static constexpr int kPackedRows = 3;
 static constexpr int kPackedVectors = 4;
 static constexpr int kFold = 2;
+static constexpr int kPanelsWeighed = 2;
+static constexpr float kLog2OfZero = -127.0f;
 
 static inline Vec zero() { return _mm256_setzero_ps(); }
 static inline Vec broadcast(float x) { return _mm256_set1_ps(x); }

@@ -9,6 +9,8 @@ static constexpr int kValueVectors = 4;
 static constexpr int kPackedRows = kValueRows;
 static constexpr int kPackedVectors = kValueVectors;
 static constexpr int kFold = 4;
+static constexpr int kPanelsWeighed = 4;
+static constexpr float kLog2OfZero = -200.0f;
 
 static inline Vec zero() { return _mm512_setzero_ps(); }
 static inline Vec broadcast(float x) { return _mm512_set1_ps(x); }

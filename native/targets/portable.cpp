@@ -37,6 +37,8 @@ static constexpr int kValueVectors = 2;
 static constexpr int kPackedRows = kValueRows;
 static constexpr int kPackedVectors = kValueVectors;
 static constexpr int kFold = 1;
+static constexpr int kPanelsWeighed = 2;
+static constexpr float kLog2OfZero = -127.0f;
 
 static inline Vec zero() { return Vec{0, 0, 0, 0}; }
 static inline Vec broadcast(float x) { return Vec{x, x, x, x}; }
