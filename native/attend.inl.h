@@ -398,6 +398,8 @@ struct Pass {
 
 static void compute(const Problem& problem, const Task& task, const Workspace& workspace, const State& state,
                     const Strip& strip) {
+  // Weights next to nothing would slow some CPUs down.
+  const FlushSubnormals guard;
   Pass pass{problem, task, workspace, state, strip};
   for (int64_t row = 0; row < pass.rows; ++row)
     pass.spans[row] = span_of(problem, task, task.token(row, pass.group));

@@ -2,8 +2,8 @@
 //
 // exp2_nonpositive: x is rounded to n + f with |f| <= 1/2; 2^f is a polynomial of degree 6 (minimax fit of the relative
 // error with the constant fixed to 1, 2.0e-9); 2^n goes into the exponent. Largest relative error in float32 over
-// [-126, 0]: 8e-8 where mul_add rounds once, 1.1e-7 where it rounds twice (portable). Below -126 the result is exactly
-// 0, and -inf gives 0: a hidden key weighs nothing. NaN stays NaN.
+// [-126, 0]: 8e-8 where mul_add rounds once, 1.1e-7 where it rounds twice (portable). Below -127 the result is 0, or
+// less than 2^-126 where subnormal numbers are not flushed; -inf gives 0: a hidden key weighs nothing. NaN stays NaN.
 
 // V vectors step by step: each step waits for the one before it, and vector by vector the CPU would have to look further
 // ahead than it can. In passing, x becomes kLog2OfZero where the power is 0: then 0 x x is 0.
@@ -13,7 +13,7 @@ static inline void exp2_nonpositive(Vec* x, Vec* powers) {
                                      0.24022647738456726f,   0.6931471824645996f,  1.0f};
   Vec whole[V], fraction[V];
 #pragma GCC unroll 16
-  for (int v = 0; v < V; ++v) fraction[v] = less_than_choose(x[v], broadcast(-126.0f), broadcast(kLog2OfZero), x[v]);
+  for (int v = 0; v < V; ++v) fraction[v] = maximum(broadcast(kLog2OfZero), x[v]);
 #pragma GCC unroll 16
   for (int v = 0; v < V; ++v) whole[v] = round_nearest(fraction[v]);
 #pragma GCC unroll 16

@@ -53,6 +53,31 @@ static int64_t place_of_row(const Problem& problem, const Task& task, int64_t ro
   return (task.item * problem.query_heads + task.query_head(row, group)) * (reading.last_row - reading.first_row) + token - reading.first_row;
 }
 
+// What the weights of a row in a strip are worth, once its state is finished: its peak may have risen since.
+static inline float factor_of(const Problem& problem, const State& state, const Strip& strip, int64_t row) {
+  const float shift = (strip.peaks[row] - state.peak[row]) * problem.score_unit_base2();
+  return shift == 0.0f ? state.inverse[row] : state.inverse[row] * __builtin_exp2f(shift);
+}
+
+// Sums of the first `count` weights of R rows, lane r that of row r.
+template <int R>
+static inline Vec sums_of_rows(int64_t rows, const float* weights, int64_t count) {
+  if constexpr (R > 1) {
+    if (rows < R) return sums_of_rows<R - 1>(rows, weights, count);
+  }
+  Vec sums[kLanes];
+#pragma GCC unroll 16
+  for (int r = 0; r < kLanes; ++r) sums[r] = zero();
+  int64_t j = 0;
+  for (; j + kLanes <= count; j += kLanes)
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) sums[r] = add(sums[r], load(weights + r * kBlockKeys + j));
+  if (j < count)
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) sums[r] = add(sums[r], load_first(weights + r * kBlockKeys + j, int(count - j)));
+  return sum_each(sums);
+}
+
 // Segment mass of the rows of a finished task. The rows of a tile, which have the same keys in a block, are summed
 // together: their sums are reduced at a time, and the ends of a run are looked up once.
 static void write_segments(const Problem& problem, const Task& task, const State& state, const Strip* strips,
@@ -71,10 +96,8 @@ static void write_segments(const Problem& problem, const Task& task, const State
     for (int64_t number = 0; number < strip_count; ++number) {
       const Strip& strip = strips[number];
       float factors[kLanes] = {};
-      for (int64_t r = 0; r < height; ++r) {
-        const float peak = strip.peaks[first + r], shift = (peak - state.peak[first + r]) * problem.score_unit_base2();
-        if (peak != -kInfinity) factors[r] = __builtin_exp2f(shift) * state.inverse[first + r];
-      }
+      for (int64_t r = 0; r < height; ++r)
+        if (strip.peaks[first + r] != -kInfinity) factors[r] = factor_of(problem, state, strip, first + r);
       for (int64_t block = 0; block < strip.blocks; ++block) {
         const int64_t place = block * rows + first, first_key = strip.first_key + block * kBlockKeys;
         if (strip.begin[place] >= strip.end[place]) continue;
@@ -84,16 +107,8 @@ static void write_segments(const Problem& problem, const Task& task, const State
         for (int64_t i = run; i < reading.run_count && reading.runs[3 * i] < end; ++i) {
           const int64_t from = reading.runs[3 * i] > begin ? reading.runs[3 * i] : begin;
           const int64_t to = reading.runs[3 * i + 1] < end ? reading.runs[3 * i + 1] : end;
-          Vec sums[kLanes];
-          for (int64_t r = 0; r < kLanes; ++r) sums[r] = zero();
-          for (int64_t r = 0; r < height; ++r) {
-            const float* row = weights + r * kBlockKeys;
-            int64_t j = from;
-            for (; j + kLanes <= to; j += kLanes) sums[r] = add(sums[r], load(row + j));
-            if (j < to) sums[r] = add(sums[r], load_first(row + j, int(to - j)));
-          }
           float totals[kLanes];
-          store(totals, mul(sum_each(sums), load(factors)));
+          store(totals, mul(sums_of_rows<kTileRows>(height, weights + from, to - from), load(factors)));
           for (int64_t r = 0; r < height; ++r)
             if (masses[r]) masses[r][reading.runs[3 * i + 2]] += totals[r];
         }
@@ -124,11 +139,34 @@ static void write_row_readings(const Problem& problem, int64_t row, const Norm& 
   reading.covered[row] = float(covered);
 }
 
+// line += factors[R] . weights[R], row after row, for whole vectors.
+template <int R>
+static inline void add_rows(const float* const* weights, const float* factors, int64_t begin, int64_t end, float* line) {
+  Vec spread[R];
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r) spread[r] = broadcast(factors[r]);
+  for (int64_t j = begin; j < end; j += kLanes) {
+    Vec mass = load(line + j);
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) mass = mul_add(load(weights[r] + j), spread[r], mass);
+    store(line + j, mass);
+  }
+}
+
 // Key mass: row weight x weight, per block in float32, across blocks of rows in float64.
 static void add_columns(const Problem& problem, const Task& task, const State& state, const Strip& strip,
                         const Workspace& workspace, double* sums, float* mass) {
   const Reading& reading = problem.reading;
   const int64_t rows = task.rows(), group = problem.group();
+  float* const factors = workspace.rescale;
+  for (int64_t row = 0; row < rows; ++row) {
+    const int64_t token = task.token(row, group), head = task.query_head(row, group);
+    const bool counts = token >= reading.first_row && token < reading.last_row && strip.peaks[row] != -kInfinity;
+    factors[row] = counts ? factor_of(problem, state, strip, row) : 0.0f;
+    if (counts && reading.row_weights)
+      factors[row] *= reading.row_weights[task.item * reading.row_weight_stride[0] + head * reading.row_weight_stride[1] +
+                                          token * reading.row_weight_stride[2]];
+  }
   for (int64_t block = 0; block < strip.blocks; ++block) {
     const int64_t first_key = strip.first_key + block * kBlockKeys;
     const int64_t left = strip.keys - block * kBlockKeys, known = left < kBlockKeys ? left : kBlockKeys;
@@ -137,27 +175,28 @@ static void add_columns(const Problem& problem, const Task& task, const State& s
       // The last block may be cut short, where whole vectors would be written over what follows.
       float* const line = sums || known < kBlockKeys ? workspace.line : mass + column;
       for (int64_t j = 0; j < kBlockKeys; j += kLanes) store(line + j, zero());
-      for (int64_t row = (head - task.first_row % group + group) % group; row < rows; row += group) {
-        const int64_t tile = block * rows + row / kTileRows * kTileRows, token = task.token(row, group);
-        const int64_t begin = strip.begin[tile], end = strip.end[tile];
-        if (begin >= end || strip.peaks[row] == -kInfinity) continue;
-        if (token < reading.first_row || token >= reading.last_row) continue;
-        const float shift = (strip.peaks[row] - state.peak[row]) * problem.score_unit_base2();
-        float factor = state.inverse[row] * __builtin_exp2f(shift);
-        if (reading.row_weights)
-          factor *= reading.row_weights[task.item * reading.row_weight_stride[0] +
-                                        (task.key_head * group + head) * reading.row_weight_stride[1] +
-                                        token * reading.row_weight_stride[2]];
-        if (factor == 0.0f) continue;
-        const float* weights = strip.weights + (block * rows + row) * kBlockKeys;
-        if (factor != factor) {  // a NaN row is counted where it looked, not where it could not look
+      int64_t row = (head - task.first_row % group + group) % group;
+      for (int64_t tile = 0; tile < rows; tile += kTileRows) {
+        const int64_t begin = strip.begin[block * rows + tile], end = strip.end[block * rows + tile];
+        const float* weights[kTileRows];
+        float counted[kTileRows];
+        int64_t count = 0;
+        for (; row < tile + kTileRows && row < rows; row += group) {
+          const float* here = strip.weights + (block * rows + row) * kBlockKeys;
+          const float factor = factors[row];
+          if (factor == 0.0f || begin >= end) continue;
+          if (factor == factor) {
+            weights[count] = here;
+            counted[count++] = factor;
+            continue;
+          }
+          // A NaN row is counted where it looked, not where it could not look.
           for (int64_t j = begin; j < end; ++j)
-            if (weights[j] != 0.0f) line[j] += factor;
-          continue;
+            if (here[j] != 0.0f) line[j] += factor;
         }
-        const Vec spread = broadcast(factor);
-        for (int64_t j = begin; j < end; j += kLanes)
-          store(line + j, mul_add(load(weights + j), spread, load(line + j)));
+        int64_t r = 0;
+        for (; r + 4 <= count; r += 4) add_rows<4>(weights + r, counted + r, begin, end, line);
+        for (; r < count; ++r) add_rows<1>(weights + r, counted + r, begin, end, line);
       }
       if (sums)
         for (int64_t j = 0; j < known; ++j) sums[column + j] += double(line[j]);

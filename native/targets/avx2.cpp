@@ -20,6 +20,15 @@ static constexpr int kFold = 2;
 static constexpr int kPanelsWeighed = 2;
 static constexpr float kLog2OfZero = -127.0f;
 
+class FlushSubnormals {
+ public:
+  FlushSubnormals() { _mm_setcsr(before_ | _MM_FLUSH_ZERO_ON); }
+  ~FlushSubnormals() { _mm_setcsr(before_); }
+
+ private:
+  const unsigned before_ = _mm_getcsr();
+};
+
 static inline Vec zero() { return _mm256_setzero_ps(); }
 static inline Vec broadcast(float x) { return _mm256_set1_ps(x); }
 static inline Vec load(const float* p) { return _mm256_loadu_ps(p); }

@@ -13,7 +13,10 @@
 //   lanes_above(a, b)               bit i: lane i of a > that of b
 //   store_chosen(v, n, c, p, k)     the lanes of v whose bit in c is set to p, side by side, the numbers n + lane of these
 //                                   to k; may write a whole vector to each
-//   times_power_of_two(p, n)        p x 2^n for whole n in [-126, 127]; NaN stays NaN
+//   times_power_of_two(p, n)        p x 2^n for whole n in [-126, 127]; 0 for kLog2OfZero; NaN stays NaN
+//   kLog2OfZero                     a whole number below -126
+//   FlushSubnormals                 while there is one, what would be subnormal is 0, where the CPU can be told so
+//   kPanelsWeighed                  panels of scores that become weights together
 //   load_first(p, n)                the first n < kLanes numbers, zeros behind them; reads no further
 //   fold(tile)                      kFold vectors made one, each in lanes of its own
 //   sum_folded(tile)                lane i is the sum of the i-th vector folded, kLanes / kFold results of fold
@@ -39,6 +42,11 @@ static constexpr int kPackedVectors = kValueVectors;
 static constexpr int kFold = 1;
 static constexpr int kPanelsWeighed = 2;
 static constexpr float kLog2OfZero = -127.0f;
+
+// There is no switch for it that every CPU has.
+struct FlushSubnormals {
+  FlushSubnormals() {}
+};
 
 static inline Vec zero() { return Vec{0, 0, 0, 0}; }
 static inline Vec broadcast(float x) { return Vec{x, x, x, x}; }
