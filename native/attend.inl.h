@@ -85,6 +85,25 @@ static void clear_state(const Problem& problem, const Task& task, const State& s
   }
 }
 
+// Sums of the first `count` weights of R rows, lane r that of row r.
+template <int R>
+static inline Vec sums_of_rows(int64_t rows, const float* weights, int64_t count) {
+  if constexpr (R > 1) {
+    if (rows < R) return sums_of_rows<R - 1>(rows, weights, count);
+  }
+  Vec sums[kLanes];
+#pragma GCC unroll 16
+  for (int r = 0; r < kLanes; ++r) sums[r] = zero();
+  int64_t j = 0;
+  for (; j + kLanes <= count; j += kLanes)
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) sums[r] = add(sums[r], load(weights + r * kBlockKeys + j));
+  if (j < count)
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) sums[r] = add(sums[r], load_first(weights + r * kBlockKeys + j, int(count - j)));
+  return sum_each(sums);
+}
+
 // One task: the scores of all its rows and keys wait in the strip for their rows' peaks (exact two-step softmax), and the
 // weights stay there for the readings. A row whose keys are more than one task's moves its peak from task to task (online).
 struct Pass {
@@ -110,15 +129,16 @@ struct Pass {
   int64_t packed_keys = -1, packed_values = -1, examined = -1;
   bool finite = true;
 
-  // A block of keys: its first, how many, and which of them some row of the task sees.
+  // A block of keys: its first, how many, which of them some row of the task sees, and the first run that meets it.
   struct Block {
-    int64_t number, first, count, seen, seen_end;
+    int64_t number, first, count, seen, seen_end, run;
     int64_t panels() const { return seen / kPanelKeys * kPanelKeys; }
   };
 
   Block block_of(int64_t number) const {
     const int64_t first = task.first_key + number * kBlockKeys, left = task.last_key - first;
-    Block block{number, first, left < kBlockKeys ? left : kBlockKeys, 0, 0};
+    Block block{number, first, left < kBlockKeys ? left : kBlockKeys, 0, 0, 0};
+    if (strip.runs) block.run = problem.reading.runs_ended(first);
     block.seen = block.count;
     for (int64_t tile = 0; tile * kTileRows < rows; ++tile)
       widen_to(tiles[tile].any, first, block.count, block.seen, block.seen_end);
@@ -303,8 +323,22 @@ struct Pass {
     }
   }
 
+  // The weights of a tile of rows against a block count for the runs of keys that they belong to.
+  void sum_runs(const Block& block, int64_t first, int64_t height, int64_t begin, int64_t end) {
+    const Reading& reading = problem.reading;
+    const float* const weights = line(block.number, first);
+    float* const sums = strip.run_sums + (first / kTileRows * strip.runs - strip.first_run) * kPad;
+    for (int64_t run = block.run; run < strip.first_run + strip.runs; ++run) {
+      const int64_t from = clamp(reading.runs[3 * run] - block.first, begin, end);
+      const int64_t to = clamp(reading.runs[3 * run + 1] - block.first, begin, end);
+      if (from == end) break;
+      if (from == to) continue;
+      store(sums + run * kPad, add(load(sums + run * kPad), sums_of_rows<kTileRows>(height, weights + from, to - from)));
+    }
+  }
+
   // Weights of a tile of rows times the values of a block.
-  void add(const Block& block, int64_t first, int64_t height) {
+  void gather(const Block& block, int64_t first, int64_t height) {
     const int64_t begin = strip.begin[place(block.number, first)], end = strip.end[place(block.number, first)];
     if (begin >= end) return;
     float* rescale = workspace.rescale + first;
@@ -323,6 +357,7 @@ struct Pass {
       weigh<false, kDotsPairs>(first, height, scores, begin, end, weights);
     else
       weigh<false, false>(first, height, scores, begin, end, weights);
+    if (strip.runs) sum_runs(block, first, height, begin, end);
     if (scaled) {
       each_stretch(problem, task, &Piece::value, block.first + begin, block.first + end,
                    [&](const Stretch& values, int64_t key) {
@@ -382,13 +417,17 @@ struct Pass {
   }
 
   void run() {
+    if (strip.runs) {
+      const int64_t sums = (rows + kTileRows - 1) / kTileRows * strip.runs * kPad;
+      __builtin_memset(strip.run_sums, 0, std::size_t(sums) * sizeof(float));
+    }
     for (int64_t row = 0; row < rows; ++row) store(workspace.largest + row * kLanes, broadcast(-kInfinity));
     each_tile([&](const Block& block, int64_t row, int64_t height) { score(block, row, height); });
     for (int64_t row = 0; row < rows; ++row) {
       raise_peak(row);
       contend(row);
     }
-    each_tile([&](const Block& block, int64_t row, int64_t height) { add(block, row, height); });
+    each_tile([&](const Block& block, int64_t row, int64_t height) { gather(block, row, height); });
     for (int64_t row = 0; row < rows; ++row) {
       state.total[row] += sum(load(workspace.totals + row * kLanes));
       if (problem.reads) state.moment[row] += sum(load(workspace.moments + row * kLanes));

@@ -78,6 +78,7 @@ void carve(Carver& carver, Strip& strip, int64_t rows) {
   carver(strip.end, strip.blocks * rows);
   carver(strip.hides, strip.blocks * rows);
   carver(strip.peaks, rows);
+  carver(strip.run_sums, ceil_div(rows, kFewestTileRows) * strip.runs * kPad);
 }
 
 // A task whose keys and values come packed needs no room for them.
@@ -102,11 +103,19 @@ struct Part {
   int64_t first_key = 0, keys = 0;
 };
 
-Strip strip_of(const Part& part) {
+// Only a strip of rows that are read has runs to sum up.
+Strip strip_of(const Problem& problem, const Part& part, bool read) {
   Strip strip;
   strip.first_key = part.first_key;
   strip.keys = part.keys;
   strip.blocks = ceil_div(part.keys, kBlockKeys);
+  const Reading& reading = problem.reading;
+  if (!read || !reading.segment_mass) return strip;
+  const int64_t last_key = part.first_key + part.keys;
+  strip.first_run = reading.runs_ended(part.first_key);
+  int64_t last_run = reading.runs_ended(last_key);
+  last_run += last_run < reading.run_count && reading.runs[3 * last_run] < last_key;
+  strip.runs = last_run - strip.first_run;
   return strip;
 }
 
@@ -291,7 +300,7 @@ bool Run::by_rows() const {
         const auto carve_all = [&](Carver carver) {
           carve(carver, workspace, problem, all_keys.rows(), !shares);
           carve(carver, state, problem, all_keys.rows());
-          for (size_t i = 0; i < strips.size(); ++i) carve(carver, strips[i] = strip_of(parts[i]), all_keys.rows());
+          for (size_t i = 0; i < strips.size(); ++i) carve(carver, strips[i] = strip_of(problem, parts[i], block.read), all_keys.rows());
           return carver.bytes();
         };
         task_scratch.carve(carve_all);
@@ -331,7 +340,7 @@ bool Run::by_keys() const {
   const auto carve_all = [&](Carver carver) {
     for (size_t i = 0; i < states.size(); ++i) {
       carve(carver, states[i], problem, rows);
-      if (problem.reads) carve(carver, strips[i] = strip_of(parts[i % parts.size()]), rows);
+      if (problem.reads) carve(carver, strips[i] = strip_of(problem, parts[i % parts.size()], true), rows);
     }
     return carver.bytes();
   };
@@ -351,7 +360,7 @@ bool Run::by_keys() const {
 
   const bool whole = each(heads() * splits, [&](int64_t index) {
     const Part& part = parts[size_t(index % splits)];
-    Strip unread = strip_of(part);
+    Strip unread = strip_of(problem, part, false);
     const Workspace workspace = workspace_here(problem.reads ? nullptr : &unread);
     target.compute(problem, task_of(index / splits, 0, rows, part), workspace, states[size_t(index)],
                    problem.reads ? strips[size_t(index)] : unread);

@@ -83,6 +83,19 @@ struct Reading {
   int64_t run_count = 0;
   const float* row_weights = nullptr;  // broadcast by zero strides; null for 1 everywhere
   int64_t row_weight_stride[3] = {0, 0, 0};
+
+  // Runs that end at this key or before.
+  KEYWISE_INLINE int64_t runs_ended(int64_t key) const {
+    int64_t low = 0, high = run_count;
+    while (low < high) {
+      const int64_t middle = (low + high) / 2;
+      if (runs[3 * middle + 1] <= key)
+        low = middle + 1;
+      else
+        high = middle;
+    }
+    return low;
+  }
 };
 
 struct Problem {
@@ -159,6 +172,10 @@ struct Strip {
   int32_t* end = nullptr;
   bool* hides = nullptr;
   float* peaks = nullptr;  // [rows] the row's peak when its weights were made
+  // The runs of the reading that meet these keys, and the sums of their weights: [tiles, runs, kPad], lane r of a tile
+  // is its row r.
+  int64_t first_run = 0, runs = 0;
+  float* run_sums = nullptr;
 };
 
 // Keys and values of one head and part as the tiles read them, packed once for all tasks that share them.

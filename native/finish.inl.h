@@ -59,27 +59,15 @@ static inline float factor_of(const Problem& problem, const State& state, const 
   return shift == 0.0f ? state.inverse[row] : state.inverse[row] * __builtin_exp2f(shift);
 }
 
-// Sums of the first `count` weights of R rows, lane r that of row r.
-template <int R>
-static inline Vec sums_of_rows(int64_t rows, const float* weights, int64_t count) {
-  if constexpr (R > 1) {
-    if (rows < R) return sums_of_rows<R - 1>(rows, weights, count);
-  }
-  Vec sums[kLanes];
-#pragma GCC unroll 16
-  for (int r = 0; r < kLanes; ++r) sums[r] = zero();
-  int64_t j = 0;
-  for (; j + kLanes <= count; j += kLanes)
-#pragma GCC unroll 16
-    for (int r = 0; r < R; ++r) sums[r] = add(sums[r], load(weights + r * kBlockKeys + j));
-  if (j < count)
-#pragma GCC unroll 16
-    for (int r = 0; r < R; ++r) sums[r] = add(sums[r], load_first(weights + r * kBlockKeys + j, int(count - j)));
-  return sum_each(sums);
+// The first `count` numbers of `more` are added to those at p.
+static inline void add_first(float* p, Vec more, int64_t count) {
+  if (count == kLanes) return store(p, add(load(p), more));
+  float numbers[kLanes];
+  store(numbers, more);
+  for (int64_t i = 0; i < count; ++i) p[i] += numbers[i];
 }
 
-// Segment mass of the rows of a finished task. The rows of a tile, which have the same keys in a block, are summed
-// together: their sums are reduced at a time, and the ends of a run are looked up once.
+// Segment mass of the rows of a finished task, from the sums of runs in its strips.
 static void write_segments(const Problem& problem, const Task& task, const State& state, const Strip* strips,
                            int64_t strip_count) {
   const Reading& reading = problem.reading;
@@ -92,26 +80,24 @@ static void write_segments(const Problem& problem, const Task& task, const State
       masses[r] = place < 0 ? nullptr : reading.segment_mass + place * reading.segments;
       for (int64_t s = 0; masses[r] && s < reading.segments; ++s) masses[r][s] = 0.0f;
     }
-    int64_t run = 0;
     for (int64_t number = 0; number < strip_count; ++number) {
       const Strip& strip = strips[number];
       float factors[kLanes] = {};
       for (int64_t r = 0; r < height; ++r)
         if (strip.peaks[first + r] != -kInfinity) factors[r] = factor_of(problem, state, strip, first + r);
-      for (int64_t block = 0; block < strip.blocks; ++block) {
-        const int64_t place = block * rows + first, first_key = strip.first_key + block * kBlockKeys;
-        if (strip.begin[place] >= strip.end[place]) continue;
-        const int64_t begin = first_key + strip.begin[place], end = first_key + strip.end[place];
-        const float* weights = strip.weights + place * kBlockKeys - first_key;
-        while (run < reading.run_count && reading.runs[3 * run + 1] <= begin) ++run;
-        for (int64_t i = run; i < reading.run_count && reading.runs[3 * i] < end; ++i) {
-          const int64_t from = reading.runs[3 * i] > begin ? reading.runs[3 * i] : begin;
-          const int64_t to = reading.runs[3 * i + 1] < end ? reading.runs[3 * i + 1] : end;
-          float totals[kLanes];
-          store(totals, mul(sums_of_rows<kTileRows>(height, weights + from, to - from), load(factors)));
-          for (int64_t r = 0; r < height; ++r)
-            if (masses[r]) masses[r][reading.runs[3 * i + 2]] += totals[r];
+      const float* const sums = strip.run_sums + first / kTileRows * strip.runs * kPad;
+      const int64_t* const runs = reading.runs + 3 * strip.first_run;
+      for (int64_t run = 0, count; run < strip.runs; run += count) {
+        // Most often runs follow each other as their segments do.
+        Vec totals[kLanes];
+        for (count = 0; count < kLanes && run + count < strip.runs; ++count) {
+          if (runs[3 * (run + count) + 2] != runs[3 * run + 2] + count) break;
+          totals[count] = mul(load(sums + (run + count) * kPad), load(factors));
         }
+        for (int64_t i = count; i < kLanes; ++i) totals[i] = zero();
+        transpose(totals);
+        for (int64_t r = 0; r < height; ++r)
+          if (masses[r]) add_first(masses[r] + runs[3 * run + 2], totals[r], count);
       }
     }
   }

@@ -470,6 +470,18 @@ def _runs(segments: Any, keys: int) -> tuple[Array, int]:
     if data.ndim != 1:
         raise ShapeError(f"segments has shape {list(data.shape)}; it is one row of bounds [S+1] or of ids [{keys}]")
     data = data.astype(np.int64)
+    # A few bounds are met again by every layer and every token.
+    return _runs_met(data.tobytes(), keys) if data.size <= 1024 else _runs_of(data, keys)
+
+
+@functools.lru_cache(maxsize=8)
+def _runs_met(data: bytes, keys: int) -> tuple[Array, int]:
+    runs, segments = _runs_of(np.frombuffer(data, np.int64), keys)
+    runs.flags.writeable = False  # it is handed out again
+    return runs, segments
+
+
+def _runs_of(data: Array, keys: int) -> tuple[Array, int]:
     increasing = data.size >= 2 and bool((np.diff(data) > 0).all())
     # Increasing numbers that start at 0 and end at the number of keys are bounds even when there are N of them.
     bounds = increasing and data[0] >= 0 and data[-1] <= keys
