@@ -258,11 +258,15 @@ struct Pass {
     const float before = state.peak[row];
     float rescale = 1.0f;
     if (largest > before) {
-      const float shift = (before - largest) * problem.score_unit_base2();
-      rescale = __builtin_exp2f(shift);
-      if (before != -kInfinity) state.moment[row] = rescale * (state.moment[row] + shift * state.total[row]);
-      state.total[row] *= rescale;
       state.peak[row] = largest;
+      if (before == -kInfinity) {
+        rescale = 0.0f;
+      } else {
+        const float shift = (before - largest) * problem.score_unit_base2();
+        rescale = __builtin_exp2f(shift);
+        state.moment[row] = rescale * (state.moment[row] + shift * state.total[row]);
+      }
+      state.total[row] *= rescale;
     }
     workspace.rescale[row] = rescale;
     strip.peaks[row] = state.peak[row];
@@ -274,7 +278,7 @@ struct Pass {
   void contend(int64_t row) {
     const int64_t top = problem.top();
     const Vec of_lanes = load(workspace.largest + row * kLanes);
-    if (!top || !(reduce_maximum(of_lanes) > state.top_scores[row * top + top - 1])) return;
+    if (!(reduce_maximum(of_lanes) > state.top_scores[row * top + top - 1])) return;
     Contest contest(workspace, top, state.top_scores + row * top, state.top_keys + row * top);
     contest.begin(of_lanes);
     const int64_t tile = row / kTileRows * kTileRows;
@@ -288,9 +292,6 @@ struct Pass {
     }
     contest.settle();
   }
-
-  template <int N>
-  using Count = std::integral_constant<int, N>;
 
   // Scores of a tile of rows against the keys begin .. end - 1 of a block become weights exp(score - peak).
   template <bool kMoments, bool kToPairs>
@@ -425,7 +426,7 @@ struct Pass {
     each_tile([&](const Block& block, int64_t row, int64_t height) { score(block, row, height); });
     for (int64_t row = 0; row < rows; ++row) {
       raise_peak(row);
-      contend(row);
+      if (problem.top()) contend(row);
     }
     each_tile([&](const Block& block, int64_t row, int64_t height) { gather(block, row, height); });
     for (int64_t row = 0; row < rows; ++row) {
@@ -440,8 +441,10 @@ static void compute(const Problem& problem, const Task& task, const Workspace& w
   // Weights next to nothing would slow some CPUs down.
   const FlushSubnormals guard;
   Pass pass{problem, task, workspace, state, strip};
-  for (int64_t row = 0; row < pass.rows; ++row)
-    pass.spans[row] = span_of(problem, task, task.token(row, pass.group));
+  for (int64_t row = 0; row < pass.rows; ++row) {
+    const bool as_before = row && (sees_alike(problem) || (task.first_row + row) % pass.group);
+    pass.spans[row] = as_before ? pass.spans[row - 1] : span_of(problem, task, task.token(row, pass.group));
+  }
   for (int64_t row = 0; row < pass.rows; row += kTileRows)
     pass.tiles[row / kTileRows] = spans_of_tile(pass.spans + row, clamp(pass.rows - row, 1, kTileRows));
   if (!task.continues) {

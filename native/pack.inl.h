@@ -161,6 +161,9 @@ static constexpr int64_t kPanelKeys = 2 * kLanes;
 // Whatever is stored under bfloat16 queries, bfloat16 or int8, is exact in bfloat16.
 static inline bool uses_pairs(const Problem& problem) { return kDotsPairs && problem.dtype == Dtype::bfloat16; }
 
+template <int N>
+using Count = std::integral_constant<int, N>;
+
 template <Dtype kDtype, bool kPairs>
 struct Stored {
   static constexpr Dtype dtype = kDtype;
@@ -181,13 +184,19 @@ static inline int64_t key_depth(const Problem& problem, bool pairs) {
   return pairs ? (problem.head_dim + 1) / 2 : problem.head_dim;
 }
 
-// kLanes keys from lane `d` on become lanes: tile[i] is lane d + i of the keys. Keys from `known` on are zeros.
+// kLanes rows from lane `d` on become lanes: tile[i] is lane d + i of the rows. Rows from `known` on are zeros.
 template <Dtype kDtype, bool kPairs>
 static inline void load_transposed(const char* const* rows, int64_t known, int64_t d, int64_t left, Vec* tile) {
-  if (known >= kLanes && left >= (kPairs ? 2 : 1) * kLanes) {
+  const auto load_whole = [&](auto count) {
 #pragma GCC unroll 16
     for (int i = 0; i < kLanes; ++i)
-      tile[i] = kPairs ? load_pairs(rows[i], kDtype, 2 * d, left) : load_as<kDtype>(rows[i], d);
+      tile[i] = i >= count ? zero() : kPairs ? load_pairs(rows[i], kDtype, 2 * d, left) : load_as<kDtype>(rows[i], d);
+  };
+  const bool whole = left >= (kPairs ? 2 : 1) * kLanes;
+  if (whole && known >= kLanes) {
+    load_whole(Count<kLanes>{});
+  } else if (whole && known == kTileRows) {
+    load_whole(Count<kTileRows>{});
   } else {
     for (int i = 0; i < kLanes; ++i)
       tile[i] = i >= known ? zero()
@@ -280,34 +289,36 @@ static inline bool scores_in_place(const Task& task) {
 
 // The task's rows, as floats or as pairs of bfloat16: panels [depth][rows of a tile], or, for keys in place, one row
 // after the other, each padded with zeros to whole vectors. Less than kLanes numbers behind the last are overwritten.
-static void pack_queries(const Problem& problem, const Task& task, bool pairs, bool row_by_row, float* packed) {
-  const int64_t depth = key_depth(problem, pairs), group = problem.group();
+template <Dtype kDtype, bool kPairs>
+static void pack_queries(const Problem& problem, const Task& task, bool row_by_row, float* packed) {
+  const int64_t depth = key_depth(problem, kPairs), group = problem.group();
   const int64_t step = row_by_row ? 1 : kTileRows;
   for (int64_t first = 0; first < task.rows(); first += step) {
     const int64_t rows = task.rows() - first < step ? task.rows() - first : step;
     const char* row[kTileRows];
     for (int64_t r = 0; r < rows; ++r) {
-      row[r] = row_of(problem.query, problem.dtype, task.item, task.query_head(first + r, group),
-                      task.token(first + r, group));
+      row[r] = row_of(problem.query, kDtype, task.item, task.query_head(first + r, group), task.token(first + r, group));
       // All of a tile's rows are on their way before the first is turned.
-      for (int64_t byte = 0; byte < problem.head_dim * bytes_of(problem.dtype); byte += kLineBytes)
+      for (int64_t byte = 0; byte < problem.head_dim * bytes_of(kDtype); byte += kLineBytes)
         __builtin_prefetch(row[r] + byte);
     }
-    const auto elements = [&](int64_t r, int64_t d) {
-      return pairs ? load_pairs(row[r], problem.dtype, 2 * d, problem.head_dim - 2 * d)
-                   : load_elements(row[r], problem.dtype, d, problem.head_dim - d);
-    };
     for (int64_t d = 0; d < depth; d += kLanes) {
+      const int64_t left = problem.head_dim - (kPairs ? 2 : 1) * d;
       if (row_by_row) {
-        store(packed, elements(0, d));
+        store(packed, kPairs ? load_pairs(row[0], kDtype, 2 * d, left) : load_elements(row[0], kDtype, d, left));
         packed += kLanes;
         continue;
       }
       Vec tile[kLanes];
-      for (int64_t r = 0; r < kLanes; ++r) tile[r] = r < rows ? elements(r, d) : zero();
-      transpose(tile);
+      load_transposed<kDtype, kPairs>(row, rows, d, left, tile);
       const int64_t count = depth - d < kLanes ? depth - d : kLanes;
       for (int64_t i = 0; i < count; ++i, packed += rows) store(packed, tile[i]);
     }
   }
+}
+
+static void pack_queries(const Problem& problem, const Task& task, bool pairs, bool row_by_row, float* packed) {
+  as_stored(problem.dtype, pairs, [&](auto stored) {
+    pack_queries<stored.dtype, stored.pairs>(problem, task, row_by_row, packed);
+  });
 }

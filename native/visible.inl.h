@@ -14,6 +14,12 @@ static inline int64_t own_position(const Problem& problem, int64_t item, int64_t
   return problem.visibility.lengths[item] - problem.queries + token;
 }
 
+// Whether all queries of an item have the same span.
+static inline bool sees_alike(const Problem& problem) {
+  const Visibility& rule = problem.visibility;
+  return !rule.causal && rule.left < 0 && rule.right < 0 && !rule.documents;
+}
+
 static Span span_of(const Problem& problem, const Task& task, int64_t token) {
   const Visibility& rule = problem.visibility;
   const int64_t own = own_position(problem, task.item, token), start = rule.starts[task.item];
