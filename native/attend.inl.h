@@ -293,11 +293,13 @@ struct Pass {
     contest.settle();
   }
 
-  // Scores of a tile of rows against the keys begin .. end - 1 of a block become weights exp(score - peak).
-  template <bool kMoments, bool kToPairs>
-  void weigh(int64_t first, int64_t height, const float* scores, int64_t begin, int64_t end, float* weights) {
+  // Scores of a tile of rows against the keys begin .. end - 1 of a block become weights exp(score - peak), as floats, as
+  // pairs, or both.
+  template <bool kMoments, bool kPairs>
+  void weigh(int64_t first, int64_t height, const float* scores, int64_t begin, int64_t end, float* weights,
+             float* pairs) {
     const Vec unit = broadcast(problem.score_unit_base2());
-    for (int64_t r = 0; r < height; ++r, scores += kBlockKeys, weights += kBlockKeys) {
+    for (int64_t r = 0; r < height; ++r, scores += kBlockKeys) {
       // A row that has seen no key yet keeps total 0: its weights come out as 0 against any finite anchor.
       const float peak = state.peak[first + r];
       const Vec anchor = broadcast(peak == -kInfinity ? 0.0f : peak);
@@ -309,15 +311,15 @@ struct Pass {
         Vec found[kVectors];
         weights_of<kVectors, kMoments>(scores + j, anchor, unit, total, moment, found);
 #pragma GCC unroll 16
-        for (int v = 0; v < kVectors; v += kToPairs ? 2 : 1) {
-          if constexpr (kToPairs)
-            store(weights + (j + v * kLanes) / 2, to_pairs(found[v], found[v + 1]));
-          else
-            store(weights + j + v * kLanes, found[v]);
+        for (int v = 0; v < kVectors; ++v) {
+          if (!kPairs || kMoments) store(weights + r * kBlockKeys + j + v * kLanes, found[v]);
+          if (kPairs && v % 2 == 0)
+            store(pairs + r * kBlockKeys + (j + v * kLanes) / 2, to_pairs(found[v], found[v + 1]));
         }
       };
       int64_t j = begin;
-      for (; j + kPanelsWeighed * kPanelKeys <= end; j += kPanelsWeighed * kPanelKeys) weigh_panels(Count<kPanelsWeighed>{}, j);
+      constexpr int64_t kStep = kPanelsWeighed * kPanelKeys;
+      for (; j + kStep <= end; j += kStep) weigh_panels(Count<kPanelsWeighed>{}, j);
       for (; j < end; j += kPanelKeys) weigh_panels(Count<1>{}, j);
       store(totals, total);
       if (kMoments) store(moments, moment);
@@ -352,12 +354,10 @@ struct Pass {
     // Weights stay in the strip where a reading wants them; else they are gone after this.
     float* const scores = line(block.number, first);
     float* weights = problem.reads ? scores : workspace.factors;
-    if (problem.reads)
-      weigh<true, false>(first, height, scores, begin, end, weights);
-    else if (takes_pairs && !scaled)
-      weigh<false, kDotsPairs>(first, height, scores, begin, end, weights);
-    else
-      weigh<false, false>(first, height, scores, begin, end, weights);
+    const bool as_pairs = takes_pairs && !scaled;
+    const auto weigh_tile = problem.reads ? (as_pairs ? &Pass::weigh<true, kDotsPairs> : &Pass::weigh<true, false>)
+                                          : (as_pairs ? &Pass::weigh<false, kDotsPairs> : &Pass::weigh<false, false>);
+    (this->*weigh_tile)(first, height, scores, begin, end, weights, workspace.factors);
     if (strip.runs) sum_runs(block, first, height, begin, end);
     if (scaled) {
       each_stretch(problem, task, &Piece::value, block.first + begin, block.first + end,
@@ -365,18 +365,14 @@ struct Pass {
         const int64_t j = key - block.first;
         times_scales(height, weights + j, values.scales, values.count, workspace.factors + j);
       });
-      for (int64_t r = 0; r < height; ++r)
-        for (int64_t j = end; j < round_up(end, kPanelKeys); ++j) workspace.factors[r * kBlockKeys + j] = 0.0f;
-      weights = workspace.factors;
+      for (int64_t r = 0; r < height; ++r) {
+        float* const row = workspace.factors + r * kBlockKeys;
+        for (int64_t j = end; j < round_up(end, kPanelKeys); ++j) row[j] = 0.0f;
+        for (int64_t j = begin; takes_pairs && j < end; j += kPanelKeys)
+          store(row + j / 2, to_pairs(load(row + j), load(row + j + kLanes)));
+      }
     }
-    if (takes_pairs && (scaled || problem.reads)) {
-      for (int64_t r = 0; r < height; ++r)
-        for (int64_t j = begin; j < end; j += kPanelKeys) {
-          const float* here = weights + r * kBlockKeys + j;
-          store(workspace.factors + r * kBlockKeys + j / 2, to_pairs(load(here), load(here + kLanes)));
-        }
-      weights = workspace.factors;
-    }
+    if (scaled || as_pairs) weights = workspace.factors;
 
     if (poisoned || (values_in_place && !value_pairs)) {
       const float* factors = rescale;
