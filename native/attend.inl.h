@@ -205,6 +205,14 @@ struct Pass {
     strip.end[place(block.number, first)] = int32_t(end);
     if (begin >= end) return;
 
+    // They are on their way while scores are computed.
+    if (problem.stored == Dtype::int8)
+      for (const auto side : {&Piece::key, &Piece::value})
+        each_stretch(problem, task, side, block.first + begin, block.first + end, [](const Stretch& stretch, int64_t) {
+          for (int64_t j = 0; j < stretch.count; j += kLineBytes / int64_t(sizeof(float)))
+            prefetch(reinterpret_cast<const char*>(stretch.scales + j));
+        });
+
     float* scores = line(block.number, first);
     const float* queries = workspace.queries + first * (keys_in_place ? round_up(depth, kLanes) : depth);
     if (keys_in_place) {

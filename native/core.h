@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <initializer_list>
 #include <type_traits>
 
 // Always inlined: target files are compiled with other flags, and no copy of theirs may serve the rest.
