@@ -24,7 +24,7 @@ static inline Vec sum_each(const Vec* tile) {
 #include "top.inl.h"
 #include "value.inl.h"
 
-static_assert(kTileRows <= kMaximumTileRows && kTileRows >= kFewestTileRows && kTileRows <= kLanes && kRowsInPlace <= kTileRows && kLanes <= 16);
+static_assert(kTileRows <= kMaximumTileRows && kTileRows <= kLanes && kRowsInPlace <= kTileRows && kLanes <= 16);
 static_assert(kPad % kLanes == 0 && kBlockKeys % kPanelKeys == 0 && kPanelKeys <= 32);
 
 // Scale, softcap and bias; `line` is scratch for a block of bias.
@@ -104,8 +104,8 @@ static inline Vec sums_of_rows(int64_t rows, const float* weights, int64_t count
   return sum_each(sums);
 }
 
-// One task: the scores of all its rows and keys wait in the strip for their rows' peaks (exact two-step softmax), and the
-// weights stay there for the readings. A row whose keys are more than one task's moves its peak from task to task (online).
+// One task: the scores of all its rows and keys wait in the strip for their rows' peaks (exact two-step softmax); the
+// weights take their place where a reading wants them. A row whose keys are more than one task's moves its peak from task to task (online).
 struct Pass {
   const Problem& problem;
   const Task& task;
@@ -171,7 +171,7 @@ struct Pass {
       packed_values = block.number;
       first = workspace.values - block.panels() / keys_per_row * width;
     }
-    return {reinterpret_cast<const char*>(first), row_bytes, Dtype::float32};
+    return {reinterpret_cast<const char*>(first), row_bytes, Dtype::float32, nullptr, true};
   }
 
   // The keys to be packed next, one block behind these: a tile of rows asks for a line of them with every step it takes.

@@ -72,17 +72,17 @@ class Carver {
   int64_t bytes_ = 0;
 };
 
-void carve(Carver& carver, Strip& strip, int64_t rows) {
+void carve(Carver& carver, Strip& strip, int64_t rows, int64_t tile_rows) {
   carver(strip.weights, strip.blocks * rows * kBlockKeys);
   carver(strip.begin, strip.blocks * rows);
   carver(strip.end, strip.blocks * rows);
   carver(strip.hides, strip.blocks * rows);
   carver(strip.peaks, rows);
-  carver(strip.run_sums, ceil_div(rows, kFewestTileRows) * strip.runs * kPad);
+  carver(strip.run_sums, ceil_div(rows, tile_rows) * strip.runs * kPad);
 }
 
 // A task whose keys and values come packed needs no room for them.
-void carve(Carver& carver, Workspace& workspace, const Problem& problem, int64_t rows, bool packs) {
+void carve(Carver& carver, Workspace& workspace, const Problem& problem, int64_t rows, int64_t tile_rows, bool packs) {
   carver(workspace.queries, rows * round_up(problem.head_dim, kPad) + kPad);    // packed query rows
   carver(workspace.keys, packs ? kBlockKeys * problem.head_dim : 0);            // one block of keys in panels
   carver(workspace.values, packs ? kBlockKeys * problem.value_width() : 0);     // one block of values
@@ -96,7 +96,7 @@ void carve(Carver& carver, Workspace& workspace, const Problem& problem, int64_t
   carver(workspace.candidate_keys, 2 * candidate_room(problem.top()));
   carver(workspace.rescale, rows);               // per row
   // Which keys each row sees, and which some and all rows of a tile see.
-  carver(workspace.spans, (rows + 2 * ceil_div(rows, kFewestTileRows)) * kSpanNumbers);
+  carver(workspace.spans, (rows + 2 * ceil_div(rows, tile_rows)) * kSpanNumbers);
 }
 
 struct Part {
@@ -298,9 +298,10 @@ bool Run::by_rows() const {
         State state;
         std::vector<Strip> strips(block.read ? parts.size() : 1);
         const auto carve_all = [&](Carver carver) {
-          carve(carver, workspace, problem, all_keys.rows(), !shares);
+          carve(carver, workspace, problem, all_keys.rows(), target.tile_rows, !shares);
           carve(carver, state, problem, all_keys.rows());
-          for (size_t i = 0; i < strips.size(); ++i) carve(carver, strips[i] = strip_of(problem, parts[i], block.read), all_keys.rows());
+          for (size_t i = 0; i < strips.size(); ++i)
+            carve(carver, strips[i] = strip_of(problem, parts[i], block.read), all_keys.rows(), target.tile_rows);
           return carver.bytes();
         };
         task_scratch.carve(carve_all);
@@ -340,7 +341,8 @@ bool Run::by_keys() const {
   const auto carve_all = [&](Carver carver) {
     for (size_t i = 0; i < states.size(); ++i) {
       carve(carver, states[i], problem, rows);
-      if (problem.reads) carve(carver, strips[i] = strip_of(problem, parts[i % parts.size()], true), rows);
+      if (problem.reads)
+        carve(carver, strips[i] = strip_of(problem, parts[i % parts.size()], true), rows, target.tile_rows);
     }
     return carver.bytes();
   };
@@ -351,8 +353,8 @@ bool Run::by_keys() const {
   const auto workspace_here = [&](Strip* unread = nullptr) {
     Workspace workspace;
     task_scratch.carve([&](Carver carver) {
-      carve(carver, workspace, problem, rows, true);
-      if (unread) carve(carver, *unread, rows);
+      carve(carver, workspace, problem, rows, target.tile_rows, true);
+      if (unread) carve(carver, *unread, rows, target.tile_rows);
       return carver.bytes();
     });
     return workspace;

@@ -164,7 +164,7 @@ struct State {
   int32_t* top_keys = nullptr;  // [rows, top] -1 where there is none
 };
 
-// Scores, then weights exp(score - peak), of some rows against blocks of keys.
+// Scores of some rows against blocks of keys, and then, where a reading wants them, their weights exp(score - peak).
 struct Strip {
   int64_t first_key = 0, keys = 0, blocks = 0;
   float* weights = nullptr;  // [blocks, rows, kBlockKeys]
@@ -204,7 +204,6 @@ struct Workspace {
 };
 constexpr int64_t kSpanNumbers = 4;
 constexpr int64_t kMaximumTileRows = 16;
-constexpr int64_t kFewestTileRows = 4;
 // Room for the candidates for the heaviest keys that wait to be chosen from, and for a vector behind them.
 KEYWISE_INLINE constexpr int64_t candidate_room(int64_t top) { return 2 * top + 64 + kPad; }
 
@@ -213,6 +212,8 @@ struct Target {
   const char* name;
   // Whether bfloat16 is packed in pairs, which take half the room.
   bool dots_pairs;
+  // Rows that are scored together.
+  int64_t tile_rows;
   // Fills the blocks of the task's keys that one of its rows sees.
   void (*pack)(const Problem&, const Task&, const Packed&);
   // Fills the state and the strip.

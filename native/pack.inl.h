@@ -245,6 +245,7 @@ struct Values {
   int64_t stride_bytes;
   Dtype dtype;
   const char* const* rows = nullptr;
+  bool packed = false;
 };
 
 // Up to kLanes elements as bfloat16, zeros behind the last; `line` is room for twice as many.

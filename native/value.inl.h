@@ -10,14 +10,17 @@ static constexpr int kFewRows = 2;
 template <int R, int C, Dtype kDtype, bool kPairs>
 static void value_tile(const float* weights, const Values& values, int64_t first, int64_t keys, int64_t width,
                        const float* rescale, float* outputs) {
+  // Packed values come a block at a time and get sums of their own, for rounding errors grow with the length of a chain;
+  // those in place may come in pieces, over which the chain goes on, so that the bits do not depend on them.
+  const auto scaled_before = [&](int r, int c, Vec more) {
+    const Vec before = load(outputs + r * width + c * kLanes);
+    return rescale ? mul_add(before, broadcast(rescale[r]), more) : add(before, more);
+  };
   Vec sum[R][C];
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 16
-    for (int c = 0; c < C; ++c) {
-      const Vec before = load(outputs + r * width + c * kLanes);
-      sum[r][c] = rescale ? mul(broadcast(rescale[r]), before) : before;
-    }
+    for (int c = 0; c < C; ++c) sum[r][c] = values.packed ? zero() : scaled_before(r, c, zero());
   const char* row = values.first;
   constexpr bool kTwoRows = kDtype == Dtype::int8 && kPairs;
   constexpr int64_t kBytes = C * kLanes * bytes_of(kDtype) * (kTwoRows ? 2 : 1);
@@ -50,7 +53,8 @@ static void value_tile(const float* weights, const Values& values, int64_t first
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 16
-    for (int c = 0; c < C; ++c) store(outputs + r * width + c * kLanes, sum[r][c]);
+    for (int c = 0; c < C; ++c)
+      store(outputs + r * width + c * kLanes, values.packed ? scaled_before(r, c, sum[r][c]) : sum[r][c]);
 }
 
 template <int R, int C, Dtype kDtype, bool kPairs>
@@ -75,7 +79,7 @@ static void add_values_by_tiles(int64_t rows, const float* weights, const Values
   const int64_t strip = rows <= R && width > C * kLanes ? clamp(kValueStripBytes / row_bytes, 8, keys) : keys;
   for (int64_t key = 0; key < keys; key += strip) {
     const Values here{values.first + key * values.stride_bytes, values.stride_bytes, values.dtype,
-                      values.rows + (values.rows ? 2 * key : 0)};
+                      values.rows + (values.rows ? 2 * key : 0), values.packed};
     const int64_t count = keys - key < strip ? keys - key : strip;
     for (int64_t r = 0; r < rows; r += R)
       for (int64_t d = 0; d < width; d += C * kLanes)

@@ -175,7 +175,7 @@ class Case:
     def _segments(self, random_numbers: np.random.Generator) -> Any:
         keys = self.keys
         if self.segments == "bounds":
-            cuts = random_numbers.choice(np.arange(1, keys), min(keys - 1, 6), replace=False)
+            cuts = random_numbers.choice(np.arange(1, keys), min(keys - 1, 40), replace=False)
             return [0, *sorted(cuts.tolist()), keys]
         if self.segments == "inner bounds":
             return [keys // 4, keys // 4 + 1 + keys // 3] if keys > 3 else [0, keys]

@@ -69,3 +69,15 @@ def test_the_exponential_errs_by_no_more_than_it_says(kernel: str) -> None:
     assert np.abs(weight / np.exp2(exponent.astype(np.float64)) - 1).max() <= stated
     hidden = kw.partial(query, key, value, scale=math.log(2), mask=np.array([True, False])).values
     assert not hidden.any()
+
+
+def test_weights_next_to_nothing_vanish_and_the_caller_keeps_its_own(kernel: str) -> None:
+    smallest = np.float32(2.0**-126)
+    exponent = -np.linspace(126.5, 300, 1000, dtype=np.float32)
+    key = np.concatenate([[0], exponent]).astype(np.float32)[None, None, :, None]
+    value = np.ones_like(key)
+    value[0, 0, 0] = 0
+    query = np.ones((1, 1, 1, 1), np.float32)
+    weights = kw.partial(query, key, value, scale=math.log(2)).values
+    assert 0 <= weights.item() <= 1000 * smallest
+    assert smallest / np.float32(4) > 0  # the switch that flushes such numbers is put back

@@ -53,6 +53,8 @@ LONG = [
     Case("float16", batch=1, key_heads=2, queries=260, keys=1500, head_dim=65, mask="documents", peaky=True),
     Case(batch=1, key_heads=1, group=4, queries=1, keys=20_011, head_dim=128, peaky=True, segments="bounds"),
     Case("bfloat16", batch=1, key_heads=1, group=8, queries=1, keys=20_011, head_dim=128, peaky=True, segments="ids"),
+    Case(batch=1, key_heads=1, queries=90, keys=4_500, head_dim=16, mask="causal", segments="bounds"),
+    Case("bfloat16", batch=1, key_heads=1, group=3, queries=50, keys=2_700, head_dim=16, segments="ids"),
     Case("float16", batch=2, key_heads=1, group=7, queries=2, keys=9_000, head_dim=80, mask="lengths", bias="per key"),
     Case("bfloat16", batch=1, key_heads=1, group=3, queries=3, keys=12_345, mask="keep_first", softcap=20.0, top=40),
 ]

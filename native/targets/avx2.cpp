@@ -110,6 +110,6 @@ static inline Vec sum_folded(const Vec* t) {
 #include "../limits.inl.h"
 
 extern const Target target;
-const Target target = {"avx2", kDotsPairs, pack, compute, merge, finish, add_columns, multiply_adds, add_up};
+const Target target = {"avx2", kDotsPairs, kTileRows, pack, compute, merge, finish, add_columns, multiply_adds, add_up};
 
 }  // namespace keywise::avx2
