@@ -323,7 +323,10 @@ def test_nobody_is_timed_while_threads_of_the_one_before_are_at_work() -> None:
     assert all(late[1:])  # the first call only tells how long calls take
 
 
-@pytest.mark.parametrize("name", ["evidence.md", "library.md", "performance.md", "performance-xeon.md", "performance-zen4.md", "scale.md"])
+PAGES = ["evidence.md", "library.md", "performance.md", "performance-xeon.md", "performance-zen4.md", "scale.md"]
+
+
+@pytest.mark.parametrize("name", PAGES)
 def test_pages_are_made_from_committed_runs(name: str) -> None:
     page = ROOT / "docs" / name
     text = page.read_text(encoding="utf-8")
