@@ -105,7 +105,8 @@ static inline Vec sums_of_rows(int64_t rows, const float* weights, int64_t count
 }
 
 // One task: the scores of all its rows and keys wait in the strip for their rows' peaks (exact two-step softmax); the
-// weights take their place where a reading wants them. A row whose keys are more than one task's moves its peak from task to task (online).
+// weights take their place where a reading wants them. A row whose keys are more than one task's moves its peak from task
+// to task (online).
 struct Pass {
   const Problem& problem;
   const Task& task;

@@ -82,7 +82,8 @@ void carve(Carver& carver, Strip& strip, int64_t rows, int64_t tile_rows) {
 }
 
 // A task whose keys and values come packed needs no room for them.
-void carve(Carver& carver, Workspace& workspace, const Problem& problem, int64_t rows, int64_t tile_rows, bool packs) {
+void carve(Carver& carver, Workspace& workspace, const Problem& problem, int64_t rows, int64_t tile_rows,
+           bool packs) {
   carver(workspace.queries, rows * round_up(problem.head_dim, kPad) + kPad);    // packed query rows
   carver(workspace.keys, packs ? kBlockKeys * problem.head_dim : 0);            // one block of keys in panels
   carver(workspace.values, packs ? kBlockKeys * problem.value_width() : 0);     // one block of values

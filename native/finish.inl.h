@@ -50,7 +50,8 @@ static int64_t place_of_row(const Problem& problem, const Task& task, int64_t ro
   const Reading& reading = problem.reading;
   const int64_t group = problem.group(), token = task.token(row, group);
   if (!problem.reads || token < reading.first_row || token >= reading.last_row) return -1;
-  return (task.item * problem.query_heads + task.query_head(row, group)) * (reading.last_row - reading.first_row) + token - reading.first_row;
+  const int64_t head = task.item * problem.query_heads + task.query_head(row, group);
+  return head * (reading.last_row - reading.first_row) + token - reading.first_row;
 }
 
 // What the weights of a row in a strip are worth, once its state is finished: its peak may have risen since.

@@ -56,8 +56,9 @@ struct TileSpans {
 static TileSpans spans_of_tile(const Span* rows, int64_t height) {
   const auto join = [](int64_t& begin, int64_t& end, int64_t first, int64_t last) {
     if (first >= last) return;
-    begin = begin >= end || first < begin ? first : begin;
-    end = last > end ? last : end;
+    const bool empty = begin >= end;
+    begin = empty || first < begin ? first : begin;
+    end = empty || last > end ? last : end;
   };
   const auto meet = [](int64_t& begin, int64_t& end, int64_t first, int64_t last) {
     begin = first > begin ? first : begin;

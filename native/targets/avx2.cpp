@@ -20,14 +20,7 @@ static constexpr int kFold = 2;
 static constexpr int kPanelsWeighed = 2;
 static constexpr float kLog2OfZero = -127.0f;
 
-class FlushSubnormals {
- public:
-  FlushSubnormals() { _mm_setcsr(before_ | _MM_FLUSH_ZERO_ON); }
-  ~FlushSubnormals() { _mm_setcsr(before_); }
-
- private:
-  const unsigned before_ = _mm_getcsr();
-};
+#include "flush_subnormals.inl.h"
 
 static inline Vec zero() { return _mm256_setzero_ps(); }
 static inline Vec broadcast(float x) { return _mm256_set1_ps(x); }
@@ -110,6 +103,7 @@ static inline Vec sum_folded(const Vec* t) {
 #include "../limits.inl.h"
 
 extern const Target target;
-const Target target = {"avx2", kDotsPairs, kTileRows, pack, compute, merge, finish, add_columns, multiply_adds, add_up};
+const Target target = {"avx2", kDotsPairs, kTileRows, pack, compute, merge,
+                       finish, add_columns, multiply_adds, add_up};
 
 }  // namespace keywise::avx2

@@ -12,14 +12,7 @@ static constexpr int kFold = 4;
 static constexpr int kPanelsWeighed = 4;
 static constexpr float kLog2OfZero = -200.0f;
 
-class FlushSubnormals {
- public:
-  FlushSubnormals() { _mm_setcsr(before_ | _MM_FLUSH_ZERO_ON); }
-  ~FlushSubnormals() { _mm_setcsr(before_); }
-
- private:
-  const unsigned before_ = _mm_getcsr();
-};
+#include "flush_subnormals.inl.h"
 
 static inline Vec zero() { return _mm512_setzero_ps(); }
 static inline Vec broadcast(float x) { return _mm512_set1_ps(x); }

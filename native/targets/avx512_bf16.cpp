@@ -86,6 +86,7 @@ static inline Vec interleave(const uint16_t* even, const uint16_t* odd) {
 #include "../limits.inl.h"
 
 extern const Target target;
-const Target target = {"avx512_bf16", kDotsPairs, kTileRows, pack, compute, merge, finish, add_columns, multiply_adds, add_up};
+const Target target = {"avx512_bf16", kDotsPairs, kTileRows, pack, compute, merge,
+                       finish, add_columns, multiply_adds, add_up};
 
 }  // namespace keywise::avx512_bf16

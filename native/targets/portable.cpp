@@ -119,6 +119,7 @@ static inline Vec sum_folded(const Vec* t) { return Vec{sum(t[0]), sum(t[1]), su
 #include "../limits.inl.h"
 
 extern const Target target;
-const Target target = {"portable", kDotsPairs, kTileRows, pack, compute, merge, finish, add_columns, multiply_adds, add_up};
+const Target target = {"portable", kDotsPairs, kTileRows, pack, compute, merge,
+                       finish, add_columns, multiply_adds, add_up};
 
 }  // namespace keywise::portable
