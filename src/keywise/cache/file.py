@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import mmap
 import os
-import sys
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import IO, Any
 
 import numpy as np
 
@@ -38,9 +36,6 @@ try:
     from zlib_ng.zlib_ng import crc32
 except ImportError:  # the same sums, six times slower
     from zlib import crc32
-
-# Linux's MADV_POPULATE_READ, which Python has no name for.
-_POPULATE_READ: Final = 22
 
 
 @dataclass(frozen=True, eq=False)
@@ -231,8 +226,6 @@ class _Mapped:
         In one thread: those of the model's last operation are awake and would be in the way of others.
         """
         blocks = [block for block in range(begin // CHECK_BYTES, -(-end // CHECK_BYTES)) if block not in self.verified]
-        if blocks:
-            self._map(self.start + begin, self.start + end)
         with memoryview(self.data) as view:
             for block in blocks:
                 first = self.start + block * CHECK_BYTES
@@ -240,16 +233,6 @@ class _Mapped:
                 if crc32(view[first:last]) != self.checksums[block]:
                     raise FormatError(f"{self.path}: damaged: the checksum of bytes {first} to {last - 1} differs")
                 self.verified.add(block)
-
-    def _map(self, first: int, last: int) -> None:
-        """Ask for the pages of some bytes at once: a fault for each page takes longer than its checksum.
-
-        Linux before 5.14 refuses; then, as on other systems, they come one by one.
-        """
-        if sys.platform == "linux":
-            first -= first % mmap.PAGESIZE
-            with suppress(OSError):
-                self.data.madvise(_POPULATE_READ, first, last - first)
 
 
 def _opened(path: str | os.PathLike[str]) -> IO[bytes]:

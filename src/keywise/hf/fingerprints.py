@@ -131,10 +131,10 @@ def _numbers(model: Any, most: int | None) -> Iterable[bytes]:
 
     for name, parameter in model.named_parameters():
         numbers = parameter.detach().reshape(-1)
-        if most is not None:
-            numbers = numbers[:: max(1, numbers.numel() // most)].contiguous()
         yield f"{name} {parameter.dtype} {tuple(parameter.shape)}".encode()
-        yield numbers.cpu().view(torch.uint8).numpy().tobytes()
+        # NumPy picks a few numbers in a fraction of torch's time, whatever their type.
+        array = numbers.cpu().view(torch.uint8).numpy().view(f"V{numbers.itemsize}")
+        yield array[:: 1 if most is None else max(1, array.size // most)].tobytes()
 
 
 def _tokenizer(tokenizer: Any, folder: Path | None, cache_dir: Folder | None) -> str:

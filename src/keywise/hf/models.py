@@ -6,6 +6,7 @@ Weights come from safetensors and GGUF files only. Nothing here unpickles, and n
 import gc
 import hashlib
 import json
+import mmap
 import os
 import re
 import shutil
@@ -15,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from threading import Thread
 from typing import Any, Literal
 
 from keywise.attention.kernels import targets
@@ -467,6 +469,14 @@ def _collected_once() -> Iterator[None]:
             gc.collect()
 
 
+def _touch(parameters: list[Any]) -> None:
+    """Use every page of mapped weights once: beside the tokenizer's loading, not at the first question."""
+    import torch  # noqa: PLC0415 - heavy
+
+    for parameter in parameters:
+        parameter.detach().reshape(-1).view(torch.uint8).numpy()[:: mmap.PAGESIZE].max(initial=0)
+
+
 @_collected_once()
 def _loaded(name: str, folder: Path, dtype: str | None) -> LoadedModel:
     import torch  # noqa: PLC0415 - heavy, and `import keywise` must stay light
@@ -475,10 +485,11 @@ def _loaded(name: str, folder: Path, dtype: str | None) -> LoadedModel:
 
     try:
         with quiet_transformers():
-            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
             loaded = AutoModelForCausalLM.from_pretrained(
                 folder, dtype="auto", use_safetensors=True, trust_remote_code=False, local_files_only=True
             )
+            Thread(target=_touch, args=(list(loaded.parameters()),), daemon=True).start()
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         raise ModelError(
             f"{_called(name, folder)} cannot be loaded: {' '.join(str(error).split())}; "

@@ -169,7 +169,7 @@ def reading(
             raise
     finally:
         _active.reset(token)
-    _check_attention(model)
+    collector.check_attention()
 
 
 _active: ContextVar[tuple[Collector, ...]] = ContextVar("keywise_readings", default=())
@@ -213,7 +213,8 @@ class Collector:
         kind: str | None,
         stop: bool,
     ) -> None:
-        _check_attention(model)
+        self._parts = model_parts(model)
+        self.check_attention()
         self.names = {module: name for name, module in model.named_modules()}
         self.readings = Readings()
         self._segments, self._rows, self._top, self._key_mass, self._kind = segments, rows, top, key_mass, kind
@@ -233,6 +234,15 @@ class Collector:
         if unknown := sorted(chosen - known):
             raise OptionError(f"layers={sorted(chosen)}: the model has no layer {unknown[0]}; it has {sorted(known)}")
         return frozenset(chosen)
+
+    def check_attention(self) -> None:
+        """Refuse a model that attends otherwise: nothing of it can be read."""
+        names = {part.config._attn_implementation for part in self._parts}
+        if NAME not in names:
+            raise ModelError(
+                f"model={type(self._parts[0]).__name__} attends by {sorted(names)}, of which nothing can be read; "
+                "call keywise.hf.use(model) first"
+            )
 
     def plan(self, module: Any, *, queries: int, keys: int, first_query: int, first_key: int) -> Plan | None:
         """Say what to read in this call of a layer, None for nothing."""
@@ -347,7 +357,7 @@ def _give_back_free_memory() -> None:
 
 
 def _layer(module: Any, name: str) -> int | None:
-    number = getattr(module, "layer_idx", None)
+    number = vars(module).get("layer_idx")
     if isinstance(number, int):
         return number
     return next((int(part) for part in name.split(".") if part.isdecimal()), None)
@@ -374,12 +384,3 @@ def _row_range(rows: int | slice | range | None) -> int | tuple[int, int | None]
     if rows.step not in (None, 1):
         raise OptionError(f"rows={rows}: rows are consecutive; use a step of 1")
     return start, None if stop is None else whole("rows.stop", stop, minimum=0)
-
-
-def _check_attention(model: Any) -> None:
-    names = {part.config._attn_implementation for part in model_parts(model)}
-    if NAME not in names:
-        raise ModelError(
-            f"model={type(model).__name__} attends by {sorted(names)}, of which nothing can be read; "
-            "call keywise.hf.use(model) first"
-        )
