@@ -316,40 +316,51 @@ std::vector<std::optional<dlpack::Made>> make_readings(keywise::Problem& problem
 
 // Recognises what is valid and needs no conversion; None steps aside for problem.py, which alone refuses. Gives the
 // output, or with readings a list of it and them.
-nb::object attend(nb::handle capsule, nb::handle query, nb::handle key, nb::handle value, bool causal, int64_t left,
-                  int64_t right, int64_t keep_first, std::optional<double> scale, bool transposed_output,
+nb::object attend(nb::handle capsule, nb::handle query, const nb::tuple& keys, const nb::tuple& values, bool causal,
+                  int64_t left, int64_t right, int64_t keep_first, std::optional<double> scale, bool transposed_output,
                   const std::string& target, int threads, bool interruptible, const std::optional<Plan>& plan) {
   const void* const table = PyCapsule_GetPointer(capsule.ptr(), dlpack::kExchangeName);
   if (!table) throw nb::python_error();
   const auto& exchange = *static_cast<const dlpack::Exchange*>(table);
   if (exchange.version.major != 1 || !exchange.borrow) return nb::none();
 
-  dlpack::View q, k, v;
+  dlpack::View q;
   keywise::Problem problem;
-  keywise::Piece piece;
-  if (!borrow(exchange, query, q, problem.query) || !borrow(exchange, key, k, piece.key) ||
-      !borrow(exchange, value, v, piece.value))
-    return nb::none();
+  if (!borrow(exchange, query, q, problem.query)) return nb::none();
   const std::optional<Dtype> dtype = dtype_of(q.type);
-  const auto on_boundary = [&](const keywise::Tensor& tensor) {
-    return reinterpret_cast<uintptr_t>(tensor.data) % uintptr_t(keywise::bytes_of(*dtype)) == 0;
+  const auto fits = [&](const dlpack::View& view, const keywise::Tensor& tensor) {
+    return dtype && view.type == q.type && view.shape[0] == q.shape[0] && view.shape[2] <= kMostTokens &&
+           reinterpret_cast<uintptr_t>(tensor.data) % uintptr_t(keywise::bytes_of(*dtype)) == 0;
   };
-  const bool fits = dtype && k.type == q.type && v.type == q.type && on_boundary(problem.query) &&
-                    on_boundary(piece.key) && on_boundary(piece.value) && q.shape[0] == k.shape[0] &&
-                    q.shape[1] % k.shape[1] == 0 && q.shape[3] == k.shape[3] &&
-                    std::equal(k.shape, k.shape + 3, v.shape) && std::max(q.shape[2], k.shape[2]) <= kMostTokens;
-  if (!fits) return nb::none();
+  if (!fits(q, problem.query)) return nb::none();
+
+  if (keys.size() != values.size() || keys.size() == 0) return nb::none();
+  std::vector<keywise::Piece> pieces(keys.size());
+  for (size_t i = 0; i < pieces.size(); ++i) {
+    keywise::Piece& piece = pieces[i];
+    dlpack::View k, v;
+    if (!borrow(exchange, keys[i], k, piece.key) || !borrow(exchange, values[i], v, piece.value) ||
+        !fits(k, piece.key) || !fits(v, piece.value) || k.shape[3] != q.shape[3] ||
+        !std::equal(k.shape, k.shape + 3, v.shape))
+      return nb::none();
+    if (i == 0) {
+      problem.key_heads = k.shape[1];
+      problem.value_dim = v.shape[3];
+    }
+    if (k.shape[1] != problem.key_heads || v.shape[3] != problem.value_dim) return nb::none();
+    piece.first_key = problem.keys;
+    piece.keys = k.shape[2];
+    problem.keys += piece.keys;
+  }
+  if (q.shape[1] % problem.key_heads || problem.keys > kMostTokens) return nb::none();
 
   problem.batch = q.shape[0];
   problem.query_heads = q.shape[1];
-  problem.key_heads = k.shape[1];
   problem.queries = q.shape[2];
-  problem.keys = piece.keys = k.shape[2];
   problem.head_dim = q.shape[3];
-  problem.value_dim = v.shape[3];
   problem.dtype = problem.stored = *dtype;
-  problem.pieces = &piece;
-  problem.piece_count = 1;
+  problem.pieces = pieces.data();
+  problem.piece_count = int64_t(pieces.size());
   problem.scale = float(scale ? *scale : std::pow(double(problem.head_dim), -0.5));
   std::vector<int64_t> lengths(size_t(problem.batch), problem.keys), starts(size_t(problem.batch), 0);
   problem.visibility = {causal, left, right, keep_first, 0, lengths.data(), starts.data()};
@@ -441,11 +452,12 @@ NB_MODULE(_native, module) {
   module.def("run", nb::overload_cast<const Call&, const std::string&, int, bool>(&run), nb::arg("call"),
              nb::arg("target"), nb::arg("threads"), nb::arg("interruptible"),
              "Run a call on a target; where it is interruptible, Ctrl-C between blocks raises KeyboardInterrupt.");
-  module.def("attend", &attend, nb::arg("exchange"), nb::arg("query"), nb::arg("key"), nb::arg("value"),
+  module.def("attend", &attend, nb::arg("exchange"), nb::arg("query"), nb::arg("keys"), nb::arg("values"),
              nb::arg("causal"), nb::arg("left"), nb::arg("right"), nb::arg("keep_first"), nb::arg("scale").none(),
              nb::arg("transposed_output"), nb::arg("target"), nb::arg("threads"), nb::arg("interruptible"),
              nb::arg("plan").none(),
-             "Attend to three tensors of the library that gives `exchange`; None where one of them needs a closer look.");
+             "Attend to tensors of the library that gives `exchange`, keys and values in one piece or more; None where one of "
+             "them needs a closer look.");
   module.def("environment", &environment, nb::arg("name"), "Give a variable of the environment as it is now, or None.");
   module.def("multiply_adds", &multiply_adds, nb::arg("target"), nb::arg("rounds"), nb::arg("pairs"),
              "Multiply and add in registers alone, pairs of bfloat16 where asked for; gives the number of operations.");

@@ -14,7 +14,7 @@ from cases import DTYPES, Case
 from keywise.attention import kernels
 from keywise.attention.arrays import take
 from keywise.attention.operation import run
-from keywise.attention.problem import Want
+from keywise.attention.problem import Pieces, Want
 
 MASKS = {
     "none": None,
@@ -32,7 +32,11 @@ def short(query: Any, key: Any, value: Any, **options: Any) -> Any:
 
 def long(query: Any, key: Any, value: Any, **options: Any) -> Any:
     """Go the long way: the short one takes nothing that is taken already."""
-    return run(*(take("array", array) for array in (query, key, value)), **options)
+    return run(*(taken(array) for array in (query, key, value)), **options)
+
+
+def taken(array: Any) -> Any:
+    return Pieces(map(taken, array)) if isinstance(array, Pieces) else take("array", array)
 
 
 def bits(tensor: torch.Tensor) -> Any:
@@ -93,6 +97,33 @@ def test_readings_take_the_short_way_too(target: str, dtype: str, want: str) -> 
             if expected is not None:
                 assert (found.dtype, found.shape) == (expected.dtype, expected.shape), field.name
                 np.testing.assert_array_equal(bits(found.flatten()), bits(expected.flatten()), err_msg=field.name)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("cuts", [(12,), (5, 7), (1, 10, 1)])
+def test_pieces_take_the_short_way_too(target: str, dtype: str, cuts: tuple[int, ...]) -> None:
+    case = Case(dtype, queries=4, keys=12, head_dim=24, value_dim=20, group=3, peaky=True)
+    query, key, value = (case.arguments()[name] for name in ("query", "key", "value"))
+    pieces = [Pieces(array.split(cuts, dim=2)) for array in (key, value)]
+    options = {"mask": kw.Mask(causal=True, window=(9, None)), "reading": Want(top=3, segments=[0, 6, 12])}
+    right, got = long(query, *pieces, **options), short(query, *pieces, **options)
+    assert (got is None) == (target == "reference")
+    for number, field in enumerate(dataclasses.fields(kw.Reading)) if got else ():
+        expected = bits(getattr(right, field.name).flatten())
+        np.testing.assert_array_equal(bits(got[number].flatten()), expected, err_msg=field.name)
+    if got:
+        one = short(query, key, value, mask=options["mask"])
+        np.testing.assert_array_equal(bits(short(query, *pieces, mask=options["mask"])), bits(one))
+
+
+def test_pieces_that_need_a_closer_look_go_the_long_way(query: torch.Tensor) -> None:
+    whole = Pieces([query, query])
+    for odd in (query[:, :, :0], query[:, :1], query[..., :7], query.half(), query[0], query.numpy(), query.mT):
+        for pieces in ((Pieces([odd, query]), whole), (whole, Pieces([query, odd])), (Pieces([query, odd]),) * 2):
+            assert short(query, *pieces) is None
+            assert short(query, *pieces, reading=Want()) is None
+    for pieces in ((whole, query), (query, whole), (whole, Pieces([query])), (Pieces(), Pieces())):
+        assert short(query, *pieces) is None
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "transposed", "cache", "expanded", "strided"])

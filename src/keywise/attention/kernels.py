@@ -17,7 +17,7 @@ import numpy as np
 from keywise.attention import _native, reference
 from keywise.attention.arrays import Array, exchange_of, round_to
 from keywise.attention.partial import Partial
-from keywise.attention.problem import LARGEST_NUMBER, Problem, Want, make_problem, plan_of, sides_of, whole
+from keywise.attention.problem import LARGEST_NUMBER, Pieces, Problem, Want, make_problem, plan_of, sides_of, whole
 from keywise.errors import OptionError, TargetError
 
 REFERENCE = "reference"
@@ -207,22 +207,24 @@ def attend(
 ) -> Any:
     """Attend in one native call, or give None: `make_problem` and `run` then do it, with the same bits, or refuse.
 
-    What is done here is certainly valid: torch tensors that fit and lie as the kernels read them, without mask arrays.
-    With `reading` the result is a list of the output and the readings, in the order of `Reading`.
+    What is done here is certainly valid: torch tensors that fit and lie as the kernels read them, without mask arrays;
+    keys and values may come in `Pieces`. With `reading` the result is a list of the output and the readings, in the
+    order of `Reading`.
     """
-    exchange, sides, asked = exchange_of(query, key, value), sides_of(mask), _chosen.get()
+    keys, values = (side if isinstance(side, Pieces) else (side,) for side in (key, value))
+    exchange, sides, asked = exchange_of(query, *keys, *values), sides_of(mask), _chosen.get()
     if exchange is None or sides is None or asked == REFERENCE:
         return None
     if scale is not None and not (type(scale) is float and abs(scale) <= LARGEST_NUMBER):
         return None
     plan = None
     if reading is not None:
-        if query.ndim != 4 or key.ndim != 4:
+        if any(tensor.ndim != 4 for tensor in (query, *keys)):
             return None
-        plan = plan_of(reading, (*query.shape[:3], key.shape[2]))[:7]
+        plan = plan_of(reading, (*query.shape[:3], sum(tensor.shape[2] for tensor in keys)))[:7]
     target = _target("float32", asked)  # the same for every dtype that the native call takes
     return _native.attend(
-        exchange, query, key, value, *sides, scale, transposed_output, target, get_threads(), _interruptible(), plan
+        exchange, query, keys, values, *sides, scale, transposed_output, target, get_threads(), _interruptible(), plan
     )
 
 

@@ -144,7 +144,7 @@ class KVCache:
             )
         if self._dtype == "int8":
             piece = Piece(quantised("key", piece.key), quantised("value", piece.value))
-        for held in into.pieces()[:1]:
+        if (held := into.held) is not None:
             _fit(layer, held, piece)
         if piece.tokens:
             into.append(piece)

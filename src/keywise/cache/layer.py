@@ -53,10 +53,19 @@ class Layer:
 
     def pieces(self) -> tuple[Piece, ...]:
         """Give the tokens kept as views in order; they hold until the next change."""
+        self._verify()
+        return self._views()
+
+    @property
+    def held(self) -> Piece | None:
+        """A piece that new tokens must be like, its room included; None where nothing is kept."""
+        self._verify()
+        return self._shared[0] if self._shared else None if self._begin == self._end else self._private
+
+    def _verify(self) -> None:
         if self._check is not None:
             self._check()
             self._check = None
-        return self._views()
 
     def _views(self) -> tuple[Piece, ...]:
         if self._private is None or self._begin == self._end:
@@ -67,10 +76,9 @@ class Layer:
         """Write new tokens behind the last; the caller has seen to it that they fit."""
         if self.window is not None:
             self._drop(self.tokens - self.window - self.first)
-        private = self._room_for(piece)
-        end = self._end + piece.tokens
-        _write(cut(private, self._end, end), piece)
-        self._end = end
+        room = self._room_for(piece)  # which may move the tokens
+        _write(room, self._end, piece)
+        self._end += piece.tokens
 
     def misses(self, tokens: int) -> bool:
         """Tell whether going back to this many tokens would need tokens that the window has dropped."""
@@ -143,7 +151,7 @@ class Layer:
         live = cut(private, self._begin, self._end)
         if 2 * needed <= capacity and not roomy and not self._lent:
             # A window moves through its piece: what is left of it goes back to the start.
-            _write(cut(private, 0, count), live)
+            _write(private, 0, live)
             self._begin, self._end = 0, count
             return private
         return self._fill(live, piece)
@@ -153,7 +161,7 @@ class Layer:
         needed = live.tokens + new.tokens
         capacity = needed + max(needed // 2, FEWEST_TOKENS)
         self._private = Piece(_room(new.key, capacity), _room(new.value, capacity))
-        _write(cut(self._private, 0, live.tokens), live)
+        _write(self._private, 0, live)
         self._begin, self._end, self._lent = 0, live.tokens, 0
         return self._private
 
@@ -166,10 +174,7 @@ def cut(piece: Piece, begin: int, end: int) -> Piece:
 def _each(piece: Piece, change: Callable[[Array], Array]) -> Piece:
     """Change numbers [batch, heads, tokens, head_dim] and scales [batch, heads, tokens] alike."""
     return Piece(
-        *(
-            Taken(change(held.data), held.dtype, None, None if held.scale is None else change(held.scale))
-            for held in piece
-        )
+        *[Taken(change(data), dtype, None, None if scale is None else change(scale)) for data, dtype, _, scale in piece]
     )
 
 
@@ -177,9 +182,11 @@ def _arrays(piece: Piece) -> list[Array]:
     return [array for held in piece for array in (held.data, held.scale) if array is not None]
 
 
-def _write(into: Piece, piece: Piece) -> None:
+def _write(into: Piece, first: int, piece: Piece) -> None:
+    """Write tokens over those of another piece from its token `first` on."""
+    last = first + piece.tokens
     for place, array in zip(_arrays(into), _arrays(piece), strict=True):
-        place[...] = array
+        place[:, :, first:last] = array
 
 
 def _room(new: Taken, capacity: int) -> Taken:

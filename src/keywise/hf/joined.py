@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from keywise.attention.arrays import Taken, take
+from keywise.attention.arrays import Taken
 from keywise.attention.operation import Pieces
 
 
@@ -20,16 +20,19 @@ def join(pieces: Sequence[Taken], dtype: Any) -> Any:
     A single piece is a plain view. Several, and those in int8, are a tensor of `dtype` (a torch.dtype) that stands for
     them.
     """
-    if len(pieces) == 1 and pieces[0].scale is None:
-        return _tensor(pieces[0], dtype)
-    return joined_class()(pieces, dtype)
+    if pieces[0].scale is not None:
+        parts: list[Any] = list(pieces)
+    elif len(pieces) == 1:
+        return _tensor(pieces[0])
+    else:
+        parts = [_tensor(piece) for piece in pieces]
+    batch, heads, _, width = pieces[0].data.shape
+    return joined_class()(parts, (batch, heads, sum(piece.data.shape[2] for piece in pieces), width), dtype)
 
 
-def _tensor(piece: Taken, dtype: Any) -> Any:
+def _tensor(piece: Taken) -> Any:
     import torch
 
-    if piece.scale is not None:
-        return torch.from_numpy(piece.floats(np.float32)).to(dtype)
     tensor = torch.from_numpy(piece.data)
     return tensor.view(torch.bfloat16) if piece.dtype == "bfloat16" else tensor
 
@@ -56,19 +59,21 @@ def joined_class() -> Any:
     class Joined(torch.Tensor):  # type: ignore[misc]  # torch has no types here
         """Several arrays [B, H, tokens, D] that follow each other along the tokens, without storage of its own."""
 
-        pieces: tuple[Taken, ...]
+        pieces: tuple[Any, ...]
+        """Tensors, or what was taken of keys and values in int8."""
 
         @staticmethod
-        def __new__(cls, pieces: Sequence[Taken], dtype: Any) -> Any:
-            batch, heads, _, width = pieces[0].data.shape
-            shape = (batch, heads, sum(piece.data.shape[2] for piece in pieces), width)
+        def __new__(cls, pieces: Sequence[Any], shape: tuple[int, ...], dtype: Any) -> Any:
             self = torch.Tensor._make_wrapper_subclass(cls, shape, dtype=dtype)
             self.pieces = tuple(pieces)
             return self
 
         @functools.cached_property
         def dense(self) -> Any:
-            return torch.cat([_tensor(piece, self.dtype) for piece in self.pieces], dim=2)
+            return torch.cat([self._floats(piece) for piece in self.pieces], dim=2)
+
+        def _floats(self, piece: Any) -> Any:
+            return torch.from_numpy(piece.floats(np.float32)).to(self.dtype) if isinstance(piece, Taken) else piece
 
         def __repr__(self, **_: Any) -> str:
             return f"Joined({list(self.shape)} of {len(self.pieces)} pieces)"
@@ -79,7 +84,7 @@ def joined_class() -> Any:
                 if not isinstance(value, Joined):
                     return value
                 # Whoever holds the elements may write to them, so from here on they are the one piece.
-                value.pieces = (take("a joined tensor", value.dense),)
+                value.pieces = (value.dense,)
                 return value.dense
 
             return function(*_pytree.tree_map(filled, args), **_pytree.tree_map(filled, kwargs or {}))
