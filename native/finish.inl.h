@@ -140,6 +140,45 @@ static inline void add_rows(const float* const* weights, const float* factors, i
   }
 }
 
+// line = factor . weights of a row for a block of keys.
+static void scale_row(const Strip& strip, int64_t block, int64_t rows, int64_t row, float factor, float* line) {
+  const int64_t tile = block * rows + row / kTileRows * kTileRows, begin = strip.begin[tile];
+  const int64_t end = factor == 0.0f ? begin : strip.end[tile];
+  const float* const weights = strip.weights + (block * rows + row) * kBlockKeys;
+  int64_t j = 0;
+  for (; j < begin; j += kLanes) store(line + j, zero());
+  for (; j < end; j += kLanes) store(line + j, mul(load(weights + j), broadcast(factor)));
+  for (; j < kBlockKeys; j += kLanes) store(line + j, zero());
+}
+
+// line = the sum of factor . weights of every step-th row for a block of keys.
+static void sum_rows(const Strip& strip, int64_t block, int64_t rows, int64_t row, int64_t step, const float* factors,
+                     float* line) {
+  for (int64_t j = 0; j < kBlockKeys; j += kLanes) store(line + j, zero());
+  for (int64_t tile = 0; tile < rows; tile += kTileRows) {
+    const int64_t begin = strip.begin[block * rows + tile], end = strip.end[block * rows + tile];
+    const float* weights[kTileRows];
+    float counted[kTileRows];
+    int64_t count = 0;
+    for (; row < tile + kTileRows && row < rows; row += step) {
+      const float* here = strip.weights + (block * rows + row) * kBlockKeys;
+      const float factor = factors[row];
+      if (factor == 0.0f || begin >= end) continue;
+      if (factor == factor) {
+        weights[count] = here;
+        counted[count++] = factor;
+        continue;
+      }
+      // A NaN row is counted where it looked, not where it could not look.
+      for (int64_t j = begin; j < end; ++j)
+        if (here[j] != 0.0f) line[j] += factor;
+    }
+    int64_t r = 0;
+    for (; r + 4 <= count; r += 4) add_rows<4>(weights + r, counted + r, begin, end, line);
+    for (; r < count; ++r) add_rows<1>(weights + r, counted + r, begin, end, line);
+  }
+}
+
 // Key mass: row weight x weight, per block in float32, across blocks of rows in float64.
 static void add_columns(const Problem& problem, const Task& task, const State& state, const Strip& strip,
                         const Workspace& workspace, double* sums, float* mass) {
@@ -161,30 +200,12 @@ static void add_columns(const Problem& problem, const Task& task, const State& s
       const int64_t column = head * problem.keys + first_key;
       // The last block may be cut short, where whole vectors would be written over what follows.
       float* const line = sums || known < kBlockKeys ? workspace.line : mass + column;
-      for (int64_t j = 0; j < kBlockKeys; j += kLanes) store(line + j, zero());
-      int64_t row = (head - task.first_row % group + group) % group;
-      for (int64_t tile = 0; tile < rows; tile += kTileRows) {
-        const int64_t begin = strip.begin[block * rows + tile], end = strip.end[block * rows + tile];
-        const float* weights[kTileRows];
-        float counted[kTileRows];
-        int64_t count = 0;
-        for (; row < tile + kTileRows && row < rows; row += group) {
-          const float* here = strip.weights + (block * rows + row) * kBlockKeys;
-          const float factor = factors[row];
-          if (factor == 0.0f || begin >= end) continue;
-          if (factor == factor) {
-            weights[count] = here;
-            counted[count++] = factor;
-            continue;
-          }
-          // A NaN row is counted where it looked, not where it could not look.
-          for (int64_t j = begin; j < end; ++j)
-            if (here[j] != 0.0f) line[j] += factor;
-        }
-        int64_t r = 0;
-        for (; r + 4 <= count; r += 4) add_rows<4>(weights + r, counted + r, begin, end, line);
-        for (; r < count; ++r) add_rows<1>(weights + r, counted + r, begin, end, line);
-      }
+      const int64_t row = (head - task.first_row % group + group) % group;
+      // Most often one row decodes one token: it need not be added to anything.
+      if (rows == group && factors[row] == factors[row])
+        scale_row(strip, block, rows, row, factors[row], line);
+      else
+        sum_rows(strip, block, rows, row, group, factors, line);
       if (sums)
         for (int64_t j = 0; j < known; ++j) sums[column + j] += double(line[j]);
       else if (line == workspace.line)
