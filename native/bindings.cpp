@@ -29,7 +29,7 @@ namespace {
 
 namespace dlpack = keywise::dlpack;
 using keywise::Dtype;
-constexpr int64_t kMostTokens = (int64_t(1) << 31) - 1;  // problem.py has the same
+constexpr int64_t kMostTokens = (int64_t(1) << 31) - 1;  // checks.py has the same
 template <typename T, int N>
 using Input = nb::ndarray<const T, nb::ndim<N>, nb::device::cpu>;
 using Tokens = nb::ndarray<nb::ro, nb::ndim<4>, nb::device::cpu>;
@@ -272,7 +272,7 @@ nb::object give(const dlpack::Exchange& exchange, dlpack::Made& made) {
   return nb::steal(static_cast<PyObject*>(given));
 }
 
-// The first fields of problem.py's ReadingPlan: heaviest keys, whether key mass, first row and the row after the last,
+// The first fields of plan.py's ReadingPlan: heaviest keys, whether key mass, first row and the row after the last,
 // runs, segments, row weights.
 using Plan = std::tuple<int64_t, bool, int64_t, int64_t, Input<int64_t, 2>, std::optional<int64_t>,
                         std::optional<Input<float, 3>>>;

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 
 import keywise as kw
-from keywise.attention.problem import Problem, Want, make_problem
+from keywise.attention.plan import Want
+from keywise.attention.problem import Problem, make_problem
 from keywise.attention.reference import visible
 
 DTYPES = ("float32", "float16", "bfloat16")

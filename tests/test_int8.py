@@ -18,7 +18,8 @@ from judging import CAUSAL, check_output, check_reading, numbers, verdict, worst
 from keywise.attention import reference
 from keywise.attention.arrays import Taken, take
 from keywise.attention.operation import Pieces, run
-from keywise.attention.problem import Want, make_problem
+from keywise.attention.plan import Want
+from keywise.attention.problem import make_problem
 from keywise.cache import file
 from keywise.cache.quantised import quantised
 from keywise.errors import DtypeError, OptionError

@@ -10,7 +10,7 @@ import keywise as kw
 from cases import BIASES, DTYPES, LAYOUTS, MASKS, SEGMENTS, Case, pairwise
 from judging import check_case, numbers, verdict_of, worst
 from keywise.attention.operation import run
-from keywise.attention.problem import Want
+from keywise.attention.plan import Want
 
 HEAD_DIMS = (1, 3, 4, 7, 8, 15, 16, 17, 31, 32, 33, 63, 64, 65, 80, 128, 129, 256, 512)
 VALUE_DIMS = (0, 1, 7, 24, 33, 64, 130)

@@ -14,7 +14,8 @@ import keywise as kw
 from cases import DTYPES
 from judging import CAUSAL, check_output, check_reading, numbers, verdict
 from keywise.attention.arrays import give
-from keywise.attention.problem import Want, make_problem
+from keywise.attention.plan import Want
+from keywise.attention.problem import make_problem
 from keywise.errors import DtypeError, OptionError, ShapeError
 
 KINDS = [*((dtype, "torch") for dtype in DTYPES), ("float32", "numpy"), ("float16", "numpy")]

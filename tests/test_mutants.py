@@ -15,7 +15,8 @@ import keywise as kw
 from cases import DTYPES, Case, as_numpy
 from judging import Verdict, check_output, check_reading, verdict
 from keywise.attention import reference
-from keywise.attention.problem import Want, make_problem
+from keywise.attention.plan import Want
+from keywise.attention.problem import make_problem
 
 Arguments = dict[str, Any]
 READING = {"top": 4, "segments": [0, 9, 20, 40]}

@@ -14,7 +14,8 @@ import keywise as kw
 from cases import DTYPES, MASKS, Case
 from judging import arguments_of, check_output, check_reading, numbers, verdict_of
 from keywise.attention.operation import Pieces, run
-from keywise.attention.problem import Want, make_problem
+from keywise.attention.plan import Want
+from keywise.attention.problem import make_problem
 from keywise.errors import DtypeError, ShapeError
 
 

@@ -14,7 +14,8 @@ from cases import DTYPES, Case
 from keywise.attention import kernels
 from keywise.attention.arrays import take
 from keywise.attention.operation import run
-from keywise.attention.problem import Pieces, Want
+from keywise.attention.plan import Want
+from keywise.attention.problem import Pieces
 
 MASKS = {
     "none": None,

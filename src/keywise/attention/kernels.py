@@ -16,8 +16,11 @@ import numpy as np
 
 from keywise.attention import _native, reference
 from keywise.attention.arrays import Array, exchange_of, round_to
+from keywise.attention.checks import LARGEST_NUMBER, whole
 from keywise.attention.partial import Partial
-from keywise.attention.problem import LARGEST_NUMBER, Pieces, Problem, Want, make_problem, plan_of, sides_of, whole
+from keywise.attention.plan import Want, plan_of
+from keywise.attention.problem import Pieces, Problem, make_problem
+from keywise.attention.visibility import sides_of
 from keywise.errors import OptionError, TargetError
 
 REFERENCE = "reference"

@@ -9,7 +9,8 @@ import numpy as np
 from keywise.attention import kernels
 from keywise.attention.arrays import empty, give
 from keywise.attention.partial import Partial
-from keywise.attention.problem import Pieces, Want, make_problem
+from keywise.attention.plan import Want
+from keywise.attention.problem import Pieces, make_problem
 from keywise.attention.reading import Reading
 
 __all__ = ["Pieces", "Want", "attend", "partial", "read", "run"]

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from keywise.attention.problem import whole
+from keywise.attention.checks import whole
 from keywise.errors import OptionError, ShapeError
 
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from keywise.attention.arrays import Array
-from keywise.attention.problem import Problem, ReadingPlan
+from keywise.attention.plan import ReadingPlan
+from keywise.attention.problem import Problem
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from keywise.attention.arrays import FLOATS, Taken, take
+from keywise.attention.checks import whole
 from keywise.attention.mask import Mask
 from keywise.attention.operation import Pieces, Want, run
-from keywise.attention.problem import Piece, whole
+from keywise.attention.problem import Piece
 from keywise.attention.reading import Reading
 from keywise.cache.layer import Layer
 from keywise.cache.quantised import quantised

@@ -9,7 +9,8 @@ import numpy as np
 
 from keywise.attention import reference
 from keywise.attention.arrays import FLOATS, Array, take
-from keywise.attention.problem import Problem, make_problem, whole
+from keywise.attention.checks import whole
+from keywise.attention.problem import Problem, make_problem
 from keywise.diagnosis.finding import Diagnosis, Examination, Where
 from keywise.diagnosis.judge import finite_inputs, judge
 from keywise.diagnosis.sample import UNITS, at_rows, choose_rows, truth

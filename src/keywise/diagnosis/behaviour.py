@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from keywise.attention.arrays import Array, take
+from keywise.attention.checks import whole
 from keywise.attention.mask import Mask
-from keywise.attention.problem import Problem, make_problem, whole
+from keywise.attention.problem import Problem, make_problem
 from keywise.diagnosis.finding import Diagnosis, Examination, Where
 from keywise.diagnosis.judge import judge
 from keywise.diagnosis.sample import at_rows, truth

@@ -8,7 +8,10 @@ import numpy as np
 
 from keywise.attention import reference
 from keywise.attention.arrays import Array, Taken
-from keywise.attention.problem import MAXIMUM_TOKENS, Problem, ReadingPlan, Visibility
+from keywise.attention.checks import MAXIMUM_TOKENS
+from keywise.attention.plan import ReadingPlan
+from keywise.attention.problem import Problem
+from keywise.attention.visibility import Visibility
 
 SINGLE_UNIT = 2.0**-24
 UNITS = {"float64": 2.0**-53, "float32": SINGLE_UNIT, "float16": 2.0**-11, "bfloat16": 2.0**-8}

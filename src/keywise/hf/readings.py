@@ -13,7 +13,8 @@ from typing import Any, overload
 
 import numpy as np
 
-from keywise.attention.problem import Want, whole
+from keywise.attention.checks import whole
+from keywise.attention.plan import Want
 from keywise.attention.reading import Reading
 from keywise.errors import DtypeError, ModelError, OptionError, ShapeError
 from keywise.hf.plugin import NAME, model_parts

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
-from keywise.attention.problem import whole
+from keywise.attention.checks import whole
 from keywise.documents import Answer, Reader
 from keywise.documents.document import ANSWER_TOKENS
 from keywise.documents.past import Progress

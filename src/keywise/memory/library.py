@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
-from keywise.attention.problem import whole
+from keywise.attention.checks import whole
 from keywise.errors import DtypeError, FormatError, OptionError
 from keywise.hf.models import needs
 from keywise.memory import commits, ingest

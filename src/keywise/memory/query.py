@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from keywise.attention.problem import real, whole
+from keywise.attention.checks import real, whole
 from keywise.errors import DtypeError, OptionError
 from keywise.memory.part import Array, Part, attend_rows
 from keywise.memory.schema import KEY
