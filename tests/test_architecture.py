@@ -101,13 +101,14 @@ def test_only_the_definition_writes_a_softmax_out() -> None:
     exponentials = {"exp", "exp2", "expm1", "logaddexp", "logsumexp", "softmax", "log_softmax"}
     writers = {name_of(path) for path in MODULES if exponentials & set(calls(path))}
     # Partials rescale by exp(peak - peak): the algebra at the centre. A rival is what users of torch write themselves.
-    # Perplexity is the exponential of a mean loss. NumPy is a rival of libraries.
+    # Perplexity is the exponential of a mean loss. NumPy is a rival of libraries. Next tokens have probabilities too.
     assert writers == {
         "attention/reference.py",
         "attention/partial.py",
         "bench/cache.py",
         "bench/library.py",
         "bench/rivals/pytorch.py",
+        "documents/passage.py",
     }
 
 

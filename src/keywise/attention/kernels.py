@@ -214,7 +214,8 @@ def attend(
     keys and values may come in `Pieces`. With `reading` the result is a list of the output and the readings, in the
     order of `Reading`.
     """
-    keys, values = (side if isinstance(side, Pieces) else (side,) for side in (key, value))
+    keys = key if isinstance(key, Pieces) else (key,)
+    values = value if isinstance(value, Pieces) else (value,)
     exchange, sides, asked = exchange_of(query, *keys, *values), sides_of(mask), _chosen.get()
     if exchange is None or sides is None or asked == REFERENCE:
         return None

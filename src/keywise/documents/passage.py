@@ -137,7 +137,7 @@ def _log_probabilities(loaded: LoadedModel, cache: Any, ids: list[list[int]], *,
 
     with torch.inference_mode():
         output = loaded.model(torch.tensor(ids), past_key_values=cache, use_cache=True, logits_to_keep=last)
-        return torch.distributions.Categorical(logits=output.logits.float()).logits.numpy()
+        return torch.log_softmax(output.logits, dim=-1, dtype=torch.float32).numpy()
 
 
 def _words(text: str) -> set[str]:
