@@ -186,8 +186,8 @@ keywise::Problem problem_of(const Call& call, const std::vector<keywise::Piece>&
   return p;
 }
 
-// Releases the GIL. Taking it back while Python ends unwinds the thread by force (before Python 3.14), which no C++ frame
-// of a module survives: such a thread sleeps instead until the process is gone.
+// Releases the GIL. Taking it back while Python ends unwinds the thread by force (before Python 3.14), which no C++
+// frame of a module survives: such a thread sleeps instead until the process is gone.
 class WithoutGil {
  public:
   WithoutGil() : state_(PyEval_SaveThread()) { here = this; }
@@ -314,10 +314,17 @@ std::vector<std::optional<dlpack::Made>> make_readings(keywise::Problem& problem
   return made;
 }
 
+// The tensors of an argument: the pieces of a tuple, or itself.
+int64_t tensors_in(nb::handle argument) { return PyTuple_Check(argument.ptr()) ? PyTuple_GET_SIZE(argument.ptr()) : 1; }
+
+nb::handle tensor_of(nb::handle argument, int64_t number) {
+  return PyTuple_Check(argument.ptr()) ? nb::handle(PyTuple_GET_ITEM(argument.ptr(), number)) : argument;
+}
+
 // Recognises what is valid and needs no conversion; None steps aside for problem.py, which alone refuses. Gives the
 // output, or with readings a list of it and them.
-nb::object attend(nb::handle capsule, nb::handle query, const nb::tuple& keys, const nb::tuple& values, bool causal,
-                  int64_t left, int64_t right, int64_t keep_first, std::optional<double> scale, bool transposed_output,
+nb::object attend(nb::handle capsule, nb::handle query, nb::handle key, nb::handle value, bool causal, int64_t left,
+                  int64_t right, int64_t keep_first, std::optional<double> scale, bool transposed_output,
                   const std::string& target, int threads, bool interruptible, const std::optional<Plan>& plan) {
   const void* const table = PyCapsule_GetPointer(capsule.ptr(), dlpack::kExchangeName);
   if (!table) throw nb::python_error();
@@ -334,12 +341,13 @@ nb::object attend(nb::handle capsule, nb::handle query, const nb::tuple& keys, c
   };
   if (!fits(q, problem.query)) return nb::none();
 
-  if (keys.size() != values.size() || keys.size() == 0) return nb::none();
-  std::vector<keywise::Piece> pieces(keys.size());
-  for (size_t i = 0; i < pieces.size(); ++i) {
-    keywise::Piece& piece = pieces[i];
+  const int64_t count = tensors_in(key);
+  if (count == 0 || count != tensors_in(value)) return nb::none();
+  std::vector<keywise::Piece> pieces(static_cast<size_t>(count));
+  for (int64_t i = 0; i < count; ++i) {
+    keywise::Piece& piece = pieces[size_t(i)];
     dlpack::View k, v;
-    if (!borrow(exchange, keys[i], k, piece.key) || !borrow(exchange, values[i], v, piece.value) ||
+    if (!borrow(exchange, tensor_of(key, i), k, piece.key) || !borrow(exchange, tensor_of(value, i), v, piece.value) ||
         !fits(k, piece.key) || !fits(v, piece.value) || k.shape[3] != q.shape[3] ||
         !std::equal(k.shape, k.shape + 3, v.shape))
       return nb::none();
@@ -360,7 +368,7 @@ nb::object attend(nb::handle capsule, nb::handle query, const nb::tuple& keys, c
   problem.head_dim = q.shape[3];
   problem.dtype = problem.stored = *dtype;
   problem.pieces = pieces.data();
-  problem.piece_count = int64_t(pieces.size());
+  problem.piece_count = count;
   problem.scale = float(scale ? *scale : std::pow(double(problem.head_dim), -0.5));
   std::vector<int64_t> lengths(size_t(problem.batch), problem.keys), starts(size_t(problem.batch), 0);
   problem.visibility = {causal, left, right, keep_first, 0, lengths.data(), starts.data()};
@@ -452,12 +460,12 @@ NB_MODULE(_native, module) {
   module.def("run", nb::overload_cast<const Call&, const std::string&, int, bool>(&run), nb::arg("call"),
              nb::arg("target"), nb::arg("threads"), nb::arg("interruptible"),
              "Run a call on a target; where it is interruptible, Ctrl-C between blocks raises KeyboardInterrupt.");
-  module.def("attend", &attend, nb::arg("exchange"), nb::arg("query"), nb::arg("keys"), nb::arg("values"),
+  module.def("attend", &attend, nb::arg("exchange"), nb::arg("query"), nb::arg("key"), nb::arg("value"),
              nb::arg("causal"), nb::arg("left"), nb::arg("right"), nb::arg("keep_first"), nb::arg("scale").none(),
              nb::arg("transposed_output"), nb::arg("target"), nb::arg("threads"), nb::arg("interruptible"),
              nb::arg("plan").none(),
-             "Attend to tensors of the library that gives `exchange`, keys and values in one piece or more; None where one of "
-             "them needs a closer look.");
+             "Attend to tensors of the library that gives `exchange`, keys and values in tuples where they lie in pieces; "
+             "None where one of them needs a closer look.");
   module.def("environment", &environment, nb::arg("name"), "Give a variable of the environment as it is now, or None.");
   module.def("multiply_adds", &multiply_adds, nb::arg("target"), nb::arg("rounds"), nb::arg("pairs"),
              "Multiply and add in registers alone, pairs of bfloat16 where asked for; gives the number of operations.");

@@ -222,9 +222,9 @@ def run(call: Call, target: str, threads: int, interruptible: bool) -> None:
     Run a call on a target; where it is interruptible, Ctrl-C between blocks raises KeyboardInterrupt.
     """
 
-def attend(exchange: object, query: object, keys: tuple, values: tuple, causal: bool, left: int, right: int, keep_first: int, scale: float | None, transposed_output: bool, target: str, threads: int, interruptible: bool, plan: tuple[int, bool, int, int, Annotated[NDArray[numpy.int64], dict(shape=(None, None), device='cpu', writable=False)], int | None, Annotated[NDArray[numpy.float32], dict(shape=(None, None, None), device='cpu', writable=False)] | None] | None) -> object:
+def attend(exchange: object, query: object, key: object, value: object, causal: bool, left: int, right: int, keep_first: int, scale: float | None, transposed_output: bool, target: str, threads: int, interruptible: bool, plan: tuple[int, bool, int, int, Annotated[NDArray[numpy.int64], dict(shape=(None, None), device='cpu', writable=False)], int | None, Annotated[NDArray[numpy.float32], dict(shape=(None, None, None), device='cpu', writable=False)] | None] | None) -> object:
     """
-    Attend to tensors of the library that gives `exchange`, keys and values in one piece or more; None where one of them needs a closer look.
+    Attend to tensors of the library that gives `exchange`, keys and values in tuples where they lie in pieces; None where one of them needs a closer look.
     """
 
 def environment(name: str) -> str | None:

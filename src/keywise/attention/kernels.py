@@ -214,21 +214,22 @@ def attend(
     keys and values may come in `Pieces`. With `reading` the result is a list of the output and the readings, in the
     order of `Reading`.
     """
-    keys = key if isinstance(key, Pieces) else (key,)
-    values = value if isinstance(value, Pieces) else (value,)
-    exchange, sides, asked = exchange_of(query, *keys, *values), sides_of(mask), _chosen.get()
+    pieces = isinstance(key, Pieces) and isinstance(value, Pieces)
+    exchange = exchange_of(query, *key, *value) if pieces else exchange_of(query, key, value)
+    sides, asked = sides_of(mask), _chosen.get()
     if exchange is None or sides is None or asked == REFERENCE:
         return None
     if scale is not None and not (type(scale) is float and abs(scale) <= LARGEST_NUMBER):
         return None
     plan = None
     if reading is not None:
+        keys = key if pieces else (key,)
         if any(tensor.ndim != 4 for tensor in (query, *keys)):
             return None
         plan = plan_of(reading, (*query.shape[:3], sum(tensor.shape[2] for tensor in keys)))[:7]
     target = _target("float32", asked)  # the same for every dtype that the native call takes
     return _native.attend(
-        exchange, query, keys, values, *sides, scale, transposed_output, target, get_threads(), _interruptible(), plan
+        exchange, query, key, value, *sides, scale, transposed_output, target, get_threads(), _interruptible(), plan
     )
 
 
