@@ -28,7 +28,7 @@ from keywise.bench.results import Run, read_run
 from keywise.bench.rivals import KEYWISE, OURS, READ, RIVALS, TORCH, CannotError, Rival, Way
 from keywise.bench.rivals.pytorch import sdpa
 from keywise.bench.table import tables, updated
-from keywise.bench.timing import WARM_CALLS, Effort, Timed, measure, take_turns
+from keywise.bench.timing import SHORTEST_SAMPLE_SECONDS, WARM_CALLS, Effort, Timed, measure, take_turns
 from keywise.errors import FormatError, KeywiseError, OptionError
 
 ROOT = Path(__file__).parents[1]
@@ -303,6 +303,18 @@ def test_the_picture_is_drawn(tmp_path: Path) -> None:
     (tmp_path / "run.png").write_bytes(b"")
     assert bench("plot", kept, "--out", tmp_path / "run.png").exit_code == 0
     assert (tmp_path / "run.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_samples_of_short_calls_are_long_though_the_first_call_is_slow() -> None:
+    calls: list[None] = []
+
+    def slow_at_first() -> None:
+        time.sleep(0.0001 if calls else 0.05)
+        calls.append(None)
+
+    count, samples = take_turns({"short": Way(slow_at_first)}, Effort(seconds=0.0, rounds=1, fewest=1))
+    assert count > 1
+    assert count * samples["short"][0] >= 0.5 * SHORTEST_SAMPLE_SECONDS
 
 
 def test_nobody_is_timed_while_threads_of_the_one_before_are_at_work() -> None:
