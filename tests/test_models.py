@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, GgufConfig
 from keywise.errors import ModelError, OptionError
 from keywise.hf import models
 from keywise.hf.models import cache_folder, find_model, load_model, models_found
+from keywise.hf.packed import pack
 
 gguf = pytest.importorskip("gguf", reason="reads GGUF files; it comes with keywise[hf]")
 
@@ -333,11 +334,24 @@ def test_damaged_safetensors(tmp_path, converted):
 )
 def test_dtype_goes_by_cpu_and_size(converted, monkeypatch, most_parameters, fastest, dtype):
     folder = converted[0].folder
-    monkeypatch.setattr(models, "FLOAT32_PARAMETERS", most_parameters)
+    monkeypatch.setattr(models, "SMALL_PARAMETERS", most_parameters)
     monkeypatch.setattr(models, "targets", lambda: (fastest, "portable"))
     assert load_model(folder).model.dtype == dtype
     for name in models.DTYPES:
         assert load_model(folder, dtype=name).model.dtype == getattr(torch, name)
+
+
+@pytest.mark.parametrize("most_parameters", [1_000_000_000, 100])
+def test_linear_layers_of_small_bfloat16_models_are_packed(converted, monkeypatch, most_parameters):
+    packed = torch.nn.Sequential(torch.nn.Linear(1, 1, dtype=torch.bfloat16))
+    pack(packed)
+    monkeypatch.setattr(models, "SMALL_PARAMETERS", most_parameters)
+    for dtype, wanted in {
+        "float32": torch.nn.Linear,
+        "bfloat16": type(packed[0]) if most_parameters > 100 else torch.nn.Linear,
+    }.items():
+        layers = load_model(converted[0].folder, dtype=dtype).model.modules()
+        assert {type(layer) for layer in layers if isinstance(layer, torch.nn.Linear)} == {wanted}
 
 
 def test_an_unknown_dtype_is_refused(converted):

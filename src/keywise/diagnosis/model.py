@@ -23,7 +23,8 @@ from keywise.diagnosis.statistics import inspect
 from keywise.diagnosis.suspects import SUSPECTS
 from keywise.diagnosis.tap import Call, listening
 from keywise.errors import DtypeError, ModelError, OptionError
-from keywise.hf.plugin import borrowed, model_parts
+from keywise.hf.parts import model_parts
+from keywise.hf.plugin import borrowed
 
 ROWS = 24
 MASK_PARTS = ("padding-visible", "window-dropped", "document-leak")

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from keywise.attention.problem import Problem, make_problem
 from keywise.hf.attention import added, mask_and_bias
-from keywise.hf.plugin import model_parts
+from keywise.hf.parts import model_parts
 
 
 class Call(NamedTuple):

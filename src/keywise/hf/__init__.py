@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from keywise.hf.cache import cache_class
 from keywise.hf.fingerprints import fingerprint
 from keywise.hf.plugin import register, use
 from keywise.hf.readings import LayerReading, Readings, reading
@@ -12,7 +13,5 @@ __all__ = ["Cache", "LayerReading", "Readings", "fingerprint", "reading", "regis
 def __getattr__(name: str) -> Any:
     # The class is built on transformers' own, which is slow to import.
     if name == "Cache":
-        from keywise.hf.cache import cache_class  # noqa: PLC0415
-
         return cache_class()
     raise AttributeError(f"module 'keywise.hf' has no attribute {name!r}")

