@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+from numpy.lib.array_utils import byte_bounds
 
 from keywise.attention.arrays import Array, Taken, take
 from keywise.attention.problem import Piece
@@ -220,6 +221,14 @@ class _Mapped:
         self.check(stored.offset, stored.end)
         return self.array(stored)
 
+    def check_view(self, view: Array) -> None:
+        """Verify what is left of keys, values or scales [batch, heads, tokens, ...] after a cut along the tokens."""
+        payload = byte_bounds(np.frombuffer(self.data, np.uint8, offset=self.start))[0]
+        runs = [view] if view.flags.c_contiguous else [view[at] for at in np.ndindex(view.shape[:2])]
+        for run in runs:
+            begin, end = byte_bounds(run)
+            self.check(begin - payload, end - payload)
+
     def check(self, begin: int, end: int) -> None:
         """Verify the blocks that hold some bytes of the payload, once each.
 
@@ -260,15 +269,18 @@ def _mapped(path: str | os.PathLike[str]) -> tuple[Head, _Mapped]:
 
 
 def _layer(file: _Mapped, stored: StoredLayer) -> Layer:
-    held = stored.arrays.values()
     arrays = {name: file.array(array) for name, array in stored.arrays.items()}
     key, value = (
         Taken(arrays[name], stored.arrays[name].dtype, None, arrays.get(f"{name}_scale")) for name in ("key", "value")
     )
 
-    def check() -> None:
-        # A layer's arrays lie side by side.
-        file.check(min(array.offset for array in held), max(array.end for array in held))
+    whole = False
+
+    def check(left: Piece) -> None:
+        nonlocal whole
+        for _, array in () if whole else _arrays(left).values():
+            file.check_view(array)
+        whole |= left.tokens == stored.arrays["key"].shape[2]
 
     return Layer(stored.window, first=stored.first, shared=Piece(key, value), check=check)
 

@@ -7,6 +7,7 @@ import json
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 from typing import Any
 
@@ -95,7 +96,7 @@ class Head:
         """Number of tokens."""
         return int(self.token_ids.shape[1])
 
-    @property
+    @cached_property
     def head_bytes(self) -> int:
         """Length of the head: where the payload starts."""
         blocks = -(-self.tokens // BLOCK_TOKENS)

@@ -26,7 +26,7 @@ class Layer:
     shared : Piece, optional
         Tokens that are there already.
     check : callable, optional
-        Called before they are first looked at; raises when they are not what they should be.
+        Called with what is left of them before they are first looked at; raises when it is not what it should be.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class Layer:
         *,
         first: int = 0,
         shared: Piece | None = None,
-        check: Callable[[], None] | None = None,
+        check: Callable[[Piece], None] | None = None,
     ) -> None:
         self.window = window
         self.first = first
@@ -63,9 +63,10 @@ class Layer:
         return self._shared[0] if self._shared else None if self._begin == self._end else self._private
 
     def _verify(self) -> None:
-        if self._check is not None:
-            self._check()
-            self._check = None
+        if self._check is not None and self._shared:
+            # Nothing is appended without a look at what is held, so these are still the first and only ones.
+            self._check(self._shared[0])
+        self._check = None
 
     def _views(self) -> tuple[Piece, ...]:
         if self._private is None or self._begin == self._end:
@@ -161,7 +162,8 @@ class Layer:
         needed = live.tokens + new.tokens
         capacity = needed + max(needed // 2, FEWEST_TOKENS)
         self._private = Piece(_room(new.key, capacity), _room(new.value, capacity))
-        _write(self._private, 0, live)
+        if live.tokens:
+            _write(self._private, 0, live)
         self._begin, self._end, self._lent = 0, live.tokens, 0
         return self._private
 
