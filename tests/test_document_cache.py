@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralFo
 
 from keywise.cache import file as cache_file
 from keywise.cache import head
-from keywise.documents import Answer, Document, Reader
+from keywise.documents import Answer, Document, Reader, Source
 from keywise.documents import past as past_module
 from keywise.documents.store import ABANDONED_SECONDS, DEFAULT_LIMIT_BYTES, Store
 from keywise.errors import DtypeError, OptionError
@@ -93,6 +93,28 @@ def test_the_same_text_is_not_read_again(loaded: LoadedModel, tmp_path: Path) ->
     answers = asked(first), asked(second)
     assert findings(answers[0]) == findings(answers[1])
     assert [answer.reused_tokens for answer in answers] == [0, first.tokens]
+
+
+def test_the_tokens_of_the_same_text_are_taken_from_disk(
+    loaded: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = Reader(loaded, tmp_path).read(TEXT)
+    reader = Reader(loaded, tmp_path)
+    monkeypatch.setattr(reader._prompt, "document", lambda _sources: pytest.fail("tokenized again"))
+    second = reader.read(TEXT)
+    assert second.reused_tokens == second.tokens == first.tokens
+    assert second._holding == first._holding
+
+
+def test_a_file_under_the_name_of_another_text_is_not_taken_for_it(loaded: LoadedModel, tmp_path: Path) -> None:
+    Reader(loaded, tmp_path).read(TEXT)
+    (kept,) = files(tmp_path)
+    reader = Reader(loaded, tmp_path)
+    other = Source("text", "No " + TEXT)
+    os.replace(kept, kept.with_name(reader._prompt.text_sha256([other]).hex()[:32] + kept.suffix))
+    document = reader.read(other)
+    assert document.reused_tokens == 0
+    assert close(asked(document), asked(Reader(loaded, keep=False).read(other)))
 
 
 def test_a_kept_document_brings_the_tokens_that_end_a_quotation(loaded: LoadedModel, tmp_path: Path) -> None:

@@ -62,12 +62,11 @@ class Document:
         config = loaded.model.config.get_text_config()
         self._context_tokens: int | None = getattr(config, "max_position_embeddings", None)
         self.sources = tuple(sources)
-        ids, sentence_of = encoded
-        self.tokens = len(ids)
+        self.tokens = len(encoded.ids)
         self._check_length()
         self._sentences = sum(len(source.sentences) for source in sources)
         # In how many sentences each token stands.
-        placed = set(zip(sentence_of.tolist(), ids, strict=True))
+        placed = set(zip(encoded.sentence_of.tolist(), encoded.ids, strict=True))
         self._holding = Counter(token for sentence, token in placed if sentence >= 0)
         self._words = Words(sources)
         self._past = Past(

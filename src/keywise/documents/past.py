@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from keywise.documents.evidence import NULL_QUESTION, Look, Mass, mass_of_heads
+from keywise.documents.store import SENTENCE_OF
 from keywise.errors import FormatError
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ class Past:
     loaded, prompt, heads
         The model, its prompt, and the heads to read evidence from.
     encoded
-        Tokens of the document, and for each the number of its sentence.
+        Tokens of the document.
     sentences
         Number of sentences.
     names
@@ -65,11 +66,11 @@ class Past:
     ) -> None:
         self._loaded, self._prompt, self._heads = loaded, prompt, heads
         self._sentences, self._names, self._shelf = sentences, names, shelf
-        ids, self._sentence_of = encoded
-        self._ids = [*prompt.before_ids, *ids]
+        self._ids = [*prompt.before_ids, *encoded.ids]
+        self._sentence_of, self._text_sha256 = encoded.sentence_of, encoded.text_sha256
         # The -1 behind it says that these are ids of sentences, even if each were one token long.
         self._segments = np.concatenate([np.full(len(prompt.before_ids), -1), self._sentence_of, [-1]])
-        self._read(progress)
+        self._read(progress, encoded.found)
 
     @property
     def started(self) -> bool:
@@ -165,12 +166,13 @@ class Past:
             raise error
         self._shelf.refuse(found.path, error)
 
-    def _read(self, progress: Progress | None) -> None:
+    def _read(self, progress: Progress | None, found: Found | None = None) -> None:
         """Read tokens, but for those that the shelf has, and what a null question looks at; keep what is new."""
         import keywise.hf  # noqa: PLC0415 - importing this module must not load torch
 
-        ids, shelf = self._ids, self._shelf
-        found = shelf.find(ids) if shelf else None
+        ids, text, shelf = self._ids, self._text_sha256, self._shelf
+        if found is None and shelf:
+            found = shelf.find(ids, text)
         cache = keywise.hf.Cache(self._loaded.model.config, found and found.cache)
         cache.activate_past_recording()  # so that any text with the same beginning can go on from here
         cache.truncate(found.common_tokens if found else 0)
@@ -179,7 +181,7 @@ class Past:
         calibration = {
             "null_question": np.array(question),
             "null_heads": np.array([*self._heads.matching, *self._heads.copying]),
-            "null_sentences": np.array(self._sentence_of),
+            SENTENCE_OF: self._sentence_of,
         }
         kept = found is not None and found.tokens == len(ids) and _same(calibration, found.extra)
         if found and kept:
@@ -200,7 +202,7 @@ class Past:
             except KeyboardInterrupt:
                 if shelf and done > cache.reused_tokens:
                     cache.truncate(done)  # some layers may have taken more
-                    shelf.keep(cache.kv, ids[:done], sources=self._names, extra={}, replacing=found)
+                    shelf.keep(cache.kv, ids[:done], text, sources=self._names, extra={}, replacing=found)
                 raise
         # Only now: an interrupted second reading leaves the document as it was.
         self._cache, self.null, self._found = cache, null, found
@@ -208,7 +210,7 @@ class Past:
         if shelf and not kept:
             extra = {**calibration, "null_matching": null.matching, "null_copying": null.copying}
             extra["quotes"] = np.array(self._prompt.quotes)
-            shelf.keep(cache.kv, ids, sources=self._names, extra=extra, replacing=found)
+            shelf.keep(cache.kv, ids, text, sources=self._names, extra=extra, replacing=found)
 
 
 def _same(wanted: Mapping[str, Any], kept: Mapping[str, Any]) -> bool:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
@@ -14,6 +17,7 @@ from keywise.errors import ModelError
 
 if TYPE_CHECKING:
     from keywise.documents.files import Source
+    from keywise.documents.store import Found
     from keywise.hf.models import LoadedModel
 
 BETWEEN_SOURCES: Final = "\n\n"
@@ -22,10 +26,29 @@ QUOTE: Final = '"'
 # Begun for the model, an answer is short and in the text's own words.
 ANSWER_START: Final = f"The answer is {QUOTE}"
 
-Encoded = tuple[list[int], NDArray[np.intp]]
-"""Tokens of a document, and for each the number of its sentence."""
-
 _DOCUMENT, _QUESTION = "[the document stands here]", "[the question stands here]"
+
+
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """The tokens of a document.
+
+    Attributes
+    ----------
+    ids
+        Their ids.
+    sentence_of
+        int array [tokens], for each the number of its sentence, -1 for none.
+    text_sha256
+        Digest of the texts that they are, as `Prompt.text_sha256` gives it.
+    found
+        The reading on disk that they are taken from; None if they are new.
+    """
+
+    ids: list[int]
+    sentence_of: NDArray[np.intp]
+    text_sha256: bytes
+    found: Found | None = None
 
 
 class Prompt:
@@ -80,7 +103,7 @@ class Prompt:
         return sorted({*self.quotes, *self.end_ids})
 
     def document(self, sources: Sequence[Source]) -> Encoded:
-        """Give the tokens of texts read as one document, and for each the number of its sentence (-1 for none)."""
+        """Give the tokens of texts read as one document."""
         ids: list[int] = []
         sentence_of: list[NDArray[np.intp]] = []
         sentences = 0
@@ -94,7 +117,12 @@ class Prompt:
             number = sentence_of_token(encoded["offset_mapping"], source.sentences)
             sentence_of.append(np.where(number < 0, -1, number + sentences))
             sentences += len(source.sentences)
-        return ids, np.concatenate(sentence_of)
+        return Encoded(ids, np.concatenate(sentence_of), self.text_sha256(sources))
+
+    def text_sha256(self, sources: Sequence[Source]) -> bytes:
+        """Digest all that the tokens before and of a document, and the numbers of their sentences, depend on."""
+        texts = [(source.text, source.sentences) for source in sources]
+        return hashlib.sha256(json.dumps([self.before_ids, BETWEEN_SOURCES, texts]).encode()).digest()
 
     def question_ids(self, question: str, *, started: bool = False) -> list[int]:
         """Give the tokens of a question's turn: all that follows the document, with a quoted answer begun or not."""

@@ -116,8 +116,8 @@ class Reader:
         >>> document = Reader().read(Path("report.pdf"))  # doctest: +SKIP
         """
         sources = _sources(source)
-        encoded = self._prompt.document(sources)
-        if self._room is None or len(encoded[0]) <= self._room:
+        encoded = self._encoded(sources)
+        if self._room is None or len(encoded.ids) <= self._room:
             return self._document(sources, encoded, progress)
         cut = windows(sources, lambda text: len(self._prompt.text_ids(text)[0]), self._room)
         self._say(f"Longer than the model's context: read in {len(cut)} windows that overlap")
@@ -147,7 +147,12 @@ class Reader:
         return self._whole(_sources(source), progress)
 
     def _whole(self, sources: Sequence[Source], progress: Progress | None) -> Document:
-        return self._document(sources, self._prompt.document(sources), progress)
+        return self._document(sources, self._encoded(sources), progress)
+
+    def _encoded(self, sources: Sequence[Source]) -> Encoded:
+        """Give the tokens of texts, from disk where the same ones were read before."""
+        kept = self._shelf and self._shelf.encoded(self._prompt.text_sha256(sources))
+        return kept or self._prompt.document(sources)
 
     def _document(self, sources: Sequence[Source], encoded: Encoded, progress: Progress | None) -> Document:
         return Document(

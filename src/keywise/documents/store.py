@@ -20,6 +20,7 @@ from keywise.cache import file
 from keywise.cache.aside import ASIDE, replaced
 from keywise.cache.head import VERSION
 from keywise.cache.kvcache import KVCache
+from keywise.documents.prompt import Encoded
 from keywise.errors import FormatError, OptionError
 from keywise.hf.models import Status, cache_folder
 
@@ -27,8 +28,11 @@ DEFAULT_LIMIT_BYTES: Final = 4 * 10**9
 # Less in common than this is read again sooner than a large file is opened.
 FEWEST_REUSED_TOKENS: Final = 64
 ABANDONED_SECONDS: Final = 3600
+SENTENCE_OF: Final = "sentence_of"
+"""Kept with a whole document: for each of its tokens the number of its sentence."""
 _SUFFIX: Final = ".keywise"
 _ABOUT: Final = "about"
+_TEXT: Final = "text_sha256"
 
 
 @dataclass(frozen=True)
@@ -212,7 +216,17 @@ class Shelf:
         self.folder = store.folder / digest.hexdigest()[:16]
         self._refused: set[Path] = set()
 
-    def find(self, token_ids: Sequence[int]) -> Found | None:
+    def encoded(self, text_sha256: bytes) -> Encoded | None:
+        """Give the tokens of a whole document that was kept with this digest of its text; None if there is none."""
+        path = self._path(text_sha256)
+        opened = self._opened(path) if path.exists() else None
+        if opened is None or SENTENCE_OF not in opened.extra or opened.extra[_TEXT].tobytes() != text_sha256:
+            return None
+        ids, sentence_of = opened.head.token_ids[0], opened.extra[SENTENCE_OF]
+        found = _used(path, opened, opened.head.common_tokens(ids))
+        return Encoded(ids[-sentence_of.size :].tolist(), sentence_of, text_sha256, found)
+
+    def find(self, token_ids: Sequence[int], text_sha256: bytes) -> Found | None:
         """Find the reading that begins with most of these tokens; None if none begins with 64, or is the same.
 
         It is mapped, not read. Files whose heads are damaged are told of and removed, never used; damage in keys and
@@ -220,34 +234,31 @@ class Shelf:
         """
         wanted, best, most = np.array(token_ids, np.int64), None, min(FEWEST_REUSED_TOKENS, len(token_ids)) - 1
         # The same text is looked for under its own name first: then the others need not be opened.
-        same = self._path(wanted)
+        same = self._path(text_sha256)
         for path in sorted(self.folder.glob(f"*{_SUFFIX}"), key=lambda path: path != same):
             if most == len(token_ids):
                 break
-            if path in self._refused:
-                continue
-            try:
-                common = file.peek(path).common_tokens(wanted)
-            except FormatError as error:
-                self.refuse(path, error)
-                continue
-            if common > most:
-                best, most = path, common
-        if best is None:
+            opened = self._opened(path)
+            common = opened.head.common_tokens(wanted) if opened else 0
+            if opened and common > most:
+                best, most = (path, opened), common
+        return best and _used(*best, most)
+
+    def _opened(self, path: Path) -> file.Opened | None:
+        """Open a reading; None if it was refused before, or is damaged now."""
+        if path in self._refused:
             return None
         try:
-            opened = file.open(best, self._fingerprint)
+            return file.open(path, self._fingerprint)
         except FormatError as error:
-            self.refuse(best, error)
-            return self.find(token_ids)
-        with suppress(OSError):  # removed by another process, or not ours to change; what is open stays
-            os.utime(best)
-        return Found(best, opened.cache, most, opened.head.tokens, opened.extra)
+            self.refuse(path, error)
+            return None
 
     def keep(
         self,
         cache: KVCache,
         token_ids: Sequence[int],
+        text_sha256: bytes,
         *,
         sources: Sequence[str],
         extra: Mapping[str, NDArray[Any]],
@@ -258,8 +269,8 @@ class Shelf:
             side.data.nbytes for layer in range(cache.layers) for piece in cache.pieces(layer) for side in piece
         )
         about = json.dumps({"sources": list(sources), "model": self._model}).encode()
-        ids = np.array(token_ids, np.int64)
-        path = self._path(ids)
+        path = self._path(text_sha256)
+        also = {_ABOUT: np.frombuffer(about, np.uint8), _TEXT: np.frombuffer(text_sha256, np.uint8)}
         try:
             limit = self._store.limit_bytes
             if size_bytes > limit:
@@ -271,8 +282,8 @@ class Shelf:
                 path,
                 cache,
                 fingerprint=self._fingerprint,
-                token_ids=ids,
-                extra={**extra, _ABOUT: np.frombuffer(about, np.uint8)},
+                token_ids=np.array(token_ids, np.int64),
+                extra={**extra, **also},
             )
         except (FormatError, OSError) as error:
             self._say(f"Not kept: {error}")
@@ -282,8 +293,8 @@ class Shelf:
             _remove(replacing.path)
         self._store.evict(limit, spare=path)
 
-    def _path(self, token_ids: NDArray[np.int64]) -> Path:
-        return self.folder / f"{hashlib.sha256(token_ids.tobytes()).hexdigest()[:32]}{_SUFFIX}"
+    def _path(self, text_sha256: bytes) -> Path:
+        return self.folder / f"{text_sha256.hex()[:32]}{_SUFFIX}"
 
     def refuse(self, path: Path, error: FormatError) -> None:
         """Never use a damaged file again: tell the reason and remove it."""
@@ -294,6 +305,12 @@ class Shelf:
             self._say(f"{error}; not used, to be read again, but it cannot be removed ({refusal.strerror})")
         else:
             self._say(f"{error}; removed, to be read again")
+
+
+def _used(path: Path, opened: file.Opened, common_tokens: int) -> Found:
+    with suppress(OSError):  # removed by another process, or not ours to change; what is open stays
+        os.utime(path)
+    return Found(path, opened.cache, common_tokens, opened.head.tokens, opened.extra)
 
 
 def _make(folder: Path) -> None:
