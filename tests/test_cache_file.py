@@ -191,6 +191,45 @@ def test_damage_is_found_before_a_layer_is_used_and_only_there(tmp_path: Path) -
         opened.verify()
 
 
+@pytest.mark.parametrize("kind", [None, "int8"])
+def test_of_a_layer_that_was_cut_what_is_left_is_verified(tmp_path: Path, kind: str | None) -> None:
+    path, count = tmp_path / "cache", 70_000
+    cache = kw.KVCache(1, dtype=kind)
+    cache.append(0, *[tokens(count, seed=seed, batch=2, dtype="bfloat16") for seed in (1, 2)])
+    file.save(path, cache, fingerprint=FINGERPRINT, token_ids=np.zeros((2, count), np.int64))
+    head = file.peek(path)
+    assert head.layers[0] is not None
+    arrays = head.layers[0].arrays.values()
+
+    def blocks(left: int) -> set[int]:
+        """Give the blocks with the first tokens of any item, head, and array."""
+        found = set()
+        for stored in arrays:
+            token_bytes = (stored.end - stored.offset) // (4 * count)
+            for run in range(4):
+                begin = stored.offset + run * count * token_bytes
+                found |= set(range(begin // CHECK_BYTES, -(-(begin + left * token_bytes) // CHECK_BYTES)))
+        return found
+
+    def use(left: int) -> None:
+        opened = file.open(path, FINGERPRINT).cache
+        for branch in (opened.fork(), opened):
+            branch.truncate(left)
+            branch.attend(0, tokens(1, seed=1, batch=2, dtype="bfloat16"))
+
+    for left in (1, 10_000, count):
+        needed = blocks(left)
+        assert (len(needed) == head.payload_bytes // CHECK_BYTES + 1) == (left == count)
+        for block in range(head.payload_bytes // CHECK_BYTES):
+            back = flip(path, 8 * (head.head_bytes + block * CHECK_BYTES + 1))
+            if block in needed:
+                with pytest.raises(FormatError, match="checksum of bytes"):
+                    use(left)
+            else:
+                use(left)
+            back()
+
+
 def test_every_cut_is_refused_and_so_is_anything_added(tmp_path: Path) -> None:
     path, short = tmp_path / "cache", tmp_path / "short"
     save(path, 3)
