@@ -14,7 +14,7 @@ import pytest
 
 import keywise as kw
 from keywise.errors import DtypeError, FormatError, ModelError, OptionError, ShapeError
-from keywise.hf.models import package_folders
+from keywise.hf.installed import package_folders
 from keywise.memory import ingest
 from keywise.memory.encoder import DEFAULT_PACKAGE, SentenceEncoder
 from keywise.memory.library import Library

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from command_line import run
-from keywise.hf.models import find_model, package_folders
+from keywise.hf.installed import package_folders
+from keywise.hf.models import find_model
 from keywise.memory.encoder import DEFAULT_PACKAGE
 from library_tools import document_text, write_documents
 

@@ -12,8 +12,10 @@ import torch
 from transformers import AutoModelForCausalLM, GgufConfig
 
 from keywise.errors import ModelError, OptionError
+from keywise.hf import gguf as conversion
 from keywise.hf import models
-from keywise.hf.models import cache_folder, find_model, load_model, models_found
+from keywise.hf.installed import cache_folder, needs
+from keywise.hf.models import find_model, load_model, models_found
 from keywise.hf.packed import pack
 
 gguf = pytest.importorskip("gguf", reason="reads GGUF files; it comes with keywise[hf]")
@@ -176,14 +178,14 @@ def test_broken_gguf_leaves_nothing_behind(gguf_file, tmp_path):
 
 
 def test_interrupted_conversion_leaves_nothing_behind(gguf_file, tmp_path, monkeypatch):
-    convert = models._convert
+    convert = conversion._convert
 
     def interrupted(source, folder):
         convert(source, folder)
         assert (folder / "model.safetensors").exists()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(models, "_convert", interrupted)
+    monkeypatch.setattr(conversion, "_convert", interrupted)
     with pytest.raises(KeyboardInterrupt):
         load_model(gguf_file, cache_dir=tmp_path)
     assert list((tmp_path / "models").iterdir()) == []
@@ -383,4 +385,4 @@ def test_loading_collects_garbage_once(converted):
 
 def test_missing_extra_names_the_command():
     with pytest.raises(ModelError, match=r'no_such_module.*pip install "keywise\[app\]"'):
-        models.needs("app", "json", "no_such_module")
+        needs("app", "json", "no_such_module")

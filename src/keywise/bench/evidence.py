@@ -23,7 +23,8 @@ from keywise.documents.labelled import Labelled, Question
 from keywise.documents.reader import Reader
 from keywise.documents.tune import Observed, choose, every_head, fit_powers, observe, restricted
 from keywise.errors import OptionError
-from keywise.hf.models import LoadedModel, load_model, needs
+from keywise.hf.installed import needs
+from keywise.hf.models import LoadedModel, load_model
 from keywise.memory.encoder import SentenceEncoder
 
 FOLDS: Final = 6

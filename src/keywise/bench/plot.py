@@ -17,7 +17,7 @@ from keywise.bench.rivals import OURS, RIVALS
 from keywise.bench.timing import Timed
 from keywise.documents.report import write_whole
 from keywise.errors import OptionError
-from keywise.hf.models import needs
+from keywise.hf.installed import needs
 
 FEWEST_LENGTHS = 3
 LIMIT = "measured limit"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from keywise.errors import FormatError
-from keywise.hf.models import needs
+from keywise.hf.installed import needs
 
 CONVERTED_SUFFIXES: Final = {
     ".pdf": "PdfConverter",

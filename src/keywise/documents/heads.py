@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from keywise.cache.aside import replaced
 from keywise.errors import FormatError
-from keywise.hf.models import cache_folder
+from keywise.hf.installed import cache_folder
 
 Head = tuple[int, int]
 

@@ -14,7 +14,8 @@ from keywise.documents.prompt import Encoded, Prompt
 from keywise.documents.store import Shelf, Store
 from keywise.documents.windows import WindowedDocument, windows
 from keywise.errors import DtypeError, FormatError, OptionError
-from keywise.hf.models import LoadedModel, Status, load_model
+from keywise.hf.installed import Status
+from keywise.hf.models import LoadedModel, load_model
 
 Readable = str | os.PathLike[str] | Source
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from keywise.errors import FormatError, OptionError
-from keywise.hf.models import needs
+from keywise.hf.installed import needs
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

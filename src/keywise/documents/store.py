@@ -22,7 +22,7 @@ from keywise.cache.head import VERSION
 from keywise.cache.kvcache import KVCache
 from keywise.documents.prompt import Encoded
 from keywise.errors import FormatError, OptionError
-from keywise.hf.models import Status, cache_folder
+from keywise.hf.installed import Status, cache_folder
 
 DEFAULT_LIMIT_BYTES: Final = 4 * 10**9
 # Less in common than this is read again sooner than a large file is opened.

@@ -12,7 +12,7 @@ from typing import Any
 
 from keywise.cache.aside import replaced
 from keywise.errors import DtypeError, ModelError
-from keywise.hf.models import cache_folder
+from keywise.hf.installed import cache_folder
 
 # What a config holds besides what the model computes: where it came from, how results are returned.
 _NO_MATTER = frozenset(
@@ -54,7 +54,7 @@ def fingerprint(
         The folder that model and tokenizer were loaded from, unchanged since: its files' digests are remembered by
         path, size and time of change, so that they cost nothing the second time. None digests what is in memory.
     cache_dir : path, optional
-        Where digests of files are remembered; see `keywise.hf.models.cache_folder`.
+        Where digests of files are remembered; see `keywise.hf.installed.cache_folder`.
 
     Returns
     -------
@@ -99,7 +99,7 @@ def files_fingerprint(files: Mapping[str, Path], *, cache_dir: Folder | None = N
     files
         The files, by the names that count.
     cache_dir
-        Where digests of files are remembered; see `keywise.hf.models.cache_folder`.
+        Where digests of files are remembered; see `keywise.hf.installed.cache_folder`.
 
     Examples
     --------

@@ -4,13 +4,10 @@ Weights come from safetensors and GGUF files only. Nothing here unpickles, and n
 """
 
 import gc
-import hashlib
 import json
 import os
 import re
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +17,8 @@ from typing import Any, Literal
 
 from keywise.attention.kernels import targets
 from keywise.errors import ModelError, OptionError
+from keywise.hf.gguf import converted
+from keywise.hf.installed import Status, cache_folder, needs, package_folders, quiet_transformers
 from keywise.hf.packed import pack
 
 DEFAULT_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -35,9 +34,6 @@ DTYPES = ("float32", "bfloat16")
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
 _HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]
-_MANIFEST = "keywise.json"
-
-Status = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -193,53 +189,6 @@ def load_model(
     return _loaded(found.name, folder, dtype)
 
 
-def cache_folder(cache_dir: str | os.PathLike[str] | None = None) -> Path:
-    """Tell where converted models are kept: the argument, else ``KEYWISE_CACHE_DIR``, else the user's cache.
-
-    Examples
-    --------
-    >>> from keywise.hf.models import cache_folder
-    >>> cache_folder("cache").name
-    'cache'
-    """
-    if chosen := cache_dir or os.environ.get("KEYWISE_CACHE_DIR"):
-        return Path(chosen).expanduser()
-    needs("app", "platformdirs")
-    import platformdirs  # noqa: PLC0415 - only here
-
-    return Path(platformdirs.user_cache_dir("keywise"))
-
-
-def needs(extra: str, *modules: str) -> None:
-    """Check that the modules of an optional part of keywise are installed.
-
-    Raises
-    ------
-    ModelError
-        Naming what is missing and the command that installs it.
-
-    Examples
-    --------
-    >>> from keywise.hf.models import needs
-    >>> needs("hf", "json")
-    """
-    if missing := [module for module in modules if find_spec(module) is None]:
-        raise ModelError(f'this needs {", ".join(missing)}; install with `pip install "keywise[{extra}]"`')
-
-
-def package_folders(package: str) -> list[Path]:
-    """Give the folders of an installed package without running it: its dependencies are not needed for its files.
-
-    Examples
-    --------
-    >>> from keywise.hf.models import package_folders
-    >>> package_folders("no_such_package")
-    []
-    """
-    spec = find_spec(package)
-    return [Path(place) for place in (spec.submodule_search_locations or ())] if spec else []
-
-
 def _silent(_line: str) -> None:
     """Take a status line when nobody wants to see it."""
 
@@ -356,102 +305,7 @@ def _folder_of(found: FoundModel, cache_dir: str | os.PathLike[str] | None, say:
         _folder(folder, found.name, found.origin)
         return folder
     assert found.path is not None  # only models on the hub have no path
-    return found.path if found.kind == "folder" else _converted(found.path, cache_folder(cache_dir), say)
-
-
-def _converted(gguf_file: Path, cache: Path, say: Status) -> Path:
-    """Give the safetensors folder of a GGUF file, converting it the first time."""
-    sha256 = _sha256(gguf_file)
-    fingerprint = {"source_bytes": gguf_file.stat().st_size, "source_sha256": sha256}
-    folder = cache / "models" / f"{gguf_file.stem}-{sha256[:16]}"
-    if _is_whole(folder, fingerprint):
-        return folder
-    needs("hf", "gguf", "accelerate")
-    say(f"Converting {gguf_file.name} once, to {folder}")
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".converting-", dir=folder.parent) as scratch:
-            # One level down: the rename below then leaves the scratch folder for its context manager to remove.
-            aside = Path(scratch) / "model"
-            _convert(gguf_file, aside)
-            files = {file.name: [file.stat().st_size, _sha256(file)] for file in sorted(aside.iterdir())}
-            (aside / _MANIFEST).write_text(json.dumps({**fingerprint, "files": files}, indent=1), encoding="utf-8")
-            for path in (*aside.iterdir(), aside):
-                _synchronise(path)
-            if folder.exists() and not _is_whole(folder, fingerprint):
-                shutil.rmtree(folder)
-            if not folder.exists():
-                aside.rename(folder)
-                _synchronise(folder.parent)
-    except OSError as error:
-        raise ModelError(
-            f"the converted model cannot be written to cache_dir={str(cache)!r}: {error}; "
-            "choose another folder with KEYWISE_CACHE_DIR"
-        ) from error
-    return folder
-
-
-def _convert(gguf_file: Path, folder: Path) -> None:
-    import torch  # noqa: PLC0415 - heavy
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig  # noqa: PLC0415
-
-    try:
-        with quiet_transformers():
-            tokenizer = AutoTokenizer.from_pretrained(gguf_file.parent, gguf_file=gguf_file.name)
-            model = AutoModelForCausalLM.from_pretrained(
-                gguf_file.parent,
-                gguf_file=gguf_file.name,
-                dtype=torch.bfloat16,
-                quantization_config=GgufConfig(dequantize=True),
-            )
-    except (OSError, ValueError, KeyError, IndexError, RuntimeError, ImportError, NotImplementedError) as error:
-        raise ModelError(
-            f"the GGUF file {gguf_file} cannot be read: {error}; is it whole, and a language model?"
-        ) from error
-    with quiet_transformers():
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-
-
-def _is_whole(folder: Path, fingerprint: dict[str, Any]) -> bool:
-    manifest_file = folder / _MANIFEST
-    if not manifest_file.is_file():
-        return False
-    manifest = json.loads(manifest_file.read_text(encoding="utf-8"))
-    return {key: manifest[key] for key in fingerprint} == fingerprint and all(
-        (folder / name).is_file() and [(folder / name).stat().st_size, _sha256(folder / name)] == recorded
-        for name, recorded in manifest["files"].items()
-    )
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _synchronise(path: Path) -> None:
-    """Wait until a file or folder is on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Keep the notices and bars of transformers off the terminal, and put its settings back afterwards."""
-    from transformers.utils import logging  # noqa: PLC0415 - heavy
-
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
+    return found.path if found.kind == "folder" else converted(found.path, cache_folder(cache_dir), say)
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from keywise.hf.models import needs
+from keywise.hf.installed import needs
 
 if TYPE_CHECKING:
     from keywise.memory.encoder import Encoder as Encoder

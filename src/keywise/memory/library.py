@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from keywise.attention.checks import whole
 from keywise.errors import DtypeError, FormatError, OptionError
-from keywise.hf.models import needs
+from keywise.hf.installed import needs
 from keywise.memory import commits, ingest
 from keywise.memory.approximate import attend_candidates
 from keywise.memory.calibrate import keep_calibrated, temperature_of
