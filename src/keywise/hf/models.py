@@ -150,7 +150,9 @@ def load_model(
 ) -> LoadedModel:
     """Load a language model and its tokenizer on the CPU.
 
-    A GGUF file is converted once to a bfloat16 safetensors folder, which later calls reuse.
+    A GGUF file is converted once to a bfloat16 safetensors folder, which later calls reuse. In bfloat16 the weights of
+    the linear layers of a model of up to a billion parameters are laid out a second time, to be multiplied sooner: see
+    `keywise.hf.packed.pack`.
 
     Parameters
     ----------
