@@ -183,7 +183,8 @@ class Past:
             "null_heads": np.array([*self._heads.matching, *self._heads.copying]),
             SENTENCE_OF: self._sentence_of,
         }
-        kept = found is not None and found.tokens == len(ids) and _same(calibration, found.extra)
+        whole = found is not None and found.common_tokens == len(ids) == found.token_ids.size
+        kept = found is not None and whole and _same(calibration, found.extra)
         if found and kept:
             null = Look(found.extra["null_matching"], found.extra["null_copying"])
             if "quotes" in found.extra:

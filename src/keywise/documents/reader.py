@@ -11,7 +11,7 @@ from keywise.documents.heads import MEANING, Heads, find, untuned
 from keywise.documents.meaning import Encode
 from keywise.documents.past import Progress
 from keywise.documents.prompt import Encoded, Prompt
-from keywise.documents.store import Shelf, Store
+from keywise.documents.store import SENTENCE_OF, Shelf, Store
 from keywise.documents.windows import WindowedDocument, windows
 from keywise.errors import DtypeError, FormatError, OptionError
 from keywise.hf.installed import Status
@@ -152,8 +152,12 @@ class Reader:
 
     def _encoded(self, sources: Sequence[Source]) -> Encoded:
         """Give the tokens of texts, from disk where the same ones were read before."""
-        kept = self._shelf and self._shelf.encoded(self._prompt.text_sha256(sources))
-        return kept or self._prompt.document(sources)
+        text_sha256 = self._prompt.text_sha256(sources)
+        found = self._shelf.whole(text_sha256) if self._shelf else None
+        if found is None:
+            return self._prompt.document(sources)
+        sentence_of = found.extra[SENTENCE_OF]
+        return Encoded(found.token_ids[-sentence_of.size :].tolist(), sentence_of, text_sha256, found)
 
     def _document(self, sources: Sequence[Source], encoded: Encoded, progress: Progress | None) -> Document:
         return Document(

@@ -20,7 +20,6 @@ from keywise.cache import file
 from keywise.cache.aside import ASIDE, replaced
 from keywise.cache.head import VERSION
 from keywise.cache.kvcache import KVCache
-from keywise.documents.prompt import Encoded
 from keywise.errors import FormatError, OptionError
 from keywise.hf.installed import Status, cache_folder
 
@@ -75,8 +74,8 @@ class Found:
         Its keys and values, mapped; those of a layer are verified when it is first used, and raise `FormatError` then.
     common_tokens
         How many of the wanted tokens it begins with.
-    tokens
-        How many it has.
+    token_ids
+        int64 [tokens], those that it has.
     extra
         What was kept with it.
     """
@@ -84,7 +83,7 @@ class Found:
     path: Path
     cache: KVCache
     common_tokens: int
-    tokens: int
+    token_ids: NDArray[np.int64]
     extra: Mapping[str, NDArray[Any]]
 
 
@@ -216,15 +215,13 @@ class Shelf:
         self.folder = store.folder / digest.hexdigest()[:16]
         self._refused: set[Path] = set()
 
-    def encoded(self, text_sha256: bytes) -> Encoded | None:
-        """Give the tokens of a whole document that was kept with this digest of its text; None if there is none."""
+    def whole(self, text_sha256: bytes) -> Found | None:
+        """Find the reading of a whole document by the digest of its text; None if there is none."""
         path = self._path(text_sha256)
         opened = self._opened(path) if path.exists() else None
         if opened is None or SENTENCE_OF not in opened.extra or opened.extra[_TEXT].tobytes() != text_sha256:
             return None
-        ids, sentence_of = opened.head.token_ids[0], opened.extra[SENTENCE_OF]
-        found = _used(path, opened, opened.head.common_tokens(ids))
-        return Encoded(ids[-sentence_of.size :].tolist(), sentence_of, text_sha256, found)
+        return _used(path, opened, opened.head.common_tokens(opened.head.token_ids[0]))
 
     def find(self, token_ids: Sequence[int], text_sha256: bytes) -> Found | None:
         """Find the reading that begins with most of these tokens; None if none begins with 64, or is the same.
@@ -289,7 +286,7 @@ class Shelf:
             self._say(f"Not kept: {error}")
             return
         self._refused.discard(path)
-        if replacing is not None and replacing.path != path and replacing.common_tokens == replacing.tokens:
+        if replacing is not None and replacing.path != path and replacing.common_tokens == replacing.token_ids.size:
             _remove(replacing.path)
         self._store.evict(limit, spare=path)
 
@@ -310,7 +307,7 @@ class Shelf:
 def _used(path: Path, opened: file.Opened, common_tokens: int) -> Found:
     with suppress(OSError):  # removed by another process, or not ours to change; what is open stays
         os.utime(path)
-    return Found(path, opened.cache, common_tokens, opened.head.tokens, opened.extra)
+    return Found(path, opened.cache, common_tokens, opened.head.token_ids[0], opened.extra)
 
 
 def _make(folder: Path) -> None:
