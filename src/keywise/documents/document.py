@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
@@ -65,9 +64,8 @@ class Document:
         self.tokens = len(encoded.ids)
         self._check_length()
         self._sentences = sum(len(source.sentences) for source in sources)
-        # In how many sentences each token stands.
-        placed = set(zip(encoded.sentence_of.tolist(), encoded.ids, strict=True))
-        self._holding = Counter(token for sentence, token in placed if sentence >= 0)
+        said = encoded.sentence_of >= 0
+        self._said, self._said_in = np.array(encoded.ids)[said], encoded.sentence_of[said]
         self._words = Words(sources)
         self._past = Past(
             loaded,
@@ -368,7 +366,8 @@ class Document:
 
     def _rarities(self, ids: Sequence[int]) -> NDArray[np.float64]:
         """Give how much each token of a question tells: little if it stands in many sentences."""
-        return np.array([rarity(self._holding[token], self._sentences) ** RARITY_POWER for token in ids])
+        holding = [np.unique(self._said_in[self._said == token]).size for token in ids]
+        return np.array([rarity(sentences, self._sentences) ** RARITY_POWER for sentences in holding])
 
     @cached_property
     def _meaning(self) -> Meaning | None:
