@@ -26,8 +26,8 @@ from keywise.errors import OptionError
 
 FIRST, SECOND = "first", "second, in another process"
 QUESTIONS = {FIRST: "Which lamp is lit?", SECOND: "Who lit the last lamp?"}
-ASKED = [FIRST, *[SECOND] * 5]
-"""The document is read once; what follows takes fractions of a second, and its median tells more."""
+ROUNDS = 5
+"""How often a document is read, and asked about again."""
 
 DYNAMIC, KEYWISE, FORK = "transformers' DynamicCache", "keywise.hf.Cache", "keywise.hf.Cache, a fork"
 TOKEN = "first_token_seconds"
@@ -94,7 +94,8 @@ def read_text(path: Path | None, tasks: Sequence[str]) -> tuple[str, str]:
 def count(tasks: Sequence[str]) -> int:
     """Give the number of findings that `run` yields."""
     return sum(
-        {"question": len(DTYPES) * len(ASKED), "step": len(DTYPES), "int8": len(SHAPES)}.get(task, 1) for task in tasks
+        {"question": len(DTYPES) * ROUNDS * len(QUESTIONS), "step": len(DTYPES), "int8": len(SHAPES)}.get(task, 1)
+        for task in tasks
     )
 
 
@@ -126,10 +127,11 @@ def _in_process(work: Callable[..., Iterator[dict[str, Any]]], *arguments: Any) 
 
 
 def _questions(model: str | None, _text: tuple[str, str], tokens: int, _past: int) -> Iterator[dict[str, Any]]:
-    with tempfile.TemporaryDirectory() as folder:
-        for dtype in DTYPES:
-            for name in ASKED:
-                yield from _in_process(measure_question, model, dtype, tokens, folder, name)
+    for dtype in DTYPES:
+        for _ in range(ROUNDS):
+            with tempfile.TemporaryDirectory() as folder:
+                for name in QUESTIONS:
+                    yield from _in_process(measure_question, model, dtype, tokens, folder, name)
 
 
 def _steps(model: str | None, _text: tuple[str, str], _tokens: int, past: int) -> Iterator[dict[str, Any]]:
@@ -308,10 +310,11 @@ def _tables(results: Sequence[dict[str, Any]]) -> str:
 
 def _question_table(results: Sequence[dict[str, Any]]) -> str:
     rows = []
+    firsts: dict[str, float] = {}  # the first question's of every dtype, which comes before the second's
     for dtype, name in dict.fromkeys((found["dtype"], found["question"]) for found in results):
         asked = [found for found in results if (found["dtype"], found["question"]) == (dtype, name)]
         read, token = (statistics.median(found[what] for found in asked) for what in ("read_seconds", TOKEN))
-        first = next(found[TOKEN] for found in results if found["dtype"] == dtype)
+        first = firsts.setdefault(dtype, token)
         tokens = [f"{asked[0][what]:,}" for what in ("document_tokens", "reused_tokens")]
         rows.append([name, dtype, *tokens, number(read), number(token), f"{token / first:.1%}"])
     columns = [
