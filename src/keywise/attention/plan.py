@@ -11,6 +11,9 @@ from keywise.attention.arrays import FLOATS, Array, countable, take
 from keywise.attention.checks import broadcast, whole, whole_numbers
 from keywise.errors import DtypeError, OptionError, ShapeError
 
+# Numbers of segments that are remembered as the runs they make; more take longer to compare than to go over.
+MOST_REMEMBERED = 1 << 15
+
 
 class Want(NamedTuple):
     """What a reading should find out, and for which query rows.
@@ -114,8 +117,8 @@ def _runs(segments: Any, keys: int) -> tuple[Array, int]:
     if data.ndim != 1:
         raise ShapeError(f"segments has shape {list(data.shape)}; it is one row of bounds [S+1] or of ids [{keys}]")
     data = data.astype(np.int64)
-    # A few bounds are met again by every layer and every token.
-    return _runs_met(data.tobytes(), keys) if data.size <= 1024 else _runs_of(data, keys)
+    # The same segments are met again by every layer and every token.
+    return _runs_met(data.tobytes(), keys) if data.size <= MOST_REMEMBERED else _runs_of(data, keys)
 
 
 @functools.lru_cache(maxsize=8)

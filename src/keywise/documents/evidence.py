@@ -235,25 +235,27 @@ def rank_sentences(sources: Sequence[Source], look: Look, text: Mapping[str, Mas
     any_of_these = 1.0 - none_share(look, heads)
     shares = sentence_shares(odds, heads.powers[MEANING if "meaning" in text else WORDS]) * any_of_these
     attention = sentence_shares(odds, heads.powers[ATTENTION]) * any_of_these
-    mass = look.matching.sum(axis=0)
+    found = {
+        "share": shares,
+        "attention": attention,
+        "matching": matching,
+        "copying": copying,
+        "mass": look.matching.sum(axis=0),
+        **text,
+    }
+    # To pick single numbers from arrays would take longer than all else here.
+    numbers = dict.fromkeys(COSINES, [None] * len(spans)) | {name: array.tolist() for name, array in found.items()}
     return [
         Evidence(
-            text=spans[number][0].text[spans[number][1] : spans[number][2]],
-            start=spans[number][1],
-            end=spans[number][2],
-            source=spans[number][0].name,
-            share=float(shares[number]),
-            attention=float(attention[number]),
-            matching=float(matching[number]),
-            copying=float(copying[number]),
-            mass=float(mass[number]),
-            words=float(text["words"][number]),
-            paragraph_words=float(text["paragraph_words"][number]),
-            meaning=float(text["meaning"][number]) if "meaning" in text else None,
-            paragraph_meaning=float(text["paragraph_meaning"][number]) if "meaning" in text else None,
+            text=source.text[start:end],
+            start=start,
+            end=end,
+            source=source.name,
             rank=rank,
+            **{name: column[number] for name, column in numbers.items()},
         )
-        for rank, number in enumerate(np.argsort(-shares, kind="stable"), start=1)
+        for rank, number in enumerate(np.argsort(-shares, kind="stable").tolist(), start=1)
+        for source, start, end in [spans[number]]
     ]
 
 

@@ -17,7 +17,7 @@ from keywise.attention.checks import whole
 from keywise.attention.plan import Want
 from keywise.attention.reading import Reading
 from keywise.errors import DtypeError, ModelError, OptionError, ShapeError
-from keywise.hf.parts import NAME, model_parts
+from keywise.hf.parts import NAME, named_modules, parts_among
 
 _CROSS = re.compile(r"cross|encoder_attn|encdec", re.IGNORECASE)
 _KINDS = ("self", "cross")
@@ -214,9 +214,9 @@ class Collector:
         kind: str | None,
         stop: bool,
     ) -> None:
-        self._parts = model_parts(model)
+        self.names = named_modules(model)
+        self._parts = parts_among(self.names)
         self.check_attention()
-        self.names = {module: name for name, module in model.named_modules()}
         self.readings = Readings()
         self._segments, self._rows, self._top, self._key_mass, self._kind = segments, rows, top, key_mass, kind
         self._layers = None if layers is None else self._known(layers)
