@@ -53,6 +53,29 @@ def test_rows_may_lie_apart() -> None:
         assert agree(plain, packed, rows)
 
 
+def test_the_layout_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, packed = pair()
+    rows = numbers(4, 96)
+    with monkeypatch.context() as patched:
+        patched.setattr(torch.nn.Linear, "forward", lambda *_: pytest.fail("torch laid the weights out again"))
+        with torch.no_grad():
+            found = packed(rows)
+    with torch.no_grad():
+        torch.testing.assert_close(found, plain(rows), rtol=2**-7, atol=2**-7)
+
+
+def test_a_weight_in_the_place_of_a_freed_one_is_used() -> None:
+    plain, packed = pair(inputs=512, outputs=512)
+    rows = numbers(4, 512)
+    for _ in range(3):
+        replacement = plain[0].weight.detach() * 2
+        for model in (plain, packed):
+            del model[0].weight
+        for model in (plain, packed):
+            model[0].weight = torch.nn.Parameter(replacement.clone())
+        assert agree(plain, packed, rows)
+
+
 def test_changed_weights_are_used() -> None:
     plain, packed = pair()
     rows = numbers(4, 96)

@@ -11,7 +11,7 @@ from keywise.attention.arrays import FLOATS, Array, countable, take
 from keywise.attention.checks import broadcast, whole, whole_numbers
 from keywise.errors import DtypeError, OptionError, ShapeError
 
-# Numbers of segments that are remembered as the runs they make; more take longer to compare than to go over.
+# Longer segments are not kept with the runs that they make: comparing them costs time, keeping them memory.
 MOST_REMEMBERED = 1 << 15
 
 

@@ -243,7 +243,7 @@ def rank_sentences(sources: Sequence[Source], look: Look, text: Mapping[str, Mas
         "mass": look.matching.sum(axis=0),
         **text,
     }
-    # To pick single numbers from arrays would take longer than all else here.
+    # Lists, because single numbers are picked from them.
     numbers = dict.fromkeys(COSINES, [None] * len(spans)) | {name: array.tolist() for name, array in found.items()}
     return [
         Evidence(

@@ -219,7 +219,9 @@ class Shelf:
         """Find the reading of a whole document by the digest of its text; None if there is none."""
         path = self._path(text_sha256)
         opened = self._opened(path) if path.exists() else None
-        if opened is None or SENTENCE_OF not in opened.extra or opened.extra[_TEXT].tobytes() != text_sha256:
+        if opened is None or not {SENTENCE_OF, _TEXT} <= opened.extra.keys():  # an interrupted reading has no sentences
+            return None
+        if opened.extra[_TEXT].tobytes() != text_sha256:
             return None
         return _used(path, opened, opened.head.common_tokens(opened.head.token_ids[0]))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-# The layout hardly depends on the number of rows that it is made for.
+# oneDNN asks for how many rows the weights are laid out; any number can be multiplied with them.
 _ROWS = 64
 
 
@@ -14,7 +14,7 @@ def pack(model: Any) -> None:
 
     The layers' own weights stay as they are. A layer goes back to them when they change (but for changes through
     ``weight.data``, which torch hides), where gradients are kept, and when it is compiled. Nothing happens where torch
-    is built without oneDNN, or the CPU does not multiply bfloat16.
+    is built without oneDNN, or oneDNN takes no bfloat16 on this CPU.
 
     Parameters
     ----------
@@ -60,8 +60,10 @@ def _packed_class() -> Any:
 
         def __init__(self, layer: Any) -> None:
             self.__dict__.update(vars(layer))
-            self._packed = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), _ROWS)
-            self._packed_from = layer.weight.data_ptr(), layer.weight._version
+            # Held, so that no other weight can come to lie at its address while this layout is in use.
+            self._packed_from = layer.weight.detach()
+            self._packed_version = layer.weight._version
+            self._packed = torch.ops.mkldnn._reorder_linear_weight(self._packed_from, _ROWS)
 
         def __reduce_ex__(self, _protocol: Any) -> Any:
             # A copy has weights of its own: it is an ordinary layer.
@@ -70,8 +72,12 @@ def _packed_class() -> Any:
 
         def forward(self, input: Any) -> Any:
             weight = self.weight
+            if self._packed is not None and (
+                weight.data_ptr() != self._packed_from.data_ptr() or weight._version != self._packed_version
+            ):
+                self._packed = self._packed_from = None
             if (
-                self._packed_from != (weight.data_ptr(), weight._version)
+                self._packed is None
                 or input.dtype is not weight.dtype
                 or input.shape[-1:] != weight.shape[1:]
                 or torch.is_grad_enabled()
