@@ -78,7 +78,7 @@ def likeliest_span(
     cache, before_ids = (begun, []) if begun is not None else (keywise.hf.Cache(loaded.model.config), prompt.before_ids)
     layers = sorted({layer for layer, _ in copying})
     with keywise.hf.reading(loaded.model, layers=layers, rows=1, kind="self") as readings:
-        first = _log_probabilities(loaded, cache, [[*before_ids, *ids, *turn]], last=1)[0, -1]
+        first = _log_probabilities(_logits(loaded, cache, [[*before_ids, *ids, *turn]], last=1)[0, -1])
     mass = np.zeros(len(ids))
     by_layer = {record.layer: record.reading.key_mass for record in readings}
     place = slice(len(prompt.before_ids), len(prompt.before_ids) + len(ids))
@@ -91,27 +91,26 @@ def likeliest_span(
     promise = np.array([first[tail[0][0]] for tail in tails]) + bonus
     chosen = np.argsort(-promise, kind="stable")[:STARTS]
     longest = min(SPAN_TOKENS, most_tokens)
-    width = min(longest, max(len(tails[number][0]) for number in chosen))
-    batch = [[*tails[number][0][:width], *[tails[number][0][0]] * (width - len(tails[number][0]))] for number in chosen]
-    cache.batch_repeat_interleave(len(batch))
-    following = _log_probabilities(loaded, cache, batch, last=width)
-    ends = np.logaddexp.reduce(following[..., prompt.quote_ids], axis=-1)
+    spans = [tails[number][0][:longest] for number in chosen]
+    width = max(map(len, spans))
+    cache.batch_repeat_interleave(len(spans))
+    logits = _logits(loaded, cache, [[*span, *[span[0]] * (width - len(span))] for span in spans], last=width)
 
     # Words that the question has already answer it only where it offers a choice.
     known = _words(question)
     if "or" in known:
         known = set()
     best: tuple[float, Span] | None = None
-    for row, number in enumerate(chosen):
-        tail_ids, tail_offsets = tails[number]
+    for number, span, given in zip(chosen, spans, logits, strict=True):
         said = 0.0
-        for length in range(1, min(width, len(tail_ids)) + 1):
-            token = tail_ids[length - 1]
-            said += first[token] if length == 1 else following[row, length - 2, token]
-            end = begin[number] + tail_offsets[length - 1][1]
+        following = first
+        for length, (token, (_, end)) in enumerate(zip(span, tails[number][1], strict=False), start=1):
+            said += following[token]
+            following = _log_probabilities(given[length - 1])
+            end += begin[number]
             if not _word_ends(passage, end) or known.issuperset(_words(passage[begin[number] : end])):
                 continue
-            log_probability = float(said + ends[row, length - 1])
+            log_probability = float(said + np.logaddexp.reduce(following[prompt.quote_ids]))
             score = log_probability + bonus[number] + NATS_PER_TOKEN * length
             if best is None or score > best[0]:
                 best = score, Span(begin[number], end, log_probability, length)
@@ -126,18 +125,29 @@ def log_probability(loaded: LoadedModel, prompt: Prompt, passage: str, question:
     said, _ = prompt.text_ids(answer)
     asked = [*prompt.before_ids, *ids, *prompt.question_ids(question, started=True)]
     cache = keywise.hf.Cache(loaded.model.config)
-    given = _log_probabilities(loaded, cache, [[*asked, *said]], last=len(said) + 1)[0]
-    ending = np.logaddexp.reduce(given[-1, prompt.quote_ids])
-    return float(given[np.arange(len(said)), said].sum() + ending)
+    logits = _logits(loaded, cache, [[*asked, *said]], last=len(said) + 1)[0]
+    *given, ending = map(_log_probabilities, logits)
+    told = sum(float(row[token]) for row, token in zip(given, said, strict=True))
+    return told + float(np.logaddexp.reduce(ending[prompt.quote_ids]))
 
 
-def _log_probabilities(loaded: LoadedModel, cache: Any, ids: list[list[int]], *, last: int) -> Any:
-    """Run tokens after those in the cache; give [batch, last, vocabulary] of what may follow the last of them."""
+def _logits(loaded: LoadedModel, cache: Any, ids: list[list[int]], *, last: int) -> Any:
+    """Run tokens after those in the cache; give [batch, last, vocabulary] for what may follow the last of them."""
     import torch  # noqa: PLC0415 - heavy
 
     with torch.inference_mode():
-        output = loaded.model(torch.tensor(ids), past_key_values=cache, use_cache=True, logits_to_keep=last)
-        return torch.log_softmax(output.logits, dim=-1, dtype=torch.float32).numpy()
+        return loaded.model(torch.tensor(ids), past_key_values=cache, use_cache=True, logits_to_keep=last).logits
+
+
+def _log_probabilities(logits: Any) -> Any:
+    """Give the natural logarithms of the probabilities of what may follow one token, float32 [vocabulary].
+
+    One token at a time, because its numbers fit into the CPU's cache: those of all are memory that the system has to
+    hand out first, which takes many times as long as the numbers themselves.
+    """
+    import torch  # noqa: PLC0415 - heavy
+
+    return torch.log_softmax(logits, dim=-1, dtype=torch.float32).numpy()
 
 
 def _words(text: str) -> set[str]:
