@@ -123,6 +123,7 @@ struct Pass {
   const bool by_key = problem.visibility.documents || problem.visibility.allowed;
   const int64_t depth = key_depth(problem, pairs), width = problem.value_width(), group = problem.group();
   const int64_t rows = task.rows();
+  const Span seen = span_of_rows(problem, task);
   Span* const spans = reinterpret_cast<Span*>(workspace.spans);  // per row, and behind them per tile
   TileSpans* const tiles = reinterpret_cast<TileSpans*>(spans + rows);
 
@@ -141,18 +142,16 @@ struct Pass {
     Block block{number, first, left < kBlockKeys ? left : kBlockKeys, 0, 0, 0};
     if (strip.runs) block.run = problem.reading.runs_ended(first);
     block.seen = block.count;
-    for (int64_t tile = 0; tile * kTileRows < rows; ++tile)
-      widen_to(tiles[tile].any, first, block.count, block.seen, block.seen_end);
+    widen_to(seen, first, block.count, block.seen, block.seen_end);
     return block;
   }
 
   int64_t place(int64_t block, int64_t row) const { return block * rows + row; }
   float* line(int64_t block, int64_t row) const { return strip.weights + place(block, row) * kBlockKeys; }
-  int64_t blocks_before(const Block& block) const { return (block.first - task.packed->first_key) / kBlockKeys; }
 
   // Panels of the block, counted from its first key.
   const float* panels_of(const Block& block) {
-    if (task.packed) return task.packed->keys + blocks_before(block) * kBlockKeys * depth;
+    if (task.packed) return task.packed->keys + block.first * depth;
     if (packed_keys != block.number)
       pack_keys(problem, task, block.first + block.panels(), block.first + block.seen_end, pairs, workspace.keys);
     packed_keys = block.number;
@@ -164,7 +163,7 @@ struct Pass {
     const int64_t row_bytes = width * int64_t(sizeof(float)), keys_per_row = value_pairs ? 2 : 1;
     const float* first;
     if (task.packed) {
-      first = task.packed->values + blocks_before(block) * kBlockKeys / keys_per_row * width;
+      first = task.packed->values + block.first / keys_per_row * width;
     } else {
       if (packed_values != block.number)
         pack_values(problem, task, block.first + block.panels(), block.first + block.seen, block.first + block.seen_end,
@@ -188,7 +187,7 @@ struct Pass {
 
   bool is_finite(const Block& block) {
     if (problem.stored == Dtype::int8) return true;
-    if (task.packed) return task.packed->finite[blocks_before(block)];
+    if (task.packed) return task.packed->finite[block.first / kBlockKeys];
     if (examined != block.number)
       finite = all_finite(problem, task, block.first + block.seen, block.first + block.seen_end);
     examined = block.number;
@@ -462,18 +461,18 @@ static void compute(const Problem& problem, const Task& task, const Workspace& w
 // Packs the blocks of the task's keys that one of its rows sees, for all tasks of the head.
 static void pack(const Problem& problem, const Task& task, const Packed& packed) {
   const bool pairs = uses_pairs(problem);
-  const int64_t depth = key_depth(problem, pairs), width = problem.value_width(), group = problem.group();
+  const int64_t depth = key_depth(problem, pairs), width = problem.value_width();
+  const Span span = span_of_rows(problem, task);
   for (int64_t first = task.first_key; first < task.last_key; first += kBlockKeys) {
     const int64_t left = task.last_key - first, count = left < kBlockKeys ? left : kBlockKeys;
     int64_t seen = count, seen_end = 0;
-    for (int64_t token = task.first_row / group; token * group < task.last_row; ++token)
-      widen_to(span_of(problem, task, token), first, count, seen, seen_end);
+    widen_to(span, first, count, seen, seen_end);
     if (seen >= seen_end) continue;
-    const int64_t panels = seen / kPanelKeys * kPanelKeys, number = (first - packed.first_key) / kBlockKeys;
-    pack_keys(problem, task, first + panels, first + seen_end, pairs, packed.keys + (number * kBlockKeys + panels) * depth);
-    pack_values(problem, task, first + panels, first + seen, first + seen_end, pairs,
-                packed.values + (number * kBlockKeys + panels) / (pairs ? 2 : 1) * width);
-    packed.finite[number] = all_finite(problem, task, first + seen, first + seen_end);
+    const int64_t panels = first + seen / kPanelKeys * kPanelKeys;
+    pack_keys(problem, task, panels, first + seen_end, pairs, packed.keys + panels * depth);
+    pack_values(problem, task, panels, first + seen, first + seen_end, pairs,
+                packed.values + panels / (pairs ? 2 : 1) * width);
+    packed.finite[first / kBlockKeys] = all_finite(problem, task, first + seen, first + seen_end);
   }
 }
 

@@ -15,6 +15,8 @@
 namespace keywise {
 namespace {
 
+#include "visible.inl.h"
+
 // Query rows per task: many enough to pay for reading a block of keys, few enough that their state stays in L2.
 constexpr int64_t kRows = 240;
 constexpr int64_t kFewestRows = 24;
@@ -195,9 +197,22 @@ struct Run {
 struct RowBlock {
   int64_t first, last;
   bool read;
+  Part keys;
 };
 
-// Cuts the rows of a head at the ends of the rows to be read, then into blocks.
+// The keys that some of these rows see, in one item or another, in whole blocks.
+Part keys_seen(const Run& run, int64_t first_row, int64_t last_row) {
+  const Problem& problem = run.problem;
+  int64_t begin = problem.keys, end = 0;
+  for (int64_t item = 0; item < problem.batch; ++item) {
+    const Task task = run.task_of(item * problem.key_heads, first_row, last_row, {0, problem.keys});
+    widen_to(span_of_rows(problem, task), 0, problem.keys, begin, end);
+  }
+  begin = std::min(begin, end) / kBlockKeys * kBlockKeys;
+  return {begin, std::min(round_up(end, kBlockKeys), problem.keys) - begin};
+}
+
+// Cuts the rows of a head at the ends of the rows to be read, then into blocks: the fewer keys they see, the more rows.
 std::vector<RowBlock> row_blocks(const Run& run) {
   const Problem& problem = run.problem;
   const int64_t rows = run.rows_per_head(), group = problem.group();
@@ -211,8 +226,12 @@ std::vector<RowBlock> row_blocks(const Run& run) {
   const int64_t read_to = problem.reads ? problem.reading.last_row * group : 0;
   std::vector<RowBlock> blocks;
   const auto cut = [&](int64_t first, int64_t last, bool read) {
-    const int64_t step = rows_of_strips(read ? problem.keys : std::min(problem.keys, kStripKeys));
-    for (; first < last; first += step) blocks.push_back({first, std::min(first + step, last), read});
+    while (first < last) {
+      const int64_t keys = keys_seen(run, first, std::min(first + even, last)).keys;
+      const int64_t end = std::min(first + rows_of_strips(read ? keys : std::min(keys, kStripKeys)), last);
+      blocks.push_back({first, end, read, keys_seen(run, first, end)});
+      first = end;
+    }
   };
   cut(0, read_from, false);
   cut(read_from, read_to, true);
@@ -220,29 +239,27 @@ std::vector<RowBlock> row_blocks(const Run& run) {
   return blocks;
 }
 
-// The keys in parts of at most this many; no keys are one part.
-std::vector<Part> parts_of(const Problem& problem, int64_t keys) {
+// Keys in parts of at most this many; no keys are one part.
+std::vector<Part> parts_of(const Part& keys, int64_t most) {
   std::vector<Part> parts;
-  for (int64_t first = 0; first == 0 || first < problem.keys; first += keys)
-    parts.push_back({first, std::min(keys, problem.keys - first)});
+  for (int64_t first = 0; first == 0 || first < keys.keys; first += most)
+    parts.push_back({keys.first_key + first, std::min(most, keys.keys - first)});
   return parts;
 }
 
-// The keys and values of the heads of a wave, packed once for all their rows: [head of the wave, part].
+// The keys and values of the heads of a wave, packed once for all their rows.
 class SharedKeys {
  public:
-  SharedKeys(const Run& run, const std::vector<Part>& parts, int64_t heads)
-      : run_(run), parts_(parts), packed_(size_t(heads) * parts.size()) {
+  SharedKeys(const Run& run, int64_t heads)
+      : run_(run), parts_(parts_of({0, run.problem.keys}, kStripKeys)), packed_(size_t(heads)) {
     const Problem& problem = run.problem;
     const int64_t pair = run.target.dots_pairs && problem.dtype == Dtype::bfloat16 ? 2 : 1;
+    const int64_t blocks = ceil_div(problem.keys, kBlockKeys);
     const auto carve_all = [&](Carver carver) {
-      for (size_t i = 0; i < packed_.size(); ++i) {
-        const Part& part = parts[i % parts.size()];
-        const int64_t blocks = ceil_div(part.keys, kBlockKeys);
-        packed_[i].first_key = part.first_key;
-        carver(packed_[i].keys, blocks * kBlockKeys * ceil_div(problem.head_dim, pair));
-        carver(packed_[i].values, blocks * kBlockKeys * problem.value_width() / pair);
-        carver(packed_[i].finite, blocks);
+      for (Packed& packed : packed_) {
+        carver(packed.keys, blocks * kBlockKeys * ceil_div(problem.head_dim, pair));
+        carver(packed.values, blocks * kBlockKeys * problem.value_width() / pair);
+        carver(packed.finite, blocks);
       }
       return carver.bytes();
     };
@@ -254,15 +271,15 @@ class SharedKeys {
     const int64_t parts = int64_t(parts_.size());
     return run_.each(heads * parts, [&](int64_t index) {
       const Task task = run_.task_of(first_head + index / parts, 0, run_.rows_per_head(), parts_[size_t(index % parts)]);
-      run_.target.pack(run_.problem, task, packed_[size_t(index)]);
+      run_.target.pack(run_.problem, task, packed_[size_t(index / parts)]);
     });
   }
 
-  const Packed* of(int64_t head, size_t part) const { return &packed_[size_t(head) * parts_.size() + part]; }
+  const Packed* of(int64_t head) const { return &packed_[size_t(head)]; }
 
  private:
   const Run& run_;
-  const std::vector<Part>& parts_;
+  const std::vector<Part> parts_;
   std::vector<Packed> packed_;
   Memory memory_;
 };
@@ -272,18 +289,19 @@ class SharedKeys {
 // number of blocks.
 bool Run::by_rows() const {
   const std::vector<RowBlock> blocks = row_blocks(*this);
-  const std::vector<Part> parts = parts_of(problem, kStripKeys);
   const bool masses = problem.reads && problem.reading.key_mass;
   const int64_t block_count = int64_t(blocks.size());
   const bool shares = block_count >= kFewestSharing;
   const int64_t head_bytes = problem.keys * (problem.head_dim + problem.value_width()) * bytes_of(problem.dtype) + 1;
   const int64_t fitting = std::min(ceil_div(kWaveTasks, block_count), kWaveBytes / head_bytes);
-  const int64_t wave = shares ? std::min(std::max(fitting, ceil_div(kTasks, block_count)), heads()) : heads();
+  int64_t wave = shares ? std::min(std::max(fitting, ceil_div(kTasks, block_count)), heads()) : heads();
+  // A power of two makes lanes in numbers that threads can share evenly.
+  while (masses && shares && wave & (wave - 1)) --wave;
   const int64_t lanes = masses ? std::min(block_count, ceil_div(kTasks, wave)) : block_count;
   const int64_t columns = problem.group() * problem.keys;
   std::vector<double> lane_columns(masses ? size_t(wave * lanes * columns) : 0);
   std::optional<SharedKeys> shared;
-  if (shares) shared.emplace(*this, parts, wave);
+  if (shares) shared.emplace(*this, wave);
 
   for (int64_t first_head = 0; first_head < heads(); first_head += wave) {
     const int64_t heads_here = std::min(wave, heads() - first_head);
@@ -295,6 +313,7 @@ bool Run::by_rows() const {
       for (int64_t number = lane; number < block_count; number += lanes) {
         const RowBlock& block = blocks[size_t(number)];
         const Task all_keys = task_of(first_head + head, block.first, block.last);
+        const std::vector<Part> parts = parts_of(block.keys, kStripKeys);
         Workspace workspace;
         State state;
         std::vector<Strip> strips(block.read ? parts.size() : 1);
@@ -309,7 +328,7 @@ bool Run::by_rows() const {
         for (size_t i = 0; i < parts.size(); ++i) {
           Task task = task_of(first_head + head, block.first, block.last, parts[i]);
           task.continues = i > 0;
-          task.packed = shares ? shared->of(head, i) : nullptr;
+          task.packed = shares ? shared->of(head) : nullptr;
           Strip& strip = strips[block.read ? i : 0];
           strip.blocks = ceil_div(parts[i].keys, kBlockKeys);
           target.compute(problem, task, workspace, state, strip);
@@ -335,7 +354,7 @@ bool Run::by_rows() const {
 
 // Few rows per key head: all of them against fixed parts of the keys, then the partials merged in key order.
 bool Run::by_keys() const {
-  const std::vector<Part> parts = parts_of(problem, kSplitKeys);
+  const std::vector<Part> parts = parts_of({0, problem.keys}, kSplitKeys);
   const int64_t rows = rows_per_head(), splits = int64_t(parts.size());
   std::vector<State> states(size_t(heads() * splits));
   std::vector<Strip> strips(problem.reads ? states.size() : 0);

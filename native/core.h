@@ -179,9 +179,8 @@ struct Strip {
   float* run_sums = nullptr;
 };
 
-// Keys and values of one head and part as the tiles read them, packed once for all tasks that share them.
+// Keys and values of one head as the tiles read them, packed once for all tasks that share them.
 struct Packed {
-  int64_t first_key = 0;
   float* keys = nullptr;
   float* values = nullptr;
   bool* finite = nullptr;  // per block: its values hold neither NaN nor infinity

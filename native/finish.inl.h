@@ -179,6 +179,13 @@ static void sum_rows(const Strip& strip, int64_t block, int64_t rows, int64_t ro
   }
 }
 
+// Whether a row of the strip sees a key of the block.
+static bool is_seen(const Strip& strip, int64_t block, int64_t rows) {
+  for (int64_t tile = 0; tile < rows; tile += kTileRows)
+    if (strip.begin[block * rows + tile] < strip.end[block * rows + tile]) return true;
+  return false;
+}
+
 // Key mass: row weight x weight, per block in float32, across blocks of rows in float64.
 static void add_columns(const Problem& problem, const Task& task, const State& state, const Strip& strip,
                         const Workspace& workspace, double* sums, float* mass) {
@@ -196,6 +203,7 @@ static void add_columns(const Problem& problem, const Task& task, const State& s
   for (int64_t block = 0; block < strip.blocks; ++block) {
     const int64_t first_key = strip.first_key + block * kBlockKeys;
     const int64_t left = strip.keys - block * kBlockKeys, known = left < kBlockKeys ? left : kBlockKeys;
+    if (sums && !is_seen(strip, block, rows)) continue;
     for (int64_t head = 0; head < group; ++head) {
       const int64_t column = head * problem.keys + first_key;
       // The last block may be cut short, where whole vectors would be written over what follows.

@@ -1,4 +1,5 @@
-// Which keys a row sees, as at most two runs of keys plus what must be looked up key by key. Included by attend.inl.h.
+// Which keys a row sees, as at most two runs of keys plus what must be looked up key by key. Included by attend.inl.h and
+// core.cpp.
 
 // Keys [kept, kept_end) and [near, near_end) of a task, in this order; either may be empty.
 struct Span {
@@ -20,7 +21,7 @@ static inline bool sees_alike(const Problem& problem) {
   return !rule.causal && rule.left < 0 && rule.right < 0 && !rule.documents;
 }
 
-static Span span_of(const Problem& problem, const Task& task, int64_t token) {
+static inline Span span_of(const Problem& problem, const Task& task, int64_t token) {
   const Visibility& rule = problem.visibility;
   const int64_t own = own_position(problem, task.item, token), start = rule.starts[task.item];
   int64_t end = rule.lengths[task.item];
@@ -33,6 +34,18 @@ static Span span_of(const Problem& problem, const Task& task, int64_t token) {
   const int64_t kept_end = start + rule.keep_first < end ? start + rule.keep_first : end;
   const auto local = [&](int64_t position) { return clamp(position - rule.first_key, task.first_key, task.last_key); };
   return {local(start), local(kept_end), local(near), local(near_end)};
+}
+
+// What some of the rows of a task see: the ends of their spans move up with their tokens, but documents leave some out.
+static inline Span span_of_rows(const Problem& problem, const Task& task) {
+  const int64_t group = problem.group(), first = task.token(0, group), last = task.token(task.rows() - 1, group);
+  Span some = span_of(problem, task, first);
+  for (int64_t token = problem.visibility.documents ? first : last; token <= last; ++token) {
+    const Span span = span_of(problem, task, token);
+    if (span.kept_end > some.kept_end) some.kept_end = span.kept_end;
+    if (span.near_end > some.near_end) some.near_end = span.near_end;
+  }
+  return some;
 }
 
 // Widens [begin, end), counted from the block, to the keys of the block that the row sees.
@@ -53,7 +66,7 @@ struct TileSpans {
   Span any, all;
 };
 
-static TileSpans spans_of_tile(const Span* rows, int64_t height) {
+static inline TileSpans spans_of_tile(const Span* rows, int64_t height) {
   const auto join = [](int64_t& begin, int64_t& end, int64_t first, int64_t last) {
     if (first >= last) return;
     const bool empty = begin >= end;
@@ -79,7 +92,7 @@ static inline bool covers(const Span& span, int64_t first, int64_t last) {
 }
 
 // Gives the scores [begin, end) of a block that lie outside the span the score -inf.
-static void hide_outside(const Span& span, int64_t block, int64_t begin, int64_t end, float* scores) {
+static inline void hide_outside(const Span& span, int64_t block, int64_t begin, int64_t end, float* scores) {
   int64_t shown = begin;
   const auto show = [&](int64_t first, int64_t last) {
     first = clamp(first - block, begin, end);
@@ -94,7 +107,7 @@ static void hide_outside(const Span& span, int64_t block, int64_t begin, int64_t
 }
 
 // Documents and the boolean array; keys from `end` on do not exist and are hidden already.
-static void hide_by_key(const Problem& problem, int64_t item, int64_t head, int64_t token, int64_t block, int64_t begin,
+static inline void hide_by_key(const Problem& problem, int64_t item, int64_t head, int64_t token, int64_t block, int64_t begin,
                         int64_t end, float* scores) {
   const Visibility& rule = problem.visibility;
   if (rule.documents) {
