@@ -104,10 +104,10 @@ def likeliest_span(
     for number, span, given in zip(chosen, spans, logits, strict=True):
         said = 0.0
         following = first
-        for length, (token, (_, end)) in enumerate(zip(span, tails[number][1], strict=False), start=1):
+        for length, (token, (_, tail_end)) in enumerate(zip(span, tails[number][1], strict=False), start=1):
             said += following[token]
             following = _log_probabilities(given[length - 1])
-            end += begin[number]
+            end = begin[number] + tail_end
             if not _word_ends(passage, end) or known.issuperset(_words(passage[begin[number] : end])):
                 continue
             log_probability = float(said + np.logaddexp.reduce(following[prompt.quote_ids]))
