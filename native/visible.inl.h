@@ -107,8 +107,8 @@ static inline void hide_outside(const Span& span, int64_t block, int64_t begin, 
 }
 
 // Documents and the boolean array; keys from `end` on do not exist and are hidden already.
-static inline void hide_by_key(const Problem& problem, int64_t item, int64_t head, int64_t token, int64_t block, int64_t begin,
-                        int64_t end, float* scores) {
+static inline void hide_by_key(const Problem& problem, int64_t item, int64_t head, int64_t token, int64_t block,
+                               int64_t begin, int64_t end, float* scores) {
   const Visibility& rule = problem.visibility;
   if (rule.documents) {
     const int64_t own = own_position(problem, item, token);
