@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import pytest
 import torch
@@ -163,3 +165,35 @@ def test_a_bias_of_minus_infinity_keeps_a_poisoned_value_out(target: str, keys: 
     )
     value[:, :, 3], bias[3] = np.nan, -np.inf
     np.testing.assert_allclose(kw.attend(ones, key, value, bias=bias), 1, rtol=1e-6)
+
+
+NARROW = {
+    "window": {"window": (40, 7)},
+    "causal window": {"causal": True, "window": (40, 0)},
+    "queries before the first key": {"causal": True, "window": (40, 0), "lengths": [1500, 700]},
+    "queries behind the last key": {"causal": True, "window": (40, None), "lengths": [1500, 1510]},
+    "left padding": {"causal": True, "window": (300, 0), "starts": [0, 600]},
+    "first keys kept": {"causal": True, "window": (40, 0), "keep_first": 3, "starts": [5, 0]},
+    "documents": {"causal": True, "window": (300, 0), "documents": np.arange(1500) // 400 + np.zeros((2, 1), int)},
+}
+
+
+def _read_narrow(mask: str, dtype: str) -> kw.Reading:
+    arguments = Case(dtype, batch=2, group=2, queries=1500, keys=1500, head_dim=16, value_dim=16).arguments()
+    return kw.read(**{**arguments, "mask": kw.Mask(**NARROW[mask])}, segments=[0, 300, 1200, 1500])
+
+
+@functools.cache  # every target is compared with the same
+def _narrow_by_definition(mask: str, dtype: str) -> kw.Reading:
+    with kw.using("reference"):
+        return _read_narrow(mask, dtype)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("mask", NARROW)
+def test_rows_that_see_few_of_many_keys(target: str, mask: str, dtype: str) -> None:
+    got, right = _read_narrow(mask, dtype), _narrow_by_definition(mask, dtype)
+    tolerance = 2e-2 if dtype == "bfloat16" else 1e-5
+    np.testing.assert_allclose(numbers(got.output), numbers(right.output), atol=tolerance)
+    for name in ("key_mass", "segment_mass", "entropy"):
+        np.testing.assert_allclose(numbers(getattr(got, name)), numbers(getattr(right, name)), rtol=1e-4, atol=1e-4)
