@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from typing import Any
 
@@ -16,3 +17,8 @@ PROCESS = (sys.executable, "-m", "keywise")
 def run(*arguments: object) -> Any:
     """Run a command in this process: its exit code, and what it wrote to stdout and stderr."""
     return CliRunner().invoke(application(), [str(argument) for argument in arguments])
+
+
+def heed_control_c() -> None:
+    """Let a process begin with Ctrl-C as usual: tests begun in the background ignore it, and children inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)

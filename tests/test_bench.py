@@ -77,7 +77,13 @@ def bench(*arguments: object) -> Any:
 def bench_process(*arguments: object) -> subprocess.Popen[str]:
     code = "import sys; sys.argv[0] = 'keywise'; from keywise.cli import main; main()"
     command = [sys.executable, "-c", code, "bench", *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=command_line.heed_control_c,  # noqa: PLW1509
+    )
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import keywise as kw
-from command_line import PROCESS, run
+from command_line import PROCESS, heed_control_c, run
 from keywise.attention import _native
 from keywise.hf.models import find_model
 
@@ -364,8 +364,7 @@ def test_interrupt_ends_with_130_and_one_line():
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        # A shell that starts tests in the background lets them ignore Ctrl-C, and children inherit that.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
+        preexec_fn=heed_control_c,  # noqa: PLW1509
     )
     # The first piece of the answer: the model is at work.
     first = process.stdout.read(1)
