@@ -24,9 +24,12 @@ constexpr int64_t kFewestRows = 24;
 // their keys.
 constexpr int64_t kStripFloats = 384 * 1024 / sizeof(float);
 constexpr int64_t kFewestRowsOfStrip = 12;
-// Few key heads with at most this many query rows each (decoding, a question after a document) are split by keys.
-constexpr int64_t kSplitRows = 64;
-constexpr int64_t kSplitHeads = 16;
+// Heads with at most this many query rows (decoding, a question after a document) are split by keys where these are many,
+// and fewer heads with fewer rows where there would be too little to share out.
+constexpr int64_t kSplitRows = 192;
+constexpr int64_t kManyKeys = 16 * kBlockKeys;
+constexpr int64_t kFewRows = 64;
+constexpr int64_t kFewHeads = 16;
 constexpr int64_t kSplitKeys = 4 * kBlockKeys;
 // Tasks to aim for, so that any usual number of cores has work to the end.
 constexpr int64_t kTasks = 8;
@@ -35,6 +38,9 @@ constexpr int64_t kWaveTasks = 64;
 constexpr int64_t kWaveBytes = 16 << 20;
 // Fewer blocks of rows than this pack the keys they share each for itself.
 constexpr int64_t kFewestSharing = 5;
+// Of heads that are split by keys, partials and weights that wait for the rest of their heads at the same time, for each
+// thread: they should stay in L2. No thread should go without work for that.
+constexpr int64_t kWaitingBytes = 512 << 10;
 // Memory that a run may keep for the next one.
 constexpr int64_t kKeptBytes = 8 << 20;
 // Work is counted in multiplications; reading a number of a key or value takes as long as some.
@@ -352,11 +358,31 @@ bool Run::by_rows() const {
   return true;
 }
 
-// Few rows per key head: all of them against fixed parts of the keys, then the partials merged in key order.
+// The same, without the rows before `row`.
+State rows_from(int64_t row, const Problem& problem, State state) {
+  state.peak += row;
+  state.total += row;
+  state.moment += row;
+  state.inverse += row;
+  state.values += row * problem.value_width();
+  state.top_scores += row * problem.top();
+  state.top_keys += row * problem.top();
+  return state;
+}
+
+// For what goes by peaks and sums of runs alone; a tile begins at `row`.
+Strip rows_from(int64_t row, int64_t tile_rows, Strip strip) {
+  strip.peaks += row;
+  strip.run_sums += row / tile_rows * strip.runs * kPad;
+  return strip;
+}
+
+// Few rows per key head: all of them against fixed parts of the keys, then the partials merged in key order. Heads
+// go in waves, as many at a time as the caches hold.
 bool Run::by_keys() const {
   const std::vector<Part> parts = parts_of({0, problem.keys}, kSplitKeys);
-  const int64_t rows = rows_per_head(), splits = int64_t(parts.size());
-  std::vector<State> states(size_t(heads() * splits));
+  const int64_t rows = rows_per_head(), splits = int64_t(parts.size()), row_parts = ceil_div(rows, target.tile_rows);
+  std::vector<State> states(static_cast<size_t>(splits));
   std::vector<Strip> strips(problem.reads ? states.size() : 0);
   const auto carve_all = [&](Carver carver) {
     for (size_t i = 0; i < states.size(); ++i) {
@@ -366,9 +392,13 @@ bool Run::by_keys() const {
     }
     return carver.bytes();
   };
-  const int64_t bytes = carve_all(Carver());
-  const Memory much = bytes > kKeptBytes ? allocate(bytes) : nullptr;
-  carve_all(Carver(much ? much.get() : run_scratch(bytes)));
+  const int64_t head_bytes = carve_all(Carver());
+  const int64_t fitting = threads * kWaitingBytes / head_bytes, sharing = ceil_div(2 * threads, splits);
+  const int64_t wave = std::min(std::max(fitting, sharing), heads());
+  states.resize(size_t(wave * splits));
+  strips.resize(problem.reads ? states.size() : 0);
+  const Memory much = wave * head_bytes > kKeptBytes ? allocate(wave * head_bytes) : nullptr;
+  carve_all(Carver(much ? much.get() : run_scratch(wave * head_bytes)));
   // A strip that nobody reads is of no use after its task.
   const auto workspace_here = [&](Strip* unread = nullptr) {
     Workspace workspace;
@@ -380,28 +410,39 @@ bool Run::by_keys() const {
     return workspace;
   };
 
-  const bool whole = each(heads() * splits, [&](int64_t index) {
-    const Part& part = parts[size_t(index % splits)];
-    Strip unread = strip_of(problem, part, false);
-    const Workspace workspace = workspace_here(problem.reads ? nullptr : &unread);
-    target.compute(problem, task_of(index / splits, 0, rows, part), workspace, states[size_t(index)],
-                   problem.reads ? strips[size_t(index)] : unread);
-  });
-  if (!whole) return false;
-  const bool finished = each(heads(), [&](int64_t head) {
-    State& merged = states[size_t(head * splits)];
-    const Workspace workspace = workspace_here();
-    for (int64_t split = 1; split < splits; ++split)
-      target.merge(problem, workspace, rows, merged, states[size_t(head * splits + split)]);
-    target.finish(problem, task_of(head, 0, rows), merged,
-                  problem.reads ? &strips[size_t(head * splits)] : nullptr, problem.reads ? splits : 0);
-  });
-  if (!finished || !problem.reads || !problem.reading.key_mass) return finished;
-  return each(heads() * splits, [&](int64_t index) {
-    const int64_t head = index / splits;
-    target.add_columns(problem, task_of(head, 0, rows), states[size_t(head * splits)], strips[size_t(index)],
-                       workspace_here(), nullptr, mass_of(head));
-  });
+  for (int64_t first_head = 0; first_head < heads(); first_head += wave) {
+    const int64_t heads_here = std::min(wave, heads() - first_head);
+    const bool whole = each(heads_here * splits, [&](int64_t index) {
+      const Part& part = parts[size_t(index % splits)];
+      Strip unread = strip_of(problem, part, false);
+      const Workspace workspace = workspace_here(problem.reads ? nullptr : &unread);
+      target.compute(problem, task_of(first_head + index / splits, 0, rows, part), workspace, states[size_t(index)],
+                     problem.reads ? strips[size_t(index)] : unread);
+    });
+    if (!whole) return false;
+    const bool finished = each(heads_here * row_parts, [&](int64_t index) {
+      const int64_t head = index / row_parts, first = index % row_parts * target.tile_rows;
+      const int64_t last = std::min(first + target.tile_rows, rows);
+      const State merged = rows_from(first, problem, states[size_t(head * splits)]);
+      const Workspace workspace = workspace_here();
+      for (int64_t split = 1; split < splits; ++split)
+        target.merge(problem, workspace, last - first, merged,
+                     rows_from(first, problem, states[size_t(head * splits + split)]));
+      std::vector<Strip> read;
+      for (int64_t split = 0; problem.reads && split < splits; ++split)
+        read.push_back(rows_from(first, target.tile_rows, strips[size_t(head * splits + split)]));
+      target.finish(problem, task_of(first_head + head, first, last), merged, read.data(), int64_t(read.size()));
+    });
+    if (!finished) return false;
+    if (!problem.reads || !problem.reading.key_mass) continue;
+    const bool summed = each(heads_here * splits, [&](int64_t index) {
+      const int64_t head = index / splits;
+      target.add_columns(problem, task_of(first_head + head, 0, rows), states[size_t(head * splits)],
+                         strips[size_t(index)], workspace_here(), nullptr, mass_of(first_head + head));
+    });
+    if (!summed) return false;
+  }
+  return true;
 }
 
 }  // namespace
@@ -414,8 +455,9 @@ bool run(const Problem& problem, const Target& target, int threads, Interrupted 
       std::fill_n(problem.reading.key_mass, problem.batch * problem.query_heads * problem.keys, 0.0f);
     return true;
   }
-  const bool few_rows = run.rows_per_head() <= kSplitRows && run.heads() < kSplitHeads;
-  return few_rows && problem.keys > kSplitKeys ? run.by_keys() : run.by_rows();
+  const bool few = run.rows_per_head() <= kFewRows && run.heads() < kFewHeads && problem.keys > kSplitKeys;
+  const bool long_and_few = run.rows_per_head() <= kSplitRows && problem.keys >= kManyKeys;
+  return few || long_and_few ? run.by_keys() : run.by_rows();
 }
 
 }  // namespace keywise

@@ -39,6 +39,11 @@ SHAPES = {
     "causal": (Case("float32", 2, 4, 2, 20, 20, 16, causal=True), {"ONNX Runtime MHA", "OpenVINO cache"}),
     "decode": (DECODE, {"ONNX Runtime MHA"}),
     "few rows": (Case("float32", 1, 4, 2, 3, 40, 16, causal=True), {"ONNX Runtime MHA"}),
+    "window": (Case("float32", 1, 4, 2, 20, 20, 16, causal=True, window=5), {"ONNX Runtime MHA", "OpenVINO cache"}),
+    "window after a past": (
+        Case("float32", 1, 4, 2, 3, 40, 16, causal=True, window=7),
+        {"ONNX Runtime MHA", "OpenVINO cache"},
+    ),
     "bfloat16": (Case("bfloat16", 1, 4, 2, 1, 40, 32, causal=True), {"ONNX Runtime MHA", "ONNX Runtime GQA"}),
 }
 
@@ -159,6 +164,14 @@ def test_operations_and_bytes() -> None:
     assert case.operations == 2 * 2 * (2 * 6 * (4 + 5) * 16)  # two products of rows that see 4 and 5 keys
     assert case.key_value_bytes == 2 * (2 * 3 * 5 * 16) * 2
     assert replace(case, causal=False).operations == 2 * 2 * (2 * 6 * (5 + 5) * 16)
+    for queries, window, seen in (
+        (2, 3, 3 + 3),
+        (2, 4, 4 + 4),
+        (2, 5, 4 + 5),
+        (2, 9, 4 + 5),
+        (5, 3, 1 + 2 + 3 + 3 + 3),
+    ):
+        assert replace(case, queries=queries, window=window).operations == 2 * 2 * (2 * 6 * seen * 16)
 
 
 def test_the_groups_hold_what_they_promise() -> None:

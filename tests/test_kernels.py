@@ -59,6 +59,9 @@ LONG = [
     Case("bfloat16", batch=1, key_heads=1, group=3, queries=50, keys=2_700, head_dim=16, segments="ids"),
     Case("float16", batch=2, key_heads=1, group=7, queries=2, keys=9_000, head_dim=80, mask="lengths", bias="per key"),
     Case("bfloat16", batch=1, key_heads=1, group=3, queries=3, keys=12_345, mask="keep_first", softcap=20.0, top=40),
+    Case(batch=1, key_heads=3, group=2, queries=70, keys=4_300, head_dim=16, mask="causal", segments="bounds"),
+    Case("bfloat16", batch=1, key_heads=2, queries=192, keys=4_096, head_dim=16, peaky=True, segments="ids"),
+    Case("float16", batch=2, key_heads=9, queries=5, keys=4_500, head_dim=16, mask="lengths", row_weights=True),
 ]
 # Few rows take values in other tiles than many, and those of wide values otherwise than those of narrow ones.
 WIDE = [

@@ -19,6 +19,7 @@ CASES = {
     "prefill": Case(batch=1, queries=300, keys=300, head_dim=40, mask="causal", peaky=True),
     "decoding": Case(batch=1, queries=1, keys=9001, group=4, head_dim=33),
     "few rows, many keys": Case(batch=2, queries=13, keys=2600, group=3, mask="causal window", sinks=True),
+    "more rows, many keys": Case(batch=2, key_heads=3, queries=40, keys=4200, group=2, head_dim=24, mask="causal"),
     "many heads": Case(batch=3, key_heads=5, group=1, queries=17, keys=129, mask="lengths", bias="per head"),
 }
 READING = {"top": 5, "segments": [0, 3, 40, 129]}

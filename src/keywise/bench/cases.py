@@ -22,6 +22,8 @@ class Case:
         The shape: query [batch, query_heads, queries, head_dim], key and value [batch, key_heads, keys, head_dim].
     causal
         Whether query i sees the keys up to keys - queries + i only.
+    window
+        How many of these it sees, the last ones; None for all. Only with `causal`.
 
     Examples
     --------
@@ -38,11 +40,12 @@ class Case:
     keys: int
     head_dim: int
     causal: bool = False
+    window: int | None = None
 
     @property
     def name(self) -> str:
         """What the case is called in tables."""
-        kind = "causal" if self.causal else "full"
+        kind = "full" if not self.causal else "causal" if self.window is None else f"window {self.window}"
         heads = f"H={self.query_heads}/{self.key_heads}"
         return f"{kind} {self.dtype} B={self.batch} {heads} Q={self.queries} N={self.keys} D={self.head_dim}"
 
@@ -52,9 +55,23 @@ class Case:
         return self.query_heads != self.key_heads
 
     @property
+    def hides(self) -> bool:
+        """Whether some query does not see some key."""
+        return self.causal and (self.queries > 1 or self.window is not None)
+
+    @property
+    def square_causal(self) -> bool:
+        """Whether causal rows start at the first key and see all keys before their own: the usual `is_causal`."""
+        return self.causal and self.queries == self.keys and self.window is None
+
+    @property
     def operations(self) -> int:
         """Multiplications and additions of both products, over visible keys only."""
         hidden = self.queries * (self.queries - 1) // 2 if self.causal else 0
+        if self.window is not None:  # of the last row, of the one before it, and so on, at most down to none
+            most = self.keys - self.window
+            least = max(most - self.queries + 1, 1)
+            hidden += (most + least) * (most - least + 1) // 2 if most > 0 else 0
         return 4 * self.batch * self.query_heads * (self.queries * self.keys - hidden) * self.head_dim
 
     @property
@@ -142,6 +159,16 @@ def _decode(*lengths: int) -> tuple[Case, ...]:
     )
 
 
+def _windows() -> Iterator[Case]:
+    for dtype, heads, key_heads, dim, window in (
+        ("float32", 8, 8, 64, 512),
+        ("float32", 32, 8, 128, 1024),
+        ("bfloat16", 8, 8, 64, 512),
+        ("bfloat16", 9, 3, 64, 512),
+    ):
+        yield Case(dtype, 1, heads, key_heads, 8192, 8192, dim, causal=True, window=window)
+
+
 def _few_rows() -> Iterator[Case]:
     for dtype in ("float32", "bfloat16"):
         for heads, key_heads, causal in ((8, 8, False), (9, 3, True)):
@@ -161,6 +188,7 @@ GROUPS = {
         "whole texts in bfloat16, full and causal",
         _prefill("bfloat16", causal=False) + _prefill("bfloat16", causal=True) + _grouped_prefill("bfloat16"),
     ),
+    "windows": Group("whole texts through a sliding window", tuple(_windows())),
     "decode": Group("one new token after many", _decode(8192, 32768)),
     "few-rows": Group("a question, or a few guessed tokens, after many", tuple(_few_rows())),
     "short": Group(

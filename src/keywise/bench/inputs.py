@@ -30,7 +30,8 @@ class Inputs:
     @property
     def mask(self) -> kw.Mask:
         """What the queries may see, in keywise's words."""
-        return kw.Mask(causal=self.case.causal)
+        window = self.case.window
+        return kw.Mask(causal=self.case.causal, window=None if window is None else (window - 1, None))
 
     @property
     def arrays(self) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:

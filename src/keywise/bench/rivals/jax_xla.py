@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from keywise.bench.inputs import Inputs, as_numpy
-from keywise.bench.rivals.way import Way, lower_right, refuse_large_weights
+from keywise.bench.rivals.way import Way, refuse_large_weights, visible
 
 
 def attention(inputs: Inputs, _threads: int) -> Way:
@@ -21,10 +21,10 @@ def attention(inputs: Inputs, _threads: int) -> Way:
     case = inputs.case
     arrays = [jax.numpy.asarray(np.ascontiguousarray(array.swapaxes(1, 2))) for array in inputs.arrays]
     options: dict[str, Any] = {}
-    if case.causal and case.queries == case.keys:
+    if case.square_causal:
         options["is_causal"] = True
-    elif case.causal and case.queries > 1:
-        options["mask"] = jax.numpy.asarray(as_numpy(lower_right(inputs)))[None, None]
+    elif case.hides:
+        options["mask"] = jax.numpy.asarray(as_numpy(visible(inputs)))[None, None]
     compiled = jax.jit(partial(jax.nn.dot_product_attention, **options)).lower(*arrays).compile()
     return Way(
         lambda: compiled(*arrays).block_until_ready(),

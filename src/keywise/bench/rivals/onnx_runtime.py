@@ -20,6 +20,8 @@ def multi_head(inputs: Inputs, threads: int) -> Way:
     case = inputs.case
     if case.grouped:
         raise CannotError("MultiHeadAttention has no grouped heads")
+    if case.window is not None:
+        raise CannotError("MultiHeadAttention has no windows")
     if case.causal and 1 < case.queries < case.keys:
         raise CannotError("MultiHeadAttention counts causal positions from the first key")
     attributes = {"num_heads": case.query_heads, "unidirectional": int(case.causal and case.queries > 1)}
@@ -44,6 +46,8 @@ def group_query(inputs: Inputs, threads: int) -> Way:
         "total_sequence_length": np.array(case.keys, np.int32),
     }
     attributes = {"num_heads": case.query_heads, "kv_num_heads": case.key_heads}
+    if case.window is not None:
+        attributes["local_window_size"] = case.window
     present = {"present_key": "past_key", "present_value": "past_value"}
     return _bound(inputs, threads, "GroupQueryAttention", attributes, arrays, present)
 

@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from keywise.bench.inputs import Inputs, as_numpy
-from keywise.bench.rivals.way import CannotError, Way, lower_right, nothing, one_line
+from keywise.bench.rivals.way import CannotError, Way, nothing, one_line, visible
 
 
 def plain(inputs: Inputs, threads: int) -> Way:
-    """Take the operator on whole arrays; its `causal` counts from the first key, so rows before the last get a mask."""
+    """Take the operator on whole arrays; its `causal` counts from the first key: few rows, and windows, get a mask."""
     import openvino
     from openvino import opset13 as ops
 
@@ -23,9 +23,8 @@ def plain(inputs: Inputs, threads: int) -> Way:
     parameters = [ops.parameter(array.shape, _kind(inputs)) for array in arrays]
     query, key, value = (parameter.output(0) for parameter in parameters)
     key, value = (_repeated(ops, x, inputs) for x in (key, value))
-    square = case.queries == case.keys
-    mask = [ops.constant(as_numpy(lower_right(inputs)))] if case.causal and not square and case.queries > 1 else []
-    attention = ops.scaled_dot_product_attention(query, key, value, *mask, causal=case.causal and square)
+    mask = [ops.constant(as_numpy(visible(inputs)))] if case.hides and not case.square_causal else []
+    attention = ops.scaled_dot_product_attention(query, key, value, *mask, causal=case.square_causal)
     model = openvino.Model([ops.result(attention)], parameters, "attention")
     return _request(inputs, threads, model, dict(enumerate(arrays)))
 
@@ -43,6 +42,8 @@ def cached(inputs: Inputs, threads: int) -> Way:
     case, kind = inputs.case, _kind(inputs)
     if not case.causal or case.queries == case.keys:
         raise CannotError("its cache is for causal rows after a past")
+    if case.window is not None:
+        raise CannotError("its cache has no windows")
     query, key, value = inputs.arrays
     parameters = [ops.parameter(openvino.PartialShape([*x.shape[:2], -1, x.shape[3]]), kind) for x in inputs.arrays]
     beams = ops.parameter([case.batch], openvino.Type.i32)

@@ -7,19 +7,19 @@ from __future__ import annotations
 from typing import Any
 
 from keywise.bench.inputs import Inputs, as_numpy
-from keywise.bench.rivals.way import Way, lower_right, refuse_large_weights
+from keywise.bench.rivals.way import Way, refuse_large_weights, visible
 
 
 def sdpa(inputs: Inputs, _threads: int) -> Way:
-    """Take scaled_dot_product_attention; its `is_causal` counts from the first key, so few rows get a mask."""
+    """Take scaled_dot_product_attention; its `is_causal` counts from the first key: few rows and windows get a mask."""
     from torch.nn.functional import scaled_dot_product_attention
 
     case = inputs.case
     options: dict[str, Any] = {"enable_gqa": case.grouped}
-    if case.causal and case.queries == case.keys:
+    if case.square_causal:
         options["is_causal"] = True
-    elif case.causal and case.queries > 1:
-        options["attn_mask"] = lower_right(inputs)
+    elif case.hides:
+        options["attn_mask"] = visible(inputs)
     return Way(lambda: scaled_dot_product_attention(inputs.query, inputs.key, inputs.value, **options))
 
 
@@ -31,9 +31,9 @@ def eager(inputs: Inputs, _threads: int) -> Way:
     case = inputs.case
     scale, group = case.head_dim**-0.5, case.query_heads // case.key_heads
     hidden = None
-    if case.causal and case.queries > 1:
+    if case.hides:
         hidden = torch.zeros(case.queries, case.keys, dtype=inputs.query.dtype)
-        hidden.masked_fill_(~lower_right(inputs), -torch.inf)
+        hidden.masked_fill_(~visible(inputs), -torch.inf)
 
     def call() -> Any:
         key, value = (x.repeat_interleave(group, dim=1) if group > 1 else x for x in (inputs.key, inputs.value))

@@ -71,12 +71,14 @@ def refuse_large_weights(inputs: Inputs) -> None:
         raise CannotError(f"stores every weight: {size / 1e9:.1f} GB in float32")
 
 
-def lower_right(inputs: Inputs) -> Any:
-    """Give the causal mask as a torch tensor [queries, keys], True where a query may see."""
+def visible(inputs: Inputs) -> Any:
+    """Give the mask of a causal case as a torch tensor [queries, keys], True where a query may see."""
     import torch
 
     case = inputs.case
-    return torch.ones(case.queries, case.keys, dtype=torch.bool).tril(case.keys - case.queries)
+    past = case.keys - case.queries
+    mask = torch.ones(case.queries, case.keys, dtype=torch.bool).tril(past)
+    return mask if case.window is None else mask.triu(past - case.window + 1)
 
 
 def one_line(error: Exception) -> str:
