@@ -25,7 +25,8 @@ constexpr int64_t kFewestRows = 24;
 constexpr int64_t kStripFloats = 384 * 1024 / sizeof(float);
 constexpr int64_t kFewestRowsOfStrip = 12;
 // Heads with at most this many query rows (decoding, a question after a document) are split by keys where these are many,
-// and fewer heads with fewer rows where there would be too little to share out.
+// unless the weights that wait for a reading are too many; and fewer heads with fewer rows, where there would be too little
+// to share out.
 constexpr int64_t kSplitRows = 192;
 constexpr int64_t kManyKeys = 16 * kBlockKeys;
 constexpr int64_t kFewRows = 64;
@@ -33,7 +34,7 @@ constexpr int64_t kFewHeads = 16;
 constexpr int64_t kSplitKeys = 4 * kBlockKeys;
 // Tasks to aim for, so that any usual number of cores has work to the end.
 constexpr int64_t kTasks = 8;
-// Tasks and bytes of a wave: heads whose keys are packed and used at the same time.
+// Tasks and bytes of a wave: heads whose keys are packed and used at the same time, or whose weights wait.
 constexpr int64_t kWaveTasks = 64;
 constexpr int64_t kWaveBytes = 16 << 20;
 // Fewer blocks of rows than this pack the keys they share each for itself.
@@ -456,7 +457,9 @@ bool run(const Problem& problem, const Target& target, int threads, Interrupted 
     return true;
   }
   const bool few = run.rows_per_head() <= kFewRows && run.heads() < kFewHeads && problem.keys > kSplitKeys;
-  const bool long_and_few = run.rows_per_head() <= kSplitRows && problem.keys >= kManyKeys;
+  const int64_t waiting = problem.reads ? run.rows_per_head() * problem.keys * int64_t(sizeof(float)) : 0;
+  const bool long_and_few =
+      run.rows_per_head() <= kSplitRows && problem.keys >= kManyKeys && waiting <= kWaveBytes;
   return few || long_and_few ? run.by_keys() : run.by_rows();
 }
 
