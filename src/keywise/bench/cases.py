@@ -68,7 +68,7 @@ class Case:
     def operations(self) -> int:
         """Multiplications and additions of both products, over visible keys only."""
         hidden = self.queries * (self.queries - 1) // 2 if self.causal else 0
-        if self.window is not None:  # of the last row, of the one before it, and so on, at most down to none
+        if self.window is not None:  # `most` more from the last row, one less from each before it, down to none
             most = self.keys - self.window
             least = max(most - self.queries + 1, 1)
             hidden += (most + least) * (most - least + 1) // 2 if most > 0 else 0
