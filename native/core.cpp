@@ -40,7 +40,7 @@ constexpr int64_t kWaveBytes = 16 << 20;
 // Fewer blocks of rows than this pack the keys they share each for itself.
 constexpr int64_t kFewestSharing = 5;
 // Of heads that are split by keys, partials and weights that wait for the rest of their heads at the same time, for each
-// thread: they should stay in L2. No thread should go without work for that.
+// thread: they should stay in L2. However large they are, there are two tasks for each thread.
 constexpr int64_t kWaitingBytes = 512 << 10;
 // Memory that a run may keep for the next one.
 constexpr int64_t kKeptBytes = 8 << 20;
