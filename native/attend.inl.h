@@ -52,31 +52,31 @@ static void transform_row(const Problem& problem, int64_t item, int64_t head, in
 static inline Vec largest_of_lanes(const float* scores, int64_t begin, int64_t end, Vec largest) {
   Vec other = largest;
   for (int64_t j = begin; j < end; j += kPanelKeys) {
-    largest = maximum(load(scores + j), largest);
-    other = maximum(load(scores + j + kLanes), other);
+    largest = max(load(scores + j), largest);
+    other = max(load(scores + j + kLanes), other);
   }
-  return maximum(other, largest);
+  return max(other, largest);
 }
 
 // Weights of V vectors of scores.
 template <int V, bool kMoments>
-static inline void weights_of(const float* scores, Vec peak, Vec unit, Vec& total, Vec& moment, Vec* weights) {
+static inline void weights_of(const float* scores, Vec running_max, Vec unit, Vec& running_sum, Vec& score_moment, Vec* weights) {
   Vec x[V];
 #pragma GCC unroll 16
-  for (int v = 0; v < V; ++v) x[v] = mul(sub(load(scores + v * kLanes), peak), unit);
+  for (int v = 0; v < V; ++v) x[v] = mul(sub(load(scores + v * kLanes), running_max), unit);
   exp2_nonpositive<V>(x, weights);
 #pragma GCC unroll 16
   for (int v = 0; v < V; ++v) {
-    if (kMoments) moment = mul_add(weights[v], x[v], moment);
-    total = add(total, weights[v]);
+    if (kMoments) score_moment = mul_add(weights[v], x[v], score_moment);
+    running_sum = add(running_sum, weights[v]);
   }
 }
 
 static void clear_state(const Problem& problem, const Task& task, const State& state) {
   const int64_t rows = task.rows(), top = problem.top();
   for (int64_t row = 0; row < rows; ++row) {
-    state.peak[row] = -kInfinity;
-    state.total[row] = state.moment[row] = 0.0f;
+    state.running_max[row] = -kInfinity;
+    state.running_sum[row] = state.score_moment[row] = 0.0f;
   }
   __builtin_memset(state.values, 0, std::size_t(rows * problem.value_width()) * sizeof(float));
   for (int64_t i = 0; i < rows * top; ++i) {
@@ -100,7 +100,7 @@ static inline Vec sums_of_rows(int64_t rows, const float* weights, int64_t count
     for (int r = 0; r < R; ++r) sums[r] = add(sums[r], load(weights + r * kBlockKeys + j));
   if (j < count)
 #pragma GCC unroll 16
-    for (int r = 0; r < R; ++r) sums[r] = add(sums[r], load_first(weights + r * kBlockKeys + j, int(count - j)));
+    for (int r = 0; r < R; ++r) sums[r] = add(sums[r], load_n(weights + r * kBlockKeys + j, int(count - j)));
   return sum_each(sums);
 }
 
@@ -140,7 +140,7 @@ struct Pass {
   Block block_of(int64_t number) const {
     const int64_t first = task.first_key + number * kBlockKeys, left = task.last_key - first;
     Block block{number, first, left < kBlockKeys ? left : kBlockKeys, 0, 0, 0};
-    if (strip.runs) block.run = problem.reading.runs_ended(first);
+    if (strip.segment_ranges) block.run = problem.statistics.ranges_ended(first);
     block.seen = block.count;
     widen_to(seen, first, block.count, block.seen, block.seen_end);
     return block;
@@ -178,7 +178,7 @@ struct Pass {
   Ahead ahead_of(const Block& block, int64_t key, int64_t first_row, const float* panel) const {
     const int64_t row_bytes = problem.head_dim * bytes_of(problem.stored);
     if (!task.packed) {
-      const Stretch keys = stretch_of(problem, task, &Piece::key, block.first, block.first + block.count);
+      const Stretch keys = stretch_of(problem, task, &Chunk::key, block.first, block.first + block.count);
       if (keys.stride_bytes == row_bytes)
         return {keys.row + (kBlockKeys + key) * row_bytes + first_row / kTileRows * depth * kLineBytes, kLineBytes};
     }
@@ -207,7 +207,7 @@ struct Pass {
 
     // They are on their way while scores are computed.
     if (problem.stored == Dtype::int8)
-      for (const auto side : {&Piece::key, &Piece::value})
+      for (const auto side : {&Chunk::key, &Chunk::value})
         each_stretch(problem, task, side, block.first + begin, block.first + end, [](const Stretch& stretch, int64_t) {
           for (int64_t j = 0; j < stretch.count; j += kLineBytes / int64_t(sizeof(float)))
             prefetch(reinterpret_cast<const char*>(stretch.scales + j));
@@ -216,7 +216,7 @@ struct Pass {
     float* scores = line(block.number, first);
     const float* queries = workspace.queries + first * (keys_in_place ? round_up(depth, kLanes) : depth);
     if (keys_in_place) {
-      each_stretch(problem, task, &Piece::key, block.first + panel_begin, block.first + end,
+      each_stretch(problem, task, &Chunk::key, block.first + panel_begin, block.first + end,
                    [&](const Stretch& keys, int64_t key) {
         for (int64_t r = 0; r < height; r += kRowsInPlace)
           score_rows_in_place(height - r, problem, keys, pairs, queries + r * round_up(depth, kLanes),
@@ -225,8 +225,8 @@ struct Pass {
       for (int64_t r = 0; r < height; ++r)
         for (int64_t j = end; j < panel_end; ++j) scores[r * kBlockKeys + j] = 0.0f;
     } else {
-      const auto tile = pairs ? score_rows<kTileRows, 2, kDotsPairs> : score_rows<kTileRows, 2, false>;
-      const auto half = pairs ? score_rows<kTileRows, 1, kDotsPairs> : score_rows<kTileRows, 1, false>;
+      const auto tile = pairs ? score_rows<kTileRows, 2, kHasBf16Dot> : score_rows<kTileRows, 2, false>;
+      const auto half = pairs ? score_rows<kTileRows, 1, kHasBf16Dot> : score_rows<kTileRows, 1, false>;
       const float* panels = panels_of(block);
       for (int64_t j = panel_begin; j < panel_end; j += kPanelKeys) {
         const float* panel = panels + j * depth;
@@ -234,7 +234,7 @@ struct Pass {
       }
     }
     if (problem.stored == Dtype::int8) {
-      each_stretch(problem, task, &Piece::key, block.first + panel_begin, block.first + end,
+      each_stretch(problem, task, &Chunk::key, block.first + panel_begin, block.first + end,
                    [&](const Stretch& keys, int64_t key) {
         float* here = scores + key - block.first;
         times_scales(height, here, keys.scales, keys.count, here);
@@ -261,32 +261,32 @@ struct Pass {
   }
 
   // A row's peak rises to its largest score; the factor for what the row gathered below it goes to the workspace.
-  void raise_peak(int64_t row) {
-    const float largest = reduce_maximum(load(workspace.largest + row * kLanes));
-    const float before = state.peak[row];
+  void update_running_max(int64_t row) {
+    const float largest = reduce_max(load(workspace.largest + row * kLanes));
+    const float before = state.running_max[row];
     float rescale = 1.0f;
     if (largest > before) {
-      state.peak[row] = largest;
+      state.running_max[row] = largest;
       if (before == -kInfinity) {
         rescale = 0.0f;
       } else {
         const float shift = (before - largest) * problem.score_unit_base2();
         rescale = __builtin_exp2f(shift);
-        state.moment[row] = rescale * (state.moment[row] + shift * state.total[row]);
+        state.score_moment[row] = rescale * (state.score_moment[row] + shift * state.running_sum[row]);
       }
-      state.total[row] *= rescale;
+      state.running_sum[row] *= rescale;
     }
     workspace.rescale[row] = rescale;
-    strip.peaks[row] = state.peak[row];
+    strip.running_maxes[row] = state.running_max[row];
     store(workspace.totals + row * kLanes, zero());
     store(workspace.moments + row * kLanes, zero());
   }
 
   // The heaviest keys of a row move on.
-  void contend(int64_t row) {
+  void select_top_k(int64_t row) {
     const int64_t top = problem.top();
     const Vec of_lanes = load(workspace.largest + row * kLanes);
-    if (!(reduce_maximum(of_lanes) > state.top_scores[row * top + top - 1])) return;
+    if (!(reduce_max(of_lanes) > state.top_scores[row * top + top - 1])) return;
     Contest contest(workspace, top, state.top_scores + row * top, state.top_keys + row * top);
     contest.begin(of_lanes);
     const int64_t tile = row / kTileRows * kTileRows;
@@ -309,15 +309,15 @@ struct Pass {
     const Vec unit = broadcast(problem.score_unit_base2());
     for (int64_t r = 0; r < height; ++r, scores += kBlockKeys) {
       // A row that has seen no key yet keeps total 0: its weights come out as 0 against any finite anchor.
-      const float peak = state.peak[first + r];
-      const Vec anchor = broadcast(peak == -kInfinity ? 0.0f : peak);
+      const float running_max = state.running_max[first + r];
+      const Vec anchor = broadcast(running_max == -kInfinity ? 0.0f : running_max);
       float* const totals = workspace.totals + (first + r) * kLanes;
       float* const moments = workspace.moments + (first + r) * kLanes;
-      Vec total = load(totals), moment = load(moments);
+      Vec running_sum = load(totals), score_moment = load(moments);
       const auto weigh_panels = [&](auto panels, int64_t j) {
         constexpr int kVectors = 2 * panels;
         Vec found[kVectors];
-        weights_of<kVectors, kMoments>(scores + j, anchor, unit, total, moment, found);
+        weights_of<kVectors, kMoments>(scores + j, anchor, unit, running_sum, score_moment, found);
 #pragma GCC unroll 16
         for (int v = 0; v < kVectors; ++v) {
           if (!kPairs || kMoments) store(weights + r * kBlockKeys + j + v * kLanes, found[v]);
@@ -329,19 +329,19 @@ struct Pass {
       constexpr int64_t kStep = kPanelsWeighed * kPanelKeys;
       for (; j + kStep <= end; j += kStep) weigh_panels(Count<kPanelsWeighed>{}, j);
       for (; j < end; j += kPanelKeys) weigh_panels(Count<1>{}, j);
-      store(totals, total);
-      if (kMoments) store(moments, moment);
+      store(totals, running_sum);
+      if (kMoments) store(moments, score_moment);
     }
   }
 
   // The weights of a tile of rows against a block count for the runs of keys that they belong to.
-  void sum_runs(const Block& block, int64_t first, int64_t height, int64_t begin, int64_t end) {
-    const Reading& reading = problem.reading;
+  void sum_segment_ranges(const Block& block, int64_t first, int64_t height, int64_t begin, int64_t end) {
+    const Statistics& statistics = problem.statistics;
     const float* const weights = line(block.number, first);
-    float* const sums = strip.run_sums + (first / kTileRows * strip.runs - strip.first_run) * kPad;
-    for (int64_t run = block.run; run < strip.first_run + strip.runs; ++run) {
-      const int64_t from = clamp(reading.runs[3 * run] - block.first, begin, end);
-      const int64_t to = clamp(reading.runs[3 * run + 1] - block.first, begin, end);
+    float* const sums = strip.range_sums + (first / kTileRows * strip.segment_ranges - strip.first_range) * kPad;
+    for (int64_t run = block.run; run < strip.first_range + strip.segment_ranges; ++run) {
+      const int64_t from = clamp(statistics.segment_ranges[3 * run] - block.first, begin, end);
+      const int64_t to = clamp(statistics.segment_ranges[3 * run + 1] - block.first, begin, end);
       if (from == end) break;
       if (from == to) continue;
       store(sums + run * kPad, add(load(sums + run * kPad), sums_of_rows<kTileRows>(height, weights + from, to - from)));
@@ -361,14 +361,14 @@ struct Pass {
 
     // Weights stay in the strip where a reading wants them; else they are gone after this.
     float* const scores = line(block.number, first);
-    float* weights = problem.reads ? scores : workspace.factors;
+    float* weights = problem.wants_statistics ? scores : workspace.factors;
     const bool as_pairs = takes_pairs && !scaled;
-    const auto weigh_tile = problem.reads ? (as_pairs ? &Pass::weigh<true, kDotsPairs> : &Pass::weigh<true, false>)
-                                          : (as_pairs ? &Pass::weigh<false, kDotsPairs> : &Pass::weigh<false, false>);
+    const auto weigh_tile = problem.wants_statistics ? (as_pairs ? &Pass::weigh<true, kHasBf16Dot> : &Pass::weigh<true, false>)
+                                          : (as_pairs ? &Pass::weigh<false, kHasBf16Dot> : &Pass::weigh<false, false>);
     (this->*weigh_tile)(first, height, scores, begin, end, weights, workspace.factors);
-    if (strip.runs) sum_runs(block, first, height, begin, end);
+    if (strip.segment_ranges) sum_segment_ranges(block, first, height, begin, end);
     if (scaled) {
-      each_stretch(problem, task, &Piece::value, block.first + begin, block.first + end,
+      each_stretch(problem, task, &Chunk::value, block.first + begin, block.first + end,
                    [&](const Stretch& values, int64_t key) {
         const int64_t j = key - block.first;
         times_scales(height, weights + j, values.scales, values.count, workspace.factors + j);
@@ -384,7 +384,7 @@ struct Pass {
 
     if (poisoned || (values_in_place && !value_pairs)) {
       const float* factors = rescale;
-      each_stretch(problem, task, &Piece::value, block.first + from, block.first + end,
+      each_stretch(problem, task, &Chunk::value, block.first + from, block.first + end,
                    [&](const Stretch& stretch, int64_t key) {
         const Values values{stretch.row, stretch.stride_bytes, problem.stored};
         const float* here = weights + key - block.first;
@@ -396,15 +396,15 @@ struct Pass {
       });
     } else if (values_in_place) {
       const char* values[kBlockKeys];
-      rows_of(problem, task, &Piece::value, block.first + begin, block.first + end, values);
+      rows_of(problem, task, &Chunk::value, block.first + begin, block.first + end, values);
       if ((end - begin) % 2) values[end - begin] = values[end - begin - 1];  // its weight is 0
-      add_values<Dtype::int8, kDotsPairs>(height, weights + begin / 2, {nullptr, 2 * width, Dtype::int8, values},
+      add_values<Dtype::int8, kHasBf16Dot>(height, weights + begin / 2, {nullptr, 2 * width, Dtype::int8, values},
                                           (end - begin + 1) / 2, width, rescale, outputs);
     } else {
       Values values = values_of(block);
       values.first += begin / (value_pairs ? 2 : 1) * values.stride_bytes;
       if (value_pairs)
-        add_values<Dtype::float32, kDotsPairs>(height, weights + begin / 2, values, (end - begin + 1) / 2, width, rescale,
+        add_values<Dtype::float32, kHasBf16Dot>(height, weights + begin / 2, values, (end - begin + 1) / 2, width, rescale,
                                                outputs);
       else
         add_values_by_tiles<kPackedRows, kPackedVectors, Dtype::float32, false>(height, weights + begin, values,
@@ -422,20 +422,20 @@ struct Pass {
   }
 
   void run() {
-    if (strip.runs) {
-      const int64_t sums = (rows + kTileRows - 1) / kTileRows * strip.runs * kPad;
-      __builtin_memset(strip.run_sums, 0, std::size_t(sums) * sizeof(float));
+    if (strip.segment_ranges) {
+      const int64_t sums = (rows + kTileRows - 1) / kTileRows * strip.segment_ranges * kPad;
+      __builtin_memset(strip.range_sums, 0, std::size_t(sums) * sizeof(float));
     }
     for (int64_t row = 0; row < rows; ++row) store(workspace.largest + row * kLanes, broadcast(-kInfinity));
     each_tile([&](const Block& block, int64_t row, int64_t height) { score(block, row, height); });
     for (int64_t row = 0; row < rows; ++row) {
-      raise_peak(row);
-      if (problem.top()) contend(row);
+      update_running_max(row);
+      if (problem.top()) select_top_k(row);
     }
     each_tile([&](const Block& block, int64_t row, int64_t height) { gather(block, row, height); });
     for (int64_t row = 0; row < rows; ++row) {
-      state.total[row] += sum(load(workspace.totals + row * kLanes));
-      if (problem.reads) state.moment[row] += sum(load(workspace.moments + row * kLanes));
+      state.running_sum[row] += sum(load(workspace.totals + row * kLanes));
+      if (problem.wants_statistics) state.score_moment[row] += sum(load(workspace.moments + row * kLanes));
     }
   }
 };

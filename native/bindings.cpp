@@ -42,7 +42,7 @@ struct Call {
   Tokens query;
   std::vector<Tokens> key, value;                       // in pieces
   std::vector<Input<float, 3>> key_scale, value_scale;  // of every piece, or of none
-  void add_piece(const Tokens& next_key, const Tokens& next_value) {
+  void add_chunk(const Tokens& next_key, const Tokens& next_value) {
     key.push_back(next_key);
     value.push_back(next_value);
   }
@@ -62,13 +62,13 @@ struct Call {
   std::optional<Input<bool, 4>> allowed;
 
   std::optional<nb::ndarray<nb::ndim<4>, nb::device::cpu>> output;
-  std::optional<Output<float>> peak, total, values;
+  std::optional<Output<float>> running_max, running_sum, values;
 
   int64_t first_row = 0, last_row = 0, top = 0;
-  std::optional<Output<float>> lse, entropy, top_weights, covered, key_mass, segment_mass;
+  std::optional<Output<float>> lse, entropy, top_weights, top_mass, key_mass, segment_mass;
   std::optional<Output<int32_t>> top_keys;
-  std::optional<Input<int64_t, 2>> runs;
-  std::optional<Input<float, 3>> row_weights;
+  std::optional<Input<int64_t, 2>> segment_ranges;
+  std::optional<Input<float, 3>> query_weights;
 };
 
 Dtype dtype_of(const std::string& name) {
@@ -93,41 +93,41 @@ keywise::Scales scales_of(const Input<float, 3>& scale) {
   return {scale.data(), {scale.stride(0), scale.stride(1)}};
 }
 
-std::vector<keywise::Piece> pieces_of(const Call& call) {
-  std::vector<keywise::Piece> pieces(call.key.size());
+std::vector<keywise::Chunk> chunks_of(const Call& call) {
+  std::vector<keywise::Chunk> chunks(call.key.size());
   int64_t first_key = 0;
-  for (size_t i = 0; i < pieces.size(); ++i) {
-    keywise::Piece& piece = pieces[i];
-    piece.key.data = call.key[i].data();
-    copy_strides(call.key[i], piece.key.stride);
-    piece.value.data = call.value[i].data();
-    copy_strides(call.value[i], piece.value.stride);
+  for (size_t i = 0; i < chunks.size(); ++i) {
+    keywise::Chunk& chunk = chunks[i];
+    chunk.key.data = call.key[i].data();
+    copy_strides(call.key[i], chunk.key.stride);
+    chunk.value.data = call.value[i].data();
+    copy_strides(call.value[i], chunk.value.stride);
     if (!call.key_scale.empty()) {
-      piece.key_scale = scales_of(call.key_scale[i]);
-      piece.value_scale = scales_of(call.value_scale[i]);
+      chunk.key_scale = scales_of(call.key_scale[i]);
+      chunk.value_scale = scales_of(call.value_scale[i]);
     }
-    piece.first_key = first_key;
-    piece.keys = call.value[i].shape(2);
-    first_key += piece.keys;
+    chunk.first_key = first_key;
+    chunk.keys = call.value[i].shape(2);
+    first_key += chunk.keys;
   }
-  return pieces;
+  return chunks;
 }
 
-keywise::Problem problem_of(const Call& call, const std::vector<keywise::Piece>& pieces) {
+keywise::Problem problem_of(const Call& call, const std::vector<keywise::Chunk>& chunks) {
   keywise::Problem p;
   p.batch = call.query.shape(0);
   p.query_heads = call.query.shape(1);
   p.queries = call.query.shape(2);
   p.head_dim = call.query.shape(3);
   p.key_heads = call.value[0].shape(1);
-  p.keys = pieces.back().first_key + pieces.back().keys;
+  p.keys = chunks.back().first_key + chunks.back().keys;
   p.value_dim = call.value[0].shape(3);
   p.dtype = dtype_of(call.dtype);
   p.stored = dtype_of(call.stored);
   p.query.data = call.query.data();
   copy_strides(call.query, p.query.stride);
-  p.pieces = pieces.data();
-  p.piece_count = int64_t(pieces.size());
+  p.chunks = chunks.data();
+  p.chunk_count = int64_t(chunks.size());
   if (call.bias) {
     p.bias.data = call.bias->data();
     p.bias.dtype = dtype_of(call.bias_dtype);
@@ -137,7 +137,7 @@ keywise::Problem problem_of(const Call& call, const std::vector<keywise::Piece>&
   p.scale = call.scale;
   p.softcap = call.softcap;
 
-  keywise::Visibility& v = p.visibility;
+  keywise::MaskRules& v = p.visibility;
   v.causal = call.causal;
   v.left = call.left;
   v.right = call.right;
@@ -158,12 +158,12 @@ keywise::Problem problem_of(const Call& call, const std::vector<keywise::Piece>&
     p.output = call.output->data();
     copy_strides(*call.output, p.output_stride);
   }
-  p.peak = data_of(call.peak);
-  p.total = data_of(call.total);
+  p.running_max = data_of(call.running_max);
+  p.running_sum = data_of(call.running_sum);
   p.values = data_of(call.values);
 
-  p.reads = call.lse.has_value();
-  keywise::Reading& r = p.reading;
+  p.wants_statistics = call.lse.has_value();
+  keywise::Statistics& r = p.statistics;
   r.first_row = call.first_row;
   r.last_row = call.last_row;
   r.lse = data_of(call.lse);
@@ -171,17 +171,17 @@ keywise::Problem problem_of(const Call& call, const std::vector<keywise::Piece>&
   r.top = call.top;
   r.top_keys = data_of(call.top_keys);
   r.top_weights = data_of(call.top_weights);
-  r.covered = data_of(call.covered);
+  r.top_mass = data_of(call.top_mass);
   r.key_mass = data_of(call.key_mass);
   r.segment_mass = data_of(call.segment_mass);
   if (call.segment_mass) r.segments = int64_t(call.segment_mass->shape(3));
-  if (call.runs) {
-    r.runs = call.runs->data();
-    r.run_count = int64_t(call.runs->shape(0));
+  if (call.segment_ranges) {
+    r.segment_ranges = call.segment_ranges->data();
+    r.segment_range_count = int64_t(call.segment_ranges->shape(0));
   }
-  if (call.row_weights) {
-    r.row_weights = call.row_weights->data();
-    copy_strides(*call.row_weights, r.row_weight_stride);
+  if (call.query_weights) {
+    r.query_weights = call.query_weights->data();
+    copy_strides(*call.query_weights, r.query_weight_stride);
   }
   return p;
 }
@@ -241,8 +241,8 @@ void run(const keywise::Problem& problem, const keywise::Target& target, int thr
 }
 
 void run(const Call& call, const std::string& name, int threads, bool interruptible) {
-  const std::vector<keywise::Piece> pieces = pieces_of(call);
-  run(problem_of(call, pieces), target_of(name), threads, interruptible);
+  const std::vector<keywise::Chunk> chunks = chunks_of(call);
+  run(problem_of(call, chunks), target_of(name), threads, interruptible);
 }
 
 // A tensor that the kernels read where it is; false for any other.
@@ -278,37 +278,37 @@ using Plan = std::tuple<int64_t, bool, int64_t, int64_t, Input<int64_t, 2>, std:
                         std::optional<Input<float, 3>>>;
 
 // Readings in the order of reading.py, each with memory that is written to; none where it is not wanted.
-std::vector<std::optional<dlpack::Made>> make_readings(keywise::Problem& problem, const Plan& plan) {
-  const auto& [top, key_mass, first_row, last_row, runs, segments, row_weights] = plan;
+std::vector<std::optional<dlpack::Made>> make_statistics(keywise::Problem& problem, const Plan& plan) {
+  const auto& [top, key_mass, first_row, last_row, segment_ranges, segments, query_weights] = plan;
   const int64_t batch = problem.batch, heads = problem.query_heads, rows = last_row - first_row;
-  keywise::Reading& reading = problem.reading;
-  problem.reads = true;
-  reading.first_row = first_row;
-  reading.last_row = last_row;
-  reading.top = top;
-  reading.segments = segments.value_or(0);
-  reading.runs = runs.data();
-  reading.run_count = int64_t(runs.shape(0));
-  if (row_weights) {
-    reading.row_weights = row_weights->data();
-    copy_strides(*row_weights, reading.row_weight_stride);
+  keywise::Statistics& statistics = problem.statistics;
+  problem.wants_statistics = true;
+  statistics.first_row = first_row;
+  statistics.last_row = last_row;
+  statistics.top = top;
+  statistics.segments = segments.value_or(0);
+  statistics.segment_ranges = segment_ranges.data();
+  statistics.segment_range_count = int64_t(segment_ranges.shape(0));
+  if (query_weights) {
+    statistics.query_weights = query_weights->data();
+    copy_strides(*query_weights, statistics.query_weight_stride);
   }
   std::vector<std::optional<dlpack::Made>> made;
   const auto add = [&](auto*& place, uint8_t code, std::initializer_list<int64_t> shape) {
     made.emplace_back(dlpack::make({code, 32, 1}, shape));
     place = static_cast<std::remove_reference_t<decltype(place)>>((*made.back())->view.data);
   };
-  add(reading.lse, dlpack::kFloat, {batch, heads, rows});
-  add(reading.entropy, dlpack::kFloat, {batch, heads, rows});
-  add(reading.top_keys, dlpack::kInteger, {batch, heads, rows, top});
-  add(reading.top_weights, dlpack::kFloat, {batch, heads, rows, top});
-  add(reading.covered, dlpack::kFloat, {batch, heads, rows});
+  add(statistics.lse, dlpack::kFloat, {batch, heads, rows});
+  add(statistics.entropy, dlpack::kFloat, {batch, heads, rows});
+  add(statistics.top_keys, dlpack::kInteger, {batch, heads, rows, top});
+  add(statistics.top_weights, dlpack::kFloat, {batch, heads, rows, top});
+  add(statistics.top_mass, dlpack::kFloat, {batch, heads, rows});
   if (key_mass)
-    add(reading.key_mass, dlpack::kFloat, {batch, heads, problem.keys});
+    add(statistics.key_mass, dlpack::kFloat, {batch, heads, problem.keys});
   else
     made.emplace_back();
   if (segments)
-    add(reading.segment_mass, dlpack::kFloat, {batch, heads, rows, *segments});
+    add(statistics.segment_mass, dlpack::kFloat, {batch, heads, rows, *segments});
   else
     made.emplace_back();
   return made;
@@ -343,12 +343,12 @@ nb::object attend(nb::handle capsule, nb::handle query, nb::handle key, nb::hand
 
   const int64_t count = tensors_in(key);
   if (count == 0 || count != tensors_in(value)) return nb::none();
-  std::vector<keywise::Piece> pieces(static_cast<size_t>(count));
+  std::vector<keywise::Chunk> chunks(static_cast<size_t>(count));
   for (int64_t i = 0; i < count; ++i) {
-    keywise::Piece& piece = pieces[size_t(i)];
+    keywise::Chunk& chunk = chunks[size_t(i)];
     dlpack::View k, v;
-    if (!borrow(exchange, tensor_of(key, i), k, piece.key) || !borrow(exchange, tensor_of(value, i), v, piece.value) ||
-        !fits(k, piece.key) || !fits(v, piece.value) || k.shape[3] != q.shape[3] ||
+    if (!borrow(exchange, tensor_of(key, i), k, chunk.key) || !borrow(exchange, tensor_of(value, i), v, chunk.value) ||
+        !fits(k, chunk.key) || !fits(v, chunk.value) || k.shape[3] != q.shape[3] ||
         !std::equal(k.shape, k.shape + 3, v.shape))
       return nb::none();
     if (i == 0) {
@@ -356,9 +356,9 @@ nb::object attend(nb::handle capsule, nb::handle query, nb::handle key, nb::hand
       problem.value_dim = v.shape[3];
     }
     if (k.shape[1] != problem.key_heads || v.shape[3] != problem.value_dim) return nb::none();
-    piece.first_key = problem.keys;
-    piece.keys = k.shape[2];
-    problem.keys += piece.keys;
+    chunk.first_key = problem.keys;
+    chunk.keys = k.shape[2];
+    problem.keys += chunk.keys;
   }
   if (q.shape[1] % problem.key_heads || problem.keys > kMostTokens) return nb::none();
 
@@ -367,8 +367,8 @@ nb::object attend(nb::handle capsule, nb::handle query, nb::handle key, nb::hand
   problem.queries = q.shape[2];
   problem.head_dim = q.shape[3];
   problem.dtype = problem.stored = *dtype;
-  problem.pieces = pieces.data();
-  problem.piece_count = count;
+  problem.chunks = chunks.data();
+  problem.chunk_count = count;
   problem.scale = float(scale ? *scale : std::pow(double(problem.head_dim), -0.5));
   std::vector<int64_t> lengths(size_t(problem.batch), problem.keys), starts(size_t(problem.batch), 0);
   problem.visibility = {causal, left, right, keep_first, 0, lengths.data(), starts.data()};
@@ -379,14 +379,14 @@ nb::object attend(nb::handle capsule, nb::handle query, nb::handle key, nb::hand
   problem.output = output->view.data;
   std::copy_n(output->view.stride, 4, problem.output_stride);
   if (transposed_output) std::swap(problem.output_stride[1], problem.output_stride[2]);
-  std::vector<std::optional<dlpack::Made>> readings;
-  if (plan) readings = make_readings(problem, *plan);
+  std::vector<std::optional<dlpack::Made>> statistics_arrays;
+  if (plan) statistics_arrays = make_statistics(problem, *plan);
   run(problem, target_of(target), threads, interruptible);
   nb::object given = give(exchange, output);
   if (!plan) return given;
   nb::list all;
   all.append(given);
-  for (std::optional<dlpack::Made>& reading : readings) all.append(reading ? give(exchange, *reading) : nb::none());
+  for (std::optional<dlpack::Made>& statistics : statistics_arrays) all.append(statistics ? give(exchange, *statistics) : nb::none());
   return all;
 }
 
@@ -425,7 +425,7 @@ NB_MODULE(_native, module) {
       .def_rw("dtype", &Call::dtype)
       .def_rw("stored", &Call::stored)
       .def_rw("query", &Call::query)
-      .def("add_piece", &Call::add_piece, nb::arg("key"), nb::arg("value"), "Add the next piece of keys and values.")
+      .def("add_piece", &Call::add_chunk, nb::arg("key"), nb::arg("value"), "Add the next piece of keys and values.")
       .def("add_scales", &Call::add_scales, nb::arg("key"), nb::arg("value"), "Add the scales of the next int8 piece.")
       .def_rw("bias", &Call::bias, nb::for_setter(nb::arg().none()))
       .def_rw("bias_dtype", &Call::bias_dtype)
@@ -442,8 +442,8 @@ NB_MODULE(_native, module) {
       .def_rw("documents", &Call::documents, nb::for_setter(nb::arg().none()))
       .def_rw("allowed", &Call::allowed, nb::for_setter(nb::arg().none()))
       .def_rw("output", &Call::output, nb::for_setter(nb::arg().none()))
-      .def_rw("peak", &Call::peak, nb::for_setter(nb::arg().none()))
-      .def_rw("total", &Call::total, nb::for_setter(nb::arg().none()))
+      .def_rw("peak", &Call::running_max, nb::for_setter(nb::arg().none()))
+      .def_rw("total", &Call::running_sum, nb::for_setter(nb::arg().none()))
       .def_rw("values", &Call::values, nb::for_setter(nb::arg().none()))
       .def_rw("first_row", &Call::first_row)
       .def_rw("last_row", &Call::last_row)
@@ -452,11 +452,11 @@ NB_MODULE(_native, module) {
       .def_rw("entropy", &Call::entropy, nb::for_setter(nb::arg().none()))
       .def_rw("top_keys", &Call::top_keys, nb::for_setter(nb::arg().none()))
       .def_rw("top_weights", &Call::top_weights, nb::for_setter(nb::arg().none()))
-      .def_rw("covered", &Call::covered, nb::for_setter(nb::arg().none()))
+      .def_rw("covered", &Call::top_mass, nb::for_setter(nb::arg().none()))
       .def_rw("key_mass", &Call::key_mass, nb::for_setter(nb::arg().none()))
       .def_rw("segment_mass", &Call::segment_mass, nb::for_setter(nb::arg().none()))
-      .def_rw("runs", &Call::runs, nb::for_setter(nb::arg().none()))
-      .def_rw("row_weights", &Call::row_weights, nb::for_setter(nb::arg().none()));
+      .def_rw("runs", &Call::segment_ranges, nb::for_setter(nb::arg().none()))
+      .def_rw("row_weights", &Call::query_weights, nb::for_setter(nb::arg().none()));
   module.def("run", nb::overload_cast<const Call&, const std::string&, int, bool>(&run), nb::arg("call"),
              nb::arg("target"), nb::arg("threads"), nb::arg("interruptible"),
              "Run a call on a target; where it is interruptible, Ctrl-C between blocks raises KeyboardInterrupt.");

@@ -70,8 +70,8 @@ class Carver {
  public:
   explicit Carver(void* memory = nullptr) : memory_(static_cast<char*>(memory)) {}
   template <typename T>
-  void operator()(T*& piece, int64_t count) {
-    if (memory_) piece = reinterpret_cast<T*>(memory_ + bytes_);
+  void operator()(T*& chunk, int64_t count) {
+    if (memory_) chunk = reinterpret_cast<T*>(memory_ + bytes_);
     bytes_ += round_up(count * int64_t(sizeof(T)), 64);
   }
   int64_t bytes() const { return bytes_; }
@@ -86,8 +86,8 @@ void carve(Carver& carver, Strip& strip, int64_t rows, int64_t tile_rows) {
   carver(strip.begin, strip.blocks * rows);
   carver(strip.end, strip.blocks * rows);
   carver(strip.hides, strip.blocks * rows);
-  carver(strip.peaks, rows);
-  carver(strip.run_sums, ceil_div(rows, tile_rows) * strip.runs * kPad);
+  carver(strip.running_maxes, rows);
+  carver(strip.range_sums, ceil_div(rows, tile_rows) * strip.segment_ranges * kPad);
 }
 
 // A task whose keys and values come packed needs no room for them.
@@ -119,20 +119,20 @@ Strip strip_of(const Problem& problem, const Part& part, bool read) {
   strip.first_key = part.first_key;
   strip.keys = part.keys;
   strip.blocks = ceil_div(part.keys, kBlockKeys);
-  const Reading& reading = problem.reading;
-  if (!read || !reading.segment_mass) return strip;
+  const Statistics& statistics = problem.statistics;
+  if (!read || !statistics.segment_mass) return strip;
   const int64_t last_key = part.first_key + part.keys;
-  strip.first_run = reading.runs_ended(part.first_key);
-  int64_t last_run = reading.runs_ended(last_key);
-  last_run += last_run < reading.run_count && reading.runs[3 * last_run] < last_key;
-  strip.runs = last_run - strip.first_run;
+  strip.first_range = statistics.ranges_ended(part.first_key);
+  int64_t last_range = statistics.ranges_ended(last_key);
+  last_range += last_range < statistics.segment_range_count && statistics.segment_ranges[3 * last_range] < last_key;
+  strip.segment_ranges = last_range - strip.first_range;
   return strip;
 }
 
 void carve(Carver& carver, State& state, const Problem& problem, int64_t rows) {
-  carver(state.peak, rows);
-  carver(state.total, rows);
-  carver(state.moment, rows);
+  carver(state.running_max, rows);
+  carver(state.running_sum, rows);
+  carver(state.score_moment, rows);
   carver(state.inverse, rows);
   carver(state.values, rows * problem.value_width());
   carver(state.top_scores, rows * problem.top());
@@ -195,7 +195,7 @@ struct Run {
             part.first_key + part.keys};
   }
 
-  float* mass_of(int64_t head) const { return problem.reading.key_mass + head * problem.group() * problem.keys; }
+  float* mass_of(int64_t head) const { return problem.statistics.key_mass + head * problem.group() * problem.keys; }
 
   bool by_rows() const;
   bool by_keys() const;
@@ -229,8 +229,8 @@ std::vector<RowBlock> row_blocks(const Run& run) {
   const auto rows_of_strips = [&](int64_t keys) {
     return std::clamp(kStripFloats / std::max(keys, kBlockKeys) / 12 * 12, kFewestRowsOfStrip, even);
   };
-  const int64_t read_from = problem.reads ? problem.reading.first_row * group : 0;
-  const int64_t read_to = problem.reads ? problem.reading.last_row * group : 0;
+  const int64_t read_from = problem.wants_statistics ? problem.statistics.first_row * group : 0;
+  const int64_t read_to = problem.wants_statistics ? problem.statistics.last_row * group : 0;
   std::vector<RowBlock> blocks;
   const auto cut = [&](int64_t first, int64_t last, bool read) {
     while (first < last) {
@@ -260,7 +260,7 @@ class SharedKeys {
   SharedKeys(const Run& run, int64_t heads)
       : run_(run), parts_(parts_of({0, run.problem.keys}, kStripKeys)), packed_(size_t(heads)) {
     const Problem& problem = run.problem;
-    const int64_t pair = run.target.dots_pairs && problem.dtype == Dtype::bfloat16 ? 2 : 1;
+    const int64_t pair = run.target.has_bf16_dot && problem.dtype == Dtype::bfloat16 ? 2 : 1;
     const int64_t blocks = ceil_div(problem.keys, kBlockKeys);
     const auto carve_all = [&](Carver carver) {
       for (Packed& packed : packed_) {
@@ -296,7 +296,7 @@ class SharedKeys {
 // number of blocks.
 bool Run::by_rows() const {
   const std::vector<RowBlock> blocks = row_blocks(*this);
-  const bool masses = problem.reads && problem.reading.key_mass;
+  const bool masses = problem.wants_statistics && problem.statistics.key_mass;
   const int64_t block_count = int64_t(blocks.size());
   const bool shares = block_count >= kFewestSharing;
   const int64_t head_bytes = problem.keys * (problem.head_dim + problem.value_width()) * bytes_of(problem.dtype) + 1;
@@ -342,7 +342,7 @@ bool Run::by_rows() const {
         }
         target.finish(problem, all_keys, state, strips.data(), int64_t(strips.size()));
         for (size_t i = 0; masses && block.read && i < strips.size(); ++i)
-          target.add_columns(problem, all_keys, state, strips[i], workspace,
+          target.accumulate_key_mass(problem, all_keys, state, strips[i], workspace,
                              lane_columns.data() + (head * lanes + lane) * columns, nullptr);
       }
     });
@@ -361,9 +361,9 @@ bool Run::by_rows() const {
 
 // The same, without the rows before `row`.
 State rows_from(int64_t row, const Problem& problem, State state) {
-  state.peak += row;
-  state.total += row;
-  state.moment += row;
+  state.running_max += row;
+  state.running_sum += row;
+  state.score_moment += row;
   state.inverse += row;
   state.values += row * problem.value_width();
   state.top_scores += row * problem.top();
@@ -373,8 +373,8 @@ State rows_from(int64_t row, const Problem& problem, State state) {
 
 // For what goes by peaks and sums of runs alone; a tile begins at `row`.
 Strip rows_from(int64_t row, int64_t tile_rows, Strip strip) {
-  strip.peaks += row;
-  strip.run_sums += row / tile_rows * strip.runs * kPad;
+  strip.running_maxes += row;
+  strip.range_sums += row / tile_rows * strip.segment_ranges * kPad;
   return strip;
 }
 
@@ -384,11 +384,11 @@ bool Run::by_keys() const {
   const std::vector<Part> parts = parts_of({0, problem.keys}, kSplitKeys);
   const int64_t rows = rows_per_head(), splits = int64_t(parts.size()), row_parts = ceil_div(rows, target.tile_rows);
   std::vector<State> states(static_cast<size_t>(splits));
-  std::vector<Strip> strips(problem.reads ? states.size() : 0);
+  std::vector<Strip> strips(problem.wants_statistics ? states.size() : 0);
   const auto carve_all = [&](Carver carver) {
     for (size_t i = 0; i < states.size(); ++i) {
       carve(carver, states[i], problem, rows);
-      if (problem.reads)
+      if (problem.wants_statistics)
         carve(carver, strips[i] = strip_of(problem, parts[i % parts.size()], true), rows, target.tile_rows);
     }
     return carver.bytes();
@@ -397,7 +397,7 @@ bool Run::by_keys() const {
   const int64_t fitting = threads * kWaitingBytes / head_bytes, sharing = ceil_div(2 * threads, splits);
   const int64_t wave = std::min(std::max(fitting, sharing), heads());
   states.resize(size_t(wave * splits));
-  strips.resize(problem.reads ? states.size() : 0);
+  strips.resize(problem.wants_statistics ? states.size() : 0);
   const Memory much = wave * head_bytes > kKeptBytes ? allocate(wave * head_bytes) : nullptr;
   carve_all(Carver(much ? much.get() : run_scratch(wave * head_bytes)));
   // A strip that nobody reads is of no use after its task.
@@ -416,9 +416,9 @@ bool Run::by_keys() const {
     const bool whole = each(heads_here * splits, [&](int64_t index) {
       const Part& part = parts[size_t(index % splits)];
       Strip unread = strip_of(problem, part, false);
-      const Workspace workspace = workspace_here(problem.reads ? nullptr : &unread);
+      const Workspace workspace = workspace_here(problem.wants_statistics ? nullptr : &unread);
       target.compute(problem, task_of(first_head + index / splits, 0, rows, part), workspace, states[size_t(index)],
-                     problem.reads ? strips[size_t(index)] : unread);
+                     problem.wants_statistics ? strips[size_t(index)] : unread);
     });
     if (!whole) return false;
     const bool finished = each(heads_here * row_parts, [&](int64_t index) {
@@ -430,15 +430,15 @@ bool Run::by_keys() const {
         target.merge(problem, workspace, last - first, merged,
                      rows_from(first, problem, states[size_t(head * splits + split)]));
       std::vector<Strip> read;
-      for (int64_t split = 0; problem.reads && split < splits; ++split)
+      for (int64_t split = 0; problem.wants_statistics && split < splits; ++split)
         read.push_back(rows_from(first, target.tile_rows, strips[size_t(head * splits + split)]));
       target.finish(problem, task_of(first_head + head, first, last), merged, read.data(), int64_t(read.size()));
     });
     if (!finished) return false;
-    if (!problem.reads || !problem.reading.key_mass) continue;
+    if (!problem.wants_statistics || !problem.statistics.key_mass) continue;
     const bool summed = each(heads_here * splits, [&](int64_t index) {
       const int64_t head = index / splits;
-      target.add_columns(problem, task_of(first_head + head, 0, rows), states[size_t(head * splits)],
+      target.accumulate_key_mass(problem, task_of(first_head + head, 0, rows), states[size_t(head * splits)],
                          strips[size_t(index)], workspace_here(), nullptr, mass_of(first_head + head));
     });
     if (!summed) return false;
@@ -452,12 +452,12 @@ bool run(const Problem& problem, const Target& target, int threads, Interrupted 
   const Run run{problem, target, threads, interrupted};
   if (run.heads() == 0) return true;
   if (run.rows_per_head() == 0) {
-    if (problem.reads && problem.reading.key_mass)
-      std::fill_n(problem.reading.key_mass, problem.batch * problem.query_heads * problem.keys, 0.0f);
+    if (problem.wants_statistics && problem.statistics.key_mass)
+      std::fill_n(problem.statistics.key_mass, problem.batch * problem.query_heads * problem.keys, 0.0f);
     return true;
   }
   const bool few = run.rows_per_head() <= kFewRows && run.heads() < kFewHeads && problem.keys > kSplitKeys;
-  const int64_t waiting = problem.reads ? run.rows_per_head() * problem.keys * int64_t(sizeof(float)) : 0;
+  const int64_t waiting = problem.wants_statistics ? run.rows_per_head() * problem.keys * int64_t(sizeof(float)) : 0;
   const bool long_and_few =
       run.rows_per_head() <= kSplitRows && problem.keys >= kManyKeys && waiting <= kWaveBytes;
   return few || long_and_few ? run.by_keys() : run.by_rows();

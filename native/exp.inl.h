@@ -13,7 +13,7 @@ static inline void exp2_nonpositive(Vec* x, Vec* powers) {
                                      0.24022647738456726f,   0.6931471824645996f,  1.0f};
   Vec whole[V], fraction[V];
 #pragma GCC unroll 16
-  for (int v = 0; v < V; ++v) fraction[v] = maximum(broadcast(kLog2OfZero), x[v]);
+  for (int v = 0; v < V; ++v) fraction[v] = max(broadcast(kLog2OfZero), x[v]);
 #pragma GCC unroll 16
   for (int v = 0; v < V; ++v) whole[v] = round_nearest(fraction[v]);
 #pragma GCC unroll 16
@@ -25,7 +25,7 @@ static inline void exp2_nonpositive(Vec* x, Vec* powers) {
 #pragma GCC unroll 16
     for (int v = 0; v < V; ++v) powers[v] = mul_add(powers[v], fraction[v], broadcast(coefficient));
 #pragma GCC unroll 16
-  for (int v = 0; v < V; ++v) powers[v] = times_power_of_two(powers[v], whole[v]);
+  for (int v = 0; v < V; ++v) powers[v] = ldexp(powers[v], whole[v]);
 #pragma GCC unroll 16
   for (int v = 0; v < V; ++v) x[v] = add(whole[v], fraction[v]);  // exactly
 }
@@ -38,7 +38,7 @@ static inline Vec exp2_nonpositive(Vec x) {
 
 // tanh x = x + x^3 q(x^2) below 0.625 (minimax fit, relative error 4.4e-9), else 1 - 2 e / (1 + e) with e = exp(-2|x|).
 static inline Vec hyperbolic_tangent(Vec x) {
-  const Vec size = absolute(x);
+  const Vec size = abs(x);
   const Vec square = mul(x, x);
   Vec q = broadcast(-0.005704986862838268f);
   q = mul_add(q, square, broadcast(0.0206390880048275f));
@@ -48,5 +48,5 @@ static inline Vec hyperbolic_tangent(Vec x) {
   const Vec small = mul_add(mul(q, square), x, x);
   const Vec e = exp2_nonpositive(mul(size, broadcast(-2.8853900817779268f)));  // -2 log2 e
   const Vec large = sub(broadcast(1.0f), div(add(e, e), add(broadcast(1.0f), e)));
-  return less_than_choose(size, broadcast(0.625f), small, with_sign(large, x));
+  return if_less(size, broadcast(0.625f), small, copy_sign(large, x));
 }

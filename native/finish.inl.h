@@ -7,17 +7,17 @@ struct Norm {
   float log_base2;  // log2 of the denominator, relative to the peak
 };
 
-static inline Norm norm_of(const Problem& problem, int64_t head, float peak, float total) {
-  if (total == 0.0f) return {true, 0.0f, 0.0f};
-  const auto log_base2 = [&](float number) { return problem.reads ? __builtin_log2f(number) : 0.0f; };
-  if (!problem.sinks) return {false, 1.0f / total, log_base2(total)};
-  const float sink = (problem.sinks[head] - peak * problem.score_unit()) * kLog2e;
+static inline Norm norm_of(const Problem& problem, int64_t head, float running_max, float running_sum) {
+  if (running_sum == 0.0f) return {true, 0.0f, 0.0f};
+  const auto log_base2 = [&](float number) { return problem.wants_statistics ? __builtin_log2f(number) : 0.0f; };
+  if (!problem.sinks) return {false, 1.0f / running_sum, log_base2(running_sum)};
+  const float sink = (problem.sinks[head] - running_max * problem.score_unit()) * kLog2e;
   if (sink <= 0.0f) {
-    const float denominator = total + __builtin_exp2f(sink);
+    const float denominator = running_sum + __builtin_exp2f(sink);
     return {false, 1.0f / denominator, log_base2(denominator)};
   }
   // A sink above the peak is factored out: its exponential could overflow.
-  const float shrink = __builtin_exp2f(-sink), rest = total * shrink + 1.0f;
+  const float shrink = __builtin_exp2f(-sink), rest = running_sum * shrink + 1.0f;
   return {false, shrink / rest, sink + log_base2(rest)};
 }
 
@@ -39,24 +39,24 @@ static void write_output(const Problem& problem, int64_t item, int64_t head, int
   }
 }
 
-static void write_partial(const Problem& problem, int64_t row, float peak, float total, const float* values) {
-  problem.peak[row] = peak * problem.score_unit();
-  problem.total[row] = total;
+static void write_partial(const Problem& problem, int64_t row, float running_max, float running_sum, const float* values) {
+  problem.running_max[row] = running_max * problem.score_unit();
+  problem.running_sum[row] = running_sum;
   __builtin_memcpy(problem.values + row * problem.value_dim, values, std::size_t(problem.value_dim) * sizeof(float));
 }
 
 // Where the readings of a row of a task go; -1 for a row that is not read.
 static int64_t place_of_row(const Problem& problem, const Task& task, int64_t row) {
-  const Reading& reading = problem.reading;
+  const Statistics& statistics = problem.statistics;
   const int64_t group = problem.group(), token = task.token(row, group);
-  if (!problem.reads || token < reading.first_row || token >= reading.last_row) return -1;
+  if (!problem.wants_statistics || token < statistics.first_row || token >= statistics.last_row) return -1;
   const int64_t head = task.item * problem.query_heads + task.query_head(row, group);
-  return head * (reading.last_row - reading.first_row) + token - reading.first_row;
+  return head * (statistics.last_row - statistics.first_row) + token - statistics.first_row;
 }
 
 // What the weights of a row in a strip are worth, once its state is finished: its peak may have risen since.
 static inline float factor_of(const Problem& problem, const State& state, const Strip& strip, int64_t row) {
-  const float shift = (strip.peaks[row] - state.peak[row]) * problem.score_unit_base2();
+  const float shift = (strip.running_maxes[row] - state.running_max[row]) * problem.score_unit_base2();
   return shift == 0.0f ? state.inverse[row] : state.inverse[row] * __builtin_exp2f(shift);
 }
 
@@ -71,59 +71,59 @@ static inline void add_first(float* p, Vec more, int64_t count) {
 // Segment mass of the rows of a finished task, from the sums of runs in its strips.
 static void write_segments(const Problem& problem, const Task& task, const State& state, const Strip* strips,
                            int64_t strip_count) {
-  const Reading& reading = problem.reading;
+  const Statistics& statistics = problem.statistics;
   const int64_t rows = task.rows();
   for (int64_t first = 0; first < rows; first += kTileRows) {
     const int64_t height = rows - first < kTileRows ? rows - first : kTileRows;
     float* masses[kTileRows];
     for (int64_t r = 0; r < height; ++r) {
       const int64_t place = place_of_row(problem, task, first + r);
-      masses[r] = place < 0 ? nullptr : reading.segment_mass + place * reading.segments;
-      for (int64_t s = 0; masses[r] && s < reading.segments; ++s) masses[r][s] = 0.0f;
+      masses[r] = place < 0 ? nullptr : statistics.segment_mass + place * statistics.segments;
+      for (int64_t s = 0; masses[r] && s < statistics.segments; ++s) masses[r][s] = 0.0f;
     }
     for (int64_t number = 0; number < strip_count; ++number) {
       const Strip& strip = strips[number];
       float factors[kLanes] = {};
       for (int64_t r = 0; r < height; ++r)
-        if (strip.peaks[first + r] != -kInfinity) factors[r] = factor_of(problem, state, strip, first + r);
-      const float* const sums = strip.run_sums + first / kTileRows * strip.runs * kPad;
-      const int64_t* const runs = reading.runs + 3 * strip.first_run;
-      for (int64_t run = 0, count; run < strip.runs; run += count) {
+        if (strip.running_maxes[first + r] != -kInfinity) factors[r] = factor_of(problem, state, strip, first + r);
+      const float* const sums = strip.range_sums + first / kTileRows * strip.segment_ranges * kPad;
+      const int64_t* const segment_ranges = statistics.segment_ranges + 3 * strip.first_range;
+      for (int64_t run = 0, count; run < strip.segment_ranges; run += count) {
         // Most often runs follow each other as their segments do.
         Vec totals[kLanes];
-        for (count = 0; count < kLanes && run + count < strip.runs; ++count) {
-          if (runs[3 * (run + count) + 2] != runs[3 * run + 2] + count) break;
+        for (count = 0; count < kLanes && run + count < strip.segment_ranges; ++count) {
+          if (segment_ranges[3 * (run + count) + 2] != segment_ranges[3 * run + 2] + count) break;
           totals[count] = mul(load(sums + (run + count) * kPad), load(factors));
         }
         for (int64_t i = count; i < kLanes; ++i) totals[i] = zero();
         transpose(totals);
         for (int64_t r = 0; r < height; ++r)
-          if (masses[r]) add_first(masses[r] + runs[3 * run + 2], totals[r], count);
+          if (masses[r]) add_first(masses[r] + segment_ranges[3 * run + 2], totals[r], count);
       }
     }
   }
 }
 
-static void write_row_readings(const Problem& problem, int64_t row, const Norm& norm, float peak, float total,
-                               float moment, const float* top_scores, const int32_t* top_keys) {
-  const Reading& reading = problem.reading;
+static void write_row_statistics(const Problem& problem, int64_t row, const Norm& norm, float running_max, float running_sum,
+                               float score_moment, const float* top_scores, const int32_t* top_keys) {
+  const Statistics& statistics = problem.statistics;
   const float natural = norm.log_base2 * kLn2;
-  reading.lse[row] = norm.empty ? -kInfinity : peak * problem.score_unit() + natural;
-  reading.entropy[row] = norm.empty ? 0.0f : norm.inverse * (natural * total - kLn2 * moment);
-  const Vec anchor = broadcast(norm.empty ? 0.0f : peak), unit = broadcast(problem.score_unit_base2());
-  double covered = 0;
-  for (int64_t first = 0; first < reading.top; first += kLanes) {
-    const int64_t left = reading.top - first, count = left < kLanes ? left : kLanes;
-    const Vec scores = count < kLanes ? load_first(top_scores + first, int(count)) : load(top_scores + first);
+  statistics.lse[row] = norm.empty ? -kInfinity : running_max * problem.score_unit() + natural;
+  statistics.entropy[row] = norm.empty ? 0.0f : norm.inverse * (natural * running_sum - kLn2 * score_moment);
+  const Vec anchor = broadcast(norm.empty ? 0.0f : running_max), unit = broadcast(problem.score_unit_base2());
+  double top_mass = 0;
+  for (int64_t first = 0; first < statistics.top; first += kLanes) {
+    const int64_t left = statistics.top - first, count = left < kLanes ? left : kLanes;
+    const Vec scores = count < kLanes ? load_n(top_scores + first, int(count)) : load(top_scores + first);
     float weights[kLanes];  // 0 where there is no key: its score is -inf
     store(weights, mul(exp2_nonpositive(mul(sub(scores, anchor), unit)), broadcast(norm.inverse)));
     for (int64_t i = 0; i < count; ++i) {
-      reading.top_keys[row * reading.top + first + i] = top_keys[first + i];
-      reading.top_weights[row * reading.top + first + i] = weights[i];
-      covered += double(weights[i]);
+      statistics.top_keys[row * statistics.top + first + i] = top_keys[first + i];
+      statistics.top_weights[row * statistics.top + first + i] = weights[i];
+      top_mass += double(weights[i]);
     }
   }
-  reading.covered[row] = float(covered);
+  statistics.top_mass[row] = float(top_mass);
 }
 
 // line += factors[R] . weights[R], row after row, for whole vectors.
@@ -187,18 +187,18 @@ static bool is_seen(const Strip& strip, int64_t block, int64_t rows) {
 }
 
 // Key mass: row weight x weight, per block in float32, across blocks of rows in float64.
-static void add_columns(const Problem& problem, const Task& task, const State& state, const Strip& strip,
+static void accumulate_key_mass(const Problem& problem, const Task& task, const State& state, const Strip& strip,
                         const Workspace& workspace, double* sums, float* mass) {
-  const Reading& reading = problem.reading;
+  const Statistics& statistics = problem.statistics;
   const int64_t rows = task.rows(), group = problem.group();
   float* const factors = workspace.rescale;
   for (int64_t row = 0; row < rows; ++row) {
     const int64_t token = task.token(row, group), head = task.query_head(row, group);
-    const bool counts = token >= reading.first_row && token < reading.last_row && strip.peaks[row] != -kInfinity;
+    const bool counts = token >= statistics.first_row && token < statistics.last_row && strip.running_maxes[row] != -kInfinity;
     factors[row] = counts ? factor_of(problem, state, strip, row) : 0.0f;
-    if (counts && reading.row_weights)
-      factors[row] *= reading.row_weights[task.item * reading.row_weight_stride[0] + head * reading.row_weight_stride[1] +
-                                          token * reading.row_weight_stride[2]];
+    if (counts && statistics.query_weights)
+      factors[row] *= statistics.query_weights[task.item * statistics.query_weight_stride[0] + head * statistics.query_weight_stride[1] +
+                                          token * statistics.query_weight_stride[2]];
   }
   for (int64_t block = 0; block < strip.blocks; ++block) {
     const int64_t first_key = strip.first_key + block * kBlockKeys;
@@ -223,22 +223,22 @@ static void add_columns(const Problem& problem, const Task& task, const State& s
 }
 
 static void finish(const Problem& problem, const Task& task, const State& state, const Strip* strips, int64_t strip_count) {
-  const Reading& reading = problem.reading;
+  const Statistics& statistics = problem.statistics;
   const int64_t group = problem.group(), width = problem.value_width(), rows = task.rows();
   for (int64_t row = 0; row < rows; ++row) {
     const int64_t token = task.token(row, group), head = task.query_head(row, group);
     const float* values = state.values + row * width;
-    const Norm norm = norm_of(problem, head, state.peak[row], state.total[row]);
-    if (problem.peak)
-      write_partial(problem, (task.item * problem.query_heads + head) * problem.queries + token, state.peak[row],
-                    state.total[row], values);
+    const Norm norm = norm_of(problem, head, state.running_max[row], state.running_sum[row]);
+    if (problem.running_max)
+      write_partial(problem, (task.item * problem.query_heads + head) * problem.queries + token, state.running_max[row],
+                    state.running_sum[row], values);
     else
       write_output(problem, task.item, head, token, values, norm.inverse);
     state.inverse[row] = norm.inverse;
     const int64_t place = place_of_row(problem, task, row);
     if (place >= 0)
-      write_row_readings(problem, place, norm, state.peak[row], state.total[row], state.moment[row],
-                         state.top_scores + row * reading.top, state.top_keys + row * reading.top);
+      write_row_statistics(problem, place, norm, state.running_max[row], state.running_sum[row], state.score_moment[row],
+                         state.top_scores + row * statistics.top, state.top_keys + row * statistics.top);
   }
-  if (problem.reads && reading.segment_mass) write_segments(problem, task, state, strips, strip_count);
+  if (problem.wants_statistics && statistics.segment_mass) write_segments(problem, task, state, strips, strip_count);
 }

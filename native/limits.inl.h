@@ -13,15 +13,15 @@ static double multiply_adds_in_registers(int64_t rounds) {
 #pragma GCC unroll 16
     for (int i = 0; i < kChains; ++i)
       chain[i] = pairs ? dot_pairs(factor, addend, chain[i]) : mul_add(chain[i], factor, addend);
-  double total = 0;
-  for (int i = 0; i < kChains; ++i) total += double(sum(chain[i]));
-  volatile double needed = total;  // else the loop could be left out
+  double running_sum = 0;
+  for (int i = 0; i < kChains; ++i) running_sum += double(sum(chain[i]));
+  volatile double needed = running_sum;  // else the loop could be left out
   (void)needed;
   return double(rounds) * kChains * kLanes * (pairs ? 4 : 2);
 }
 
 static double multiply_adds(int64_t rounds, bool pairs) {
-  return pairs && kDotsPairs ? multiply_adds_in_registers<kDotsPairs>(rounds) : multiply_adds_in_registers<false>(rounds);
+  return pairs && kHasBf16Dot ? multiply_adds_in_registers<kHasBf16Dot>(rounds) : multiply_adds_in_registers<false>(rounds);
 }
 
 static double add_up(const float* data, int64_t count) {
@@ -32,8 +32,8 @@ static double add_up(const float* data, int64_t count) {
   for (; at + kSums * kLanes <= count; at += kSums * kLanes)
 #pragma GCC unroll 8
     for (int i = 0; i < kSums; ++i) sums[i] = add(sums[i], load(data + at + i * kLanes));
-  double total = 0;
-  for (int i = 0; i < kSums; ++i) total += double(sum(sums[i]));
-  for (; at < count; ++at) total += double(data[at]);
-  return total;
+  double running_sum = 0;
+  for (int i = 0; i < kSums; ++i) running_sum += double(sum(sums[i]));
+  for (; at < count; ++at) running_sum += double(data[at]);
+  return running_sum;
 }

@@ -60,19 +60,19 @@ struct Stretch {
 };
 
 // From key `first` on, `last` and later ones left out.
-static Stretch stretch_of(const Problem& problem, const Task& task, Tensor Piece::*side, int64_t first, int64_t last) {
-  int64_t low = 0, high = problem.piece_count - 1;
+static Stretch stretch_of(const Problem& problem, const Task& task, Tensor Chunk::*side, int64_t first, int64_t last) {
+  int64_t low = 0, high = problem.chunk_count - 1;
   while (low < high) {
     const int64_t middle = (low + high + 1) / 2;
-    if (problem.pieces[middle].first_key <= first)
+    if (problem.chunks[middle].first_key <= first)
       low = middle;
     else
       high = middle - 1;
   }
-  const Piece& piece = problem.pieces[low];
-  const Tensor& tensor = piece.*side;
-  const Scales& scales = side == &Piece::key ? piece.key_scale : piece.value_scale;
-  const int64_t token = first - piece.first_key, end = piece.first_key + piece.keys;
+  const Chunk& chunk = problem.chunks[low];
+  const Tensor& tensor = chunk.*side;
+  const Scales& scales = side == &Chunk::key ? chunk.key_scale : chunk.value_scale;
+  const int64_t token = first - chunk.first_key, end = chunk.first_key + chunk.keys;
   return {row_of(tensor, problem.stored, task.item, task.key_head, token),
           tensor.stride[2] * bytes_of(problem.stored),
           scales.data ? scales.data + task.item * scales.stride[0] + task.key_head * scales.stride[1] + token : nullptr,
@@ -81,7 +81,7 @@ static Stretch stretch_of(const Problem& problem, const Task& task, Tensor Piece
 
 // Calls work(stretch, its first key) for the keys first .. last - 1.
 template <typename Work>
-static inline void each_stretch(const Problem& problem, const Task& task, Tensor Piece::*side, int64_t first,
+static inline void each_stretch(const Problem& problem, const Task& task, Tensor Chunk::*side, int64_t first,
                                 int64_t last, Work work) {
   while (first < last) {
     const Stretch stretch = stretch_of(problem, task, side, first, last);
@@ -91,7 +91,7 @@ static inline void each_stretch(const Problem& problem, const Task& task, Tensor
 }
 
 // Where the rows of the keys first .. last - 1 begin.
-static void rows_of(const Problem& problem, const Task& task, Tensor Piece::*side, int64_t first, int64_t last,
+static void rows_of(const Problem& problem, const Task& task, Tensor Chunk::*side, int64_t first, int64_t last,
                     const char** rows) {
   each_stretch(problem, task, side, first, last, [&](const Stretch& stretch, int64_t) {
     for (int64_t i = 0; i < stretch.count; ++i) *rows++ = stretch.row + i * stretch.stride_bytes;
@@ -119,7 +119,7 @@ static inline Vec load_as(const char* row, int64_t index) {
 static inline Vec load_elements(const char* row, Dtype dtype, int64_t index, int64_t count) {
   if (dtype == Dtype::float32) {
     const float* source = reinterpret_cast<const float*>(row) + index;
-    return count >= kLanes ? load(source) : load_first(source, int(count));
+    return count >= kLanes ? load(source) : load_n(source, int(count));
   }
   if (dtype == Dtype::int8) {
     const int8_t* source = reinterpret_cast<const int8_t*>(row) + index;
@@ -159,7 +159,7 @@ static inline Vec load_pairs(const char* row, Dtype dtype, int64_t index, int64_
 static constexpr int64_t kPanelKeys = 2 * kLanes;
 
 // Whatever is stored under bfloat16 queries, bfloat16 or int8, is exact in bfloat16.
-static inline bool uses_pairs(const Problem& problem) { return kDotsPairs && problem.dtype == Dtype::bfloat16; }
+static inline bool uses_pairs(const Problem& problem) { return kHasBf16Dot && problem.dtype == Dtype::bfloat16; }
 
 template <int N>
 using Count = std::integral_constant<int, N>;
@@ -173,10 +173,10 @@ struct Stored {
 // Calls work(Stored) for what is known while the program runs.
 template <typename Work>
 static inline void as_stored(Dtype dtype, bool pairs, Work work) {
-  if (dtype == Dtype::int8) return pairs ? work(Stored<Dtype::int8, kDotsPairs>{}) : work(Stored<Dtype::int8, false>{});
+  if (dtype == Dtype::int8) return pairs ? work(Stored<Dtype::int8, kHasBf16Dot>{}) : work(Stored<Dtype::int8, false>{});
   if (dtype == Dtype::float32) return work(Stored<Dtype::float32, false>{});
   if (dtype == Dtype::float16) return work(Stored<Dtype::float16, false>{});
-  return pairs ? work(Stored<Dtype::bfloat16, kDotsPairs>{}) : work(Stored<Dtype::bfloat16, false>{});
+  return pairs ? work(Stored<Dtype::bfloat16, kHasBf16Dot>{}) : work(Stored<Dtype::bfloat16, false>{});
 }
 
 // Lanes per key in a packed panel: head_dim floats, or half as many pairs of bfloat16.
@@ -214,8 +214,8 @@ static void pack_keys(const Problem& problem, const Task& task, int64_t first, i
     for (int64_t half = 0; half < kPanelKeys && panel + half < last; half += kLanes) {
       const int64_t begin = panel + half, known = clamp(last - begin, 0, kLanes);
       const char* rows[kLanes];
-      rows_of(problem, task, &Piece::key, begin, begin + known, rows);
-      const int64_t next_bytes = kLanes * stretch_of(problem, task, &Piece::key, begin, begin + known).stride_bytes;
+      rows_of(problem, task, &Chunk::key, begin, begin + known, rows);
+      const int64_t next_bytes = kLanes * stretch_of(problem, task, &Chunk::key, begin, begin + known).stride_bytes;
       float* place = panels + half;
       for (int64_t d = 0; d < depth; d += kLanes, place += kLanes * kPanelKeys) {
         // The next keys are on their way while these are turned.
@@ -262,7 +262,7 @@ static void pack_values(const Problem& problem, const Task& task, int64_t first,
                         bool pairs, float* packed) {
   const int64_t width = problem.value_width(), value_dim = problem.value_dim;
   const char* rows[kBlockKeys];
-  rows_of(problem, task, &Piece::value, known, last, rows);
+  rows_of(problem, task, &Chunk::value, known, last, rows);
   const auto row_of_key = [&](int64_t key) { return key < known || key >= last ? nullptr : rows[key - known]; };
   for (int64_t key = first; key < last; key += pairs ? 2 : 1, packed += width) {
     const char *row = row_of_key(key), *next = pairs ? row_of_key(key + 1) : nullptr;

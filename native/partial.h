@@ -16,7 +16,7 @@ static void select_largest(float* candidates, int32_t* candidate_keys, int64_t c
       const Vec others = load(candidates + j);
       // Of the candidates before this one those that are as large count too.
       const unsigned before = i <= j ? 0u : i - j >= kLanes ? (1u << kLanes) - 1u : (1u << (i - j)) - 1u;
-      const unsigned ahead = (lanes_above(others, score) & ~before) | (~lanes_above(score, others) & before);
+      const unsigned ahead = (greater_mask(others, score) & ~before) | (~greater_mask(score, others) & before);
       place += __builtin_popcount(ahead);
     }
     ordered[place] = candidates[i];
@@ -46,17 +46,17 @@ static void merge(const Problem& problem, const Workspace& workspace, int64_t ro
   const float unit = problem.score_unit_base2();
   const int64_t width = problem.value_width();
   for (int64_t row = 0; row < rows; ++row) {
-    const float left = into.peak[row], right = from.peak[row];
-    const float peak = left > right ? left : right;
-    const bool none = peak == -__builtin_inff();
+    const float left = into.running_max[row], right = from.running_max[row];
+    const float running_max = left > right ? left : right;
+    const bool none = running_max == -__builtin_inff();
     // A shift of -inf belongs to an empty side, whose total and moment are 0.
-    const float left_shift = left == -__builtin_inff() ? 0.0f : (left - peak) * unit;
-    const float right_shift = right == -__builtin_inff() ? 0.0f : (right - peak) * unit;
+    const float left_shift = left == -__builtin_inff() ? 0.0f : (left - running_max) * unit;
+    const float right_shift = right == -__builtin_inff() ? 0.0f : (right - running_max) * unit;
     const float keep = none ? 1.0f : __builtin_exp2f(left_shift), add = none ? 1.0f : __builtin_exp2f(right_shift);
-    into.moment[row] = keep * (into.moment[row] + left_shift * into.total[row]) +
-                       add * (from.moment[row] + right_shift * from.total[row]);
-    into.total[row] = keep * into.total[row] + add * from.total[row];
-    into.peak[row] = peak;
+    into.score_moment[row] = keep * (into.score_moment[row] + left_shift * into.running_sum[row]) +
+                       add * (from.score_moment[row] + right_shift * from.running_sum[row]);
+    into.running_sum[row] = keep * into.running_sum[row] + add * from.running_sum[row];
+    into.running_max[row] = running_max;
     float* values = into.values + row * width;
     const float* others = from.values + row * width;
     for (int64_t i = 0; i < width; ++i) values[i] = keep * values[i] + add * others[i];

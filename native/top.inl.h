@@ -8,9 +8,9 @@ static float reached_by(int64_t top, Vec of_lanes) {
   store(lanes, of_lanes);
   Vec larger = zero();  // how many lanes are larger than this one
   for (int i = 0; i < kLanes; ++i)
-    larger = add(larger, less_than_choose(of_lanes, broadcast(lanes[i]), broadcast(1.0f), zero()));
-  const Vec among_top = less_than_choose(larger, broadcast(float(top)), of_lanes, broadcast(kInfinity));
-  return -reduce_maximum(sub(zero(), among_top));
+    larger = add(larger, if_less(of_lanes, broadcast(lanes[i]), broadcast(1.0f), zero()));
+  const Vec among_top = if_less(larger, broadcast(float(top)), of_lanes, broadcast(kInfinity));
+  return -reduce_max(sub(zero(), among_top));
 }
 
 // Brings a row's list of heaviest keys up to date. Keys come in order; those above the bar wait to be chosen from. Which
@@ -54,7 +54,7 @@ struct Contest {
     const Vec least = broadcast(bar);
     for (int64_t j = begin; j < end; j += kPanelKeys) {
       panels[listed] = first_key + int32_t(j);
-      above[listed] = lanes_above(load(scores + j), least) | lanes_above(load(scores + j + kLanes), least) << kLanes;
+      above[listed] = greater_mask(load(scores + j), least) | greater_mask(load(scores + j + kLanes), least) << kLanes;
       listed += above[listed] != 0;
     }
   }

@@ -108,7 +108,7 @@ static void add_values(int64_t rows, const float* weights, const Values& values,
 // Whether the values of the keys first .. last - 1 hold neither NaN nor infinity.
 static bool all_finite(const Problem& problem, const Task& task, int64_t first, int64_t last) {
   Vec poison = zero();  // 0 x NaN and 0 x inf are NaN
-  each_stretch(problem, task, &Piece::value, first, last, [&](const Stretch& values, int64_t) {
+  each_stretch(problem, task, &Chunk::value, first, last, [&](const Stretch& values, int64_t) {
     const char* row = values.row;
     for (int64_t key = 0; key < values.count; ++key, row += values.stride_bytes)
       for (int64_t d = 0; d < problem.value_dim; d += kLanes)

@@ -17,12 +17,12 @@ static inline int64_t own_position(const Problem& problem, int64_t item, int64_t
 
 // Whether all queries of an item have the same span.
 static inline bool sees_alike(const Problem& problem) {
-  const Visibility& rule = problem.visibility;
+  const MaskRules& rule = problem.visibility;
   return !rule.causal && rule.left < 0 && rule.right < 0 && !rule.documents;
 }
 
 static inline Span span_of(const Problem& problem, const Task& task, int64_t token) {
-  const Visibility& rule = problem.visibility;
+  const MaskRules& rule = problem.visibility;
   const int64_t own = own_position(problem, task.item, token), start = rule.starts[task.item];
   int64_t end = rule.lengths[task.item];
   if (rule.causal && own + 1 < end) end = own + 1;
@@ -109,7 +109,7 @@ static inline void hide_outside(const Span& span, int64_t block, int64_t begin, 
 // Documents and the boolean array; keys from `end` on do not exist and are hidden already.
 static inline void hide_by_key(const Problem& problem, int64_t item, int64_t head, int64_t token, int64_t block,
                                int64_t begin, int64_t end, float* scores) {
-  const Visibility& rule = problem.visibility;
+  const MaskRules& rule = problem.visibility;
   if (rule.documents) {
     const int64_t own = own_position(problem, item, token);
     if (own >= 0 && own < rule.positions) {

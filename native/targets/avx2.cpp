@@ -25,7 +25,7 @@ static constexpr float kLog2OfZero = -127.0f;
 static inline Vec zero() { return _mm256_setzero_ps(); }
 static inline Vec broadcast(float x) { return _mm256_set1_ps(x); }
 static inline Vec load(const float* p) { return _mm256_loadu_ps(p); }
-static inline Vec load_first(const float* p, int count) {
+static inline Vec load_n(const float* p, int count) {
   const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
   return _mm256_maskload_ps(p, _mm256_cmpgt_epi32(_mm256_set1_epi32(count), lane));
 }
@@ -35,26 +35,26 @@ static inline Vec sub(Vec a, Vec b) { return _mm256_sub_ps(a, b); }
 static inline Vec mul(Vec a, Vec b) { return _mm256_mul_ps(a, b); }
 static inline Vec div(Vec a, Vec b) { return _mm256_div_ps(a, b); }
 static inline Vec mul_add(Vec a, Vec b, Vec c) { return _mm256_fmadd_ps(a, b, c); }
-static inline Vec maximum(Vec a, Vec b) { return _mm256_max_ps(a, b); }
-static inline Vec less_than_choose(Vec x, Vec limit, Vec a, Vec b) {
+static inline Vec max(Vec a, Vec b) { return _mm256_max_ps(a, b); }
+static inline Vec if_less(Vec x, Vec limit, Vec a, Vec b) {
   return _mm256_blendv_ps(b, a, _mm256_cmp_ps(x, limit, _CMP_LT_OQ));
 }
-static inline Vec absolute(Vec x) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), x); }
-static inline Vec with_sign(Vec size, Vec sign) {
-  return _mm256_or_ps(absolute(size), _mm256_and_ps(_mm256_set1_ps(-0.0f), sign));
+static inline Vec abs(Vec x) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), x); }
+static inline Vec copy_sign(Vec size, Vec sign) {
+  return _mm256_or_ps(abs(size), _mm256_and_ps(_mm256_set1_ps(-0.0f), sign));
 }
 static inline Vec round_nearest(Vec x) { return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
-static inline Vec times_power_of_two(Vec p, Vec n) {
+static inline Vec ldexp(Vec p, Vec n) {
   const __m256i exponent = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
   return _mm256_mul_ps(p, _mm256_castsi256_ps(exponent));
 }
-static inline unsigned lanes_above(Vec a, Vec b) { return unsigned(_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GT_OQ))); }
+static inline unsigned greater_mask(Vec a, Vec b) { return unsigned(_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GT_OQ))); }
 static inline float sum(Vec v) {
   __m128 x = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
   x = _mm_add_ps(x, _mm_movehl_ps(x, x));
   return _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)));
 }
-static inline float reduce_maximum(Vec v) {
+static inline float reduce_max(Vec v) {
   __m128 x = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
   x = _mm_max_ps(x, _mm_movehl_ps(x, x));
   return _mm_cvtss_f32(_mm_max_ss(x, _mm_movehdup_ps(x)));
@@ -103,7 +103,7 @@ static inline Vec sum_folded(const Vec* t) {
 #include "../limits.inl.h"
 
 extern const Target target;
-const Target target = {"avx2", kDotsPairs, kTileRows, pack, compute, merge,
-                       finish, add_columns, multiply_adds, add_up};
+const Target target = {"avx2", kHasBf16Dot, kTileRows, pack, compute, merge,
+                       finish, accumulate_key_mass, multiply_adds, add_up};
 
 }  // namespace keywise::avx2

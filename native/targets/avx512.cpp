@@ -14,7 +14,7 @@ namespace keywise::avx512 {
 #include "../limits.inl.h"
 
 extern const Target target;
-const Target target = {"avx512", kDotsPairs, kTileRows, pack, compute, merge,
-                       finish, add_columns, multiply_adds, add_up};
+const Target target = {"avx512", kHasBf16Dot, kTileRows, pack, compute, merge,
+                       finish, accumulate_key_mass, multiply_adds, add_up};
 
 }  // namespace keywise::avx512

@@ -17,7 +17,7 @@ static constexpr float kLog2OfZero = -200.0f;
 static inline Vec zero() { return _mm512_setzero_ps(); }
 static inline Vec broadcast(float x) { return _mm512_set1_ps(x); }
 static inline Vec load(const float* p) { return _mm512_loadu_ps(p); }
-static inline Vec load_first(const float* p, int count) {
+static inline Vec load_n(const float* p, int count) {
   return _mm512_maskz_loadu_ps(__mmask16((1u << count) - 1u), p);
 }
 static inline void store(float* p, Vec v) { _mm512_storeu_ps(p, v); }
@@ -26,17 +26,17 @@ static inline Vec sub(Vec a, Vec b) { return _mm512_sub_ps(a, b); }
 static inline Vec mul(Vec a, Vec b) { return _mm512_mul_ps(a, b); }
 static inline Vec div(Vec a, Vec b) { return _mm512_div_ps(a, b); }
 static inline Vec mul_add(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
-static inline Vec maximum(Vec a, Vec b) { return _mm512_max_ps(a, b); }
-static inline Vec less_than_choose(Vec x, Vec limit, Vec a, Vec b) {
+static inline Vec max(Vec a, Vec b) { return _mm512_max_ps(a, b); }
+static inline Vec if_less(Vec x, Vec limit, Vec a, Vec b) {
   return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(x, limit, _CMP_LT_OQ), b, a);
 }
-static inline Vec absolute(Vec x) { return _mm512_abs_ps(x); }
-static inline Vec with_sign(Vec size, Vec sign) {
+static inline Vec abs(Vec x) { return _mm512_abs_ps(x); }
+static inline Vec copy_sign(Vec size, Vec sign) {
   return _mm512_or_ps(_mm512_abs_ps(size), _mm512_and_ps(_mm512_set1_ps(-0.0f), sign));
 }
 static inline Vec round_nearest(Vec x) { return _mm512_roundscale_ps(x, 0); }
-static inline Vec times_power_of_two(Vec p, Vec n) { return _mm512_scalef_ps(p, n); }
-static inline unsigned lanes_above(Vec a, Vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ); }
+static inline Vec ldexp(Vec p, Vec n) { return _mm512_scalef_ps(p, n); }
+static inline unsigned greater_mask(Vec a, Vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ); }
 static inline void store_chosen(Vec v, int32_t first, unsigned chosen, float* numbers, int32_t* places) {
   const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
   const __m512i place = _mm512_add_epi32(_mm512_set1_epi32(first), lane);
@@ -44,7 +44,7 @@ static inline void store_chosen(Vec v, int32_t first, unsigned chosen, float* nu
   _mm512_storeu_si512(places, _mm512_maskz_compress_epi32(__mmask16(chosen), place));
 }
 static inline float sum(Vec v) { return _mm512_reduce_add_ps(v); }
-static inline float reduce_maximum(Vec v) { return _mm512_reduce_max_ps(v); }
+static inline float reduce_max(Vec v) { return _mm512_reduce_max_ps(v); }
 static inline Vec load_bfloat16(const uint16_t* p) {
   const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));

@@ -8,7 +8,7 @@ namespace keywise::avx512_bf16 {
 
 #include "avx512.inl.h"
 
-static constexpr bool kDotsPairs = true;
+static constexpr bool kHasBf16Dot = true;
 static inline Vec dot_pairs(Vec a, Vec b, Vec accumulator) {
   return _mm512_dpbf16_ps(accumulator, (__m512bh)_mm512_castps_si512(a), (__m512bh)_mm512_castps_si512(b));
 }
@@ -86,7 +86,7 @@ static inline Vec interleave(const uint16_t* even, const uint16_t* odd) {
 #include "../limits.inl.h"
 
 extern const Target target;
-const Target target = {"avx512_bf16", kDotsPairs, kTileRows, pack, compute, merge,
-                       finish, add_columns, multiply_adds, add_up};
+const Target target = {"avx512_bf16", kHasBf16Dot, kTileRows, pack, compute, merge,
+                       finish, accumulate_key_mass, multiply_adds, add_up};
 
 }  // namespace keywise::avx512_bf16

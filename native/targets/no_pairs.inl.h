@@ -1,6 +1,6 @@
 // The vocabulary of pairs of bfloat16 where no instruction multiplies them: never called.
 
-static constexpr bool kDotsPairs = false;
+static constexpr bool kHasBf16Dot = false;
 static inline Vec dot_pairs(Vec, Vec, Vec accumulator) { return accumulator; }
 static inline void int8_pairs(const int8_t*, int64_t, Vec* pairs) { pairs[0] = pairs[1] = zero(); }
 static constexpr int64_t kInt8Fold = 16;

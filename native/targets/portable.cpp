@@ -31,7 +31,7 @@
 namespace keywise::portable {
 
 typedef float Vec __attribute__((vector_size(16)));
-typedef int32_t Whole __attribute__((vector_size(16)));
+typedef int32_t VecInt __attribute__((vector_size(16)));
 
 static constexpr int kLanes = 4;
 static constexpr int kTileRows = 4;
@@ -55,7 +55,7 @@ static inline Vec load(const float* p) {
   __builtin_memcpy(&v, p, sizeof v);
   return v;
 }
-static inline Vec load_first(const float* p, int count) {
+static inline Vec load_n(const float* p, int count) {
   Vec v = zero();
   for (int i = 0; i < count; ++i) v[i] = p[i];
   return v;
@@ -66,35 +66,35 @@ static inline Vec sub(Vec a, Vec b) { return a - b; }
 static inline Vec mul(Vec a, Vec b) { return a * b; }
 static inline Vec div(Vec a, Vec b) { return a / b; }
 static inline Vec mul_add(Vec a, Vec b, Vec c) { return a * b + c; }
-static inline Vec choose(Whole condition, Vec a, Vec b) {
-  return (Vec)((condition & (Whole)a) | (~condition & (Whole)b));
+static inline Vec choose(VecInt condition, Vec a, Vec b) {
+  return (Vec)((condition & (VecInt)a) | (~condition & (VecInt)b));
 }
-static inline Vec maximum(Vec a, Vec b) { return choose(a > b, a, b); }
-static inline Vec less_than_choose(Vec x, Vec limit, Vec a, Vec b) { return choose(x < limit, a, b); }
-static inline Vec absolute(Vec x) { return (Vec)((Whole)x & 0x7fffffff); }
-static inline Vec with_sign(Vec size, Vec sign) {
-  return (Vec)(((Whole)size & 0x7fffffff) | ((Whole)sign & int32_t(0x80000000)));
+static inline Vec max(Vec a, Vec b) { return choose(a > b, a, b); }
+static inline Vec if_less(Vec x, Vec limit, Vec a, Vec b) { return choose(x < limit, a, b); }
+static inline Vec abs(Vec x) { return (Vec)((VecInt)x & 0x7fffffff); }
+static inline Vec copy_sign(Vec size, Vec sign) {
+  return (Vec)(((VecInt)size & 0x7fffffff) | ((VecInt)sign & int32_t(0x80000000)));
 }
 // Adding 1.5 x 2^23 leaves no room for a fraction, so the sum is rounded to a whole number.
 static inline Vec round_nearest(Vec x) {
   const Vec magic = broadcast(12582912.0f);
   return (x + magic) - magic;
 }
-static inline Vec times_power_of_two(Vec p, Vec n) {
-  const Whole exponent = (Whole)(n + broadcast(12582912.0f)) - 0x4b400000;
+static inline Vec ldexp(Vec p, Vec n) {
+  const VecInt exponent = (VecInt)(n + broadcast(12582912.0f)) - 0x4b400000;
   return p * (Vec)((exponent + 127) << 23);
 }
-static inline unsigned lanes_above(Vec a, Vec b) {
-  const Whole above = a > b;
+static inline unsigned greater_mask(Vec a, Vec b) {
+  const VecInt above = a > b;
   return unsigned((above[0] & 1) | (above[1] & 2) | (above[2] & 4) | (above[3] & 8));
 }
 static inline float sum(Vec v) { return (v[0] + v[2]) + (v[1] + v[3]); }
-static inline float reduce_maximum(Vec v) {
+static inline float reduce_max(Vec v) {
   const float a = v[0] > v[1] ? v[0] : v[1], b = v[2] > v[3] ? v[2] : v[3];
   return a > b ? a : b;
 }
 static inline Vec load_bfloat16(const uint16_t* p) {
-  const Whole bits = {int32_t(uint32_t(p[0]) << 16), int32_t(uint32_t(p[1]) << 16), int32_t(uint32_t(p[2]) << 16),
+  const VecInt bits = {int32_t(uint32_t(p[0]) << 16), int32_t(uint32_t(p[1]) << 16), int32_t(uint32_t(p[2]) << 16),
                       int32_t(uint32_t(p[3]) << 16)};
   return (Vec)bits;
 }
@@ -119,7 +119,7 @@ static inline Vec sum_folded(const Vec* t) { return Vec{sum(t[0]), sum(t[1]), su
 #include "../limits.inl.h"
 
 extern const Target target;
-const Target target = {"portable", kDotsPairs, kTileRows, pack, compute, merge,
-                       finish, add_columns, multiply_adds, add_up};
+const Target target = {"portable", kHasBf16Dot, kTileRows, pack, compute, merge,
+                       finish, accumulate_key_mass, multiply_adds, add_up};
 
 }  // namespace keywise::portable
