@@ -112,8 +112,9 @@ class CallComparer:
     def _compare_as_plain_causal(self, run: Run) -> bool:
         """Compare the calls under the plain causal mask and return whether that is enough.
 
-        Recording the masks of a text takes as long as comparing. It is not needed for a decoder whose every mask is plain causal on a small
-        input, whose configuration has no window that a longer text could exceed, and whose every call is right.
+        Recording the masks of a text takes as long as comparing. It is not needed for a decoder whose every mask is
+        plain causal on a small input, whose configuration has no window that a longer text could exceed, and whose
+        every call is right.
         """
         config = self.inputs.text_config
         has_window = any(getattr(config, name, None) is not None for name in ("sliding_window", "attention_chunk_size"))
