@@ -108,6 +108,14 @@ def test_unusable_argument_is_refused_by_name(change: dict[str, object], error: 
         check(array, array, array, **change)
 
 
+@pytest.mark.parametrize("argument", ["output", "lse"])
+def test_error_carries_the_name_of_the_argument(argument: str) -> None:
+    array = draw(1, 2, 16, 8)
+    with pytest.raises(kw.ShapeError) as error:
+        check(array, array, array, **{argument: np.zeros((1, 2), np.float32)})
+    assert error.value.argument == argument
+
+
 def test_diagnosis_of_numpy_arrays_does_not_import_torch() -> None:
     code = (
         "import sys, numpy as np, keywise as kw; x = np.eye(8, dtype=np.float32)[None, None];"

@@ -110,3 +110,19 @@ def test_unusable_option_is_refused_by_name(options: dict[str, object], message:
 def test_function_that_is_not_callable_is_refused() -> None:
     with pytest.raises(kw.DtypeError, match="function must be callable, got 'attention'"):
         check_function("attention")
+
+
+@pytest.mark.parametrize(
+    ("options", "argument"),
+    [
+        ({"arrays": "jax"}, "arrays"),
+        ({"dtype": "float8"}, "dtype"),
+        ({"dtype": "bfloat16", "arrays": "numpy"}, "dtype"),
+        ({"key_heads": 3}, "key_heads"),
+        ({"head_dim": 2.5}, "head_dim"),
+    ],
+)
+def test_error_carries_the_name_of_the_argument(options: dict[str, object], argument: str) -> None:
+    with pytest.raises(kw.KeywiseError) as error:
+        check_function(SDPA, **options)
+    assert error.value.argument == argument

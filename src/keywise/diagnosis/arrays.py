@@ -82,7 +82,7 @@ def check(
         results.merge(finite_results)
         expected = compute_expected(select_queries(problem, queries))
         if observed_output is not None:
-            explained = check_output(problem, queries, observed_output[:, :, queries], PLACE, expected=expected)
+            explained = check_output(problem, queries, observed_output[:, :, queries], "output", expected=expected)
             results.merge(explained.results)
         if finite:
             results.merge(inspect_call(problem, expected, PLACE))
