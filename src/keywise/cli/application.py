@@ -5,7 +5,6 @@ from typing import Annotated
 import typer
 
 import keywise
-from benchmarks.commands import COMMANDS as BENCH_COMMANDS
 from keywise.cli import cache, library
 from keywise.cli.ask import ASK_EXAMPLES, ask
 from keywise.cli.check import CHECK_EXAMPLES, check
@@ -33,11 +32,6 @@ def application() -> typer.Typer:
     for function in cache.COMMANDS:
         of_the_cache.command()(reported()(function))
     whole.add_typer(of_the_cache, name="cache")
-
-    bench = typer.Typer(no_args_is_help=True, help="Time keywise against its rivals; results are checked first.")
-    for function, epilogue in BENCH_COMMANDS:
-        bench.command(epilog=epilogue)(reported()(function))
-    whole.add_typer(bench, name="bench")
     return whole
 
 

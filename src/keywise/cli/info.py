@@ -3,17 +3,17 @@
 from dataclasses import asdict
 
 import keywise
-from benchmarks.machine import available_cpus, cpu_name
 from keywise.cli.options import AsJson
 from keywise.cli.terminal import write, write_json
 from keywise.errors import ModelError
 from keywise.models.loading import HOW_TO_GET_THE_DEFAULT, models_found
+from keywise.util.machine import get_cpu_ids, get_cpu_name
 
 
 def info(as_json: AsJson = False) -> None:
     """Show version, CPU, kernels that run here and why the others do not, threads, and models found."""
     explanation = keywise.explain()
-    cpu = f"{cpu_name()}, {len(available_cpus())} CPUs"
+    cpu = f"{get_cpu_name()}, {len(get_cpu_ids())} CPUs"
     model_error = None
     try:
         models = models_found()
