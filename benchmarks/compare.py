@@ -17,9 +17,7 @@ from numpy.typing import NDArray
 from benchmarks.cases import GROUPS, Case
 from benchmarks.choices import check_choices
 from benchmarks.compare_worker import MAX_WARMED_SECONDS, serve
-from benchmarks.markdown import format_number, format_table
 from benchmarks.processes import ENVIRONMENT, set_environment
-from benchmarks.results import Run
 from benchmarks.timing import CLOCK_DECIMALS, PAUSE_SECONDS, TOLERANCE
 from keywise.errors import KeywiseError, OptionError
 from keywise.util.machine import get_cpu_ids
@@ -223,7 +221,8 @@ def compute_difference(before: dict[str, NDArray[Any]], after: dict[str, NDArray
             differences.append(float(unequal.mean()))
         elif unequal.any():
             largest = np.abs(expected[np.isfinite(expected)]).max(initial=0.0)
-            difference = np.abs(expected - actual)[unequal].max() / (largest or 1.0)
+            with np.errstate(invalid="ignore"):  # inf - inf
+                difference = np.abs(expected - actual)[unequal].max() / (largest or 1.0)
             differences.append(math.inf if np.isnan(difference) else float(difference))
     return max(differences)
 
@@ -241,37 +240,3 @@ def compute_interval(before: Sequence[float], after: Sequence[float]) -> list[fl
     ratios = np.median(np.array(after)[rounds], axis=1) / np.median(np.array(before)[rounds], axis=1)
     low, high = np.quantile(ratios, [0.025, 0.975])
     return [float(low), float(high)]
-
-
-def format_tables(runs: Sequence[Run]) -> str:
-    """Format one table of ratios per run, and their geometric means."""
-    return "\n\n".join(_format_run(run.results) for run in runs)
-
-
-def _format_run(results: Sequence[dict[str, Any]]) -> str:
-    rows = []
-    for result in results:
-        medians = [statistics.median(result["seconds_per_call"][name]) * 1e6 for name in BUILDS]
-        low, high = result["ratio_interval"]
-        agreement = "same bits" if result["same_bits"] else f"off by {result['largest_difference']:.1g}"
-        rows.append(
-            [
-                f"{result['group']}: {result['name']}",
-                *map(format_number, medians),
-                f"{result['ratio']:.3f}",
-                f"{low:.3f} to {high:.3f}",
-                agreement if result["agrees"] else f"**{agreement}**",
-            ]
-        )
-    table = format_table(["case", "before, µs", "after, µs", "after ÷ before", "95 % interval", "results"], rows)
-    ratios: dict[str, list[float]] = {}
-    for result in results:
-        ratios.setdefault(result["group"], []).append(result["ratio"])
-    means = ", ".join(f"{group} {statistics.geometric_mean(several):.3f}" for group, several in ratios.items())
-    overall = statistics.geometric_mean(result["ratio"] for result in results)
-    disagreeing = sum(not result["agrees"] for result in results)
-    return (
-        f"{table}\n\nafter ÷ before, geometric mean of {len(results)} cases: {overall:.3f} ({means}). Results disagree "
-        f"beyond the tolerance in {disagreeing} cases and have the same bits in "
-        f"{sum(result['same_bits'] for result in results)}."
-    )
