@@ -7,13 +7,13 @@ from keywise.cli.options import AsJson
 from keywise.cli.terminal import write, write_json
 from keywise.errors import ModelError
 from keywise.models.loading import HOW_TO_GET_THE_DEFAULT, models_found
-from keywise.util.machine import count_available_cpus, read_cpu_name
+from keywise.util.machine import list_available_cpus, read_cpu_name
 
 
 def info(as_json: AsJson = False) -> None:
     """Show the version, the CPU, which kernels can run and why others cannot, threads, and models."""
     explanation = keywise.explain()
-    cpu = f"{read_cpu_name()}, {count_available_cpus()} CPUs"
+    cpu = f"{read_cpu_name()}, {len(list_available_cpus())} CPUs"
     model_error = None
     try:
         models = models_found()

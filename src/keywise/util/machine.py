@@ -27,21 +27,6 @@ def list_available_cpus() -> list[int]:
     return list(range(os.cpu_count() or 1))
 
 
-def count_available_cpus() -> int:
-    """Return the number of CPUs that this process may run on.
-
-    Returns
-    -------
-    int
-
-    Examples
-    --------
-    >>> count_available_cpus() == len(list_available_cpus())
-    True
-    """
-    return len(list_available_cpus())
-
-
 def read_cpu_name() -> str:
     """Return the name of the CPU.
 
