@@ -85,7 +85,7 @@ class KeyMaps:
             keys = keys.reshape(-1, self._dimension)
             # The layout is not documented: use a page only if Lance decodes the same keys from its ends.
             for row in {0, len(keys) - 1}:
-                if not np.array_equal(keys[row], _decode_row(reader, first + row)):
+                if not np.array_equal(keys[row : row + 1], _decode_row(reader, first + row)):
                     return None
             mapped_pages.append(keys)
             first += len(keys)
@@ -94,5 +94,4 @@ class KeyMaps:
 
 def _decode_row(reader: Any, row: int) -> Array:
     table = reader.read_range(row, 1, batch_size=1).to_table()
-    (key,) = arrow_to_vectors(table.column(KEY))
-    return key
+    return arrow_to_vectors(table.column(KEY))
