@@ -113,7 +113,7 @@ def test_each_group_is_one_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     paths = write_documents(tmp_path / "documents", 10)
     library = kw.Library.open(tmp_path / "library", "a", encoder=WordEncoder())
     seen: list[tuple[int, int]] = []
-    library.add(paths, progress=lambda done, total: seen.append((done, total)))
+    library.add(paths, progress=lambda encoded, total: seen.append((encoded, total)))
     assert len(library.dataset.get_fragments()) == 4
     assert seen[-1] == (60, 60)
     assert seen == sorted(seen)

@@ -144,14 +144,14 @@ def test_top_mass_of_candidates_is_a_lower_bound(tmp_path: Path) -> None:
         library.attend(keys[0], approximate=True)
     library.index(num_partitions=4)
     exact = library.attend(keys[:4], temperature=TEMPERATURE, top=5)
-    near = library.attend(keys[:4], temperature=TEMPERATURE, top=5, approximate=True, candidates=KEYS)
-    some = library.attend(keys[:4], temperature=TEMPERATURE, top=5, approximate=True, candidates=20)
+    all_candidates = library.attend(keys[:4], temperature=TEMPERATURE, top=5, approximate=True, candidates=KEYS)
+    few_candidates = library.attend(keys[:4], temperature=TEMPERATURE, top=5, approximate=True, candidates=20)
     assert exact.exact
-    assert not some.exact
-    assert (some.top_mass < exact.top_mass).all()
-    assert (some.top_mass > 0).all()
-    assert (near.top_mass <= exact.top_mass + 1e-6).all()
-    assert some.matches[0][0]["count"] == 0
+    assert not few_candidates.exact
+    assert (few_candidates.top_mass < exact.top_mass).all()
+    assert (few_candidates.top_mass > 0).all()
+    assert (all_candidates.top_mass <= exact.top_mass + 1e-6).all()
+    assert few_candidates.matches[0][0]["count"] == 0
 
 
 def test_library_of_user_keys_refuses_texts_and_encoders(tmp_path: Path) -> None:

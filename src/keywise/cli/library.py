@@ -13,7 +13,7 @@ import keywise
 from keywise.cli.ask import ask as ask_documents
 from keywise.cli.exits import FAILURE
 from keywise.cli.options import AsJson, MaxTokens, Model, Top
-from keywise.cli.terminal import progress_bar, say, write, write_json
+from keywise.cli.terminal import print_notice, show_progress, write, write_json
 
 HELP = "Add documents to a library, search their sentences and ask questions about them."
 EXAMPLES = """
@@ -26,7 +26,9 @@ Examples:
   keywise library ask papers.library "Who kept the light?"
 """
 
-Path = Annotated[str, typer.Argument(metavar="LIBRARY", help="A folder, or an address such as s3://bucket/library.")]
+LibraryPath = Annotated[
+    str, typer.Argument(metavar="LIBRARY", help="A folder, or an address such as s3://bucket/library.")
+]
 EncoderName = Annotated[
     str | None,
     typer.Option(help="Hub id or folder of a sentence encoder. Default: the library's own, else all-MiniLM-L6-v2."),
@@ -36,7 +38,7 @@ Version = Annotated[int | None, typer.Option(min=1, help="Open this version. Def
 
 
 def add(
-    library: Path,
+    path: LibraryPath,
     paths: Annotated[list[str], typer.Argument(metavar="FILE", help="Files, and folders whose files are all added.")],
     encoder: EncoderName = None,
     engine: Annotated[str, typer.Option(help="local, or ray to encode on a Ray cluster.")] = "local",
@@ -47,8 +49,8 @@ def add(
     Documents whose content is stored already are left unchanged. Files that cannot be read are skipped and listed; the
     exit code is then 1.
     """
-    opened_library = keywise.Library.open(library, "a", encoder=encoder)
-    with progress_bar(Console(stderr=True), "Encoding", "sentences") as progress:
+    opened_library = keywise.Library.open(path, "a", encoder=encoder)
+    with show_progress(Console(stderr=True), "Encoding", "sentences") as progress:
         result = opened_library.add(paths, progress=progress, engine=engine)  # type: ignore[arg-type]  # checked there
     if as_json:
         write_json(asdict(result))
@@ -56,13 +58,13 @@ def add(
         counts = f"{len(result.added)} added, {len(result.updated)} updated, {len(result.unchanged)} unchanged"
         write(f"{counts}; {result.sentences:,} sentences encoded, version {result.version}\n")
     for reason in result.skipped.values():
-        say(f"skipped: {reason}")
+        print_notice(f"skipped: {reason}")
     if result.skipped:
         raise typer.Exit(FAILURE)
 
 
 def remove(
-    library: Path,
+    path: LibraryPath,
     documents: Annotated[
         list[str], typer.Argument(metavar="FILE", help="Documents, or folders whose documents are all removed.")
     ],
@@ -72,7 +74,7 @@ def remove(
 
     Their files are not touched, and older versions of the library still contain them.
     """
-    existing_library = keywise.Library.open(library)  # with mode 'a' a missing library would be created
+    existing_library = keywise.Library.open(path)  # with mode 'a' a missing library would be created
     removed = keywise.Library.open(existing_library.path, "a").remove(documents)
     if as_json:
         write_json({"removed": removed})
@@ -81,29 +83,29 @@ def remove(
 
 
 def search(
-    library: Path,
-    question: Annotated[str, typer.Argument(metavar="QUESTION", help="A question, or other text.")],
+    path: LibraryPath,
+    text: Annotated[str, typer.Argument(metavar="QUESTION", help="A question, or other text.")],
     top: Top = 5,
     where: Where = None,
     version: Version = None,
     encoder: EncoderName = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show the sentences that a question attends to most, with their shares of all attention."""
-    opened_library = keywise.Library.open(library, encoder=encoder, version=version)
-    hits = opened_library.search(question, top=top, where=where)
+    """Show the sentences that a question attends to most, with their weights."""
+    opened_library = keywise.Library.open(path, encoder=encoder, version=version)
+    hits = opened_library.search(text, top=top, where=where)
     top_mass = sum(hit.weight for hit in hits)
     if as_json:
         write_json({"top_mass": top_mass, "sentences": [asdict(hit) for hit in hits]})
         return
     for hit in hits:
-        text = " ".join(hit.text.split())
-        write(f"{hit.weight:7.2%}  {text}\n         {hit.document}, characters {hit.start} to {hit.end}\n")
+        sentence = " ".join(hit.text.split())
+        write(f"{hit.weight:7.2%}  {sentence}\n         {hit.document}, characters {hit.start} to {hit.end}\n")
     write(f"{top_mass:7.2%}  of all attention\n")
 
 
 def ask(
-    library: Path,
+    path: LibraryPath,
     question: Annotated[str, typer.Argument(metavar="QUESTION", help="A question in natural language.")],
     model: Model = None,
     as_json: AsJson = False,
@@ -114,27 +116,27 @@ def ask(
 
     `keywise ask --library` does the same and has more options.
     """
-    ask_documents(question, library=library, model=model, as_json=as_json, top=top, max_tokens=max_tokens)
+    ask_documents(question, library=path, model=model, as_json=as_json, top=top, max_tokens=max_tokens)
 
 
-def info(library: Path, version: Version = None, as_json: AsJson = False) -> None:
+def info(path: LibraryPath, version: Version = None, as_json: AsJson = False) -> None:
     """Show the size, encoder and versions of a library."""
-    opened_library = keywise.Library.open(library, version=version)
+    opened_library = keywise.Library.open(path, version=version)
     description = asdict(opened_library.info())
     versions = opened_library.versions()
     if as_json:
         write_json({**description, "versions": versions})
         return
     for name, value in description.items():
-        text = ", ".join(value) if name == "columns" else value
-        write(f"{name:<12} {text}\n")
+        cell = ", ".join(value) if name == "columns" else value
+        write(f"{name:<12} {cell}\n")
     first, last = versions[0], versions[-1]
     write(f"versions     {first['version']} to {last['version']}, since {first['timestamp']}\n")
 
 
-def list_documents(library: Path, version: Version = None, as_json: AsJson = False) -> None:
+def list_documents(path: LibraryPath, version: Version = None, as_json: AsJson = False) -> None:
     """List the documents of a library."""
-    documents = keywise.Library.open(library, version=version).documents()
+    documents = keywise.Library.open(path, version=version).documents()
     if as_json:
         write_json({"documents": [{"name": name, "hash": documents[name]} for name in sorted(documents)]})
         return

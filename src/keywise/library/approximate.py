@@ -15,7 +15,7 @@ from keywise.library.schema import KEY
 
 
 def attend_candidates(dataset: Any, query: Query, candidates: int) -> tuple[LibraryPartial, Array]:
-    """Compute attention over each query's candidates, and a lower bound of their share of the weight.
+    """Compute attention over each query's candidates, and their least share of the weight.
 
     The bound assumes that every other row scores as much as the candidate with the lowest score. It fails only if the
     index missed a row that scores more.

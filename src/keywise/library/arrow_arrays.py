@@ -49,7 +49,7 @@ def arrow_to_vectors(column: Any) -> Array:
 
 
 def read_values(batch: Any, query: Query, keys: Array | None) -> Array | None:
-    """Return the values [N, Dv] of rows that Lance decoded; None if the query has none.
+    """Return the values [N, Dv] of rows that Lance decoded.
 
     Parameters
     ----------
@@ -59,6 +59,11 @@ def read_values(batch: Any, query: Query, keys: Array | None) -> Array | None:
         The query.
     keys
         The keys of the rows; they are the values if the query says so.
+
+    Returns
+    -------
+    array [N, Dv] or None
+        None for a query without values.
 
     Raises
     ------

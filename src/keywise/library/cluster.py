@@ -46,7 +46,9 @@ _WRITTEN_SCHEMA: Final = pa.schema(
 
 
 def connect() -> None:
-    """Connect to the cluster that RAY_ADDRESS names or that runs here, else start one on this machine.
+    """Connect to a Ray cluster.
+
+    It is the one that RAY_ADDRESS names, or that runs here; else one is started on this machine.
 
     Raises
     ------

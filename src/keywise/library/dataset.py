@@ -12,12 +12,12 @@ from keywise.library.schema import check_schema
 
 
 def is_local(path: str) -> bool:
-    """Return whether a path is a folder of this machine, not an address of an object store."""
+    """Return whether a path is a folder, not an address of an object store."""
     return "://" not in path
 
 
 def resolve_path(path: str | os.PathLike[str]) -> str:
-    """Return the absolute path of a folder; an address of an object store is returned as it is."""
+    """Return the absolute path of a folder, or an address unchanged."""
     text = os.fspath(path)
     return os.path.abspath(os.path.expanduser(text)) if is_local(text) else text
 

@@ -41,7 +41,15 @@ class ContentFile:
 
 @dataclass(frozen=True)
 class FileList:
-    """Files to add, by absolute path, and folders that could not be read, with the reasons."""
+    """Files to add.
+
+    Attributes
+    ----------
+    paths
+        Their absolute paths.
+    skipped
+        Folders that cannot be read, with the reasons.
+    """
 
     paths: list[str]
     skipped: dict[str, str]
@@ -194,7 +202,7 @@ def _is_searched(folder: str, name: str) -> bool:
 
 
 def compare_files(paths: Sequence[str], stored_digests: Mapping[str, str]) -> FileChanges:
-    """Return which files are new or changed, which are stored already and which cannot be read.
+    """Return which files are new, changed, stored already or unreadable.
 
     Parameters
     ----------
@@ -269,9 +277,9 @@ def write_groups(
         encoded_before = encoded
         encoded += len(texts)
 
-        def report(done: int, before: int = encoded_before, total: int = encoded) -> None:
+        def report(encoded_of_group: int, before: int = encoded_before, total: int = encoded) -> None:
             if progress:
-                progress(before + done, total)
+                progress(before + encoded_of_group, total)
 
         fragments = []
         if texts:
@@ -355,7 +363,7 @@ def encode_texts(
 
 
 def check_encoded(encoder: Encoder, keys: Any, dimension: int | None, dtype: str) -> NDArray[Any]:
-    """Return keys from an encoder as an array [N, D] of a dtype, or raise.
+    """Return keys from an encoder as an array [N, D], or raise.
 
     Raises
     ------

@@ -8,9 +8,8 @@ from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
-import pyarrow as pa
 
-from keywise.errors import DtypeError, FormatError, MissingFileError, OptionError
+from keywise.errors import DtypeError, MissingFileError, OptionError
 from keywise.library import ingest, transactions
 from keywise.library.approximate import attend_candidates
 from keywise.library.arrow_arrays import Array
@@ -34,8 +33,9 @@ from keywise.library.schema import (
     read_encoder_id,
     read_key_format,
 )
+from keywise.library.stored_documents import match_documents, read_digests
 from keywise.library.temperature import load_temperature, update_temperature
-from keywise.library.user_keys import make_columns, make_rows
+from keywise.library.user_keys import add_rows
 from keywise.util.checks import check_int
 from keywise.util.optional_imports import require_modules
 from keywise.util.progress import Progress
@@ -45,7 +45,14 @@ Engine = Literal["local", "ray"]
 
 
 class Library:
-    """Stored keys of sentences from many documents, or of the user's own; open one with `Library.open`.
+    """Keys of sentences from many documents, or of the user's own, on disk.
+
+    Open one with `Library.open`.
+
+    Parameters
+    ----------
+    path, mode, encoder, version, dtype
+        See `Library.open`, which checks them.
 
     Examples
     --------
@@ -87,7 +94,9 @@ class Library:
         version: int | None = None,
         dtype: str = "float16",
     ) -> Library:
-        """Open a library, which is a Lance dataset in a folder or an object store.
+        """Open a library.
+
+        It is a Lance dataset in a folder or an object store.
 
         Parameters
         ----------
@@ -251,18 +260,7 @@ class Library:
                 got=self._path,
                 remedy="add keys of your own to another library",
             )
-        stored_format = None if self._dataset is None else read_key_format(self._dataset.schema)
-        dimension = None if stored_format is None else stored_format.dimension
-        dtype = self._dtype if stored_format is None else stored_format.dtype
-        vectors = check_vectors("keys", keys, dimension, dtype)
-        arrays = make_columns(columns, len(vectors))
-        if self._dataset is None:
-            fields = [pa.field(name, array.type) for name, array in arrays.items()]
-            transactions.create_dataset(self._path, make_schema(KeyFormat(vectors.shape[1], dtype), fields))
-            self._reopen()
-        schema = self._dataset.schema
-        fragments = transactions.write_rows(self._path, schema, [make_rows(vectors, arrays, schema)])
-        transactions.commit_fragments(self._path, fragments, [])
+        add_rows(self._path, self._dataset, keys, columns, self._dtype)
         self._reopen()
         return self.version
 
@@ -303,22 +301,10 @@ class Library:
         """
         self._check_writable()
         self._check_holds_documents()
-        stored_names = self.documents()
-        removed: dict[str, None] = {}
-        for document in documents:
-            path = os.path.abspath(os.path.expanduser(os.fspath(document)))
-            names = [name for name in stored_names if name == path or name.startswith(path + os.sep)]
-            if not names:
-                raise FormatError(
-                    "documents",
-                    f"must be in the library {self._path!r}",
-                    got=path,
-                    remedy="`keywise library list` shows its documents",
-                )
-            removed.update(dict.fromkeys(names))
-        transactions.commit_fragments(self._path, [], list(removed))
+        names = match_documents(self.documents(), documents, self._path)
+        transactions.commit_fragments(self._path, [], names)
         self._reopen()
-        return list(removed)
+        return names
 
     def attend(
         self,
@@ -532,10 +518,7 @@ class Library:
         >>> library.documents() == {str(note): hashlib.sha256(note.read_bytes()).hexdigest()}
         True
         """
-        if self._dataset is None or not self._has_encoder():
-            return {}
-        table = self._dataset.scanner(columns=["document", "hash"], filter="sentence = 0").to_table()
-        return dict(zip(table["document"].to_pylist(), table["hash"].to_pylist(), strict=True))
+        return {} if self._dataset is None else read_digests(self._dataset)
 
     def info(self) -> LibraryInfo:
         """Return a description of the library.
@@ -666,7 +649,10 @@ class Library:
             )
 
     def _load_encoder(self) -> Encoder:
-        """Return the library's encoder; a user's object is checked at every call, because it may have changed."""
+        """Return the library's encoder.
+
+        It is checked at every call, because an object of the user's may have changed.
+        """
         if self._encoder is None:
             name = None
             if self._dataset is not None:

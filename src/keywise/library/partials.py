@@ -173,9 +173,10 @@ def _merge_two(left: LibraryPartial, right: LibraryPartial) -> LibraryPartial:
 
 
 def _split_values(values: Sequence[Array] | None, keys: Sequence[Array]) -> tuple[Sequence[Array], list[float]]:
-    """Split values into summands of the keys' dtype, side by side, and return them with the factor of each.
+    """Split values into summands of the keys' dtype, side by side.
 
-    Without values the summands are ones, broadcast so that they take no memory.
+    Returns the summands of each chunk and the factor of each summand. Without values the summands are ones, broadcast
+    so that they take no memory.
     """
     dtype = keys[0].dtype
     if values is None:

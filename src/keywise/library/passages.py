@@ -57,9 +57,10 @@ def choose_passages(
     count_tokens: Callable[[str], int],
     where: str | None = None,
 ) -> list[Passage]:
-    """Choose the paragraphs around the sentences that a question attends to most, up to a number of tokens.
+    """Choose the paragraphs that a question attends to most.
 
-    A last paragraph that does not fit is cut to the sentences around its heaviest one.
+    They are those around the heaviest sentences, up to a number of tokens. A last paragraph that does not fit is cut to
+    the sentences around its heaviest one.
 
     Parameters
     ----------
@@ -151,10 +152,10 @@ def _read_rows(library: Library, where: str, columns: list[str]) -> list[dict[st
 
 
 def _cut_passage(passage: Passage, hit: SentenceHit, max_tokens: int, count_tokens: Callable[[str], int]) -> Passage:
-    """Keep the sentence of a hit and as many whole sentences around it as fit."""
+    """Return the sentence of a hit with as many sentences around it as fit."""
     spans = [(passage.start + start, passage.start + end) for start, end in passage.source.sentences]
     longest = Passage(passage.document, hit.start, hit.text, 0.0)
-    for start, end in _growing_spans(spans, hit):
+    for start, end in _grow_span(spans, hit):
         text = passage.text[start - passage.start : end - passage.start]
         if count_tokens(text) > max_tokens:
             break
@@ -162,8 +163,8 @@ def _cut_passage(passage: Passage, hit: SentenceHit, max_tokens: int, count_toke
     return longest
 
 
-def _growing_spans(spans: Sequence[tuple[int, int]], hit: SentenceHit) -> Iterator[tuple[int, int]]:
-    """Yield spans around a sentence, each one sentence longer, in turn after it and before it."""
+def _grow_span(spans: Sequence[tuple[int, int]], hit: SentenceHit) -> Iterator[tuple[int, int]]:
+    """Yield spans around a sentence, each longer by the next or the previous sentence."""
     start, end = hit.start, hit.end
     spans_after = [span for span in spans if span[0] >= end]
     spans_before = [span for span in spans if span[1] <= start]

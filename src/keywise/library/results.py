@@ -113,7 +113,7 @@ class LibraryAttention:
 
     @cached_property
     def matches(self) -> list[list[dict[str, Any]]]:
-        """The heaviest rows of each query: ``weight`` and all columns besides the key, read on first use."""
+        """``weight`` and all columns besides the key of each query's heaviest rows."""
         addresses = sorted({int(row) for row in self.rows.reshape(-1) if row != NO_ROW})
         if not addresses:
             return [[] for _ in self.rows]

@@ -83,9 +83,9 @@ def _attend_mapped(fragment: Any, pages: Sequence[Array], query: Query) -> Itera
 
 
 def _read_visible(fragment: Any, query: Query) -> tuple[Array | None, Array | None]:
-    """Return which rows of a fragment are visible, and the values of these if they are not the keys.
+    """Return a mask of a fragment's visible rows, and the values of these rows.
 
-    None stands for all rows, and for no such values.
+    The mask is None if all are visible; the values are None if there are none or if they are the keys.
     """
     has_value_column = bool(query.value_columns)
     if not (has_value_column or query.where or fragment.num_deletions):
@@ -103,7 +103,7 @@ def _read_visible(fragment: Any, query: Query) -> tuple[Array | None, Array | No
 
 
 def _slice_pages(pages: Sequence[Array], max_rows: int) -> Iterator[tuple[int, list[Array]]]:
-    """Group pages, cut where needed, so that a group has at most `max_rows`; yield each with its first row."""
+    """Yield groups of pages with at most `max_rows`, each with its first row; larger pages are cut."""
     first = 0
     group_rows = 0
     group: list[Array] = []

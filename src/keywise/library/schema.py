@@ -84,7 +84,7 @@ def make_schema(keys: KeyFormat, columns: Sequence[pa.Field], encoder: EncoderId
 
 
 def check_schema(schema: pa.Schema, path: str) -> None:
-    """Raise an error unless a schema is that of a library of this format version.
+    """Raise an error unless a schema is that of a library.
 
     Raises
     ------
@@ -123,7 +123,7 @@ def list_columns(schema: pa.Schema) -> list[str]:
 
 
 def read_encoder_id(schema: pa.Schema) -> EncoderId | None:
-    """Return the encoder that made a library's keys; None for keys of the user's own."""
+    """Return the encoder that made a library's keys; None for user keys."""
     metadata: Mapping[bytes, bytes] = schema.metadata or {}
     if ENCODER_FINGERPRINT_FIELD not in metadata:
         return None

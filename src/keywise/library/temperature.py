@@ -45,7 +45,7 @@ def load_temperature(dataset: Any) -> float:
 
 
 def update_temperature(path: str) -> None:
-    """Calibrate and store the temperature of a library if its rows have doubled since the last time."""
+    """Calibrate and store a library's temperature if its rows have doubled since."""
     dataset = lance.dataset(path)
     row_count = dataset.count_rows()
     calibrated_rows = int(dataset.config().get(CALIBRATED_ROWS_FIELD, "0"))
@@ -57,7 +57,10 @@ def update_temperature(path: str) -> None:
 
 
 def calibrate_temperature(dataset: Any) -> float:
-    """Compute the temperature of a library of sentences; the same rows give the same temperature."""
+    """Compute the temperature of a library of sentences.
+
+    The sample is pseudo-random with a fixed seed, so the same rows have the same temperature.
+    """
     generator = np.random.default_rng(0)
     row_count = dataset.count_rows()
     pair_count = max(row_count - 1, 1)
@@ -94,7 +97,7 @@ def calibrate_temperature(dataset: Any) -> float:
 
 
 def _compare_places(first_table: Any, next_table: Any) -> Array:
-    """Return which rows of a table are followed by those of another in the same paragraph."""
+    """Return which rows are followed by the next table's in the same paragraph."""
     first_places = first_table.drop_columns([KEY]).to_pylist()
     next_places = next_table.drop_columns([KEY]).to_pylist()
     return np.array(

@@ -95,7 +95,7 @@ def commit_fragments(path: str, fragments: Sequence[Any], documents: Sequence[st
 
 
 def _delete_documents(dataset: Any, documents: Sequence[str]) -> tuple[list[int], list[Any]]:
-    """Return the ids of fragments that lose all rows and the new state of those that lose some."""
+    """Delete documents' rows; return the ids of emptied fragments, and changed fragments."""
     removed_ids: list[int] = []
     updated: list[Any] = []
     if not documents:

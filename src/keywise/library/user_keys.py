@@ -10,7 +10,44 @@ import pyarrow as pa
 
 from keywise.errors import DtypeError, OptionError, ShapeError
 from keywise.library.arrow_arrays import Array, vectors_to_arrow
-from keywise.library.schema import KEY, WEIGHT, list_columns
+from keywise.library.dataset import open_dataset
+from keywise.library.schema import KEY, WEIGHT, KeyFormat, check_vectors, list_columns, make_schema, read_key_format
+from keywise.library.transactions import commit_fragments, create_dataset, write_rows
+
+
+def add_rows(path: str, dataset: Any, keys: Any, columns: Mapping[str, Any], dtype: str) -> None:
+    """Check keys and columns, and add them to a library in one commit.
+
+    Parameters
+    ----------
+    path
+        The library.
+    dataset
+        Its Lance dataset; None to create it.
+    keys : [N, D]
+        The keys.
+    columns
+        Numbers, texts or rows of numbers, by the name of the column.
+    dtype
+        Dtype of the keys of a new library.
+
+    Raises
+    ------
+    ShapeError, DtypeError, OptionError
+        Keys or columns cannot be stored, or do not fit the library.
+    """
+    key_format = None if dataset is None else read_key_format(dataset.schema)
+    if key_format is None:
+        vectors = check_vectors("keys", keys, None, dtype)
+    else:
+        vectors = check_vectors("keys", keys, key_format.dimension, key_format.dtype)
+    arrays = make_columns(columns, len(vectors))
+    if dataset is None:
+        fields = [pa.field(name, array.type) for name, array in arrays.items()]
+        create_dataset(path, make_schema(KeyFormat(vectors.shape[1], dtype), fields))
+        dataset = open_dataset(path)
+    rows = make_rows(vectors, arrays, dataset.schema)
+    commit_fragments(path, write_rows(path, dataset.schema, [rows]), [])
 
 
 def make_columns(columns: Mapping[str, Any], row_count: int) -> dict[str, Any]:
