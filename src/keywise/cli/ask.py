@@ -23,9 +23,9 @@ from keywise.documents.report import (
     write_html,
 )
 from keywise.errors import FormatError, OptionError
-from keywise.library.asking import passages_for
+from keywise.library.answer import choose_passages_for
 from keywise.library.encoder import SentenceEncoder
-from keywise.library.passages import placed
+from keywise.library.passages import locate_evidence
 from keywise.models.loading import load_model
 from keywise.util.terminal_text import replace_controls
 
@@ -115,7 +115,7 @@ def ask(  # noqa: PLR0917 - each is an argument or option of the command
 
     encode = SentenceEncoder().encode if meaning else None
     loaded = load_model(model, dtype=dtype, status=notify)
-    passages = [] if opened is None else passages_for(opened, question, loaded)
+    passages = [] if opened is None else choose_passages_for(opened, question, loaded)
     reader = Reader(loaded, encode=encode, keep=not no_cache, status=notify)
     with progress_bar(notices, "AttentionStats", "tokens") as progress:
         document = reader.read([*sources, *(passage.source for passage in passages)], progress=progress)
@@ -127,7 +127,7 @@ def ask(  # noqa: PLR0917 - each is an argument or option of the command
 
     answer = document.ask(question, max_tokens=max_tokens, sentences=sentences, on_token=said)
     proofs = document.ablate(answer, top=PROVED_SENTENCES) if ablate and answer.text else []
-    shown = replace(answer, evidence=placed(answer.evidence, passages)) if passages else answer
+    shown = replace(answer, evidence=locate_evidence(answer.evidence, passages)) if passages else answer
     _show_answer(shown, proofs, console, top=top, as_json=as_json)
     if html is not None:
         write_html(html, answer, document.sources)
