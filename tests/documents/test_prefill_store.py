@@ -14,7 +14,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
 from keywise.cache import file as cache_file
-from keywise.cache import head
+from keywise.cache import payload
 from keywise.documents import Answer, Document, Reader, Source
 from keywise.documents import prefilled_context as past_module
 from keywise.documents.store import ABANDONED_SECONDS, DEFAULT_LIMIT_BYTES, Store
@@ -207,7 +207,7 @@ KEYS = [lambda size: size - 7, lambda size: size // 2]
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a small file have many checksums, as a large one has."""
-    for module in (cache_file, head):
+    for module in (payload,):
         monkeypatch.setattr(module, "CHECK_BYTES", 4096)
 
 
