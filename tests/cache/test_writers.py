@@ -28,9 +28,9 @@ def write(path, number):
 def number_in(path):
     opened = file.open(path, {"made": "by"})
     opened.verify()
-    (number,) = set(opened.head.token_ids.ravel().tolist())
+    (number,) = set(opened.header.token_ids.ravel().tolist())
     for layer in range(4):
-        for array in opened.cache.pieces(layer)[0]:
+        for array in opened.cache.chunks(layer)[0]:
             assert (array.data == number).all()
     return number
 """
@@ -98,7 +98,7 @@ def test_killing_a_writer_leaves_the_old_file_or_the_new_one(tmp_path: Path) -> 
             opened.verify()
         except FormatError:
             continue
-        assert len(set(opened.head.token_ids.ravel().tolist())) == 1
+        assert len(set(opened.header.token_ids.ravel().tolist())) == 1
 
 
 def test_two_processes_read_while_one_writes(tmp_path: Path) -> None:

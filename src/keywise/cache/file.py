@@ -37,7 +37,7 @@ from keywise.cache.header import (
 from keywise.cache.kvcache import KVCache
 from keywise.cache.layer import Layer
 from keywise.cache.payload import MappedPayload, PayloadWriter, checksum_count
-from keywise.cache.safetensors_header import DTYPES, PAGE_BYTES, HeaderError, TensorEntry
+from keywise.cache.safetensors_header import DTYPES, PAGE_BYTES, HeaderError, TensorEntry, place_tensor
 from keywise.errors import DtypeError, FormatError, MissingFileError, OptionError, ShapeError
 from keywise.util.atomic_write import atomic_write
 
@@ -260,11 +260,11 @@ class _Layout:
         if padding_bytes:
             self._add(
                 f"{PADDING_PREFIX}{self._paddings}",
-                TensorEntry("uint8", (padding_bytes,), self.end),
+                place_tensor("uint8", (padding_bytes,), self.end),
                 [np.zeros(padding_bytes, np.uint8)],
             )
             self._paddings += 1
-        entry = TensorEntry(dtype, shape, self.end)
+        entry = place_tensor(dtype, shape, self.end)
         self._add(name, entry, arrays)
         return entry
 

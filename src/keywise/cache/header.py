@@ -185,8 +185,10 @@ def token_hashes(token_ids: Array, positions: Array | None = None) -> list[bytes
     ids, token_positions = token_arrays(token_ids, positions)
     hashes = [bytes(_DIGEST_BYTES)]
     for begin in range(0, ids.shape[1], BLOCK_TOKENS):
-        block = np.stack([array[:, begin : begin + BLOCK_TOKENS] for array in (ids, token_positions)])
-        hashes.append(hashlib.sha256(hashes[-1] + block.astype("<i8").tobytes()).digest())
+        link = hashlib.sha256(hashes[-1])
+        for array in (ids, token_positions):
+            link.update(array[:, begin : begin + BLOCK_TOKENS].astype("<i8", copy=False).tobytes())
+        hashes.append(link.digest())
     return hashes[1:]
 
 
@@ -368,7 +370,7 @@ def _parse_fields(metadata: dict[str, str], tensors: dict[str, TensorEntry], pay
     extra = {name.removeprefix(EXTRA_PREFIX): tensor for name, tensor in remaining.items() if _is_extra(name, tensor)}
     if len(extra) != len(remaining):
         unknown = next(name for name, tensor in remaining.items() if not _is_extra(name, tensor))
-        raise invalid(f"tensor {unknown!r} belongs to no layer")
+        raise invalid(f"tensor {unknown!r} must belong to a layer or be an extra array of numbers")
     return HeaderFields(
         fingerprint=parse_strings("fingerprint", parse_json("fingerprint", metadata["fingerprint"])),
         layers=layers,
@@ -408,9 +410,12 @@ def _parse_layer(
     if record["kind"] != ("full" if window is None else "window"):
         raise invalid(f"the kind of {subject} must agree with its window, got {record['kind']!r:.40}")
     first_key = parse_size(f"first_key of {subject}", record["first_key"])
-    names = ("key", "value", "key_scale", "value_scale")
-    found = {name: remaining.pop(layer_tensor(number, name), None) for name in names}
-    layer = StoredLayer(window, first_key, {name: tensor for name, tensor in found.items() if tensor is not None})
+    tensors = {}
+    for name in ("key", "value", "key_scale", "value_scale"):
+        tensor = remaining.pop(layer_tensor(number, name), None)
+        if tensor is not None:
+            tensors[name] = tensor
+    layer = StoredLayer(window, first_key, tensors)
     _check_layer(subject, layer, token_ids)
     return layer
 

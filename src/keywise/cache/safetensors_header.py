@@ -9,10 +9,8 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cached_property
 from math import prod
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 
@@ -20,11 +18,10 @@ PAGE_BYTES: Final = 4096
 LENGTH_WORD: Final = struct.Struct("<Q")
 MAX_HEADER_BYTES: Final = 100_000_000
 """Limit of the safetensors package: longer headers could not be opened by other tools."""
-MAX_TENSOR_BYTES: Final = 2**63 - 1
+MAX_SIZE: Final = 2**63 - 1
+"""Limit of sizes and offsets."""
 MAX_DIMENSIONS: Final = 64
 """Limit of NumPy 2."""
-MAX_DIGITS: Final = 19
-"""Digits of the largest 64-bit integer."""
 
 CODES: Final = {
     "bool": "BOOL",
@@ -54,8 +51,7 @@ class HeaderError(ValueError):
     """Report a header that is damaged, cut, foreign or inconsistent; the message is a predicate about the file."""
 
 
-@dataclass(frozen=True)
-class TensorEntry:
+class TensorEntry(NamedTuple):
     """Type, shape and place of a tensor.
 
     Attributes
@@ -64,18 +60,34 @@ class TensorEntry:
         A key of `DTYPES`.
     shape : tuple of int
         Sizes, each 0 or more.
-    begin : int
-        Bytes from the end of the header to the first byte of the tensor.
+    begin, end : int
+        Bytes from the end of the header to the first byte of the tensor, and to the byte behind the last one.
     """
 
     dtype: str
     shape: tuple[int, ...]
     begin: int
+    end: int
 
-    @cached_property
-    def end(self) -> int:
-        """Bytes from the end of the header to the end of the tensor."""
-        return self.begin + prod(self.shape) * DTYPES[self.dtype].itemsize
+
+def place_tensor(dtype: str, shape: tuple[int, ...], begin: int) -> TensorEntry:
+    """Return the entry of a tensor that begins at a place.
+
+    Parameters
+    ----------
+    dtype : str
+        A key of `DTYPES`.
+    shape : tuple of int
+        Sizes, each 0 or more.
+    begin : int
+        Bytes from the end of the header.
+
+    Examples
+    --------
+    >>> place_tensor("float32", (2, 3), 64).end
+    88
+    """
+    return TensorEntry(dtype, shape, begin, begin + prod(shape) * DTYPES[dtype].itemsize)
 
 
 def encode_header(metadata: Mapping[str, str], tensors: Mapping[str, TensorEntry]) -> bytes:
@@ -95,7 +107,7 @@ def encode_header(metadata: Mapping[str, str], tensors: Mapping[str, TensorEntry
 
     Examples
     --------
-    >>> header = encode_header({"format": "example"}, {"x": TensorEntry("float32", (2, 3), 0)})
+    >>> header = encode_header({"format": "example"}, {"x": place_tensor("float32", (2, 3), 0)})
     >>> len(header), header[8:80]
     (4096, b'{"__metadata__":{"format":"example"},"x":{"dtype":"F32","shape":[2,3],"d')
     """
@@ -133,7 +145,7 @@ def parse_header(text: bytes) -> tuple[dict[str, str], dict[str, TensorEntry]]:
     Examples
     --------
     >>> parse_header(b'{"x":{"dtype":"F32","shape":[2,3],"data_offsets":[0,24]}}')
-    ({}, {'x': TensorEntry(dtype='float32', shape=(2, 3), begin=0)})
+    ({}, {'x': TensorEntry(dtype='float32', shape=(2, 3), begin=0, end=24)})
     """
     root = parse_json("the header", text)
     if not isinstance(root, dict):
@@ -162,8 +174,8 @@ def parse_json(name: str, text: bytes | str) -> Any:
     Raises
     ------
     HeaderError
-        The text is not JSON, is nested too deeply, repeats a name in an object, or holds a fraction, a number of more
-        than 19 digits, NaN or an infinity.
+        The text is not JSON, is nested too deeply, repeats a name in an object, or holds a fraction, NaN or an
+        infinity.
 
     Examples
     --------
@@ -174,7 +186,6 @@ def parse_json(name: str, text: bytes | str) -> Any:
         return json.loads(
             text.decode() if isinstance(text, bytes) else text,
             object_pairs_hook=_unique_names,
-            parse_int=_parse_int,
             parse_float=_refuse_number,
             parse_constant=_refuse_number,
         )
@@ -212,7 +223,7 @@ def parse_strings(name: str, value: Any) -> dict[str, str]:
 
 
 def parse_size(name: str, value: Any) -> int:
-    """Return a JSON value that is an integer of 0 or more.
+    """Return a JSON value that is an integer between 0 and 2**63 - 1.
 
     Parameters
     ----------
@@ -231,9 +242,10 @@ def parse_size(name: str, value: Any) -> int:
     >>> parse_size("window", 4)
     4
     """
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise invalid(f"{name} must be an integer of 0 or more, got {value!r:.40}")
-    return value
+    if not _is_size(value):
+        raise invalid(f"{name} must be an integer between 0 and 2**63 - 1, got {value!r:.40}")
+    size: int = value
+    return size
 
 
 def invalid(detail: str) -> HeaderError:
@@ -248,24 +260,31 @@ def invalid(detail: str) -> HeaderError:
 
 
 def _parse_entry(name: str, entry: Any) -> TensorEntry:
-    subject = f"tensor {name!r}"
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
-        raise invalid(f"{subject} must have dtype, shape and data_offsets")
+        raise invalid(f"tensor {name!r} must have dtype, shape and data_offsets")
     code, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if not isinstance(code, str) or code not in _NAMES:
-        raise invalid(f"the dtype of {subject} must be one of {', '.join(_NAMES)}, got {code!r:.40}")
+    dtype = _NAMES.get(code) if isinstance(code, str) else None
+    if dtype is None:
+        raise invalid(f"the dtype of tensor {name!r} must be one of {', '.join(_NAMES)}, got {code!r:.40}")
     if not isinstance(shape, list) or len(shape) > MAX_DIMENSIONS:
-        raise invalid(f"the shape of {subject} must be a list of at most {MAX_DIMENSIONS} sizes")
-    sizes = tuple(parse_size(f"a size of {subject}", size) for size in shape)
-    if prod(max(size, 1) for size in sizes) * DTYPES[_NAMES[code]].itemsize > MAX_TENSOR_BYTES:
-        raise invalid(f"{subject} must have less than 2**63 bytes")
+        raise invalid(f"the shape of tensor {name!r} must be a list of at most {MAX_DIMENSIONS} sizes")
     if not isinstance(offsets, list) or len(offsets) != 2:
-        raise invalid(f"the data_offsets of {subject} must be a list of two offsets")
-    begin, end = (parse_size(f"an offset of {subject}", offset) for offset in offsets)
-    tensor = TensorEntry(_NAMES[code], sizes, begin)
+        raise invalid(f"the data_offsets of tensor {name!r} must be a list of two offsets")
+    for number in (*shape, *offsets):
+        if not _is_size(number):
+            raise invalid(f"sizes and offsets of tensor {name!r} must be between 0 and 2**63 - 1, got {number!r:.40}")
+    # NumPy refuses an empty array whose other sizes are too large.
+    if prod(size or 1 for size in shape) * DTYPES[dtype].itemsize > MAX_SIZE:
+        raise invalid(f"tensor {name!r} must have less than 2**63 bytes")
+    begin, end = offsets
+    tensor = place_tensor(dtype, tuple(shape), begin)
     if tensor.end != end:
-        raise invalid(f"{subject} must end at byte {tensor.end} as its shape says, got {end}")
+        raise invalid(f"tensor {name!r} must end at byte {tensor.end} as its shape says, got {end}")
     return tensor
+
+
+def _is_size(value: Any) -> bool:
+    return type(value) is int and 0 <= value <= MAX_SIZE
 
 
 def _unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -273,12 +292,6 @@ def _unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(values) != len(pairs):
         raise invalid("a name is repeated in an object")
     return values
-
-
-def _parse_int(digits: str) -> int:
-    if len(digits) > MAX_DIGITS:
-        raise invalid(f"an integer must have at most {MAX_DIGITS} digits, got {len(digits)}")
-    return int(digits)
 
 
 def _refuse_number(text: str) -> Any:
