@@ -54,6 +54,19 @@ class Opened:
         Tokens, positions and fingerprint, verified.
     extra : dict of str to array
         The arrays that were saved beside the keys and values, verified.
+
+    Examples
+    --------
+    >>> import tempfile, numpy as np, keywise as kw
+    >>> from keywise.cache import file
+    >>> cache = kw.KVCache(layers=1)
+    >>> cache.append(0, np.ones((1, 2, 3, 8), np.float32), np.ones((1, 2, 3, 8), np.float32))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     file.save(f"{folder}/cache", cache, fingerprint={"weights": "1f"}, token_ids=[7, 8, 9])
+    ...     opened = file.open(f"{folder}/cache", {"weights": "1f"})
+    >>> opened.header.common_tokens([7, 8, 10])
+    2
+    >>> opened.cache.truncate(2)
     """
 
     cache: KVCache
@@ -71,8 +84,13 @@ class Opened:
 
         Examples
         --------
-        >>> opened = open("chat.keywise", {"weights": "1f"})  # doctest: +SKIP
-        >>> opened.verify()  # doctest: +SKIP
+        >>> import tempfile, numpy as np, keywise as kw
+        >>> from keywise.cache import file
+        >>> cache = kw.KVCache(layers=1)
+        >>> cache.append(0, np.ones((1, 2, 3, 8), np.float32), np.ones((1, 2, 3, 8), np.float32))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     file.save(f"{folder}/cache", cache, fingerprint={"weights": "1f"}, token_ids=[7, 8, 9])
+        ...     file.open(f"{folder}/cache", {"weights": "1f"}).verify()
         """
         self._payload.verify(0, self.header.payload_bytes)
 
@@ -183,9 +201,14 @@ def open(path: str | os.PathLike[str], fingerprint: Mapping[str, str]) -> Opened
 
     Examples
     --------
-    >>> opened = open("chat.keywise", {"weights": "1f"})  # doctest: +SKIP
-    >>> opened.header.common_tokens([7, 8, 10])  # doctest: +SKIP
-    2
+    >>> import tempfile, numpy as np, keywise as kw
+    >>> from keywise.cache import file
+    >>> cache = kw.KVCache(layers=1)
+    >>> cache.append(0, np.ones((1, 2, 3, 8), np.float32), np.ones((1, 2, 3, 8), np.float32))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     file.save(f"{folder}/cache", cache, fingerprint={"weights": "1f"}, token_ids=[7, 8, 9])
+    ...     file.open(f"{folder}/cache", {"weights": "1f"}).cache
+    KVCache(1 layers, 3 tokens)
     """
     _check_fingerprint(fingerprint)
     header, payload = _map_file(os.fspath(path))
@@ -227,8 +250,14 @@ def read_header(path: str | os.PathLike[str]) -> Header:
 
     Examples
     --------
-    >>> read_header("chat.keywise").tokens  # doctest: +SKIP
-    3
+    >>> import tempfile, numpy as np, keywise as kw
+    >>> from keywise.cache import file
+    >>> cache = kw.KVCache(layers=1)
+    >>> cache.append(0, np.ones((1, 2, 3, 8), np.float32), np.ones((1, 2, 3, 8), np.float32))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     file.save(f"{folder}/cache", cache, fingerprint={"weights": "1f"}, token_ids=[7, 8, 9])
+    ...     file.read_header(f"{folder}/cache").fingerprint
+    {'weights': '1f'}
     """
     with _open_binary(os.fspath(path)) as file:
         return _read_header(os.fspath(path), file)[0]

@@ -444,7 +444,7 @@ class KVCache:
         return KVCache.from_layers([layer.fork() for layer in self._layers], dtype=self._dtype)
 
     def select(self, items: Any) -> None:
-        """Replace the batch by some of its items: for beam search, or to repeat or drop items.
+        """Replace the batch by some of its items, for example in beam search.
 
         Parameters
         ----------
