@@ -19,7 +19,7 @@ import torch
 
 import keywise as kw
 from keywise.cache import file
-from keywise.cache.header import START_BYTES, VERSION, token_hashes
+from keywise.cache.header import START_BYTES, VERSION, hash_tokens
 from keywise.cache.payload import CHECK_BYTES
 from keywise.cache.safetensors_header import LENGTH_WORD, MAX_HEADER_BYTES, PAGE_BYTES
 from keywise.errors import DtypeError, FormatError, MissingFileError, OptionError, ShapeError
@@ -619,7 +619,7 @@ def test_tokens_with_other_hashes_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "cache"
     save(path, 3)
     data = path.read_bytes()
-    hashes = b"".join(token_hashes(np.array([2, 3, 5]))).hex()
+    hashes = b"".join(hash_tokens(np.array([2, 3, 5]))).hex()
     path.write_bytes(change_header(data, put("__metadata__", "token_sha256", value=hashes)))
     with pytest.raises(FormatError, match="is damaged: the SHA-256 of its tokens differs"):
         file.open(path, FINGERPRINT)
@@ -636,14 +636,14 @@ def test_common_tokens_is_the_longest_common_prefix(tmp_path: Path) -> None:
         other = ids.copy()
         other[same] += 1
         assert header.common_tokens(other) == same
-        links = [a == b for a, b in zip(token_hashes(ids), token_hashes(other), strict=True)]
+        links = [a == b for a, b in zip(hash_tokens(ids), hash_tokens(other), strict=True)]
         assert links == [number < same // 256 for number in range(3)]
     assert header.common_tokens(ids) == 700
     assert header.common_tokens(ids[:300]) == 300
     assert header.common_tokens(np.concatenate([ids, ids])) == 700
     assert header.common_tokens(ids, positions=np.arange(700) + 1) == 0
     assert header.common_tokens(np.stack([ids, ids])) == 0
-    assert token_hashes(ids) != token_hashes(ids, np.arange(700) + 1)
+    assert hash_tokens(ids) != hash_tokens(ids, np.arange(700) + 1)
 
 
 def test_arguments_that_do_not_fit_are_refused_and_write_nothing(tmp_path: Path) -> None:

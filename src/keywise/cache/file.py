@@ -26,17 +26,17 @@ from keywise.cache.header import (
     Header,
     HeaderFields,
     StoredLayer,
+    as_token_arrays,
     decode,
     encode,
-    header_size,
-    layer_tensor,
-    token_arrays,
-    token_hashes,
+    hash_tokens,
+    measure_header,
+    name_layer_tensor,
     verify_tokens,
 )
 from keywise.cache.kvcache import KVCache
 from keywise.cache.layer import Layer
-from keywise.cache.payload import MappedPayload, PayloadWriter, checksum_count
+from keywise.cache.payload import MappedPayload, PayloadWriter, count_checksums
 from keywise.cache.safetensors_header import DTYPES, PAGE_BYTES, HeaderError, TensorEntry, place_tensor
 from keywise.errors import DtypeError, FormatError, MissingFileError, OptionError, ShapeError
 from keywise.util.atomic_write import atomic_write
@@ -150,7 +150,7 @@ def save(
     for name, array in _check_extra(extra or {}).items():
         layout.add_tensor(EXTRA_PREFIX + name, array.dtype.name, array.shape, [array])
     layers = tuple(layout.add_layer(number, cache) for number in range(cache.layers))
-    hashes = token_hashes(ids, token_positions)
+    hashes = hash_tokens(ids, token_positions)
 
     def encode_with(checksums: Array) -> bytes:
         return encode(
@@ -159,7 +159,7 @@ def save(
 
     try:
         # All checksums have the same number of digits: the header's length is known before they are.
-        header_bytes = len(encode_with(np.zeros(checksum_count(layout.end), np.uint32)))
+        header_bytes = len(encode_with(np.zeros(count_checksums(layout.end), np.uint32)))
         with atomic_write(path, private=True) as file:
             file.seek(header_bytes)
             payload = PayloadWriter(file)
@@ -310,7 +310,7 @@ class _Layout:
         entries: dict[str, TensorEntry] = {}
         for name, (dtype, first) in _named_arrays(chunks[0]).items():
             entries[name] = self.add_tensor(
-                layer_tensor(number, name),
+                name_layer_tensor(number, name),
                 dtype,
                 (*first.shape[:2], tokens, *first.shape[3:]),
                 _runs([_named_arrays(chunk)[name][1] for chunk in chunks]),
@@ -349,7 +349,7 @@ def _read_header(path: str, file: IO[bytes]) -> tuple[Header, HeaderFields]:
     file_bytes = os.fstat(file.fileno()).st_size
     try:
         start = file.read(START_BYTES)
-        header_bytes = header_size(start, file_bytes)
+        header_bytes = measure_header(start, file_bytes)
         fields = decode(start + file.read(header_bytes - len(start)), file_bytes)
         token_ids = _read_tensor(file, header_bytes, fields.token_ids)
         positions = _read_tensor(file, header_bytes, fields.positions)
@@ -441,7 +441,7 @@ def _check_tokens(cache: KVCache, token_ids: Any, positions: Any) -> tuple[Array
     shape = [*batches, *counts]
     if list(np.atleast_2d(ids).shape) != shape:
         raise ShapeError(TOKEN_IDS, f"must have the shape of the cache's tokens, {shape}, got {list(ids.shape)}")
-    return token_arrays(ids, token_positions)
+    return as_token_arrays(ids, token_positions)
 
 
 def _check_extra(extra: Mapping[str, Any]) -> dict[str, Array]:

@@ -12,7 +12,7 @@ from typing import Any, Final
 import numpy as np
 
 from keywise.attention.arrays import FLOATS, Array
-from keywise.cache.payload import checksum_count
+from keywise.cache.payload import count_checksums
 from keywise.cache.safetensors_header import (
     LENGTH_WORD,
     MAX_HEADER_BYTES,
@@ -20,7 +20,7 @@ from keywise.cache.safetensors_header import (
     HeaderError,
     TensorEntry,
     encode_header,
-    invalid,
+    invalid_header,
     parse_header,
     parse_json,
     parse_size,
@@ -51,7 +51,7 @@ _DIGEST_BEGIN: Final = LENGTH_WORD.size + len(_DIGEST_START)
 _DIGEST_END: Final = _DIGEST_BEGIN + len(_NO_DIGEST)
 
 START_BYTES: Final = _DIGEST_END
-"""Bytes of a file that `header_size` needs."""
+"""Bytes of a file that `measure_header` needs."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class Header:
         positions : integers of that shape, optional
             Default: 0, 1, 2, ...
         """
-        other_ids, other_positions = token_arrays(token_ids, positions)
+        other_ids, other_positions = as_token_arrays(token_ids, positions)
         if other_ids.shape[0] != self.token_ids.shape[0]:
             return 0
         length = min(self.tokens, other_ids.shape[1])
@@ -154,7 +154,7 @@ class HeaderFields:
     checksums: Array
 
 
-def token_arrays(token_ids: Array, positions: Array | None) -> tuple[Array, Array]:
+def as_token_arrays(token_ids: Array, positions: Array | None) -> tuple[Array, Array]:
     """Return token ids and positions as int64 [B, N].
 
     Parameters
@@ -170,7 +170,7 @@ def token_arrays(token_ids: Array, positions: Array | None) -> tuple[Array, Arra
     return ids, np.atleast_2d(np.asarray(positions)).astype(np.int64)
 
 
-def token_hashes(token_ids: Array, positions: Array | None = None) -> list[bytes]:
+def hash_tokens(token_ids: Array, positions: Array | None = None) -> list[bytes]:
     """Compute a chain of SHA-256 over blocks of 256 tokens.
 
     Equal hashes mean equal tokens and positions from the first token on.
@@ -182,7 +182,7 @@ def token_hashes(token_ids: Array, positions: Array | None = None) -> list[bytes
     positions : integers of that shape, optional
         Default: 0, 1, 2, ...
     """
-    ids, token_positions = token_arrays(token_ids, positions)
+    ids, token_positions = as_token_arrays(token_ids, positions)
     hashes = [bytes(_DIGEST_BYTES)]
     for begin in range(0, ids.shape[1], BLOCK_TOKENS):
         link = hashlib.sha256(hashes[-1])
@@ -209,7 +209,7 @@ def encode(
     fingerprint, layers
         As in `Header`.
     hashes : list of bytes
-        As `token_hashes` returns them.
+        As `hash_tokens` returns them.
     checksums : uint32 array
         CRC-32 of each block of the payload.
     tensors : mapping of str to TensorEntry
@@ -235,7 +235,7 @@ def encode(
     return data[:_DIGEST_BEGIN] + _digest(data) + data[_DIGEST_END:]
 
 
-def header_size(start: bytes, file_bytes: int) -> int:
+def measure_header(start: bytes, file_bytes: int) -> int:
     """Return the length of a header with its length word, after the checks that need no parsing.
 
     Parameters
@@ -263,7 +263,7 @@ def header_size(start: bytes, file_bytes: int) -> int:
     if header_bytes > file_bytes:
         raise HeaderError(f"must have a header of {header_bytes} bytes, got a file of {file_bytes}: it was cut")
     if header_bytes > MAX_HEADER_BYTES or header_bytes % PAGE_BYTES or header_bytes < START_BYTES:
-        raise invalid(
+        raise invalid_header(
             f"its length must be a multiple of {PAGE_BYTES} and at most {MAX_HEADER_BYTES}, got {header_bytes}"
         )
     return header_bytes
@@ -284,7 +284,7 @@ def decode(data: bytes, file_bytes: int) -> HeaderFields:
     HeaderError
         The header is damaged or invalid, or the file has another length.
     """
-    header_bytes = header_size(data[:START_BYTES], file_bytes)
+    header_bytes = measure_header(data[:START_BYTES], file_bytes)
     if len(data) != header_bytes or _digest(data) != data[_DIGEST_BEGIN:_DIGEST_END]:
         raise HeaderError("is damaged: the SHA-256 of its header differs")
     metadata, tensors = parse_header(data[LENGTH_WORD.size :])
@@ -295,7 +295,7 @@ def decode(data: bytes, file_bytes: int) -> HeaderFields:
         )
     for name, tensor in tensors.items():
         if tensor.begin % ALIGN_BYTES and not name.startswith(PADDING_PREFIX):
-            raise invalid(f"tensor {name!r} must begin at a multiple of {ALIGN_BYTES} bytes, got {tensor.begin}")
+            raise invalid_header(f"tensor {name!r} must begin at a multiple of {ALIGN_BYTES} bytes, got {tensor.begin}")
     return _parse_fields(metadata, tensors, payload_bytes)
 
 
@@ -314,7 +314,7 @@ def verify_tokens(fields: HeaderFields, token_ids: Array, positions: Array) -> N
     HeaderError
         The hashes differ.
     """
-    if token_hashes(token_ids, positions) != fields.token_hashes:
+    if hash_tokens(token_ids, positions) != fields.token_hashes:
         raise HeaderError("is damaged: the SHA-256 of its tokens differs")
 
 
@@ -335,7 +335,7 @@ def _layer_record(layer: StoredLayer) -> dict[str, Any]:
     return {"kind": kind, "window": layer.window, "first_key": layer.first_key}
 
 
-def layer_tensor(number: int, name: str) -> str:
+def name_layer_tensor(number: int, name: str) -> str:
     """Return the name of a tensor of a layer, such as ``layers.0.key``.
 
     Parameters
@@ -351,26 +351,26 @@ def layer_tensor(number: int, name: str) -> str:
 def _parse_fields(metadata: dict[str, str], tensors: dict[str, TensorEntry], payload_bytes: int) -> HeaderFields:
     names = {"format", "version", "header_sha256", "fingerprint", "layers", "token_sha256", "payload_crc32"}
     if metadata.keys() != names:
-        raise invalid(f"its metadata must have the fields {', '.join(sorted(names))}")
+        raise invalid_header(f"its metadata must have the fields {', '.join(sorted(names))}")
     remaining = {name: tensor for name, tensor in tensors.items() if not _is_padding(name, tensor)}
     token_ids, positions = (remaining.pop(name, None) for name in (TOKEN_IDS, POSITIONS))
     if token_ids is None or token_ids.dtype != "int64" or len(token_ids.shape) != 2:
-        raise invalid(f"{TOKEN_IDS} must be an I64 tensor [batch, tokens]")
+        raise invalid_header(f"{TOKEN_IDS} must be an I64 tensor [batch, tokens]")
     if positions is None or (positions.dtype, positions.shape) != (token_ids.dtype, token_ids.shape):
-        raise invalid(f"{POSITIONS} must be an I64 tensor of the shape of {TOKEN_IDS}")
+        raise invalid_header(f"{POSITIONS} must be an I64 tensor of the shape of {TOKEN_IDS}")
     blocks = -(-token_ids.shape[1] // BLOCK_TOKENS)
     chain = _parse_hex("token_sha256", metadata["token_sha256"], blocks * _DIGEST_BYTES)
-    checksums = _parse_hex("payload_crc32", metadata["payload_crc32"], 4 * checksum_count(payload_bytes))
+    checksums = _parse_hex("payload_crc32", metadata["payload_crc32"], 4 * count_checksums(payload_bytes))
     records = parse_json("layers", metadata["layers"])
     if not isinstance(records, list):
-        raise invalid("layers must be a list")
+        raise invalid_header("layers must be a list")
     layers = tuple(_parse_layer(number, record, token_ids, remaining) for number, record in enumerate(records))
     if not any(layers):
-        raise invalid("at least one layer must have keys")
+        raise invalid_header("at least one layer must have keys")
     extra = {name.removeprefix(EXTRA_PREFIX): tensor for name, tensor in remaining.items() if _is_extra(name, tensor)}
     if len(extra) != len(remaining):
         unknown = next(name for name, tensor in remaining.items() if not _is_extra(name, tensor))
-        raise invalid(f"tensor {unknown!r} must belong to a layer or be an extra array of numbers")
+        raise invalid_header(f"tensor {unknown!r} must belong to a layer or be an extra array of numbers")
     return HeaderFields(
         fingerprint=parse_strings("fingerprint", parse_json("fingerprint", metadata["fingerprint"])),
         layers=layers,
@@ -393,7 +393,7 @@ def _is_extra(name: str, tensor: TensorEntry) -> bool:
 
 def _parse_hex(name: str, text: str, expected_bytes: int) -> bytes:
     if len(text) != 2 * expected_bytes or not re.fullmatch(r"[0-9a-f]*", text):
-        raise invalid(f"{name} must have {2 * expected_bytes} hexadecimal digits, got {len(text)} characters")
+        raise invalid_header(f"{name} must have {2 * expected_bytes} hexadecimal digits, got {len(text)} characters")
     return bytes.fromhex(text)
 
 
@@ -405,14 +405,14 @@ def _parse_layer(
         return None
     subject = f"layer {number}"
     if not isinstance(record, dict) or record.keys() != {"kind", "window", "first_key"}:
-        raise invalid(f"{subject} must have kind, window and first_key, or be null")
+        raise invalid_header(f"{subject} must have kind, window and first_key, or be null")
     window = None if record["window"] is None else parse_size(f"the window of {subject}", record["window"])
     if record["kind"] != ("full" if window is None else "window"):
-        raise invalid(f"the kind of {subject} must agree with its window, got {record['kind']!r:.40}")
+        raise invalid_header(f"the kind of {subject} must agree with its window, got {record['kind']!r:.40}")
     first_key = parse_size(f"first_key of {subject}", record["first_key"])
     tensors = {}
     for name in ("key", "value", "key_scale", "value_scale"):
-        tensor = remaining.pop(layer_tensor(number, name), None)
+        tensor = remaining.pop(name_layer_tensor(number, name), None)
         if tensor is not None:
             tensors[name] = tensor
     layer = StoredLayer(window, first_key, tensors)
@@ -423,17 +423,17 @@ def _parse_layer(
 def _check_layer(subject: str, layer: StoredLayer, token_ids: TensorEntry) -> None:
     key, value = layer.tensors.get("key"), layer.tensors.get("value")
     if key is None or value is None:
-        raise invalid(f"{subject} must have a key and a value tensor")
+        raise invalid_header(f"{subject} must have a key and a value tensor")
     if key.dtype != value.dtype or key.dtype not in (*FLOATS, "int8"):
-        raise invalid(f"key and value of {subject} must share a float dtype or int8")
+        raise invalid_header(f"key and value of {subject} must share a float dtype or int8")
     if len(key.shape) != 4 or len(value.shape) != 4 or key.shape[:3] != value.shape[:3]:
-        raise invalid(f"key and value of {subject} must have shapes [batch, heads, tokens, head_dim] that agree")
+        raise invalid_header(f"key and value of {subject} must have shapes [batch, heads, tokens, head_dim] that agree")
     batch, tokens = token_ids.shape
     if key.shape[0] != batch or layer.first_key + key.shape[2] != tokens:
-        raise invalid(f"{subject} must have the batch and the tokens of {TOKEN_IDS}")
+        raise invalid_header(f"{subject} must have the batch and the tokens of {TOKEN_IDS}")
     scales = {name: tensor for name, tensor in layer.tensors.items() if name.endswith("_scale")}
     if scales.keys() != ({"key_scale", "value_scale"} if key.dtype == "int8" else set()):
-        raise invalid(f"{subject} must have scales exactly if it is int8")
+        raise invalid_header(f"{subject} must have scales exactly if it is int8")
     for name, tensor in scales.items():
         if (tensor.dtype, tensor.shape) != ("float32", key.shape[:3]):
-            raise invalid(f"{name} of {subject} must be an F32 tensor [batch, heads, tokens]")
+            raise invalid_header(f"{name} of {subject} must be an F32 tensor [batch, heads, tokens]")

@@ -23,7 +23,7 @@ CHECK_BYTES = 256 * 1024
 """Payload bytes per checksum."""
 
 
-def checksum_count(payload_bytes: int) -> int:
+def count_checksums(payload_bytes: int) -> int:
     """Return the number of checksums of a payload.
 
     Parameters
@@ -150,7 +150,7 @@ class MappedPayload:
         """
         # One thread: the threads of the model's last operation still spin and would compete with more.
         with memoryview(self.data) as view:
-            for block in range(begin // CHECK_BYTES, checksum_count(end)):
+            for block in range(begin // CHECK_BYTES, count_checksums(end)):
                 if block in self.verified:
                     continue
                 first = self.begin + block * CHECK_BYTES

@@ -149,14 +149,14 @@ def parse_header(text: bytes) -> tuple[dict[str, str], dict[str, TensorEntry]]:
     """
     root = parse_json("the header", text)
     if not isinstance(root, dict):
-        raise invalid("the header must be an object")
+        raise invalid_header("the header must be an object")
     metadata = parse_strings(_METADATA, root.pop(_METADATA, {}))
     tensors = {name: _parse_entry(name, entry) for name, entry in root.items()}
     tensors = dict(sorted(tensors.items(), key=lambda item: (item[1].begin, item[1].end)))
     expected_begin = 0
     for name, tensor in tensors.items():
         if tensor.begin != expected_begin:
-            raise invalid(f"tensor {name!r} must begin at byte {expected_begin}, got {tensor.begin}")
+            raise invalid_header(f"tensor {name!r} must begin at byte {expected_begin}, got {tensor.begin}")
         expected_begin = tensor.end
     return metadata, tensors
 
@@ -190,11 +190,11 @@ def parse_json(name: str, text: bytes | str) -> Any:
             parse_constant=_refuse_number,
         )
     except RecursionError:
-        raise invalid(f"{name} is nested too deeply") from None
+        raise invalid_header(f"{name} is nested too deeply") from None
     except HeaderError:
         raise
     except ValueError as error:
-        raise invalid(f"{name} must be JSON: {error}") from error
+        raise invalid_header(f"{name} must be JSON: {error}") from error
 
 
 def parse_strings(name: str, value: Any) -> dict[str, str]:
@@ -218,7 +218,7 @@ def parse_strings(name: str, value: Any) -> dict[str, str]:
     {'weights': '1f'}
     """
     if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
-        raise invalid(f"{name} must be an object of strings")
+        raise invalid_header(f"{name} must be an object of strings")
     return value
 
 
@@ -243,12 +243,12 @@ def parse_size(name: str, value: Any) -> int:
     4
     """
     if not _is_size(value):
-        raise invalid(f"{name} must be an integer between 0 and 2**63 - 1, got {value!r:.40}")
+        raise invalid_header(f"{name} must be an integer between 0 and 2**63 - 1, got {value!r:.40}")
     size: int = value
     return size
 
 
-def invalid(detail: str) -> HeaderError:
+def invalid_header(detail: str) -> HeaderError:
     """Return the error for a header that contradicts the format or itself.
 
     Parameters
@@ -261,25 +261,27 @@ def invalid(detail: str) -> HeaderError:
 
 def _parse_entry(name: str, entry: Any) -> TensorEntry:
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
-        raise invalid(f"tensor {name!r} must have dtype, shape and data_offsets")
+        raise invalid_header(f"tensor {name!r} must have dtype, shape and data_offsets")
     code, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     dtype = _NAMES.get(code) if isinstance(code, str) else None
     if dtype is None:
-        raise invalid(f"the dtype of tensor {name!r} must be one of {', '.join(_NAMES)}, got {code!r:.40}")
+        raise invalid_header(f"the dtype of tensor {name!r} must be one of {', '.join(_NAMES)}, got {code!r:.40}")
     if not isinstance(shape, list) or len(shape) > MAX_DIMENSIONS:
-        raise invalid(f"the shape of tensor {name!r} must be a list of at most {MAX_DIMENSIONS} sizes")
+        raise invalid_header(f"the shape of tensor {name!r} must be a list of at most {MAX_DIMENSIONS} sizes")
     if not isinstance(offsets, list) or len(offsets) != 2:
-        raise invalid(f"the data_offsets of tensor {name!r} must be a list of two offsets")
+        raise invalid_header(f"the data_offsets of tensor {name!r} must be a list of two offsets")
     for number in (*shape, *offsets):
         if not _is_size(number):
-            raise invalid(f"sizes and offsets of tensor {name!r} must be between 0 and 2**63 - 1, got {number!r:.40}")
+            raise invalid_header(
+                f"sizes and offsets of tensor {name!r} must be between 0 and 2**63 - 1, got {number!r:.40}"
+            )
     # NumPy refuses an empty array whose other sizes are too large.
     if prod(size or 1 for size in shape) * DTYPES[dtype].itemsize > MAX_SIZE:
-        raise invalid(f"tensor {name!r} must have less than 2**63 bytes")
+        raise invalid_header(f"tensor {name!r} must have less than 2**63 bytes")
     begin, end = offsets
     tensor = place_tensor(dtype, tuple(shape), begin)
     if tensor.end != end:
-        raise invalid(f"tensor {name!r} must end at byte {tensor.end} as its shape says, got {end}")
+        raise invalid_header(f"tensor {name!r} must end at byte {tensor.end} as its shape says, got {end}")
     return tensor
 
 
@@ -290,9 +292,9 @@ def _is_size(value: Any) -> bool:
 def _unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) != len(pairs):
-        raise invalid("a name is repeated in an object")
+        raise invalid_header("a name is repeated in an object")
     return values
 
 
 def _refuse_number(text: str) -> Any:
-    raise invalid(f"a number must be an integer, got {text:.40}")
+    raise invalid_header(f"a number must be an integer, got {text:.40}")
