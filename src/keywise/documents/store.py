@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from keywise.cache import file
-from keywise.cache.head import VERSION
+from keywise.cache.header import VERSION
 from keywise.cache.kvcache import KVCache
 from keywise.errors import FormatError, OptionError
 from keywise.util.atomic_write import UNFINISHED_PREFIX, atomic_write
@@ -150,14 +150,14 @@ class Store:
         found = []
         for path in self._files():
             try:
-                opened = file.open(path, file.peek(path).fingerprint)
+                opened = file.open(path, file.read_header(path).fingerprint)
                 stat = path.stat()
                 about = json.loads(opened.extra[_ABOUT].tobytes())
             except (FormatError, FileNotFoundError) as error:
                 self._say(f"{error}; remove it with `keywise cache clear`")
                 continue
             names, model = tuple(about["sources"]), about["model"]
-            found.append(Kept(path, names, model, opened.head.tokens, stat.st_size, stat.st_mtime))
+            found.append(Kept(path, names, model, opened.header.tokens, stat.st_size, stat.st_mtime))
         return sorted(found, key=lambda kept: -kept.used)
 
     def clear(self) -> int:
@@ -224,7 +224,7 @@ class PrefillStore:
             return None
         if opened.extra[_TEXT].tobytes() != text_sha256:
             return None
-        return _used(path, opened, opened.head.common_tokens(opened.head.token_ids[0]))
+        return _used(path, opened, opened.header.common_tokens(opened.header.token_ids[0]))
 
     def find(self, token_ids: Sequence[int], text_sha256: bytes) -> Found | None:
         """Find the reading that begins with most of these tokens; None if none begins with 64, or is the same.
@@ -239,7 +239,7 @@ class PrefillStore:
             if most == len(token_ids):
                 break
             opened = self._opened(path)
-            common = opened.head.common_tokens(wanted) if opened else 0
+            common = opened.header.common_tokens(wanted) if opened else 0
             if opened and common > most:
                 best, most = (path, opened), common
         return best and _used(*best, most)
@@ -310,7 +310,7 @@ class PrefillStore:
 def _used(path: Path, opened: file.Opened, common_tokens: int) -> Found:
     with suppress(OSError):  # removed by another process, or not ours to change; what is open stays
         os.utime(path)
-    return Found(path, opened.cache, common_tokens, opened.head.token_ids[0], opened.extra)
+    return Found(path, opened.cache, common_tokens, opened.header.token_ids[0], opened.extra)
 
 
 def _make(folder: Path) -> None:
