@@ -303,14 +303,10 @@ class Document:
             return
         left = max_document_tokens - len(window.context.document.token_ids)
         question_tokens = len(tokens.token_ids)
-        after_document = f"tokens, which the document leaves of the model's context of {self._context_tokens:,}"
+        context = f"(the model's context has {self._model.context_tokens:,} tokens)"
         if question_tokens > left:
-            rule = f"must be at most {left:,} {after_document}, got {question_tokens:,}"
+            rule = f"must be at most {left:,} tokens long after this document {context}, got {question_tokens:,}"
             raise OptionError("question", f"{rule}; ask a shorter one")
         if question_tokens + answer_tokens > left:
-            rule = f"must be at most {left - question_tokens:,} {after_document} and the question"
+            rule = f"must be at most {left - question_tokens:,} after this document and question {context}"
             raise OptionError("max_tokens", rule, got=answer_tokens)
-
-    @property
-    def _context_tokens(self) -> int:
-        return (self._model.max_document_tokens or 0) + len(self._model.prompt.before_ids)

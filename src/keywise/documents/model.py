@@ -27,11 +27,14 @@ class EvidenceModel:
         Its chat template.
     heads
         The heads whose attention is evidence.
+    context_tokens
+        Most tokens of the model's context; None if it has no limit.
     """
 
     loaded: LoadedModel
     prompt: Prompt
     heads: Heads
+    context_tokens: int | None
 
     @property
     def starts_answer(self) -> bool:
@@ -41,9 +44,7 @@ class EvidenceModel:
     @property
     def max_document_tokens(self) -> int | None:
         """Most tokens that fit into the context after the template; None if the model has no limit."""
-        config = self.loaded.model.config.get_text_config()
-        context_tokens: int | None = getattr(config, "max_position_embeddings", None)
-        return None if context_tokens is None else context_tokens - len(self.prompt.before_ids)
+        return None if self.context_tokens is None else self.context_tokens - len(self.prompt.before_ids)
 
 
 def forward_batch(loaded: LoadedModel, cache: Any, token_ids: list[list[int]], *, last: int) -> Any:

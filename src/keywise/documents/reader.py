@@ -92,14 +92,15 @@ class Reader:
         )
         if heads is None:
             heads = find_heads(fingerprint, cache_dir)
+        config = loaded.model.config.get_text_config()
         if heads is None:
-            config = loaded.model.config.get_text_config()
             heads = guess_heads(config.num_hidden_layers, config.num_attention_heads)
         if encode is not None and SEMANTIC not in heads.powers:
             remedy = "tune them again with `keywise tune --semantic`"
             rule = f"must be None: the heads of model {loaded.name!r} were tuned without semantic scores"
             raise OptionError("encode", f"{rule}; {remedy}")
-        self.evidence_model = EvidenceModel(loaded, prompt, heads)
+        context_tokens: int | None = getattr(config, "max_position_embeddings", None)
+        self.evidence_model = EvidenceModel(loaded, prompt, heads, context_tokens)
         self._encode = encode
         self._report = status or _ignore
         self._store: PrefillStore | None = None

@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Final
 
 from keywise.documents import Answer, Reader
 from keywise.documents.document import ANSWER_TOKENS
-from keywise.documents.prefilled_context import Progress
 from keywise.library.passages import Passage, choose_passages, placed
 from keywise.models.loading import LoadedModel
 from keywise.util.checks import check_int
-from keywise.util.progress import Status
+from keywise.util.progress import Progress, Status
 
 if TYPE_CHECKING:
     from keywise.library.library import Library
