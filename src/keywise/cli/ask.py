@@ -12,8 +12,8 @@ from rich.console import Console
 
 import keywise
 from keywise.cli.options import AsJson, Dtype, MaxTokens, Model, Threads, Top, use_threads
-from keywise.cli.terminal import progress_bar, write, write_json
-from keywise.documents import Ablation, Answer, Reader, read_file
+from keywise.cli.terminal import show_progress, write, write_json
+from keywise.documents import Ablation, Answer, Reader, Source, read_file
 from keywise.documents.report import (
     describe_doubt,
     evidence_table,
@@ -104,7 +104,7 @@ def ask(  # noqa: PLR0917 - each is an argument or option of the command
     _check_files(question, files)
     if html is not None:
         _check_page(html, files)
-    sources = [read_file(name) for name in files]
+    sources = _read_files(files)
     opened_library = None if library is None else keywise.Library.open(library)
 
     console = Console()
@@ -122,7 +122,7 @@ def ask(  # noqa: PLR0917 - each is an argument or option of the command
     passages = [] if opened_library is None else passages_for(opened_library, question, loaded)
     encode = SentenceEncoder().encode if semantic else None
     reader = Reader(loaded, keep=not no_cache, encode=encode, status=notify)
-    with progress_bar(notices, "Reading", "tokens") as progress:
+    with show_progress(notices, "Reading", "tokens") as progress:
         document = reader.read([*sources, *(passage.source for passage in passages)], progress=progress)
     notify(f"Computed {document.tokens - document.reused_tokens:,} tokens, reused {document.reused_tokens:,}")
 
@@ -169,6 +169,14 @@ def _check_files(question: str, files: list[str]) -> None:
         if first_name is not name:
             remedy = f"it is the same file as {first_name!r}"
             raise FormatError("files", "must not name a file twice", got=name, remedy=remedy)
+
+
+def _read_files(files: list[str]) -> list[Source]:
+    try:
+        return [read_file(name) for name in files]
+    except FormatError as error:
+        error.argument = "files"  # as the command names the paths
+        raise
 
 
 def _check_page(html: str, files: list[str]) -> None:

@@ -12,7 +12,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from keywise.cli.options import AsJson
-from keywise.cli.terminal import say, write, write_json
+from keywise.cli.terminal import print_notice, write, write_json
 from keywise.documents.store import PrefillStore
 from keywise.errors import OptionError
 from keywise.util.terminal_text import replace_controls
@@ -25,7 +25,7 @@ _SIZE = re.compile(rf"(?P<number>\d+(\.\d+)?) *(?P<unit>{'|'.join(UNITS)})?", re
 
 def ls(as_json: AsJson = False) -> None:
     """List what is kept, the last used first."""
-    store = PrefillStore(status=say)
+    store = PrefillStore(status=print_notice)
     kept = store.kept()
     size_bytes, limit_bytes = sum(item.size_bytes for item in kept), store.limit_bytes
     if as_json:
@@ -45,7 +45,7 @@ def ls(as_json: AsJson = False) -> None:
 
 def clear(as_json: AsJson = False) -> None:
     """Remove everything that is kept. Models stay."""
-    freed_bytes = PrefillStore(status=say).clear()
+    freed_bytes = PrefillStore(status=print_notice).clear()
     if as_json:
         write_json({"freed_bytes": freed_bytes})
     else:
@@ -60,7 +60,7 @@ def limit(
     as_json: AsJson = False,
 ) -> None:
     """Show how much may be kept, or set it to SIZE; what was not used for longest goes first."""
-    store = PrefillStore(status=say)
+    store = PrefillStore(status=print_notice)
     if size is not None:
         store.limit_bytes = _bytes(size)
     if as_json:

@@ -7,7 +7,7 @@ import typer
 import keywise
 from keywise.cli.exits import FINDINGS
 from keywise.cli.options import AsJson, Threads, use_threads
-from keywise.cli.terminal import say, write, write_json
+from keywise.cli.terminal import print_notice, write, write_json
 from keywise.documents import read_file
 from keywise.errors import ModelError, OptionError
 from keywise.models.loading import load_model
@@ -63,7 +63,7 @@ def check(  # noqa: PLR0917 - each is an argument or option of the command
         raise OptionError(f"--attention {attention!r}: it is one of {', '.join(ATTENTIONS)}")
     words = CHECKED_TEXT if text is None else read_file(text).text
     use_threads(threads)
-    loaded = load_model(model, dtype=dtype, status=say)
+    loaded = load_model(model, dtype=dtype, status=print_notice)
     if attention is not None:
         keywise.hf.register()
         try:

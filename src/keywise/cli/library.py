@@ -13,7 +13,7 @@ import keywise
 from keywise.cli.ask import ask as keywise_ask
 from keywise.cli.exits import FAILURE
 from keywise.cli.options import AsJson, MaxTokens, Model, Top
-from keywise.cli.terminal import progress_bar, say, write, write_json
+from keywise.cli.terminal import print_notice, show_progress, write, write_json
 
 HELP = "A library of sentences from many documents: add files once, then search and ask all of them."
 EXAMPLES = """
@@ -46,7 +46,7 @@ def add(
     What cannot be read is skipped and named, and the exit code is 1 then.
     """
     opened = keywise.Library.open(library, "a", encoder=encoder)
-    with progress_bar(Console(stderr=True), "Encoding", "sentences") as progress:
+    with show_progress(Console(stderr=True), "Encoding", "sentences") as progress:
         done = opened.add(paths, progress=progress, engine=engine)  # type: ignore[arg-type]  # checked there
     if as_json:
         write_json(asdict(done))
@@ -55,7 +55,7 @@ def add(
         said = ", ".join(f"{len(names)} {what}" for names, what in counts)
         write(f"{said}; {done.sentences:,} sentences encoded, version {done.version}\n")
     for reason in done.skipped.values():
-        say(f"skipped: {reason}")
+        print_notice(f"skipped: {reason}")
     if done.skipped:
         raise typer.Exit(FAILURE)
 

@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 
 from keywise.cli.options import AsJson, Dtype, Model
-from keywise.cli.terminal import progress_bar, write, write_json
+from keywise.cli.terminal import show_progress, write, write_json
 from keywise.documents import Reader
 from keywise.documents.heads import own_heads_path
 from keywise.documents.squad import load_squad
@@ -68,7 +68,7 @@ def tune(  # noqa: PLR0917 - each is an option of the command
     all_heads = select_all_heads(config.num_hidden_layers, config.num_attention_heads)
     reader = Reader(loaded, keep=False, encode=encode, heads=all_heads)
     unanswerable = sum(len(document.questions) for document in documents) // max(len(documents), 1)
-    with progress_bar(notices, "Reading", "documents") as progress:
+    with show_progress(notices, "Reading", "documents") as progress:
         observations = list(observe_questions(reader, documents, unanswerable=unanswerable, progress=progress))
     answered = sum(bool(each.gold) for each in observations)
     heads = choose_heads(

@@ -28,6 +28,11 @@ class Ablation:
         Fall of the natural logarithm of the answer's probability; below 0 if it rises.
     control
         Whether this is the low-ranked sentence that the others are compared with.
+
+    Examples
+    --------
+    >>> document.ablate(document.ask("Who was the keeper?"))[0].drop_nats > 1  # doctest: +SKIP
+    True
     """
 
     evidence: Evidence

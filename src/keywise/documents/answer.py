@@ -40,6 +40,13 @@ class AnswerWord:
     sources
         Ranks of the sentences that it comes from, the most likely first. For a quoted answer this is the sentence that
         contains it, for a written one the sentences that the model attended to. Empty if no sentence stands out.
+
+    Examples
+    --------
+    >>> from keywise.documents import AnswerWord
+    >>> word = AnswerWord(4, 7, sources=(1,))
+    >>> "Ann Low"[word.start : word.end]
+    'Low'
     """
 
     start: int
@@ -77,6 +84,12 @@ class Answer:
         The data that the heads were chosen on; None if they are a guess from the model's depth.
     windows
         Number of windows that the document was split into; 1 if it fits into the model's context.
+
+    Examples
+    --------
+    >>> answer = document.ask("Who was the keeper?")  # doctest: +SKIP
+    >>> answer.text, answer.evidence[0].text, answer.no_answer_share < 0.5  # doctest: +SKIP
+    ('Ann Low', 'Its keeper was Ann Low.', True)
     """
 
     text: str

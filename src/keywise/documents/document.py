@@ -43,6 +43,13 @@ class Document:
         The texts, in the order in which they were read.
     windows : tuple of Window
         The prefilled windows.
+
+    Examples
+    --------
+    >>> from keywise.documents import Reader
+    >>> document = Reader().read("The lamp was lit in 1862. Its keeper was Ann Low.")  # doctest: +SKIP
+    >>> document.ask("Who was the keeper?").text  # doctest: +SKIP
+    'Ann Low'
     """
 
     def __init__(self, reader: Reader, sources: Sequence[Source], windows: Sequence[Window]) -> None:

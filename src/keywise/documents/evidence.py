@@ -55,6 +55,12 @@ class Evidence:
         None unless the reader has an encoder.
     rank
         1 for the sentence with the largest share.
+
+    Examples
+    --------
+    >>> best = document.evidence("Who was the keeper?")[0]  # doctest: +SKIP
+    >>> best.text, best.share > 0.5  # doctest: +SKIP
+    ('Its keeper was Ann Low.', True)
     """
 
     text: str

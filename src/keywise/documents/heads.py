@@ -131,7 +131,11 @@ class Heads:
         model
             The model's name, for people.
         weights
-            The model's digest, as ``keywise.models.fingerprint(...)["weights"]`` gives it.
+            The model's digest: ``keywise.models.fingerprint(...)["weights"]``.
+
+        Returns
+        -------
+        pathlib.Path
 
         Raises
         ------

@@ -215,7 +215,13 @@ class PrefillStore:
         return sorted(documents, key=lambda document: -document.used)
 
     def clear(self) -> int:
-        """Remove all documents and return the bytes that this freed."""
+        """Remove all documents.
+
+        Returns
+        -------
+        int
+            Bytes that this freed.
+        """
         return sum(_remove(path) for path in [*self._files(), *self._abandoned()])
 
     def evict(self, limit: int, *, spare: Path | None = None) -> None:
@@ -245,7 +251,13 @@ class PrefillStore:
                 _remove(path)
 
     def find_text(self, text_sha256: bytes) -> StoredPrefill | None:
-        """Return the complete document with this digest of its text, or None."""
+        """Return the complete document with this digest of its text, or None.
+
+        Parameters
+        ----------
+        text_sha256
+            Digest of the document's text, from `Prompt.digest_sources`.
+        """
         path = self._path(text_sha256)
         opened = self._open(path) if path.exists() else None
         # An interrupted document was stored without its sentences.
@@ -348,7 +360,15 @@ class PrefillStore:
         self.evict(limit, spare=path)
 
     def discard(self, path: Path, error: FormatError) -> None:
-        """Remove a file that cannot be used, report why, and never open it again."""
+        """Remove a file that cannot be used, report why, and never open it again.
+
+        Parameters
+        ----------
+        path
+            The file.
+        error
+            Why it cannot be used.
+        """
         self._discarded.add(path)
         try:
             _remove(path)
