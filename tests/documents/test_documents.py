@@ -11,13 +11,13 @@ from transformers import MistralConfig, MistralForCausalLM
 
 import keywise as kw
 from keywise.documents import Heads, Reader, Source, prefill
-from keywise.documents.evidence import feature_odds, head_shares, no_answer_share, sentence_shares
+from keywise.documents.evidence import combine_odds, compute_feature_odds, estimate_no_answer_share, pool_heads
 from keywise.documents.heads import guess_heads
 from keywise.documents.lexical import LexicalIndex, inverse_document_frequency
 from keywise.documents.model import forward_tokens
 from keywise.documents.prompt import assign_sentences
 from keywise.documents.scoring import NULL_QUESTION, EvidenceStats
-from keywise.documents.spans import likeliest_span, quote_log_probability
+from keywise.documents.spans import compute_quote_log_probability, find_best_span
 from keywise.documents.tune import score_all_heads
 from keywise.errors import DtypeError, FormatError, MissingFileError, ModelError, OptionError
 from keywise.models.loading import LoadedModel, find_model, load_model
@@ -153,15 +153,15 @@ def test_a_quotation_is_the_likeliest_of_the_spans(in_float32):
 
     def span_of(text, question, max_tokens=12, cache=None):
         tokens = model.prompt.encode_question(question, start_answer=True)
-        return likeliest_span(model, cache or template_cache(), text, tokens, max_tokens=max_tokens)
+        return find_best_span(model, cache or template_cache(), text, tokens, max_tokens=max_tokens)
 
     who = span_of(passage, "Who was the keeper?")
     when = span_of(passage, "When was the lamp lit?")
     assert passage[who.start : who.end] == "Ann Low"
     assert passage[when.start : when.end] == "1862"
-    alone = quote_log_probability(model, passage, "Who was the keeper?", "Ann Low")
+    alone = compute_quote_log_probability(model, passage, "Who was the keeper?", "Ann Low")
     assert alone == pytest.approx(who.log_probability, abs=2e-3)
-    assert alone > quote_log_probability(model, passage, "Who was the keeper?", "the lamp")
+    assert alone > compute_quote_log_probability(model, passage, "Who was the keeper?", "the lamp")
 
     def span_after_template(cache):
         cache.truncate(len(model.prompt.before_ids))
@@ -425,11 +425,11 @@ HEADS = Heads(((0, 0), (0, 1)), ((1, 0),), POWERS, 0.2, 2.0, answer_sentences=1,
 def test_tuned_heads_count_equally_and_guessed_heads_are_summed():
     # One head with much mass on sentence 0 against one with a little on sentence 1.
     stats = EvidenceStats(np.array([[0.9, 0.0, 0.1], [-0.5, 0.02, -0.5]]), np.zeros((1, 3)))
-    matching, copying = head_shares(stats, HEADS)
+    matching, copying = pool_heads(stats, HEADS)
     np.testing.assert_allclose(matching.sum(), 1.0)
     assert matching[1] > 0.3
     assert copying.tolist() == [0.0] * 3
-    summed, _ = head_shares(stats, guess_heads(1, 2))
+    summed, _ = pool_heads(stats, guess_heads(1, 2))
     np.testing.assert_allclose(summed, [0.4 / 0.42, 0.02 / 0.42, 0.0])
 
 
@@ -450,19 +450,19 @@ def test_lexical_scores_count_rare_words_and_paragraphs():
 def test_shares_are_products_of_powers():
     stats = EvidenceStats(np.array([[0.5, 0.5, 0.0]]), np.array([[0.2, 0.2, 0.6]]))
     text_scores = {"lexical": np.array([0.0, 1.0, 0.0]), "semantic": np.array([0.1, 0.2, 0.3])}
-    odds = feature_odds(stats, text_scores, HEADS)
+    odds = compute_feature_odds(stats, text_scores, HEADS)
     product = [0.52**2 * 0.22 * 0.02**0.5, 0.52**2 * 0.22 * 0.52**0.5, 0.02**2 * 0.62 * 0.52**0.5]
-    np.testing.assert_allclose(sentence_shares(odds, POWERS["attention"]), np.divide(product, sum(product)))
+    np.testing.assert_allclose(combine_odds(odds, POWERS["attention"]), np.divide(product, sum(product)))
     product = [0.02 * np.exp(0.2), 1.02 * np.exp(0.4), 0.02 * np.exp(0.6)]
-    by_text = sentence_shares(odds, {"lexical": 1.0, "semantic": 2.0})
+    by_text = combine_odds(odds, {"lexical": 1.0, "semantic": 2.0})
     np.testing.assert_allclose(by_text, np.divide(product, sum(product)))
 
 
 @pytest.mark.parametrize(("mass", "share"), [(0.2, 0.5), (0.4, 0.2), (0.1, 0.8), (-1.0, 1.0)])
 def test_no_answer_share_falls_with_the_largest_mass(mass, share):
     stats = EvidenceStats(np.array([[mass, -0.3], [0.0, 0.0]]), np.zeros((1, 2)))
-    assert no_answer_share(stats, HEADS) == pytest.approx(share)
-    assert no_answer_share(stats, guess_heads(1, 2)) == 0.0
+    assert estimate_no_answer_share(stats, HEADS) == pytest.approx(share)
+    assert estimate_no_answer_share(stats, guess_heads(1, 2)) == 0.0
 
 
 def test_guessed_heads_are_those_of_the_middle_layers():

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from keywise.documents import Heads
-from keywise.documents.heads import RANKINGS, find_heads, own_heads_path
+from keywise.documents.heads import RANKINGS, find_heads, locate_own_heads
 from keywise.errors import FormatError, MissingFileError
 
 POWERS = {"attention": {"matching": 2.0, "copying": 1.0, "previous": 0.5}}
@@ -25,7 +25,7 @@ def test_saved_heads_are_loaded_unchanged(tmp_path: Path) -> None:
 
 
 def test_own_heads_of_a_model_are_found_by_its_weights(tmp_path: Path) -> None:
-    path = own_heads_path({"weights": WEIGHTS}, tmp_path)
+    path = locate_own_heads({"weights": WEIGHTS}, tmp_path)
     path.parent.mkdir(parents=True)
     HEADS.save(path, model="tiny", weights=WEIGHTS)
     assert find_heads({"weights": WEIGHTS}, tmp_path) == HEADS

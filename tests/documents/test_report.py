@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from keywise.documents import Ablation, Answer, AnswerWord, Evidence, Source
-from keywise.documents.report import evidence_table, mark_sources, split_by_sources, to_html, to_json, write_html
+from keywise.documents.report import make_evidence_table, mark_sources, split_by_sources, to_html, to_json, write_html
 from keywise.errors import FormatError, OptionError
 
 HOSTILE = 'It is <script>alert("x")</script> here. The [red]rest[/red] & more\n\n  is {{ 7 * 7 }}. Third.'
@@ -142,7 +142,7 @@ def test_a_page_that_cannot_be_written_leaves_no_file(tmp_path):
 
 def test_table_draws_bars_by_share_and_ignores_markup():
     console = Console(file=io.StringIO(), width=100, color_system=None)
-    console.print(evidence_table(ANSWER.evidence, top=3))
+    console.print(make_evidence_table(ANSWER.evidence, top=3))
     drawn = console.file.getvalue()
     assert "[red]rest[/red]" in drawn
     assert f"characters {ANSWER.evidence[0].start} to {ANSWER.evidence[0].end}" in drawn
@@ -152,7 +152,7 @@ def test_table_draws_bars_by_share_and_ignores_markup():
 def test_table_without_any_share_says_that_no_sentence_stands_out():
     nothing = [evidence("It rains.", 0, 9, "note", 0.0, 1)]
     console = Console(file=io.StringIO(), width=60, color_system=None)
-    console.print(evidence_table(nothing))
+    console.print(make_evidence_table(nothing))
     assert console.file.getvalue() == "no sentence stands out\n"
     assert "note" in to_html(Answer("?", nothing, "?", "m", True, 1, 1), [Source("note", "It rains.")])
 
@@ -161,7 +161,7 @@ def test_table_leaves_out_sentences_without_share():
     shares = [0.997, 0.003, 0.0, 0.0]
     items = [evidence(f"No {i}.", i, i + 1, "note", share, i + 1) for i, share in enumerate(shares)]
     console = Console(file=io.StringIO(), width=60, color_system=None)
-    console.print(evidence_table(items))
+    console.print(make_evidence_table(items))
     assert [line.split()[0] for line in console.file.getvalue().splitlines() if "%" in line] == ["100%", "<1%"]
 
 
@@ -171,7 +171,7 @@ def test_table_replaces_control_characters_of_a_document():
     assert replace_controls("a\x1b[31m\x07\x9b\x7f\r\n\tb é😀") == "a\ufffd[31m\ufffd\ufffd\ufffd\n\tb é😀"
     hostile = [evidence("Red \x1b[31mtext\x07.", 0, 15, "no\x1bte\x9b", 1.0, 1)]
     console = Console(file=io.StringIO(), width=60, color_system=None)
-    console.print(evidence_table(hostile))
+    console.print(make_evidence_table(hostile))
     assert not [c for c in console.file.getvalue() if c != "\n" and (c < " " or "\x7f" <= c <= "\x9f")]
 
 
@@ -197,4 +197,4 @@ def test_a_top_below_1_is_refused():
     with pytest.raises(OptionError, match=r"top must be .* got 0"):
         to_json(ANSWER, top=0)
     with pytest.raises(OptionError, match=r"top must be .* got -1"):
-        evidence_table(ANSWER.evidence, top=-1)
+        make_evidence_table(ANSWER.evidence, top=-1)

@@ -16,7 +16,7 @@ from keywise.cli.terminal import show_progress, write, write_json
 from keywise.documents import Ablation, Answer, Reader, Source, read_file
 from keywise.documents.report import (
     describe_doubt,
-    evidence_table,
+    make_evidence_table,
     mark_sources,
     split_by_sources,
     to_json,
@@ -150,7 +150,7 @@ def _write_report(answer: Answer, ablations: Sequence[Ablation], console: Consol
     doubt = describe_doubt(answer)
     if doubt is not None:
         write(f"{doubt}\n\n")
-    console.print(evidence_table(answer.evidence, top=top))
+    console.print(make_evidence_table(answer.evidence, top=top))
     for each in ablations:
         control = " (control)" if each.control else ""
         write(f"without sentence {each.evidence.rank}{control} the answer loses {each.drop_nats:.1f} nats\n")

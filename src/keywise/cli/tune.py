@@ -10,7 +10,7 @@ from rich.console import Console
 from keywise.cli.options import AsJson, Dtype, Model
 from keywise.cli.terminal import show_progress, write, write_json
 from keywise.documents import Reader
-from keywise.documents.heads import own_heads_path
+from keywise.documents.heads import locate_own_heads
 from keywise.documents.squad import load_squad
 from keywise.documents.tune import choose_heads, observe_questions, select_all_heads
 from keywise.library.encoder import SentenceEncoder
@@ -80,7 +80,7 @@ def tune(  # noqa: PLR0917 - each is an option of the command
     model_fingerprint = fingerprint(loaded.model, loaded.tokenizer, folder=loaded.folder)
     path = out
     if path is None:
-        path = own_heads_path(model_fingerprint)
+        path = locate_own_heads(model_fingerprint)
         path.parent.mkdir(parents=True, exist_ok=True)
     heads.save(path, model=loaded.name, weights=model_fingerprint["weights"])
     if as_json:

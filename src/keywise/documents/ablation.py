@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from keywise.documents.answer import Answer, join_sentences, sort_by_place
 from keywise.documents.evidence import Evidence
-from keywise.documents.spans import quote_log_probability
+from keywise.documents.spans import compute_quote_log_probability
 from keywise.errors import OptionError
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def ablate_evidence(model: EvidenceModel, sources: Sequence[Source], answer: Ans
 
     def answer_log_probability(evidence: Sequence[Evidence]) -> float:
         text, _ = join_sentences(evidence)
-        return quote_log_probability(model, text, answer.question, answer.text)
+        return compute_quote_log_probability(model, text, answer.question, answer.text)
 
     complete = answer_log_probability(ordered)
     ablations: list[Ablation] = []

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from keywise.documents.model import EvidenceModel, record_sentence_mass
-from keywise.documents.scoring import Continuation, SentenceMass, forward_question, mean_sentence_mass
-from keywise.documents.spans import likeliest_span
+from keywise.documents.scoring import Continuation, SentenceMass, average_sentence_mass, forward_question
+from keywise.documents.spans import find_best_span
 
 if TYPE_CHECKING:
     from keywise.documents.evidence import Evidence
@@ -161,7 +161,7 @@ def quote_answer(
 
     def find_span(cache: Any) -> Any:
         cache.truncate(len(model.prompt.before_ids))
-        return likeliest_span(model, cache, passage, question, max_tokens=max_tokens)
+        return find_best_span(model, cache, passage, question, max_tokens=max_tokens)
 
     span = context.run(find_span)
     if span is None:
@@ -226,7 +226,7 @@ def write_answer(
             on_token(text[emitted:])
             emitted = len(text)
         logits, records = record_sentence_mass(model, cache, [token], context.segment_ids, stop=False)
-        mass = mean_sentence_mass(records, heads, context.document.sentences, slice(None))
+        mass = average_sentence_mass(records, heads, context.document.sentences, slice(None))
         masses.append((mass - null_mass).sum(axis=0))
         token = int(logits.argmax())
     text = model.prompt.decode(token_ids)
@@ -236,7 +236,7 @@ def write_answer(
     def sources_of(start: int, end: int) -> list[int]:
         first = int(np.searchsorted(text_ends, start + leading_spaces, side="right"))
         last = int(np.searchsorted(text_ends, end + leading_spaces, side="left"))
-        return [ranks[number] for number in heaviest_sentences(np.sum(masses[first : last + 1], axis=0))]
+        return [ranks[number] for number in find_heaviest_sentences(np.sum(masses[first : last + 1], axis=0))]
 
     text = text.strip()
     complete = token in model.prompt.end_ids
@@ -264,13 +264,13 @@ def split_words(text: str, sources_of: Callable[[int, int], Sequence[int]]) -> l
     ]
 
 
-def heaviest_sentences(mass: SentenceMass) -> NDArray[np.intp]:
+def find_heaviest_sentences(mass: SentenceMass) -> NDArray[np.intp]:
     """Return the numbers of the sentences with much of a mass, the heaviest first.
 
     Examples
     --------
     >>> import numpy as np
-    >>> heaviest_sentences(np.array([0.1, -0.2, 0.5, 0.4])).tolist()
+    >>> find_heaviest_sentences(np.array([0.1, -0.2, 0.5, 0.4])).tolist()
     [2, 3]
     """
     positive = np.maximum(mass, 0.0)

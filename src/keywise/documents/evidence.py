@@ -97,14 +97,14 @@ def rank_sentences(
     heads
         The heads of `stats`, and the power of each feature.
     """
-    matching, copying = head_shares(stats, heads)
-    odds = feature_odds(stats, text_scores, heads)
-    any_answer_share = 1.0 - no_answer_share(stats, heads)
+    matching, copying = pool_heads(stats, heads)
+    odds = compute_feature_odds(stats, text_scores, heads)
+    any_answer_share = 1.0 - estimate_no_answer_share(stats, heads)
     ranking = SEMANTIC if "semantic" in text_scores else LEXICAL
-    shares = sentence_shares(odds, heads.powers[ranking]) * any_answer_share
+    shares = combine_odds(odds, heads.powers[ranking]) * any_answer_share
     columns = {
         "share": shares,
-        "attention": sentence_shares(odds, heads.powers[ATTENTION]) * any_answer_share,
+        "attention": combine_odds(odds, heads.powers[ATTENTION]) * any_answer_share,
         "matching": matching,
         "copying": copying,
         "mass": stats.matching.sum(axis=0),
@@ -131,7 +131,7 @@ def rank_sentences(
     return evidence
 
 
-def no_answer_share(stats: EvidenceStats, heads: Heads) -> float:
+def estimate_no_answer_share(stats: EvidenceStats, heads: Heads) -> float:
     """Return the probability that no sentence answers.
 
     It falls with the largest mass that the matching heads put on one sentence, and is 0 if the heads were not tuned
@@ -144,7 +144,7 @@ def no_answer_share(stats: EvidenceStats, heads: Heads) -> float:
     return 1.0 / (1.0 + odds)
 
 
-def head_shares(stats: EvidenceStats, heads: Heads) -> tuple[Scores, Scores]:
+def pool_heads(stats: EvidenceStats, heads: Heads) -> tuple[Scores, Scores]:
     """Return each sentence's share of the matching and of the copying heads' mass.
 
     Tuned heads count equally, however much mass they move: the square roots of their shares are averaged. Of guessed
@@ -159,7 +159,7 @@ def head_shares(stats: EvidenceStats, heads: Heads) -> tuple[Scores, Scores]:
     return _sum_heads(stats.matching), _sum_heads(stats.copying)
 
 
-def feature_odds(stats: EvidenceStats, text_scores: Mapping[str, Scores], heads: Heads) -> dict[str, Scores]:
+def compute_feature_odds(stats: EvidenceStats, text_scores: Mapping[str, Scores], heads: Heads) -> dict[str, Scores]:
     """Return the odds of every sentence by each feature; shares are products of powers of these.
 
     Features are the shares of the matching and of the copying heads, the matching share of the sentence before (a
@@ -179,7 +179,7 @@ def feature_odds(stats: EvidenceStats, text_scores: Mapping[str, Scores], heads:
     -------
     dict of float64 arrays [sentences]
     """
-    matching, copying = head_shares(stats, heads)
+    matching, copying = pool_heads(stats, heads)
     scores = {"matching": matching, "copying": copying, "previous": shift_to_next(matching), **text_scores}
     odds: dict[str, Scores] = {}
     for name, score in scores.items():
@@ -187,7 +187,7 @@ def feature_odds(stats: EvidenceStats, text_scores: Mapping[str, Scores], heads:
     return odds
 
 
-def sentence_shares(odds: Mapping[str, Scores], powers: Mapping[str, float]) -> Scores:
+def combine_odds(odds: Mapping[str, Scores], powers: Mapping[str, float]) -> Scores:
     """Return the product of powers of odds for each sentence, scaled to sum to 1.
 
     Parameters
@@ -200,7 +200,7 @@ def sentence_shares(odds: Mapping[str, Scores], powers: Mapping[str, float]) -> 
     Examples
     --------
     >>> import numpy as np
-    >>> sentence_shares({"matching": np.array([0.1, 0.9])}, {"matching": 2.0}).round(3).tolist()
+    >>> combine_odds({"matching": np.array([0.1, 0.9])}, {"matching": 2.0}).round(3).tolist()
     [0.012, 0.988]
     """
     product = np.prod([odds[feature] ** power for feature, power in powers.items()], axis=0)
@@ -225,13 +225,13 @@ def _average_roots(mass: Scores) -> Scores:
         return np.zeros(mass.shape[1])
     positive = np.maximum(mass, 0.0)
     shares = positive / np.maximum(positive.sum(axis=1, keepdims=True), _TINY)
-    return _scale_to_one(np.sqrt(shares).mean(axis=0) ** 2)
+    return _scale_to_sum_1(np.sqrt(shares).mean(axis=0) ** 2)
 
 
 def _sum_heads(mass: Scores) -> Scores:
-    return _scale_to_one(np.maximum(mass.sum(axis=0), 0.0))
+    return _scale_to_sum_1(np.maximum(mass.sum(axis=0), 0.0))
 
 
-def _scale_to_one(mass: Scores) -> Scores:
+def _scale_to_sum_1(mass: Scores) -> Scores:
     shares: Scores = mass / np.maximum(mass.sum(), _TINY)
     return shares

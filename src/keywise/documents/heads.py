@@ -1,4 +1,4 @@
-"""The attention heads of a model that locate evidence, tuned or guessed, and the weights of their scores."""
+"""The attention heads that locate evidence, and the weights of their scores."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ RANKINGS: Final = {
     LEXICAL: _LEXICAL_FEATURES,
     SEMANTIC: (*_LEXICAL_FEATURES, "semantic", "paragraph_semantic"),
 }
-"""The ways to rank sentences, each with its features; see `keywise.documents.evidence.feature_odds`."""
+"""The ways to rank sentences, each with its features; see `keywise.documents.evidence.compute_feature_odds`."""
 
 # Fitted to the default model with all heads of its middle layers, on XQuAD's first 24 English articles.
 _GUESSED_POWERS: Final = {
@@ -206,7 +206,7 @@ def find_heads(fingerprint: Mapping[str, str], cache_dir: str | os.PathLike[str]
     FormatError
         The file of tuned heads is damaged or was made by an earlier build.
     """
-    own = own_heads_path(fingerprint, cache_dir)
+    own = locate_own_heads(fingerprint, cache_dir)
     if own.is_file():
         return Heads.load(own)
     for shipped in files("keywise.documents").joinpath("tuned").iterdir():
@@ -218,7 +218,7 @@ def find_heads(fingerprint: Mapping[str, str], cache_dir: str | os.PathLike[str]
     return None
 
 
-def own_heads_path(fingerprint: Mapping[str, str], cache_dir: str | os.PathLike[str] | None = None) -> Path:
+def locate_own_heads(fingerprint: Mapping[str, str], cache_dir: str | os.PathLike[str] | None = None) -> Path:
     """Return the file in which `find_heads` looks for the user's own heads of a model."""
     digest = fingerprint["weights"].rpartition(" ")[2][:32]
     return cache_folder(cache_dir) / "heads" / f"{digest}.json"

@@ -87,7 +87,7 @@ class LexicalIndex:
 
 
 def inverse_document_frequency(sentences_with: int, sentences: int) -> float:
-    """Return BM25's weight of a word, log(1 + (N - n + 0.5) / (n + 0.5)), above 0.
+    """Return BM25's weight of a word: log(1 + (N - n + 0.5) / (n + 0.5)).
 
     Parameters
     ----------

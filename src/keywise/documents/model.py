@@ -43,7 +43,7 @@ class EvidenceModel:
 
     @property
     def max_document_tokens(self) -> int | None:
-        """Most tokens that fit into the context after the template; None if the model has no limit."""
+        """Most tokens of a document and a question; None if the model has no limit."""
         return None if self.context_tokens is None else self.context_tokens - len(self.prompt.before_ids)
 
 
@@ -74,7 +74,7 @@ def forward_batch(loaded: LoadedModel, cache: Any, token_ids: list[list[int]], *
 
 
 def forward_tokens(loaded: LoadedModel, cache: Any, token_ids: list[int]) -> Any:
-    """Run tokens after those in a cache and return the logits of the next one: torch tensor [vocabulary]."""
+    """Return the logits of the token after some tokens: torch tensor [vocabulary]."""
     return forward_batch(loaded, cache, [token_ids], last=1)[0, -1]
 
 

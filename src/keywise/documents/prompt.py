@@ -25,7 +25,8 @@ QUOTE_MARK: Final = '"'
 ANSWER_START: Final = f"The answer is {QUOTE_MARK}"
 
 # Put into the template to find where it places the two.
-_DOCUMENT, _QUESTION = "[the document stands here]", "[the question stands here]"
+_DOCUMENT = "[the document]"
+_QUESTION = "[the question]"
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +80,7 @@ class QuestionTokens:
 
 
 class Prompt:
-    """A model's chat template, split into what precedes the document, separates it from the question, and follows.
+    """A model's chat template, split at the places of document and question.
 
     The document comes first, so that its keys and values serve every question.
 

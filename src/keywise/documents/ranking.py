@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
-from keywise.documents.evidence import Evidence, no_answer_share, rank_sentences
+from keywise.documents.evidence import Evidence, estimate_no_answer_share, rank_sentences
 from keywise.documents.scoring import Continuation, score_question
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def rank_document(
     if len(windows) == 1:
         evidence = rankings[0]
         ranks = {item.rank: item.rank for item in evidence}
-        share = no_answer_share(scores[0].stats, model.heads)
+        share = estimate_no_answer_share(scores[0].stats, model.heads)
         return Ranking(evidence, share, windows[0], evidence, ranks, scores[0].continuation)
     evidence, best = merge_rankings(sources, windows, rankings)
     window = windows[best]

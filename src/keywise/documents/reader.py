@@ -165,7 +165,7 @@ class Reader:
         return self._prefill(sources, starts, document, stored, progress)
 
     def _encode_sources(self, sources: Sequence[Source]) -> tuple[DocumentTokens, StoredPrefill | None]:
-        """Return the tokens of texts, and the stored document that they are loaded from if there is one."""
+        """Return the tokens of texts, and the stored document that has them or None."""
         prompt = self.evidence_model.prompt
         text_sha256 = prompt.digest_sources(sources)
         stored = self._store.find_text(text_sha256) if self._store else None

@@ -1,4 +1,4 @@
-"""An answer and its evidence as a terminal report, as JSON, or as one self-contained HTML page."""
+"""Answers and their evidence as a terminal report, JSON or one HTML page."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def to_json(answer: Answer, *, top: int | None = None, ablations: Sequence[Ablat
     return report
 
 
-def evidence_table(evidence: Sequence[Evidence], *, top: int | None = None) -> RenderableType:
+def make_evidence_table(evidence: Sequence[Evidence], *, top: int | None = None) -> RenderableType:
     """Return the best sentences as a table with bars, for ``rich.print``.
 
     Each has its rank in brackets, as `mark_sources` writes it behind words. Sentences without any share are left out.
@@ -125,7 +125,7 @@ def evidence_table(evidence: Sequence[Evidence], *, top: int | None = None) -> R
     --------
     >>> from keywise.documents import Evidence
     >>> rain = Evidence("It rains.", 0, 9, "note", 1.0, 1.0, 1.0, 1.0, 0.4, 1.0, 1.0, None, None, 1)
-    >>> evidence_table([rain]).row_count
+    >>> make_evidence_table([rain]).row_count
     1
     """
     require_modules("app", "rich")

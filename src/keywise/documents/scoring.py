@@ -100,7 +100,7 @@ def score_question(
         return cache, logits, records
 
     cache, logits, records = context.run(record)
-    weights = token_weights(context.document, question.token_ids[question.question])
+    weights = weigh_tokens(context.document, question.token_ids[question.question])
     stats = evidence_from_stats(
         records,
         model.heads,
@@ -147,12 +147,12 @@ def evidence_from_stats(
         float64 [matching queries], the weight of each in the mean; default equal.
     """
     return EvidenceStats(
-        mean_sentence_mass(records, heads.matching, sentences, matching_queries, weights),
-        mean_sentence_mass(records, heads.copying, sentences, copying_queries),
+        average_sentence_mass(records, heads.matching, sentences, matching_queries, weights),
+        average_sentence_mass(records, heads.copying, sentences, copying_queries),
     )
 
 
-def mean_sentence_mass(
+def average_sentence_mass(
     records: Iterable[LayerStats],
     heads: Sequence[Head],
     sentences: int,
@@ -187,7 +187,7 @@ def mean_sentence_mass(
     return mass
 
 
-def token_weights(document: DocumentTokens, token_ids: Sequence[int]) -> NDArray[np.float64]:
+def weigh_tokens(document: DocumentTokens, token_ids: Sequence[int]) -> NDArray[np.float64]:
     """Return the weight of each token of a question: small if many sentences contain it."""
     document_ids, sentence_ids = document.sentence_tokens
     weights: list[float] = []

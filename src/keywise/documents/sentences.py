@@ -79,7 +79,7 @@ def _split_blocks(text: str) -> Iterator[tuple[int, int]]:
 
 
 def _trim_and_cut(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
-    """Yield a span without blanks at its ends, cut where it is longer than a sentence may be."""
+    """Yield a span without outer blanks, cut where it is too long."""
     while True:
         blank = _BLANK.match(text, start, end)
         start = blank.end() if blank else start

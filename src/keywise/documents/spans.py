@@ -1,4 +1,4 @@
-"""The most probable span of a short text as the answer to a question, and the probability of an answer."""
+"""The most probable span of a short text as an answer, and the probability of answers."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Span:
     tokens: int
 
 
-def likeliest_span(
+def find_best_span(
     model: EvidenceModel, cache: Any, text: str, question: QuestionTokens, *, max_tokens: int
 ) -> Span | None:
     """Return the span of a text that a model would most likely quote as its answer.
@@ -91,7 +91,7 @@ def likeliest_span(
     logits = forward_batch(model.loaded, cache, padded, last=width)
 
     # The words of a question answer it only where it offers a choice.
-    known_words = _words_of(question.text)
+    known_words = _find_words(question.text)
     if "or" in known_words:
         known_words = set()
     best_score = -np.inf
@@ -104,7 +104,7 @@ def likeliest_span(
             span_log_probability += next_log_probabilities[token]
             next_log_probabilities = _log_softmax(span_logits[length - 1])
             end = start + tail_end
-            if not _ends_word(text, end) or known_words.issuperset(_words_of(text[start:end])):
+            if not _ends_word(text, end) or known_words.issuperset(_find_words(text[start:end])):
                 continue
             end_log_probability = np.logaddexp.reduce(next_log_probabilities[model.prompt.quote_end_ids])
             log_probability = float(span_log_probability + end_log_probability)
@@ -115,7 +115,7 @@ def likeliest_span(
     return best
 
 
-def quote_log_probability(model: EvidenceModel, text: str, question: str, answer: str) -> float:
+def compute_quote_log_probability(model: EvidenceModel, text: str, question: str, answer: str) -> float:
     """Return the natural logarithm of the probability that a model quotes an answer from a text.
 
     Parameters
@@ -145,7 +145,15 @@ def quote_log_probability(model: EvidenceModel, text: str, question: str, answer
 def _read_text(
     model: EvidenceModel, cache: Any, text_ids: list[int], question: QuestionTokens
 ) -> tuple[Any, NDArray[np.float64]]:
-    """Return log-probabilities of an answer's first token, and the copying heads' mean mass on each token of a text."""
+    """Run a text and a question.
+
+    Returns
+    -------
+    first : float32 array [vocabulary]
+        Log-probabilities of the first token of an answer.
+    mass : float64 array [text tokens]
+        Mean attention of the copying heads on each token of the text.
+    """
     import keywise.hf  # noqa: PLC0415 - importing this module must not load torch
 
     copying = model.heads.copying
@@ -173,7 +181,7 @@ def _log_softmax(logits: Any) -> Any:
     return torch.log_softmax(logits, dim=-1, dtype=torch.float32).numpy()
 
 
-def _words_of(text: str) -> set[str]:
+def _find_words(text: str) -> set[str]:
     return set(_WORD.findall(text.casefold()))
 
 

@@ -71,7 +71,7 @@ class PrefillInfo:
 
 @dataclass(frozen=True, eq=False)
 class StoredPrefill:
-    """A stored document that begins with the tokens that were looked for.
+    """A stored document that begins like the wanted tokens.
 
     Attributes
     ----------

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from keywise.documents.evidence import SMOOTHING, Scores, feature_odds
+from keywise.documents.evidence import SMOOTHING, Scores, compute_feature_odds
 from keywise.documents.heads import RANKINGS, Head, Heads
 from keywise.documents.scoring import EvidenceStats, score_question
 from keywise.errors import OptionError
@@ -74,7 +74,7 @@ def select_all_heads(layers: int, heads: int) -> Heads:
 def observe_questions(
     reader: Reader, documents: Sequence[GoldDocument], *, unanswerable: int, progress: Progress | None = None
 ) -> Iterator[Observation]:
-    """Yield the scores of each document for its own questions, and for some that it does not answer.
+    """Yield the scores of each document for answerable and unanswerable questions.
 
     Parameters
     ----------
@@ -104,7 +104,7 @@ def observe_questions(
 
 
 def score_all_heads(document: Document, question: str) -> tuple[EvidenceStats, TextScores]:
-    """Return a question's attention mass by every head of the document's reader, and the scores of the text.
+    """Return the attention mass of all heads and the scores of the text.
 
     Parameters
     ----------
@@ -132,7 +132,7 @@ def find_gold_sentences(document: Document, question: GoldQuestion) -> tuple[int
 def choose_heads(
     observations: Sequence[Observation], all_heads: Sequence[Head], *, answer_sentences: int, tuned_on: str
 ) -> Heads:
-    """Choose the heads that together make gold sentences most likely, and fit the powers of all features.
+    """Choose the heads that make gold sentences most likely, and fit all powers.
 
     Parameters
     ----------
@@ -166,7 +166,7 @@ def choose_heads(
     )
     heads = replace(heads, powers=_fit_rankings(answered, matching, copying, heads))
     if unanswered:
-        largest = [_largest_mass(each.stats.matching[matching]) for each in (*answered, *unanswered)]
+        largest = [_find_largest_mass(each.stats.matching[matching]) for each in (*answered, *unanswered)]
         offset, slope = _fit_logistic(np.log(largest), np.arange(len(largest)) >= len(answered))
         if slope < 0:  # otherwise answerable questions do not put more mass on a sentence
             mass = float(np.power(np.e, -offset / slope))
@@ -217,7 +217,9 @@ def _fit_rankings(
 ) -> dict[str, dict[str, float]]:
     """Fit the powers of every ranking whose features were observed."""
     odds = [
-        feature_odds(EvidenceStats(each.stats.matching[matching], each.stats.copying[copying]), each.text_scores, heads)
+        compute_feature_odds(
+            EvidenceStats(each.stats.matching[matching], each.stats.copying[copying]), each.text_scores, heads
+        )
         for each in answered
     ]
     gold = [each.gold for each in answered]
@@ -271,12 +273,12 @@ def _choose_greedily(masses: Sequence[tuple[Scores, tuple[int, ...]]], count: in
     return chosen
 
 
-def _largest_mass(mass: Scores) -> float:
+def _find_largest_mass(mass: Scores) -> float:
     return max(float(mass.sum(axis=0).max()), _TINY)
 
 
 def _fit_logistic(feature: NDArray[np.float64], outcome: NDArray[np.bool_]) -> tuple[float, float]:
-    """Fit the log-odds of an outcome as offset + slope * feature; both outcomes have equal weight."""
+    """Fit log-odds = offset + slope * feature, with equal weight of both outcomes."""
     import torch  # noqa: PLC0415 - heavy
 
     x = torch.from_numpy(feature)
