@@ -13,7 +13,7 @@ from rich.text import Text
 
 from keywise.cli.options import AsJson
 from keywise.cli.terminal import print_notice, write, write_json
-from keywise.documents.store import Store
+from keywise.documents.store import PrefillStore
 from keywise.errors import OptionError
 from keywise.util.terminal_text import replace_controls
 
@@ -25,7 +25,7 @@ _SIZE = re.compile(rf"(?P<number>\d+(\.\d+)?) *(?P<unit>{'|'.join(UNITS)})?", re
 
 def list_documents(as_json: AsJson = False) -> None:
     """List the stored documents, the last used first."""
-    store = Store(status=print_notice)
+    store = PrefillStore(status=print_notice)
     documents = store.kept()
     size_bytes = sum(document.size_bytes for document in documents)
     limit_bytes = store.limit_bytes
@@ -50,7 +50,7 @@ def list_documents(as_json: AsJson = False) -> None:
 
 def clear(as_json: AsJson = False) -> None:
     """Remove all stored documents. Models stay."""
-    freed_bytes = Store(status=print_notice).clear()
+    freed_bytes = PrefillStore(status=print_notice).clear()
     if as_json:
         write_json({"freed_bytes": freed_bytes})
     else:
@@ -65,7 +65,7 @@ def limit(
     as_json: AsJson = False,
 ) -> None:
     """Show how many bytes may be stored, or set it to SIZE; the least recently used documents are removed first."""
-    store = Store(status=print_notice)
+    store = PrefillStore(status=print_notice)
     if size is not None:
         store.limit_bytes = _parse_size(size)
     if as_json:
