@@ -24,8 +24,8 @@ static inline Vec sum_each(const Vec* tile) {
 #include "top.inl.h"
 #include "value.inl.h"
 
-static_assert(kTileRows <= kMaximumTileRows && kTileRows <= kLanes && kRowsInPlace <= kTileRows && kLanes <= 16);
-static_assert(kPad % kLanes == 0 && kBlockKeys % kPanelKeys == 0 && kPanelKeys <= 32);
+static_assert(kTileRows <= kMaxTileRows && kTileRows <= kLanes && kRowsInPlace <= kTileRows && kLanes <= 16);
+static_assert(kPadFloats % kLanes == 0 && kBlockKeys % kPanelKeys == 0 && kPanelKeys <= 32);
 
 // Scale, softcap and bias; `line` is scratch for a block of bias.
 static void transform_row(const Problem& problem, int64_t item, int64_t head, int64_t token, int64_t block,
@@ -75,8 +75,8 @@ static inline void weights_of(const float* scores, Vec running_max, Vec unit, Ve
 static void clear_state(const Problem& problem, const Task& task, const State& state) {
   const int64_t rows = task.rows(), top = problem.top();
   for (int64_t row = 0; row < rows; ++row) {
-    state.running_max[row] = -kInfinity;
-    state.running_sum[row] = state.score_moment[row] = 0.0f;
+    state.softmax[row].running_max = -kInfinity;
+    state.softmax[row].running_sum = state.softmax[row].score_moment = 0.0f;
   }
   __builtin_memset(state.values, 0, std::size_t(rows * problem.value_width()) * sizeof(float));
   for (int64_t i = 0; i < rows * top; ++i) {
@@ -112,7 +112,7 @@ struct Pass {
   const Task& task;
   const Workspace& workspace;
   const State& state;
-  const Strip& strip;
+  const ScoreBuffer& strip;
 
   const bool pairs = uses_pairs(problem);
   // Few rows use each value a few times only: copying them first would cost more than converting them as they come.
@@ -124,8 +124,8 @@ struct Pass {
   const int64_t depth = key_depth(problem, pairs), width = problem.value_width(), group = problem.group();
   const int64_t rows = task.rows();
   const Span seen = span_of_rows(problem, task);
-  Span* const spans = reinterpret_cast<Span*>(workspace.spans);  // per row, and behind them per tile
-  TileSpans* const tiles = reinterpret_cast<TileSpans*>(spans + rows);
+  Span* const spans = reinterpret_cast<Span*>(workspace.visible);
+  TileSpans* const tiles = reinterpret_cast<TileSpans*>(workspace.tile_visible);
 
   // The block whose keys, values are packed in the workspace, and that whose values are known to be finite or not.
   int64_t packed_keys = -1, packed_values = -1, examined = -1;
@@ -140,7 +140,7 @@ struct Pass {
   Block block_of(int64_t number) const {
     const int64_t first = task.first_key + number * kBlockKeys, left = task.last_key - first;
     Block block{number, first, left < kBlockKeys ? left : kBlockKeys, 0, 0, 0};
-    if (strip.segment_ranges) block.run = problem.statistics.ranges_ended(first);
+    if (strip.range_count) block.run = problem.statistics.ranges_ended(first);
     block.seen = block.count;
     widen_to(seen, first, block.count, block.seen, block.seen_end);
     return block;
@@ -158,7 +158,7 @@ struct Pass {
     return workspace.keys - block.panels() * depth;
   }
 
-  // Packed values of the block, counted from its first key; a row holds one key, or a pair of keys.
+  // PackedHead values of the block, counted from its first key; a row holds one key, or a pair of keys.
   Values values_of(const Block& block) {
     const int64_t row_bytes = width * int64_t(sizeof(float)), keys_per_row = value_pairs ? 2 : 1;
     const float* first;
@@ -249,12 +249,12 @@ struct Pass {
       const int64_t row = first + r;
       if (transforms)
         transform_row(problem, task.item, task.query_head(row, group), task.token(row, group), block.first,
-                      panel_begin, panel_end, workspace.line, scores);
+                      panel_begin, panel_end, workspace.block_row, scores);
       if (hides || end < panel_end) hide_outside(spans[row], block.first, panel_begin, panel_end, scores);
       if (by_key)
         hide_by_key(problem, task.item, task.query_head(row, group), task.token(row, group), block.first, panel_begin,
                     end, scores);
-      float* largest = workspace.largest + row * kLanes;
+      float* largest = workspace.lane_max + row * kLanes;
       store(largest, largest_of_lanes(scores, panel_begin, panel_end, load(largest)));
     }
     strip.hides[place(block.number, first)] = hides;
@@ -262,37 +262,37 @@ struct Pass {
 
   // A row's peak rises to its largest score; the factor for what the row gathered below it goes to the workspace.
   void update_running_max(int64_t row) {
-    const float largest = reduce_max(load(workspace.largest + row * kLanes));
-    const float before = state.running_max[row];
+    const float largest = reduce_max(load(workspace.lane_max + row * kLanes));
+    const float before = state.softmax[row].running_max;
     float rescale = 1.0f;
     if (largest > before) {
-      state.running_max[row] = largest;
+      state.softmax[row].running_max = largest;
       if (before == -kInfinity) {
         rescale = 0.0f;
       } else {
         const float shift = (before - largest) * problem.score_unit_base2();
         rescale = __builtin_exp2f(shift);
-        state.score_moment[row] = rescale * (state.score_moment[row] + shift * state.running_sum[row]);
+        state.softmax[row].score_moment = rescale * (state.softmax[row].score_moment + shift * state.softmax[row].running_sum);
       }
-      state.running_sum[row] *= rescale;
+      state.softmax[row].running_sum *= rescale;
     }
     workspace.rescale[row] = rescale;
-    strip.running_maxes[row] = state.running_max[row];
-    store(workspace.totals + row * kLanes, zero());
-    store(workspace.moments + row * kLanes, zero());
+    strip.running_max[row] = state.softmax[row].running_max;
+    store(workspace.lane_sums + row * kLanes, zero());
+    store(workspace.lane_moments + row * kLanes, zero());
   }
 
   // The heaviest keys of a row move on.
   void select_top_k(int64_t row) {
     const int64_t top = problem.top();
-    const Vec of_lanes = load(workspace.largest + row * kLanes);
+    const Vec of_lanes = load(workspace.lane_max + row * kLanes);
     if (!(reduce_max(of_lanes) > state.top_scores[row * top + top - 1])) return;
     Contest contest(workspace, top, state.top_scores + row * top, state.top_keys + row * top);
     contest.begin(of_lanes);
     const int64_t tile = row / kTileRows * kTileRows;
     // Without a bar all keys would wait at once; each block raises it.
-    const int64_t step = contest.bar > -kInfinity ? strip.blocks : 1;
-    for (int64_t first = 0; first < strip.blocks; first += step) {
+    const int64_t step = contest.bar > -kInfinity ? strip.block_count : 1;
+    for (int64_t first = 0; first < strip.block_count; first += step) {
       for (int64_t block = first; block < first + step; ++block)
         contest.list(line(block, row), strip.begin[place(block, tile)], strip.end[place(block, tile)],
                      int32_t(block * kBlockKeys));
@@ -309,10 +309,10 @@ struct Pass {
     const Vec unit = broadcast(problem.score_unit_base2());
     for (int64_t r = 0; r < height; ++r, scores += kBlockKeys) {
       // A row that has seen no key yet keeps total 0: its weights come out as 0 against any finite anchor.
-      const float running_max = state.running_max[first + r];
+      const float running_max = state.softmax[first + r].running_max;
       const Vec anchor = broadcast(running_max == -kInfinity ? 0.0f : running_max);
-      float* const totals = workspace.totals + (first + r) * kLanes;
-      float* const moments = workspace.moments + (first + r) * kLanes;
+      float* const totals = workspace.lane_sums + (first + r) * kLanes;
+      float* const moments = workspace.lane_moments + (first + r) * kLanes;
       Vec running_sum = load(totals), score_moment = load(moments);
       const auto weigh_panels = [&](auto panels, int64_t j) {
         constexpr int kVectors = 2 * panels;
@@ -338,13 +338,13 @@ struct Pass {
   void sum_segment_ranges(const Block& block, int64_t first, int64_t height, int64_t begin, int64_t end) {
     const Statistics& statistics = problem.statistics;
     const float* const weights = line(block.number, first);
-    float* const sums = strip.range_sums + (first / kTileRows * strip.segment_ranges - strip.first_range) * kPad;
-    for (int64_t run = block.run; run < strip.first_range + strip.segment_ranges; ++run) {
+    float* const sums = strip.range_sums + (first / kTileRows * strip.range_count - strip.first_range) * kPadFloats;
+    for (int64_t run = block.run; run < strip.first_range + strip.range_count; ++run) {
       const int64_t from = clamp(statistics.segment_ranges[3 * run] - block.first, begin, end);
       const int64_t to = clamp(statistics.segment_ranges[3 * run + 1] - block.first, begin, end);
       if (from == end) break;
       if (from == to) continue;
-      store(sums + run * kPad, add(load(sums + run * kPad), sums_of_rows<kTileRows>(height, weights + from, to - from)));
+      store(sums + run * kPadFloats, add(load(sums + run * kPadFloats), sums_of_rows<kTileRows>(height, weights + from, to - from)));
     }
   }
 
@@ -361,26 +361,26 @@ struct Pass {
 
     // Weights stay in the strip where a reading wants them; else they are gone after this.
     float* const scores = line(block.number, first);
-    float* weights = problem.wants_statistics ? scores : workspace.factors;
+    float* weights = problem.wants_statistics ? scores : workspace.tile_weights;
     const bool as_pairs = takes_pairs && !scaled;
     const auto weigh_tile = problem.wants_statistics ? (as_pairs ? &Pass::weigh<true, kHasBf16Dot> : &Pass::weigh<true, false>)
                                           : (as_pairs ? &Pass::weigh<false, kHasBf16Dot> : &Pass::weigh<false, false>);
-    (this->*weigh_tile)(first, height, scores, begin, end, weights, workspace.factors);
-    if (strip.segment_ranges) sum_segment_ranges(block, first, height, begin, end);
+    (this->*weigh_tile)(first, height, scores, begin, end, weights, workspace.tile_weights);
+    if (strip.range_count) sum_segment_ranges(block, first, height, begin, end);
     if (scaled) {
       each_stretch(problem, task, &Chunk::value, block.first + begin, block.first + end,
                    [&](const Stretch& values, int64_t key) {
         const int64_t j = key - block.first;
-        times_scales(height, weights + j, values.scales, values.count, workspace.factors + j);
+        times_scales(height, weights + j, values.scales, values.count, workspace.tile_weights + j);
       });
       for (int64_t r = 0; r < height; ++r) {
-        float* const row = workspace.factors + r * kBlockKeys;
+        float* const row = workspace.tile_weights + r * kBlockKeys;
         for (int64_t j = end; j < round_up(end, kPanelKeys); ++j) row[j] = 0.0f;
         for (int64_t j = begin; takes_pairs && j < end; j += kPanelKeys)
           store(row + j / 2, to_pairs(load(row + j), load(row + j + kLanes)));
       }
     }
-    if (scaled || as_pairs) weights = workspace.factors;
+    if (scaled || as_pairs) weights = workspace.tile_weights;
 
     if (poisoned || (values_in_place && !value_pairs)) {
       const float* factors = rescale;
@@ -415,18 +415,18 @@ struct Pass {
 
   template <typename Work>
   void each_tile(Work work) const {
-    for (int64_t number = 0; number < strip.blocks; ++number) {
+    for (int64_t number = 0; number < strip.block_count; ++number) {
       const Block block = block_of(number);
       for (int64_t row = 0; row < rows; row += kTileRows) work(block, row, rows - row < kTileRows ? rows - row : kTileRows);
     }
   }
 
   void run() {
-    if (strip.segment_ranges) {
-      const int64_t sums = (rows + kTileRows - 1) / kTileRows * strip.segment_ranges * kPad;
+    if (strip.range_count) {
+      const int64_t sums = (rows + kTileRows - 1) / kTileRows * strip.range_count * kPadFloats;
       __builtin_memset(strip.range_sums, 0, std::size_t(sums) * sizeof(float));
     }
-    for (int64_t row = 0; row < rows; ++row) store(workspace.largest + row * kLanes, broadcast(-kInfinity));
+    for (int64_t row = 0; row < rows; ++row) store(workspace.lane_max + row * kLanes, broadcast(-kInfinity));
     each_tile([&](const Block& block, int64_t row, int64_t height) { score(block, row, height); });
     for (int64_t row = 0; row < rows; ++row) {
       update_running_max(row);
@@ -434,14 +434,14 @@ struct Pass {
     }
     each_tile([&](const Block& block, int64_t row, int64_t height) { gather(block, row, height); });
     for (int64_t row = 0; row < rows; ++row) {
-      state.running_sum[row] += sum(load(workspace.totals + row * kLanes));
-      if (problem.wants_statistics) state.score_moment[row] += sum(load(workspace.moments + row * kLanes));
+      state.softmax[row].running_sum += sum(load(workspace.lane_sums + row * kLanes));
+      if (problem.wants_statistics) state.softmax[row].score_moment += sum(load(workspace.lane_moments + row * kLanes));
     }
   }
 };
 
 static void compute(const Problem& problem, const Task& task, const Workspace& workspace, const State& state,
-                    const Strip& strip) {
+                    const ScoreBuffer& strip) {
   // Weights next to nothing would slow some CPUs down.
   const FlushSubnormals guard;
   Pass pass{problem, task, workspace, state, strip};
@@ -459,7 +459,7 @@ static void compute(const Problem& problem, const Task& task, const Workspace& w
 }
 
 // Packs the blocks of the task's keys that one of its rows sees, for all tasks of the head.
-static void pack(const Problem& problem, const Task& task, const Packed& packed) {
+static void pack(const Problem& problem, const Task& task, const PackedHead& packed) {
   const bool pairs = uses_pairs(problem);
   const int64_t depth = key_depth(problem, pairs), width = problem.value_width();
   const Span span = span_of_rows(problem, task);

@@ -4,23 +4,20 @@
 #include "core.h"
 
 #include <algorithm>
-#include <cstdlib>
-#include <memory>
-#include <new>
 #include <optional>
 #include <vector>
 
 #include "threads.h"
+#include "visible_keys.h"
+#include "workspace.h"
 
 namespace keywise {
 namespace {
 
-#include "visible.inl.h"
-
 // Query rows per task: many enough to pay for reading a block of keys, few enough that their state stays in L2.
 constexpr int64_t kRows = 240;
 constexpr int64_t kFewestRows = 24;
-// The scores of a strip should stay in L2, beside a block of keys and values; rows that are read keep the weights of all
+// The scores of a buffer should stay in L2, beside a block of keys and values; rows that are read keep the weights of all
 // their keys.
 constexpr int64_t kStripFloats = 384 * 1024 / sizeof(float);
 constexpr int64_t kFewestRowsOfStrip = 12;
@@ -52,119 +49,9 @@ constexpr int64_t kWakingWork = 1 << 21;
 // Less work than this is handed out together with more.
 constexpr int64_t kSmallTask = 1 << 17;
 
-constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-struct Free {
-  void operator()(void* memory) const { std::free(memory); }
-};
-using Memory = std::unique_ptr<void, Free>;
-
-Memory allocate(int64_t bytes) {
-  void* memory = std::aligned_alloc(64, size_t(round_up(std::max<int64_t>(bytes, 64), 64)));
-  if (!memory) throw std::bad_alloc();
-  return Memory(memory);
-}
-
-// Counts bytes when it has no memory, hands out aligned pieces when it has.
-class Carver {
- public:
-  explicit Carver(void* memory = nullptr) : memory_(static_cast<char*>(memory)) {}
-  template <typename T>
-  void operator()(T*& chunk, int64_t count) {
-    if (memory_) chunk = reinterpret_cast<T*>(memory_ + bytes_);
-    bytes_ += round_up(count * int64_t(sizeof(T)), 64);
-  }
-  int64_t bytes() const { return bytes_; }
-
- private:
-  char* memory_;
-  int64_t bytes_ = 0;
-};
-
-void carve(Carver& carver, Strip& strip, int64_t rows, int64_t tile_rows) {
-  carver(strip.weights, strip.blocks * rows * kBlockKeys);
-  carver(strip.begin, strip.blocks * rows);
-  carver(strip.end, strip.blocks * rows);
-  carver(strip.hides, strip.blocks * rows);
-  carver(strip.running_maxes, rows);
-  carver(strip.range_sums, ceil_div(rows, tile_rows) * strip.segment_ranges * kPad);
-}
-
-// A task whose keys and values come packed needs no room for them.
-void carve(Carver& carver, Workspace& workspace, const Problem& problem, int64_t rows, int64_t tile_rows,
-           bool packs) {
-  carver(workspace.queries, rows * round_up(problem.head_dim, kPad) + kPad);    // packed query rows
-  carver(workspace.keys, packs ? kBlockKeys * problem.head_dim : 0);            // one block of keys in panels
-  carver(workspace.values, packs ? kBlockKeys * problem.value_width() : 0);     // one block of values
-  carver(workspace.factors, kMaximumTileRows * kBlockKeys);     // a tile's weights, as pairs or times scales
-  carver(workspace.largest, rows * kPad);                       // per row and lane, as the two sums that follow
-  carver(workspace.totals, rows * kPad);                        // of weights
-  carver(workspace.moments, rows * kPad);                       // of weight x (score - peak) in base 2
-  carver(workspace.line, kBlockKeys);                           // one row of bias, or of key mass
-  // Candidates of one row for its heaviest keys, and the same in order.
-  carver(workspace.candidates, 2 * candidate_room(problem.top()));
-  carver(workspace.candidate_keys, 2 * candidate_room(problem.top()));
-  carver(workspace.rescale, rows);               // per row
-  // Which keys each row sees, and which some and all rows of a tile see.
-  carver(workspace.spans, (rows + 2 * ceil_div(rows, tile_rows)) * kSpanNumbers);
-}
-
 struct Part {
   int64_t first_key = 0, keys = 0;
 };
-
-// Only a strip of rows that are read has runs to sum up.
-Strip strip_of(const Problem& problem, const Part& part, bool read) {
-  Strip strip;
-  strip.first_key = part.first_key;
-  strip.keys = part.keys;
-  strip.blocks = ceil_div(part.keys, kBlockKeys);
-  const Statistics& statistics = problem.statistics;
-  if (!read || !statistics.segment_mass) return strip;
-  const int64_t last_key = part.first_key + part.keys;
-  strip.first_range = statistics.ranges_ended(part.first_key);
-  int64_t last_range = statistics.ranges_ended(last_key);
-  last_range += last_range < statistics.segment_range_count && statistics.segment_ranges[3 * last_range] < last_key;
-  strip.segment_ranges = last_range - strip.first_range;
-  return strip;
-}
-
-void carve(Carver& carver, State& state, const Problem& problem, int64_t rows) {
-  carver(state.running_max, rows);
-  carver(state.running_sum, rows);
-  carver(state.score_moment, rows);
-  carver(state.inverse, rows);
-  carver(state.values, rows * problem.value_width());
-  carver(state.top_scores, rows * problem.top());
-  carver(state.top_keys, rows * problem.top());
-}
-
-// Memory that a thread keeps between calls, for as much as is usual: fresh pages would cost more than a small attention.
-class Scratch {
- public:
-  void* operator()(int64_t bytes) {
-    if (bytes > held_) {
-      memory_.reset();
-      held_ = 0;
-      memory_ = allocate(bytes);
-      held_ = bytes;
-    }
-    return memory_.get();
-  }
-
-  // Carves what is held; only where that is too little, more. `carve_all` gives the bytes that a carver handed out.
-  template <typename CarveAll>
-  void carve(const CarveAll& carve_all) {
-    const int64_t bytes = carve_all(Carver(memory_.get()));
-    if (bytes > held_) carve_all(Carver((*this)(bytes)));
-  }
-
- private:
-  Memory memory_;
-  int64_t held_ = 0;
-};
-thread_local Scratch task_scratch;  // of the task that runs on this thread
-thread_local Scratch run_scratch;   // of the run that this thread called for
 
 struct Run {
   const Problem& problem;
@@ -210,13 +97,13 @@ struct RowBlock {
 // The keys that some of these rows see, in one item or another, in whole blocks.
 Part keys_seen(const Run& run, int64_t first_row, int64_t last_row) {
   const Problem& problem = run.problem;
-  int64_t begin = problem.keys, end = 0;
+  KeyRange seen;
   for (int64_t item = 0; item < problem.batch; ++item) {
     const Task task = run.task_of(item * problem.key_heads, first_row, last_row, {0, problem.keys});
-    widen_to(span_of_rows(problem, task), 0, problem.keys, begin, end);
+    seen = join(seen, clip_to_block(find_visible_keys(problem, task), 0, problem.keys));
   }
-  begin = std::min(begin, end) / kBlockKeys * kBlockKeys;
-  return {begin, std::min(round_up(end, kBlockKeys), problem.keys) - begin};
+  const int64_t begin = round_down(seen.begin, kBlockKeys);
+  return {begin, std::min(round_up(seen.end, kBlockKeys), problem.keys) - begin};
 }
 
 // Cuts the rows of a head at the ends of the rows to be read, then into blocks: the fewer keys they see, the more rows.
@@ -235,7 +122,7 @@ std::vector<RowBlock> row_blocks(const Run& run) {
   const auto cut = [&](int64_t first, int64_t last, bool read) {
     while (first < last) {
       const int64_t keys = keys_seen(run, first, std::min(first + even, last)).keys;
-      const int64_t end = std::min(first + rows_of_strips(read ? keys : std::min(keys, kStripKeys)), last);
+      const int64_t end = std::min(first + rows_of_strips(read ? keys : std::min(keys, kScoreBufferKeys)), last);
       blocks.push_back({first, end, read, keys_seen(run, first, end)});
       first = end;
     }
@@ -258,37 +145,32 @@ std::vector<Part> parts_of(const Part& keys, int64_t most) {
 class SharedKeys {
  public:
   SharedKeys(const Run& run, int64_t heads)
-      : run_(run), parts_(parts_of({0, run.problem.keys}, kStripKeys)), packed_(size_t(heads)) {
+      : run_(run), parts_(parts_of({0, run.problem.keys}, kScoreBufferKeys)), packed_(size_t(heads)) {
     const Problem& problem = run.problem;
-    const int64_t pair = run.target.has_bf16_dot && problem.dtype == Dtype::bfloat16 ? 2 : 1;
-    const int64_t blocks = ceil_div(problem.keys, kBlockKeys);
-    const auto carve_all = [&](Carver carver) {
-      for (Packed& packed : packed_) {
-        carver(packed.keys, blocks * kBlockKeys * ceil_div(problem.head_dim, pair));
-        carver(packed.values, blocks * kBlockKeys * problem.value_width() / pair);
-        carver(packed.finite, blocks);
-      }
-      return carver.bytes();
+    const bool pairs = run.target.has_bf16_dot && problem.dtype == Dtype::bfloat16;
+    const auto lay_out = [&](BufferLayout layout) {
+      for (PackedHead& packed : packed_) add_packed_head(layout, packed, problem, pairs);
+      return layout.bytes();
     };
-    memory_ = allocate(carve_all(Carver()));
-    carve_all(Carver(memory_.get()));
+    memory_ = allocate_aligned(lay_out(BufferLayout()));
+    lay_out(BufferLayout(memory_.get()));
   }
 
   bool pack(int64_t first_head, int64_t heads) const {
     const int64_t parts = int64_t(parts_.size());
     return run_.each(heads * parts, [&](int64_t index) {
       const Task task = run_.task_of(first_head + index / parts, 0, run_.rows_per_head(), parts_[size_t(index % parts)]);
-      run_.target.pack(run_.problem, task, packed_[size_t(index / parts)]);
+      run_.target.pack_head(run_.problem, task, packed_[size_t(index / parts)]);
     });
   }
 
-  const Packed* of(int64_t head) const { return &packed_[size_t(head)]; }
+  const PackedHead* of(int64_t head) const { return &packed_[size_t(head)]; }
 
  private:
   const Run& run_;
   const std::vector<Part> parts_;
-  std::vector<Packed> packed_;
-  Memory memory_;
+  std::vector<PackedHead> packed_;
+  AlignedMemory memory_;
 };
 
 // Many rows per key head, in waves of heads whose packed keys fit the caches. A task is a lane: every lanes-th block of
@@ -320,27 +202,27 @@ bool Run::by_rows() const {
       for (int64_t number = lane; number < block_count; number += lanes) {
         const RowBlock& block = blocks[size_t(number)];
         const Task all_keys = task_of(first_head + head, block.first, block.last);
-        const std::vector<Part> parts = parts_of(block.keys, kStripKeys);
+        const std::vector<Part> parts = parts_of(block.keys, kScoreBufferKeys);
         Workspace workspace;
         State state;
-        std::vector<Strip> strips(block.read ? parts.size() : 1);
-        const auto carve_all = [&](Carver carver) {
-          carve(carver, workspace, problem, all_keys.rows(), target.tile_rows, !shares);
-          carve(carver, state, problem, all_keys.rows());
-          for (size_t i = 0; i < strips.size(); ++i)
-            carve(carver, strips[i] = strip_of(problem, parts[i], block.read), all_keys.rows(), target.tile_rows);
-          return carver.bytes();
-        };
-        task_scratch.carve(carve_all);
+        std::vector<ScoreBuffer> strips(block.read ? parts.size() : 1);
+        for (size_t i = 0; i < strips.size(); ++i)
+          strips[i] = make_score_buffer(problem, parts[i].first_key, parts[i].keys, block.read);
+        task_scratch().place([&](BufferLayout layout) {
+          add_workspace(layout, workspace, problem, all_keys.rows(), target.tile_rows, !shares);
+          add_state(layout, state, problem, all_keys.rows());
+          for (ScoreBuffer& strip : strips) add_score_buffer(layout, strip, all_keys.rows(), target.tile_rows);
+          return layout.bytes();
+        });
         for (size_t i = 0; i < parts.size(); ++i) {
           Task task = task_of(first_head + head, block.first, block.last, parts[i]);
           task.continues = i > 0;
           task.packed = shares ? shared->of(head) : nullptr;
-          Strip& strip = strips[block.read ? i : 0];
-          strip.blocks = ceil_div(parts[i].keys, kBlockKeys);
-          target.compute(problem, task, workspace, state, strip);
+          ScoreBuffer& strip = strips[block.read ? i : 0];
+          strip.block_count = ceil_div(parts[i].keys, kBlockKeys);
+          target.forward(problem, task, workspace, state, strip);
         }
-        target.finish(problem, all_keys, state, strips.data(), int64_t(strips.size()));
+        target.write_results(problem, all_keys, state, strips.data(), int64_t(strips.size()));
         for (size_t i = 0; masses && block.read && i < strips.size(); ++i)
           target.accumulate_key_mass(problem, all_keys, state, strips[i], workspace,
                              lane_columns.data() + (head * lanes + lane) * columns, nullptr);
@@ -359,54 +241,37 @@ bool Run::by_rows() const {
   return true;
 }
 
-// The same, without the rows before `row`.
-State rows_from(int64_t row, const Problem& problem, State state) {
-  state.running_max += row;
-  state.running_sum += row;
-  state.score_moment += row;
-  state.inverse += row;
-  state.values += row * problem.value_width();
-  state.top_scores += row * problem.top();
-  state.top_keys += row * problem.top();
-  return state;
-}
-
-// For what goes by peaks and sums of runs alone; a tile begins at `row`.
-Strip rows_from(int64_t row, int64_t tile_rows, Strip strip) {
-  strip.running_maxes += row;
-  strip.range_sums += row / tile_rows * strip.segment_ranges * kPad;
-  return strip;
-}
-
 // Few rows per key head: all of them against fixed parts of the keys, then the partials merged in key order. Heads
 // go in waves, as many at a time as the caches hold.
 bool Run::by_keys() const {
   const std::vector<Part> parts = parts_of({0, problem.keys}, kSplitKeys);
   const int64_t rows = rows_per_head(), splits = int64_t(parts.size()), row_parts = ceil_div(rows, target.tile_rows);
   std::vector<State> states(static_cast<size_t>(splits));
-  std::vector<Strip> strips(problem.wants_statistics ? states.size() : 0);
-  const auto carve_all = [&](Carver carver) {
+  std::vector<ScoreBuffer> strips(problem.wants_statistics ? states.size() : 0);
+  const auto lay_out = [&](BufferLayout layout) {
     for (size_t i = 0; i < states.size(); ++i) {
-      carve(carver, states[i], problem, rows);
-      if (problem.wants_statistics)
-        carve(carver, strips[i] = strip_of(problem, parts[i % parts.size()], true), rows, target.tile_rows);
+      add_state(layout, states[i], problem, rows);
+      if (!problem.wants_statistics) continue;
+      const Part& part = parts[i % parts.size()];
+      strips[i] = make_score_buffer(problem, part.first_key, part.keys, true);
+      add_score_buffer(layout, strips[i], rows, target.tile_rows);
     }
-    return carver.bytes();
+    return layout.bytes();
   };
-  const int64_t head_bytes = carve_all(Carver());
+  const int64_t head_bytes = lay_out(BufferLayout());
   const int64_t fitting = threads * kWaitingBytes / head_bytes, sharing = ceil_div(2 * threads, splits);
   const int64_t wave = std::min(std::max(fitting, sharing), heads());
   states.resize(size_t(wave * splits));
   strips.resize(problem.wants_statistics ? states.size() : 0);
-  const Memory much = wave * head_bytes > kKeptBytes ? allocate(wave * head_bytes) : nullptr;
-  carve_all(Carver(much ? much.get() : run_scratch(wave * head_bytes)));
+  const AlignedMemory much = wave * head_bytes > kKeptBytes ? allocate_aligned(wave * head_bytes) : nullptr;
+  lay_out(BufferLayout(much ? much.get() : call_scratch().reserve(wave * head_bytes)));
   // A strip that nobody reads is of no use after its task.
-  const auto workspace_here = [&](Strip* unread = nullptr) {
+  const auto workspace_here = [&](ScoreBuffer* unread = nullptr) {
     Workspace workspace;
-    task_scratch.carve([&](Carver carver) {
-      carve(carver, workspace, problem, rows, target.tile_rows, true);
-      if (unread) carve(carver, *unread, rows, target.tile_rows);
-      return carver.bytes();
+    task_scratch().place([&](BufferLayout layout) {
+      add_workspace(layout, workspace, problem, rows, target.tile_rows, true);
+      if (unread) add_score_buffer(layout, *unread, rows, target.tile_rows);
+      return layout.bytes();
     });
     return workspace;
   };
@@ -415,24 +280,24 @@ bool Run::by_keys() const {
     const int64_t heads_here = std::min(wave, heads() - first_head);
     const bool whole = each(heads_here * splits, [&](int64_t index) {
       const Part& part = parts[size_t(index % splits)];
-      Strip unread = strip_of(problem, part, false);
+      ScoreBuffer unread = make_score_buffer(problem, part.first_key, part.keys, false);
       const Workspace workspace = workspace_here(problem.wants_statistics ? nullptr : &unread);
-      target.compute(problem, task_of(first_head + index / splits, 0, rows, part), workspace, states[size_t(index)],
+      target.forward(problem, task_of(first_head + index / splits, 0, rows, part), workspace, states[size_t(index)],
                      problem.wants_statistics ? strips[size_t(index)] : unread);
     });
     if (!whole) return false;
     const bool finished = each(heads_here * row_parts, [&](int64_t index) {
       const int64_t head = index / row_parts, first = index % row_parts * target.tile_rows;
       const int64_t last = std::min(first + target.tile_rows, rows);
-      const State merged = rows_from(first, problem, states[size_t(head * splits)]);
+      const State merged = skip_rows(states[size_t(head * splits)], first, problem);
       const Workspace workspace = workspace_here();
       for (int64_t split = 1; split < splits; ++split)
         target.merge(problem, workspace, last - first, merged,
-                     rows_from(first, problem, states[size_t(head * splits + split)]));
-      std::vector<Strip> read;
+                     skip_rows(states[size_t(head * splits + split)], first, problem));
+      std::vector<ScoreBuffer> read;
       for (int64_t split = 0; problem.wants_statistics && split < splits; ++split)
-        read.push_back(rows_from(first, target.tile_rows, strips[size_t(head * splits + split)]));
-      target.finish(problem, task_of(first_head + head, first, last), merged, read.data(), int64_t(read.size()));
+        read.push_back(skip_rows(strips[size_t(head * splits + split)], first, target.tile_rows));
+      target.write_results(problem, task_of(first_head + head, first, last), merged, read.data(), int64_t(read.size()));
     });
     if (!finished) return false;
     if (!problem.wants_statistics || !problem.statistics.key_mass) continue;

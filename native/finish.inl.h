@@ -55,8 +55,8 @@ static int64_t place_of_row(const Problem& problem, const Task& task, int64_t ro
 }
 
 // What the weights of a row in a strip are worth, once its state is finished: its peak may have risen since.
-static inline float factor_of(const Problem& problem, const State& state, const Strip& strip, int64_t row) {
-  const float shift = (strip.running_maxes[row] - state.running_max[row]) * problem.score_unit_base2();
+static inline float factor_of(const Problem& problem, const State& state, const ScoreBuffer& strip, int64_t row) {
+  const float shift = (strip.running_max[row] - state.softmax[row].running_max) * problem.score_unit_base2();
   return shift == 0.0f ? state.inverse[row] : state.inverse[row] * __builtin_exp2f(shift);
 }
 
@@ -69,7 +69,7 @@ static inline void add_first(float* p, Vec more, int64_t count) {
 }
 
 // Segment mass of the rows of a finished task, from the sums of runs in its strips.
-static void write_segments(const Problem& problem, const Task& task, const State& state, const Strip* strips,
+static void write_segments(const Problem& problem, const Task& task, const State& state, const ScoreBuffer* strips,
                            int64_t strip_count) {
   const Statistics& statistics = problem.statistics;
   const int64_t rows = task.rows();
@@ -82,18 +82,18 @@ static void write_segments(const Problem& problem, const Task& task, const State
       for (int64_t s = 0; masses[r] && s < statistics.segments; ++s) masses[r][s] = 0.0f;
     }
     for (int64_t number = 0; number < strip_count; ++number) {
-      const Strip& strip = strips[number];
+      const ScoreBuffer& strip = strips[number];
       float factors[kLanes] = {};
       for (int64_t r = 0; r < height; ++r)
-        if (strip.running_maxes[first + r] != -kInfinity) factors[r] = factor_of(problem, state, strip, first + r);
-      const float* const sums = strip.range_sums + first / kTileRows * strip.segment_ranges * kPad;
+        if (strip.running_max[first + r] != -kInfinity) factors[r] = factor_of(problem, state, strip, first + r);
+      const float* const sums = strip.range_sums + first / kTileRows * strip.range_count * kPadFloats;
       const int64_t* const segment_ranges = statistics.segment_ranges + 3 * strip.first_range;
-      for (int64_t run = 0, count; run < strip.segment_ranges; run += count) {
+      for (int64_t run = 0, count; run < strip.range_count; run += count) {
         // Most often runs follow each other as their segments do.
         Vec totals[kLanes];
-        for (count = 0; count < kLanes && run + count < strip.segment_ranges; ++count) {
+        for (count = 0; count < kLanes && run + count < strip.range_count; ++count) {
           if (segment_ranges[3 * (run + count) + 2] != segment_ranges[3 * run + 2] + count) break;
-          totals[count] = mul(load(sums + (run + count) * kPad), load(factors));
+          totals[count] = mul(load(sums + (run + count) * kPadFloats), load(factors));
         }
         for (int64_t i = count; i < kLanes; ++i) totals[i] = zero();
         transpose(totals);
@@ -141,7 +141,7 @@ static inline void add_rows(const float* const* weights, const float* factors, i
 }
 
 // line = factor . weights of a row for a block of keys.
-static void scale_row(const Strip& strip, int64_t block, int64_t rows, int64_t row, float factor, float* line) {
+static void scale_row(const ScoreBuffer& strip, int64_t block, int64_t rows, int64_t row, float factor, float* line) {
   const int64_t tile = block * rows + row / kTileRows * kTileRows, begin = strip.begin[tile];
   const int64_t end = factor == 0.0f ? begin : strip.end[tile];
   const float* const weights = strip.weights + (block * rows + row) * kBlockKeys;
@@ -152,7 +152,7 @@ static void scale_row(const Strip& strip, int64_t block, int64_t rows, int64_t r
 }
 
 // line = the sum of factor . weights of every step-th row for a block of keys.
-static void sum_rows(const Strip& strip, int64_t block, int64_t rows, int64_t row, int64_t step, const float* factors,
+static void sum_rows(const ScoreBuffer& strip, int64_t block, int64_t rows, int64_t row, int64_t step, const float* factors,
                      float* line) {
   for (int64_t j = 0; j < kBlockKeys; j += kLanes) store(line + j, zero());
   for (int64_t tile = 0; tile < rows; tile += kTileRows) {
@@ -180,34 +180,34 @@ static void sum_rows(const Strip& strip, int64_t block, int64_t rows, int64_t ro
 }
 
 // Whether a row of the strip sees a key of the block.
-static bool is_seen(const Strip& strip, int64_t block, int64_t rows) {
+static bool is_seen(const ScoreBuffer& strip, int64_t block, int64_t rows) {
   for (int64_t tile = 0; tile < rows; tile += kTileRows)
     if (strip.begin[block * rows + tile] < strip.end[block * rows + tile]) return true;
   return false;
 }
 
 // Key mass: row weight x weight, per block in float32, across blocks of rows in float64.
-static void accumulate_key_mass(const Problem& problem, const Task& task, const State& state, const Strip& strip,
+static void accumulate_key_mass(const Problem& problem, const Task& task, const State& state, const ScoreBuffer& strip,
                         const Workspace& workspace, double* sums, float* mass) {
   const Statistics& statistics = problem.statistics;
   const int64_t rows = task.rows(), group = problem.group();
   float* const factors = workspace.rescale;
   for (int64_t row = 0; row < rows; ++row) {
     const int64_t token = task.token(row, group), head = task.query_head(row, group);
-    const bool counts = token >= statistics.first_row && token < statistics.last_row && strip.running_maxes[row] != -kInfinity;
+    const bool counts = token >= statistics.first_row && token < statistics.last_row && strip.running_max[row] != -kInfinity;
     factors[row] = counts ? factor_of(problem, state, strip, row) : 0.0f;
     if (counts && statistics.query_weights)
       factors[row] *= statistics.query_weights[task.item * statistics.query_weight_stride[0] + head * statistics.query_weight_stride[1] +
                                           token * statistics.query_weight_stride[2]];
   }
-  for (int64_t block = 0; block < strip.blocks; ++block) {
+  for (int64_t block = 0; block < strip.block_count; ++block) {
     const int64_t first_key = strip.first_key + block * kBlockKeys;
-    const int64_t left = strip.keys - block * kBlockKeys, known = left < kBlockKeys ? left : kBlockKeys;
+    const int64_t left = strip.key_count - block * kBlockKeys, known = left < kBlockKeys ? left : kBlockKeys;
     if (sums && !is_seen(strip, block, rows)) continue;
     for (int64_t head = 0; head < group; ++head) {
       const int64_t column = head * problem.keys + first_key;
       // The last block may be cut short, where whole vectors would be written over what follows.
-      float* const line = sums || known < kBlockKeys ? workspace.line : mass + column;
+      float* const line = sums || known < kBlockKeys ? workspace.block_row : mass + column;
       const int64_t row = (head - task.first_row % group + group) % group;
       // Most often one row decodes one token: it need not be added to anything.
       if (rows == group && factors[row] == factors[row])
@@ -216,28 +216,28 @@ static void accumulate_key_mass(const Problem& problem, const Task& task, const 
         sum_rows(strip, block, rows, row, group, factors, line);
       if (sums)
         for (int64_t j = 0; j < known; ++j) sums[column + j] += double(line[j]);
-      else if (line == workspace.line)
+      else if (line == workspace.block_row)
         __builtin_memcpy(mass + column, line, std::size_t(known) * sizeof(float));
     }
   }
 }
 
-static void finish(const Problem& problem, const Task& task, const State& state, const Strip* strips, int64_t strip_count) {
+static void finish(const Problem& problem, const Task& task, const State& state, const ScoreBuffer* strips, int64_t strip_count) {
   const Statistics& statistics = problem.statistics;
   const int64_t group = problem.group(), width = problem.value_width(), rows = task.rows();
   for (int64_t row = 0; row < rows; ++row) {
     const int64_t token = task.token(row, group), head = task.query_head(row, group);
     const float* values = state.values + row * width;
-    const Norm norm = norm_of(problem, head, state.running_max[row], state.running_sum[row]);
+    const Norm norm = norm_of(problem, head, state.softmax[row].running_max, state.softmax[row].running_sum);
     if (problem.running_max)
-      write_partial(problem, (task.item * problem.query_heads + head) * problem.queries + token, state.running_max[row],
-                    state.running_sum[row], values);
+      write_partial(problem, (task.item * problem.query_heads + head) * problem.queries + token, state.softmax[row].running_max,
+                    state.softmax[row].running_sum, values);
     else
       write_output(problem, task.item, head, token, values, norm.inverse);
     state.inverse[row] = norm.inverse;
     const int64_t place = place_of_row(problem, task, row);
     if (place >= 0)
-      write_row_statistics(problem, place, norm, state.running_max[row], state.running_sum[row], state.score_moment[row],
+      write_row_statistics(problem, place, norm, state.softmax[row].running_max, state.softmax[row].running_sum, state.softmax[row].score_moment,
                          state.top_scores + row * statistics.top, state.top_keys + row * statistics.top);
   }
   if (problem.wants_statistics && statistics.segment_mass) write_segments(problem, task, state, strips, strip_count);

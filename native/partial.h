@@ -6,8 +6,8 @@
 // in the second half of their room, for the same reason.
 static void select_largest(float* candidates, int32_t* candidate_keys, int64_t count, int64_t top, float* scores,
                            int32_t* keys) {
-  float* ordered = candidates + candidate_room(top);
-  int32_t* ordered_keys = candidate_keys + candidate_room(top);
+  float* ordered = candidates + candidate_capacity(top);
+  int32_t* ordered_keys = candidate_keys + candidate_capacity(top);
   store(candidates + count, broadcast(-__builtin_inff()));
   for (int64_t i = 0; i < count; ++i) {
     const Vec score = broadcast(candidates[i]);
@@ -46,17 +46,17 @@ static void merge(const Problem& problem, const Workspace& workspace, int64_t ro
   const float unit = problem.score_unit_base2();
   const int64_t width = problem.value_width();
   for (int64_t row = 0; row < rows; ++row) {
-    const float left = into.running_max[row], right = from.running_max[row];
+    const float left = into.softmax[row].running_max, right = from.softmax[row].running_max;
     const float running_max = left > right ? left : right;
     const bool none = running_max == -__builtin_inff();
     // A shift of -inf belongs to an empty side, whose total and moment are 0.
     const float left_shift = left == -__builtin_inff() ? 0.0f : (left - running_max) * unit;
     const float right_shift = right == -__builtin_inff() ? 0.0f : (right - running_max) * unit;
     const float keep = none ? 1.0f : __builtin_exp2f(left_shift), add = none ? 1.0f : __builtin_exp2f(right_shift);
-    into.score_moment[row] = keep * (into.score_moment[row] + left_shift * into.running_sum[row]) +
-                       add * (from.score_moment[row] + right_shift * from.running_sum[row]);
-    into.running_sum[row] = keep * into.running_sum[row] + add * from.running_sum[row];
-    into.running_max[row] = running_max;
+    into.softmax[row].score_moment = keep * (into.softmax[row].score_moment + left_shift * into.softmax[row].running_sum) +
+                       add * (from.softmax[row].score_moment + right_shift * from.softmax[row].running_sum);
+    into.softmax[row].running_sum = keep * into.softmax[row].running_sum + add * from.softmax[row].running_sum;
+    into.softmax[row].running_max = running_max;
     float* values = into.values + row * width;
     const float* others = from.values + row * width;
     for (int64_t i = 0; i < width; ++i) values[i] = keep * values[i] + add * others[i];

@@ -7,8 +7,9 @@
 #include <initializer_list>
 #include <type_traits>
 
-// Always inlined: target files are compiled with other flags, and no copy of theirs may serve the rest.
-#define KEYWISE_INLINE [[gnu::always_inline]] inline
+#include "always_inline.h"
+#include "integers.h"
+#include "tuning.h"
 
 namespace keywise {
 
@@ -18,15 +19,6 @@ enum class Dtype { float32, float16, bfloat16, int8 };
 KEYWISE_INLINE constexpr int64_t bytes_of(Dtype dtype) {
   return dtype == Dtype::float32 ? 4 : dtype == Dtype::int8 ? 1 : 2;
 }
-
-// Keys are taken in blocks of this many: a tile of scores (12 x 256 floats) stays in the first-level cache.
-constexpr int64_t kBlockKeys = 256;
-// No strip has more keys than this.
-constexpr int64_t kStripKeys = 8 * kBlockKeys;
-// Rows of value vectors are padded to this many floats, a multiple of every target's vector width.
-constexpr int64_t kPad = 16;
-
-KEYWISE_INLINE constexpr int64_t round_up(int64_t number, int64_t step) { return (number + step - 1) / step * step; }
 
 // Strides count elements; axes are [batch, heads, tokens, head_dim]; the last one is contiguous.
 struct Tensor {
@@ -132,7 +124,7 @@ struct Problem {
   // Heaviest keys wanted per row.
   KEYWISE_INLINE int64_t top() const { return wants_statistics ? statistics.top : 0; }
   KEYWISE_INLINE int64_t group() const { return query_heads / key_heads; }
-  KEYWISE_INLINE int64_t value_width() const { return round_up(value_dim, kPad); }
+  KEYWISE_INLINE int64_t value_width() const { return round_up(value_dim, kPadFloats); }
 };
 
 }  // namespace keywise

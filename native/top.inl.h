@@ -23,8 +23,8 @@ struct Contest {
   int32_t* const top_keys;
   int64_t count = 0, listed = 0;
   float bar = 0.0f;
-  int32_t panels[kStripKeys / kPanelKeys + 1];
-  unsigned above[kStripKeys / kPanelKeys + 1];
+  int32_t panels[kScoreBufferKeys / kPanelKeys + 1];
+  unsigned above[kScoreBufferKeys / kPanelKeys + 1];
 
   // Not an aggregate, which would begin with zeros in every list.
   Contest(const Workspace& workspace, int64_t wanted, float* scores_kept, int32_t* keys_kept)
@@ -69,7 +69,7 @@ struct Contest {
         store_chosen(load(scores + half), first_key + panels[i] + half, chosen, candidates + count, keys + count);
         count += __builtin_popcount(chosen);
       }
-      if (count + kPanelKeys + kPad <= candidate_room(top)) continue;
+      if (count + kPanelKeys + kPadFloats <= candidate_capacity(top)) continue;
       settle();
       begin_with_kept();
     }

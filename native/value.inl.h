@@ -10,7 +10,7 @@ static constexpr int kFewRows = 2;
 template <int R, int C, Dtype kDtype, bool kPairs>
 static void value_tile(const float* weights, const Values& values, int64_t first, int64_t keys, int64_t width,
                        const float* rescale, float* outputs) {
-  // Packed values come a block at a time and get sums of their own, for rounding errors grow with the length of a chain;
+  // PackedHead values come a block at a time and get sums of their own, for rounding errors grow with the length of a chain;
   // those in place may come in pieces, over which the chain goes on, so that the bits do not depend on them.
   const auto scaled_before = [&](int r, int c, Vec more) {
     const Vec before = load(outputs + r * width + c * kLanes);

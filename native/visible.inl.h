@@ -5,7 +5,7 @@
 struct Span {
   int64_t kept, kept_end, near, near_end;
 };
-static_assert(sizeof(Span) == kSpanNumbers * sizeof(int64_t));
+static_assert(sizeof(Span) == sizeof(VisibleKeys));
 
 static inline int64_t clamp(int64_t value, int64_t low, int64_t high) {
   return value < low ? low : value > high ? high : value;
