@@ -205,7 +205,7 @@ def test_docstrings_of_public_functions_have_examples() -> None:
         "partial",
         "merge",
         "Mask",
-        "Reading",
+        "AttentionStats",
         "KVCache",
         "Library",
         "targets",

@@ -15,14 +15,17 @@ common = key.mean(axis=2, keepdims=True)
 
 # %% The keys are drawn together until all of them are the same.
 differences = np.linspace(1, 0, 41, dtype=np.float32)
-readings = [kw.read(query, common + left * (key - common), value, segments=np.arange(count)) for left in differences]
-weights = np.stack([reading.segment_mass[0, 0, 0] for reading in readings])
-entropy = np.stack([reading.entropy[0, 0, 0] for reading in readings])
+records = [
+    kw.attention_stats(query, common + left * (key - common), value, segment_ids=np.arange(count))
+    for left in differences
+]
+weights = np.stack([stats.segment_mass[0, 0, 0] for stats in records])
+entropy = np.stack([stats.entropy[0, 0, 0] for stats in records])
 
 # %% Identical keys cannot be told apart: each gets 1/n, the entropy is ln n, the output is the mean.
 assert np.allclose(weights[-1], 1 / count)
 assert np.isclose(entropy[-1], np.log(count))
-assert np.allclose(readings[-1].output[0, 0, 0], value[0, 0].mean(axis=0), atol=1e-6)
+assert np.allclose(records[-1].output[0, 0, 0], value[0, 0].mean(axis=0), atol=1e-6)
 assert (np.diff(entropy) > 0).all(), "the closer the keys, the flatter the weights"
 
 # %% Whatever is asked, the answer is the same.

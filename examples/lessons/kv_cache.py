@@ -28,11 +28,11 @@ rows, counts = [], [[0, 0]]
 for step in range(count):
     new, so_far = tokens[:, :, step : step + 1], tokens[:, :, : step + 1]
     cache.append(0, *key_and_value(new, "cache"))
-    reading = cache.read(0, new @ to_query, segments=np.arange(len(cache)))
+    stats = cache.attention_stats(0, new @ to_query, segment_ids=np.arange(len(cache)))
     again = kw.attend(new @ to_query, *key_and_value(so_far, "no cache"))
-    for output in (reading.output, again):
+    for output in (stats.output, again):
         assert np.allclose(output, prefill[:, :, step : step + 1], atol=1e-5)
-    rows.append(np.pad(reading.segment_mass[0, 0, 0], (0, count - len(cache))))
+    rows.append(np.pad(stats.segment_mass[0, 0, 0], (0, count - len(cache))))
     counts.append([made["cache"], made["no cache"]])
 assert made == {"cache": count, "no cache": count * (count + 1) // 2}
 
@@ -45,7 +45,7 @@ assert (len(cache), len(fork)) == (count, 9)
 assert np.allclose(cache.attend(0, tokens[:, :, -1:] @ to_query), prefill[:, :, -1:], atol=1e-5), "unmoved by its fork"
 
 # %% What stays are keys and values. Queries are used once: no later token asks for them.
-kept = [array.data.nbytes for piece in cache.pieces(0) for array in piece]
+kept = [array.data.nbytes for piece in cache.chunks(0) for array in piece]
 assert sum(kept) == 2 * tokens.nbytes
 
 # %%

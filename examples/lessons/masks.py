@@ -25,8 +25,8 @@ masks = {
 # %% Hidden keys get no weight at all; the others share it: every row that sees a key sums to 1.
 figure, axes = panels(1, 4, width=11, height=3.2)
 for axis, (title, (mask, visible)) in zip(axes, masks.items(), strict=True):
-    reading = kw.read(query, key, value, mask=mask, segments=places)
-    weights = reading.segment_mass[0, 0]
+    stats = kw.attention_stats(query, key, value, mask=mask, segment_ids=places)
+    weights = stats.segment_mass[0, 0]
     assert (weights[~visible] == 0).all()
     assert np.allclose(weights.sum(axis=1), visible.any(axis=1))
     grid(axis, weights, title, visible=visible)
@@ -37,7 +37,7 @@ for axis, (title, (mask, visible)) in zip(axes, masks.items(), strict=True):
     unseen = ~visible.any(axis=0)
     spoilt_key, spoilt_value = key.copy(), value.copy()
     spoilt_key[:, :, unseen] = spoilt_value[:, :, unseen] = np.nan
-    assert np.array_equal(kw.attend(query, spoilt_key, spoilt_value, mask=mask), reading.output)
+    assert np.array_equal(kw.attend(query, spoilt_key, spoilt_value, mask=mask), stats.output)
 
 # %% A token of the future may change as it likes: the rows before it stay as they are.
 other_key, other_value = key.copy(), value.copy()

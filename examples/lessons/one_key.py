@@ -16,16 +16,16 @@ key = random.normal(size=(1, 1, 5, 64)).astype(np.float32)
 wanted = names.index("lamp")
 strengths = np.linspace(0, 1.2, 49, dtype=np.float32)
 query = strengths[:, None] * key[:, :, wanted]
-reading = kw.read(query[:, None], key, value, segments=np.arange(5))  # a segment per key: every weight
-weights = reading.segment_mass[0, 0]
-output = reading.output[0, 0]
+stats = kw.attention_stats(query[:, None], key, value, segment_bounds=np.arange(4))  # a segment per key: every weight
+weights = stats.segment_mass[0, 0]
+output = stats.output[0, 0]
 
 # %% With no strength every value counts alike; with enough of it one key takes the weight and its value comes out.
 assert np.allclose(weights[0], 1 / 5)
 assert np.allclose(output[0], value[0, 0].mean(axis=0), atol=1e-6)
 assert weights[-1, wanted] > 0.99
 assert np.allclose(output[-1], value[0, 0, wanted], atol=0.02)
-assert (reading.top_keys[0, 0, 1:, 0] == wanted).all()
+assert (stats.top_keys[0, 0, 1:, 0] == wanted).all()
 
 # %% Where a pair of key and value stands says nothing: another order gives the same output.
 order = random.permutation(5)

@@ -14,7 +14,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from keywise.documents.report import write_whole
+from keywise.documents.report import write_text_file
 
 # Okabe and Ito's colours stay apart for colour-blind readers.
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#8C8C8C"
@@ -70,4 +70,4 @@ def save(figure: Figure) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     picture = io.BytesIO()
     figure.savefig(picture, format="svg", metadata={"Date": None}, dpi=150)
-    write_whole(folder / f"{Path(sys.argv[0]).stem}.svg", picture.getvalue())
+    write_text_file(folder / f"{Path(sys.argv[0]).stem}.svg", picture.getvalue())

@@ -34,10 +34,12 @@ causal = kw.Mask(causal=True)
 def look(to_query, to_key, to_value=in_place):
     """Attend with these three matrices, read out every weight."""
     query, key, value = (tokens @ matrix for matrix in (9 * to_query, to_key, to_value))
-    return kw.read(*(x[None, None] for x in (query, key, value)), mask=causal, scale=1, segments=np.arange(7))
+    return kw.attention_stats(
+        *(x[None, None] for x in (query, key, value)), mask=causal, scale=1, segment_ids=np.arange(7)
+    )
 
 
-by_kind, by_place, by_word = readings = [look(*head) for head in heads.values()]
+by_kind, by_place, by_word = records = [look(*head) for head in heads.values()]
 
 # %% Same tokens, three heads, three answers. What the keys leave out cannot be told apart: "dog" finds both adjectives.
 assert by_kind.top_keys[0, 0, 2, 0] == words.index("red")
@@ -56,8 +58,8 @@ assert np.allclose(nothing.segment_mass[0, 0, 6], 1 / 7)
 
 # %%
 figure, axes = panels(1, 3, width=10.5, height=4)
-for axis, title, reading in zip(axes, heads, readings, strict=True):
-    grid(axis, reading.segment_mass[0, 0], title, visible=np.tri(7, dtype=bool))
+for axis, title, stats in zip(axes, heads, records, strict=True):
+    grid(axis, stats.segment_mass[0, 0], title, visible=np.tri(7, dtype=bool))
     name_ticks(axis, words if axis is axes[0] else [], words)
     axis.set(xlabel="", ylabel="query" if axis is axes[0] else "")
 save(figure)

@@ -44,8 +44,8 @@ alone = embed(sentences)
 value = np.arange(len(sentences), dtype=np.float32)[None, None, :, None]
 
 # %% The score is the cosine of two texts. A scale of 30 makes the best stand out; 1/√384 would make all alike.
-by_itself = kw.read(query, alone, value, scale=30, top=3)
-assert kw.read(query, alone, value).top_weights.max() < 1.2 / len(sentences)
+by_itself = kw.attention_stats(query, alone, value, scale=30, top_k=3)
+assert kw.attention_stats(query, alone, value).top_weights.max() < 1.2 / len(sentences)
 
 
 def holds(words, index):
@@ -59,24 +59,22 @@ for row, words in enumerate(questions.values()):
 
 # %% "It burned rape oil" does not say what burned: its key is no good. Make keys of two sentences; the values stay.
 together = embed([" ".join(pair) for pair in zip(["", *sentences], sentences, strict=False)])
-by_two = kw.read(query, together, value, scale=30, top=3)
+by_two = kw.attention_stats(query, together, value, scale=30, top_k=3)
 assert holds("rape oil", by_two.top_keys[0, 0, 2, 0])
 assert not holds("town museum", by_two.top_keys[0, 0, 0, 0]), "what helps one question blurs the key of another"
 
 # %% The keys know nothing of order: the same sentences in another order are found just as well.
 order = np.random.default_rng(0).permutation(len(sentences))
-shuffled = kw.read(query, alone[:, :, order], value[:, :, order], scale=30, top=3)
+shuffled = kw.attention_stats(query, alone[:, :, order], value[:, :, order], scale=30, top_k=3)
 assert np.array_equal(order[shuffled.top_keys], by_itself.top_keys)
 
 # %%
 rows = [(question, by_itself, row) for row, question in enumerate(questions)]
 rows.append(("What fuel did the lamp use?  Keys made with the sentence before", by_two, 2))
 figure, axes = panels(4, 1, width=9.4, height=6.2, sharex=True)
-for axis, (title, reading, row) in zip(axes, rows, strict=True):
+for axis, (title, stats, row) in zip(axes, rows, strict=True):
     words = list(questions.values())[row]
-    for place, (index, weight) in enumerate(
-        zip(reading.top_keys[0, 0, row], reading.top_weights[0, 0, row], strict=True)
-    ):
+    for place, (index, weight) in enumerate(zip(stats.top_keys[0, 0, row], stats.top_weights[0, 0, row], strict=True)):
         axis.barh(place, weight, color=BLUE if holds(words, index) else GREY, height=0.7)
         text = textwrap.shorten(sentences[index], 88, placeholder=" …")
         axis.annotate(text, (weight, place), (5, 0), textcoords="offset points", va="center", fontsize=9)

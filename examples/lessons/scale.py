@@ -17,8 +17,8 @@ for d in dimensions:
     query, key = random.normal(size=(2, 1, 1, 256, d)).astype(np.float32)
     key = key[:, :, :count]
     for name, scale in scales.items():
-        reading = kw.read(query, key, key, scale=scale(d), top=1)
-        heaviest[name].append(float(reading.top_weights.mean()))
+        stats = kw.attention_stats(query, key, key, scale=scale(d), top_k=1)
+        heaviest[name].append(float(stats.top_weights.mean()))
     assert np.isclose((query @ key.swapaxes(2, 3)).std() / np.sqrt(d), 1, atol=0.1)
 
 # %% With 1/√d the weights look alike in every size, and 1/√d is what keywise takes unless told otherwise.

@@ -8,7 +8,7 @@ import torch
 from pictures import ORANGE, grid, name_ticks, panels, save
 
 import keywise.hf
-from keywise.hf.models import load_model
+from keywise.models.loading import load_model
 
 loaded = load_model(dtype="float32")
 model = keywise.hf.use(loaded.model)
@@ -37,9 +37,9 @@ def lookups(english, french):
     count = len(english.split())
     segments = np.where((owner >= 1) & (owner <= count), owner - 1, -1)  # a segment per English word
     rows = np.cumsum([len(ids) for ids in tokens])[count + 2 :] - 1  # the last token of each French word
-    with torch.no_grad(), keywise.hf.reading(model, segments=segments) as readings:
+    with torch.no_grad(), keywise.hf.record_stats(model, segment_ids=segments) as records:
         model(torch.tensor([[*chain.from_iterable(tokens)]]))
-    mass = np.stack([record.reading.segment_mass[0, :, rows].numpy() for record in readings])
+    mass = np.stack([record.stats.segment_mass[0, :, rows].numpy() for record in records])
     return mass / mass.sum(axis=-1, keepdims=True)
 
 

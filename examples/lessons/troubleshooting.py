@@ -25,11 +25,11 @@ query, key, value = (vectors(part, places) for part in content)
 
 def read(query=query, key=key, **options):
     """Attend with one thing changed."""
-    return kw.read(query, key, value, **{"mask": kw.Mask(causal=True), "segments": places, **options})
+    return kw.attention_stats(query, key, value, **{"mask": kw.Mask(causal=True), "segments": places, **options})
 
 
 # %% One mistake at a time.
-readings = {
+records = {
     "healthy": read(),
     "keys collapsed": read(key=np.repeat(key[:, :, :1], count, axis=2)),
     "scale forgotten": read(scale=1),
@@ -37,23 +37,23 @@ readings = {
     "causal mask lost": read(mask=None),
     "position off by six": read(query=vectors(content[0], places - 6)),
 }
-visible = {name: np.tri(count, dtype=bool) for name in readings} | {"causal mask lost": np.ones((count, count), bool)}
+visible = {name: np.tri(count, dtype=bool) for name in records} | {"causal mask lost": np.ones((count, count), bool)}
 most = np.log(places + 1).mean()  # the mean entropy of causal rows that cannot choose
 
 
 def flatness(name):
     """Give mean entropy as a part of what it could be: 1 = no choice, 0 = one key takes all."""
-    return float(readings[name].entropy.mean() / most)
+    return float(records[name].entropy.mean() / most)
 
 
 def ahead(name):
     """Give the mean weight on keys after the query's own position."""
-    return float(np.triu(readings[name].segment_mass[0, 0], 1).sum() / count)
+    return float(np.triu(records[name].segment_mass[0, 0], 1).sum() / count)
 
 
 def reach(name):
     """Give how far before itself a query looks, on average over rows and weights."""
-    weights = readings[name].segment_mass[0, 0]
+    weights = records[name].segment_mass[0, 0]
     return float((weights * (places[:, None] - places)).sum() / count)
 
 
@@ -76,8 +76,8 @@ said = {
     "position off by six": f"looks {reach('position off by six'):.1f} keys back, not {reach('healthy'):.1f}",
 }
 figure, axes = panels(2, 3, width=9, height=6.6)
-for axis, (name, reading) in zip(axes.flat, readings.items(), strict=True):
-    grid(axis, reading.segment_mass[0, 0], f"{name}\n{said[name]}", visible=visible[name])
+for axis, (name, stats) in zip(axes.flat, records.items(), strict=True):
+    grid(axis, stats.segment_mass[0, 0], f"{name}\n{said[name]}", visible=visible[name])
     axis.set(xticks=[], yticks=[])
     axis.label_outer()
 save(figure)

@@ -13,13 +13,13 @@ distance = np.arange(count)[:, None] - np.arange(count)
 near = (distance >= 0) & (distance <= left)
 
 window = kw.Mask(causal=True, window=(left, None))
-windowed = kw.read(query, key, value, mask=window, segments=np.arange(count)).segment_mass[0, 0]
+windowed = kw.attention_stats(query, key, value, mask=window, segment_ids=np.arange(count)).segment_mass[0, 0]
 assert ((windowed > 0) == near).all()
 
 # %% The first keys often collect weight that has nowhere else to go. They can stay visible.
 kept = near | ((distance >= 0) & (np.arange(count) < 2))
 first = kw.Mask(causal=True, window=(left, None), keep_first=2)
-with_first = kw.read(query, key, value, mask=first, segments=np.arange(count)).segment_mass[0, 0]
+with_first = kw.attention_stats(query, key, value, mask=first, segment_ids=np.arange(count)).segment_mass[0, 0]
 assert ((with_first > 0) == kept).all()
 
 # %% A cache whose layer has a window drops what no later query sees; the outputs are those of the whole.

@@ -5,16 +5,17 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from keywise.attention.kernels import explain, get_threads, set_threads, targets, using
+from keywise.attention.kernels import explain, get_num_threads, set_num_threads, targets, using
 from keywise.attention.mask import Mask
-from keywise.attention.operation import attend, partial, read
+from keywise.attention.operation import attend, attention_stats, partial
 from keywise.attention.partial import Partial, merge
-from keywise.attention.reading import Reading
+from keywise.attention.stats import AttentionStats
 from keywise.cache.kvcache import KVCache
 from keywise.errors import (
     DtypeError,
     FormatError,
     KeywiseError,
+    MissingFileError,
     ModelError,
     OptionError,
     ShapeError,
@@ -25,32 +26,35 @@ if TYPE_CHECKING:
     from keywise import diagnosis as diagnosis
     from keywise import documents as documents
     from keywise import hf as hf
-    from keywise.memory import Library as Library
+    from keywise import models as models
+    from keywise.library import Library as Library
 
 __version__: str
 
 __all__ = [
+    "AttentionStats",
     "DtypeError",
     "FormatError",
     "KVCache",
     "KeywiseError",
     "Mask",
+    "MissingFileError",
     "ModelError",
     "OptionError",
     "Partial",
-    "Reading",
     "ShapeError",
     "TargetError",
     "attend",
+    "attention_stats",
     "diagnosis",
     "documents",
     "explain",
-    "get_threads",
+    "get_num_threads",
     "hf",
     "merge",
+    "models",
     "partial",
-    "read",
-    "set_threads",
+    "set_num_threads",
     "targets",
     "using",
 ]
@@ -58,10 +62,10 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     # The plug-ins stand on packages that are slow to import or absent: they come when they are asked for.
-    if name in {"diagnosis", "documents", "hf"}:
+    if name in {"diagnosis", "documents", "hf", "models"}:
         return importlib.import_module(f"keywise.{name}")
     if name == "Library":  # not in __all__: whoever imports everything need not have Lance
-        return importlib.import_module("keywise.memory").Library
+        return importlib.import_module("keywise.library").Library
     if name == "__version__":
         return importlib.import_module("importlib.metadata").version("keywise")
     raise AttributeError(f"module 'keywise' has no attribute {name!r}")

@@ -20,7 +20,7 @@ _BFLOAT16_BITS = np.dtype(np.uint16)
 Array = npt.NDArray[Any]
 
 
-class Taken(NamedTuple):
+class HostArray(NamedTuple):
     """An argument as a NumPy array over the same memory; bfloat16 travels as uint16 because NumPy has no such type.
 
     Keys and values [batch, heads, tokens, head_dim] in int8 have a float32 scale [batch, heads, tokens] that every
@@ -42,14 +42,14 @@ class Taken(NamedTuple):
         return self.data.astype(dtype, copy=False)
 
 
-def take(name: str, value: Any) -> Taken:
+def as_host_array(name: str, value: Any) -> HostArray:
     """Take an array argument as it is; refuse what is not an array on this CPU without gradients."""
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(value, torch.Tensor):
         return _take_torch(name, value, torch)
     if isinstance(value, np.ndarray):
         return _take_numpy(name, value, value)
-    if isinstance(value, Taken):
+    if isinstance(value, HostArray):
         return value
     if hasattr(value, "__dlpack__") and hasattr(value, "__dlpack_device__"):
         device = value.__dlpack_device__()
@@ -69,7 +69,7 @@ def take(name: str, value: Any) -> Taken:
     )
 
 
-def _take_torch(name: str, tensor: Any, torch: Any) -> Taken:
+def _take_torch(name: str, tensor: Any, torch: Any) -> HostArray:
     if not tensor.is_cpu:
         raise TargetError(f"{name} lives on device '{tensor.device}'; keywise computes on the CPU: use {name}.cpu()")
     if tensor.layout is not torch.strided:
@@ -82,19 +82,19 @@ def _take_torch(name: str, tensor: Any, torch: Any) -> Taken:
     if tensor.requires_grad or type(tensor) is not torch.Tensor:  # a subclass may hold its elements elsewhere
         tensor = tensor.detach()
     if tensor.dtype is torch.bfloat16:
-        return Taken(tensor.view(torch.uint16).numpy(), "bfloat16", tensor)
+        return HostArray(tensor.view(torch.uint16).numpy(), "bfloat16", tensor)
     try:
         data = tensor.numpy()
     except TypeError as error:
         raise DtypeError(f"{name} has dtype {tensor.dtype}, which keywise does not take") from error
-    return Taken(data, _name(data.dtype), tensor)
+    return HostArray(data, _name(data.dtype), tensor)
 
 
-def _take_numpy(name: str, data: Array, like: Any) -> Taken:
+def _take_numpy(name: str, data: Array, like: Any) -> HostArray:
     if not data.dtype.isnative:
         raise DtypeError(f"{name} has byte order {data.dtype.str}; use {name}.astype({name}.dtype.newbyteorder('='))")
     name_of_dtype = _name(data.dtype)
-    return Taken(data.view(np.uint16) if name_of_dtype == "bfloat16" else data, name_of_dtype, like)
+    return HostArray(data.view(np.uint16) if name_of_dtype == "bfloat16" else data, name_of_dtype, like)
 
 
 @functools.cache
@@ -163,7 +163,7 @@ def round_to(data: Array, dtype: str) -> Array:
     return np.where(np.isnan(single), np.uint16(0x7FC0), rounded)
 
 
-def give(data: Array, like: Any) -> Any:
+def to_library(data: Array, like: Any) -> Any:
     """Hand a result of `empty` back in the library of `like` (the query), without a copy for NumPy and torch."""
     bfloat16 = data.dtype == _BFLOAT16_BITS
     torch = sys.modules.get("torch")

@@ -16,12 +16,12 @@ import numpy as np
 
 from keywise.attention import _native, reference
 from keywise.attention.arrays import Array, exchange_of, round_to
-from keywise.attention.checks import LARGEST_NUMBER, whole
 from keywise.attention.partial import Partial
-from keywise.attention.plan import Want, plan_of
-from keywise.attention.problem import Pieces, Problem, make_problem
+from keywise.attention.problem import Chunks, Problem, make_problem
+from keywise.attention.stats_request import StatsRequest, resolve_stats
 from keywise.attention.visibility import sides_of
 from keywise.errors import OptionError, TargetError
+from keywise.util.checks import MAX_FLOAT, check_int
 
 REFERENCE = "reference"
 MOST_THREADS = 1024
@@ -129,7 +129,7 @@ def explain(query: Any = None, key: Any = None, value: Any = None, **options: An
     asked = _chosen.get()
     reasons = {name: _reason(name, dtype, asked) for name in _REASONS}
     target = next((name for name, reason in reasons.items() if not reason), None)
-    return Explanation(target, reasons, get_threads())
+    return Explanation(target, reasons, get_num_threads())
 
 
 def _reason(name: str, dtype: str | None, asked: str | None) -> str:
@@ -155,7 +155,7 @@ def _target(dtype: str, asked: str | None) -> str:
 _threads: int | None = None
 
 
-def set_threads(threads: int | None) -> None:
+def set_num_threads(threads: int | None) -> None:
     """Set the number of threads of every later call; None goes back to the default.
 
     The default is KEYWISE_THREADS, else torch's number when torch is loaded, else the CPUs this process may use.
@@ -164,15 +164,15 @@ def set_threads(threads: int | None) -> None:
     Examples
     --------
     >>> import keywise as kw
-    >>> kw.set_threads(2); kw.get_threads()
+    >>> kw.set_num_threads(2); kw.get_num_threads()
     2
-    >>> kw.set_threads(None)
+    >>> kw.set_num_threads(None)
     """
     global _threads  # noqa: PLW0603  (one number per process, as in torch)
-    _threads = None if threads is None else whole("threads", threads, minimum=1, maximum=MOST_THREADS)
+    _threads = None if threads is None else check_int("threads", threads, minimum=1, maximum=MOST_THREADS)
 
 
-def get_threads() -> int:
+def get_num_threads() -> int:
     """Give the number of threads a large problem runs on."""
     if _threads is not None:
         return _threads
@@ -206,7 +206,7 @@ def attend(
     mask: Any,
     scale: float | None,
     transposed_output: bool,
-    reading: Want | None = None,
+    stats: StatsRequest | None = None,
 ) -> Any:
     """Attend in one native call, or give None: `make_problem` and `run` then do it, with the same bits, or refuse.
 
@@ -214,66 +214,66 @@ def attend(
     keys and values may come in `Pieces`. With `reading` the result is a list of the output and the readings, in the
     order of `Reading`.
     """
-    pieces = isinstance(key, Pieces) and isinstance(value, Pieces)
-    exchange = exchange_of(query, *key, *value) if pieces else exchange_of(query, key, value)
+    chunks = isinstance(key, Chunks) and isinstance(value, Chunks)
+    exchange = exchange_of(query, *key, *value) if chunks else exchange_of(query, key, value)
     sides, asked = sides_of(mask), _chosen.get()
     if exchange is None or sides is None or asked == REFERENCE:
         return None
-    if scale is not None and not (type(scale) is float and abs(scale) <= LARGEST_NUMBER):
+    if scale is not None and not (type(scale) is float and abs(scale) <= MAX_FLOAT):
         return None
     plan = None
-    if reading is not None:
-        keys = key if pieces else (key,)
+    if stats is not None:
+        keys = key if chunks else (key,)
         if any(tensor.ndim != 4 for tensor in (query, *keys)):
             return None
-        plan = plan_of(reading, (*query.shape[:3], sum(tensor.shape[2] for tensor in keys)))[:7]
+        plan = resolve_stats(stats, (*query.shape[:3], sum(tensor.shape[2] for tensor in keys)))[:7]
     target = _target("float32", asked)  # the same for every dtype that the native call takes
     return _native.attend(
-        exchange, query, key, value, *sides, scale, transposed_output, target, get_threads(), _interruptible(), plan
+        exchange, query, key, value, *sides, scale, transposed_output, target, get_num_threads(), _interruptible(), plan
     )
 
 
-def run(problem: Problem, output: Array, readings: dict[str, Array]) -> None:
+def run(problem: Problem, output: Array, records: dict[str, Array]) -> None:
     """Run a problem on the chosen target; `output` [B, Hq, Q, Dv] and the readings, by name, are written in place."""
     target = _target(problem.dtype, _chosen.get())
     if target == REFERENCE:
         result = reference.evaluate(problem)
         output[...] = round_to(result.output, problem.dtype)
-        for name, array in readings.items():
+        for name, array in records.items():
             array[...] = getattr(result, name)
         return
     call = _call(problem)
     call.output = output
-    for name, array in readings.items():
-        setattr(call, name, array)
+    for name, array in records.items():
+        setattr(call, "covered" if name == "top_mass" else name, array)
     _run(call, target)
 
 
-def run_partial(problem: Problem, readings: dict[str, Array] | None = None) -> Partial:
+def run_partial(problem: Problem, records: dict[str, Array] | None = None) -> Partial:
     """Run a problem over part of the keys on the chosen target; the readings, by name, are written in place."""
     target = _target(problem.dtype, _chosen.get())
-    readings = readings or {}
+    records = records or {}
     if target == REFERENCE:
         result = reference.evaluate(problem)
-        for name, array in readings.items():
+        for name, array in records.items():
             array[...] = getattr(result, name)
         dtype = np.float64 if problem.dtype == "float64" else np.float32
-        parts = (result.peak, result.total, result.values)
+        parts = (result.running_max, result.running_sum, result.values)
         return Partial(*(part.astype(dtype) for part in parts if part is not None))
     batch, query_heads, _, queries, _, _, value_dim = problem.shape
     call = _call(problem)
     call.peak = np.empty((batch, query_heads, queries), np.float32)
     call.total = np.empty_like(call.peak)
     call.values = np.empty((batch, query_heads, queries, value_dim), np.float32)
-    for name, array in readings.items():
-        setattr(call, name, array)
+    for name, array in records.items():
+        setattr(call, "covered" if name == "top_mass" else name, array)
     partial = Partial(call.peak, call.total, call.values)
     _run(call, target)
     return partial
 
 
 def _run(call: _native.Call, target: str) -> None:
-    _native.run(call, target, get_threads(), _interruptible())
+    _native.run(call, target, get_num_threads(), _interruptible())
 
 
 def _interruptible() -> bool:
@@ -285,8 +285,8 @@ def _call(problem: Problem) -> _native.Call:
     call = _native.Call()
     call.dtype = problem.dtype
     call.query = problem.query.data
-    call.stored = problem.pieces[0].key.dtype
-    for key, value in problem.pieces:
+    call.stored = problem.chunks[0].key.dtype
+    for key, value in problem.chunks:
         call.add_piece(key.data, value.data)
         if key.scale is not None and value.scale is not None:
             call.add_scales(key.scale, value.scale)
@@ -300,8 +300,8 @@ def _call(problem: Problem) -> _native.Call:
     call.causal, call.left, call.right, call.keep_first = rule.causal, rule.left, rule.right, rule.keep_first
     call.first_key, call.lengths, call.starts = problem.first_key, rule.lengths, rule.starts
     call.documents, call.allowed = rule.documents, rule.allowed
-    plan = problem.reading
+    plan = problem.stats
     if plan is not None:
-        call.first_row, call.last_row, call.top = plan.first_row, plan.last_row, plan.top
-        call.runs, call.row_weights = plan.runs, plan.row_weights
+        call.first_row, call.last_row, call.top = plan.first_row, plan.last_row, plan.top_k
+        call.runs, call.row_weights = plan.runs, plan.query_weights
     return call

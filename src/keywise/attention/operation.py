@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 
 from keywise.attention import kernels
-from keywise.attention.arrays import empty, give
+from keywise.attention.arrays import empty, to_library
 from keywise.attention.partial import Partial
-from keywise.attention.plan import Want
-from keywise.attention.problem import Pieces, make_problem
-from keywise.attention.reading import Reading
+from keywise.attention.problem import Chunks, make_problem
+from keywise.attention.stats import AttentionStats
+from keywise.attention.stats_request import StatsRequest
 
-__all__ = ["Pieces", "Want", "attend", "partial", "read", "run"]
+__all__ = ["Chunks", "StatsRequest", "attend", "attention_stats", "partial", "run"]
 
 
 def attend(
@@ -72,7 +72,7 @@ def attend(
     return run(query, key, value, mask=mask, bias=bias, scale=scale, softcap=softcap, sinks=sinks)
 
 
-def read(
+def attention_stats(
     query: Any,
     key: Any,
     value: Any,
@@ -82,22 +82,24 @@ def read(
     scale: float | None = None,
     softcap: float | None = None,
     sinks: Any = None,
-    top: int = 8,
-    segments: Any = None,
-    row_weights: Any = None,
-) -> Reading:
+    top_k: int = 8,
+    segment_bounds: Any = None,
+    segment_ids: Any = None,
+    query_weights: Any = None,
+) -> AttentionStats:
     """Compute attention and, in the same pass, which keys mattered; memory stays linear in the number of tokens.
 
     Parameters
     ----------
     query, key, value, mask, bias, scale, softcap, sinks
         As in `attend`.
-    top : int
-        Number of heaviest keys to name per query row.
-    segments : int array, optional
-        S+1 increasing key positions (segment s holds the keys from segments[s] to segments[s+1] - 1), or an id per
-        key, -1 for none. N numbers are ids, unless they increase and end in N.
-    row_weights : array, optional
+    top_k : int
+        Number of heaviest keys to report per query.
+    segment_bounds : int array [S+1], optional
+        Increasing key positions; segment s holds the keys from ``segment_bounds[s]`` to ``segment_bounds[s + 1] - 1``.
+    segment_ids : int array [N], optional
+        The segment of every key, -1 for none. Give bounds or ids, not both.
+    query_weights : array, optional
         Broadcasts to [B, Hq, Q]; the weight of each query row in `key_mass`, default 1.
 
     Returns
@@ -113,13 +115,15 @@ def read(
     --------
     >>> import numpy as np, keywise as kw
     >>> key = np.eye(4, dtype=np.float32)[None, None] * 9
-    >>> reading = kw.read(key[:, :, 2:3], key, key, top=1, segments=[0, 2, 4])
-    >>> reading.top_keys.item(), reading.segment_mass.round(3).tolist()
+    >>> stats = kw.attention_stats(key[:, :, 2:3], key, key, top_k=1, segment_bounds=[0, 2, 4])
+    >>> stats.top_keys.item(), stats.segment_mass.round(3).tolist()
     (2, [[[[0.0, 1.0]]]])
     """
-    want = Want(top=top, segments=segments, row_weights=row_weights)
-    result = run(query, key, value, mask=mask, bias=bias, scale=scale, softcap=softcap, sinks=sinks, reading=want)
-    assert isinstance(result, Reading)
+    want = StatsRequest(
+        top_k=top_k, segment_bounds=segment_bounds, segment_ids=segment_ids, query_weights=query_weights
+    )
+    result = run(query, key, value, mask=mask, bias=bias, scale=scale, softcap=softcap, sinks=sinks, stats=want)
+    assert isinstance(result, AttentionStats)
     return result
 
 
@@ -161,9 +165,9 @@ def partial(
     return kernels.run_partial(problem)
 
 
-def read_partial(
-    query: Any, key: Any, value: Any, *, mask: Any = None, scale: float | None = None, top: int = 8
-) -> tuple[Partial, Reading]:
+def partial_with_stats(
+    query: Any, key: Any, value: Any, *, mask: Any = None, scale: float | None = None, top_k: int = 8
+) -> tuple[Partial, AttentionStats]:
     """Compute attention over part of the keys, and read this part in the same pass.
 
     Weights in the reading are shares of this part; `Partial.share_of` tells what the part is of the whole.
@@ -172,7 +176,7 @@ def read_partial(
     ----------
     query, key, value, mask, scale
         As in `partial`, as NumPy arrays; key and value may come in `Pieces`.
-    top
+    top_k
         Number of heaviest keys to name per query row, numbered from this part's first.
 
     Returns
@@ -183,9 +187,9 @@ def read_partial(
     Examples
     --------
     >>> import numpy as np
-    >>> from keywise.attention.operation import read_partial
+    >>> from keywise.attention.operation import partial_with_stats
     >>> key = np.eye(4, dtype=np.float32)[None, None] * 9
-    >>> part, reading = read_partial(key[:, :, 2:3], key, key, top=1)
+    >>> part, reading = partial_with_stats(key[:, :, 2:3], key, key, top_k=1)
     >>> part.values.shape, reading.top_keys.item()
     ((1, 1, 1, 4), 2)
     """
@@ -198,12 +202,12 @@ def read_partial(
         scale=scale,
         softcap=None,
         sinks=None,
-        reading=Want(top, key_mass=False),
+        stats=StatsRequest(top_k, key_mass=False),
     )
-    assert problem.reading is not None
-    readings = {name: np.empty(shape, dtype) for name, shape, dtype in problem.reading.arrays}
-    part = kernels.run_partial(problem, readings)
-    return part, Reading(None, **readings)
+    assert problem.stats is not None
+    records = {name: np.empty(shape, dtype) for name, shape, dtype in problem.stats.arrays}
+    part = kernels.run_partial(problem, records)
+    return part, AttentionStats(None, **records)
 
 
 def run(
@@ -216,7 +220,7 @@ def run(
     scale: float | None = None,
     softcap: float | None = None,
     sinks: Any = None,
-    reading: Want | None = None,
+    stats: StatsRequest | None = None,
     transposed_output: bool = False,
     first_key: int = 0,
 ) -> Any:
@@ -228,10 +232,10 @@ def run(
     """
     if bias is None and softcap is None and sinks is None and not first_key:
         given = kernels.attend(
-            query, key, value, mask=mask, scale=scale, transposed_output=transposed_output, reading=reading
+            query, key, value, mask=mask, scale=scale, transposed_output=transposed_output, stats=stats
         )
         if given is not None:
-            return given if reading is None else Reading(*given)
+            return given if stats is None else AttentionStats(*given)
     problem = make_problem(
         query,
         key,
@@ -242,16 +246,16 @@ def run(
         softcap=softcap,
         sinks=sinks,
         first_key=first_key,
-        reading=reading,
+        stats=stats,
     )
     batch, query_heads, _, queries, _, _, value_dim = problem.shape
     like = problem.query.like
     rows = (queries, query_heads) if transposed_output else (query_heads, queries)
     output = empty((batch, *rows, value_dim), problem.dtype, like)
-    wanted = () if problem.reading is None else problem.reading.arrays
-    readings = {name: empty(shape, dtype, like) for name, shape, dtype in wanted}
-    kernels.run(problem, output.swapaxes(1, 2) if transposed_output else output, readings)
-    given = give(output, like)
-    if reading is None:
+    wanted = () if problem.stats is None else problem.stats.arrays
+    records = {name: empty(shape, dtype, like) for name, shape, dtype in wanted}
+    kernels.run(problem, output.swapaxes(1, 2) if transposed_output else output, records)
+    given = to_library(output, like)
+    if stats is None:
         return given
-    return Reading(given, **{name: give(array, like) for name, array in readings.items()})
+    return AttentionStats(given, **{name: to_library(array, like) for name, array in records.items()})

@@ -1,6 +1,6 @@
 """The algebra at the centre: attention over part of the keys, and how parts become the whole.
 
-A partial is (peak, total, weighted values). `merge` is associative up to rounding and the empty partial is its exact
+A partial is (running_max, running_sum, weighted values). `merge` is associative up to rounding and the empty partial is its exact
 identity. Source: Rabe and Staats, "Self-attention Does Not Need O(n^2) Memory" (2021), section 2.
 """
 
@@ -21,16 +21,16 @@ class Partial:
 
     Attributes
     ----------
-    peak : [B, Hq, Q]
+    running_max : [B, Hq, Q]
         Largest score; -inf when no key of this part is visible.
-    total : [B, Hq, Q]
-        Sum of exp(score - peak).
+    running_sum : [B, Hq, Q]
+        Sum of exp(score - running_max).
     values : [B, Hq, Q, Dv]
-        Sum of exp(score - peak) x value.
+        Sum of exp(score - running_max) x value.
     """
 
-    peak: Array
-    total: Array
+    running_max: Array
+    running_sum: Array
     values: Array
 
     @classmethod
@@ -44,20 +44,20 @@ class Partial:
     def lse(self, sinks: Array | None = None) -> Array:
         """Give the log-sum-exp [B, Hq, Q] in nats, sinks [Hq] included; -inf for a row without keys."""
         with np.errstate(divide="ignore"):
-            lse = np.where(self.total == 0, -np.inf, self.peak + np.log(self.total))
+            lse = np.where(self.running_sum == 0, -np.inf, self.running_max + np.log(self.running_sum))
         if sinks is not None:
             self._check_sinks(sinks)
-            lse = np.where(self.total == 0, -np.inf, np.logaddexp(lse, np.asarray(sinks)[:, None]))
-        return lse.astype(self.peak.dtype)
+            lse = np.where(self.running_sum == 0, -np.inf, np.logaddexp(lse, np.asarray(sinks)[:, None]))
+        return lse.astype(self.running_max.dtype)
 
     def output(self, sinks: Array | None = None) -> Array:
         """Give the output of attention [B, Hq, Q, Dv]; 0 for a row without keys."""
-        seen = self.total != 0
-        denominator = np.where(seen, self.total, 1)
+        seen = self.running_sum != 0
+        denominator = np.where(seen, self.running_sum, 1)
         if sinks is not None:
             self._check_sinks(sinks)
             with np.errstate(over="ignore"):
-                denominator = denominator + np.exp(np.asarray(sinks)[:, None] - np.where(seen, self.peak, 0))
+                denominator = denominator + np.exp(np.asarray(sinks)[:, None] - np.where(seen, self.running_max, 0))
         return np.where(seen[..., None], self.values / denominator[..., None], 0).astype(self.values.dtype)
 
     def share_of(self, whole: Partial) -> Array:
@@ -71,14 +71,16 @@ class Partial:
         >>> part.share_of(kw.merge(part, rest)).tolist()
         [[[0.25, 0.25, 0.25, 0.25]]]
         """
-        seen = self.total != 0
-        shift = np.where(seen, self.peak, 0) - np.where(seen, whole.peak, 0)
-        return np.where(seen, np.exp(shift) * self.total / np.where(seen, whole.total, 1), 0).astype(self.total.dtype)
+        seen = self.running_sum != 0
+        shift = np.where(seen, self.running_max, 0) - np.where(seen, whole.running_max, 0)
+        return np.where(seen, np.exp(shift) * self.running_sum / np.where(seen, whole.running_sum, 1), 0).astype(
+            self.running_sum.dtype
+        )
 
     def _check_sinks(self, sinks: Array) -> None:
-        if np.shape(sinks) != (self.peak.shape[1],):
+        if np.shape(sinks) != (self.running_max.shape[1],):
             raise ShapeError(
-                f"sinks has shape {list(np.shape(sinks))}; it needs one score per head: [{self.peak.shape[1]}]"
+                f"sinks has shape {list(np.shape(sinks))}; it needs one score per head: [{self.running_max.shape[1]}]"
             )
 
 
@@ -124,11 +126,11 @@ def _check_same_queries(partials: Sequence[Partial]) -> None:
 
 
 def _merge_two(left: Partial, right: Partial) -> Partial:
-    peak = np.maximum(left.peak, right.peak)
-    anchor = np.where(np.isneginf(peak), 0, peak)
-    from_left, from_right = np.exp(left.peak - anchor), np.exp(right.peak - anchor)
+    running_max = np.maximum(left.running_max, right.running_max)
+    anchor = np.where(np.isneginf(running_max), 0, running_max)
+    from_left, from_right = np.exp(left.running_max - anchor), np.exp(right.running_max - anchor)
     return Partial(
-        peak,
-        left.total * from_left + right.total * from_right,
+        running_max,
+        left.running_sum * from_left + right.running_sum * from_right,
         left.values * from_left[..., None] + right.values * from_right[..., None],
     )

@@ -11,11 +11,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from keywise.attention.arrays import FLOATS, Array, Taken, countable, rows_in_place, take
-from keywise.attention.checks import LARGEST_NUMBER, MAXIMUM_TOKENS, broadcast, real, whole
-from keywise.attention.plan import ReadingPlan, Want, plan_of
+from keywise.attention.arrays import FLOATS, Array, HostArray, as_host_array, countable, rows_in_place
+from keywise.attention.checks import broadcast
+from keywise.attention.stats_request import ResolvedStats, StatsRequest, resolve_stats
 from keywise.attention.visibility import Visibility, resolve
 from keywise.errors import DtypeError, OptionError, ShapeError
+from keywise.util.checks import MAX_FLOAT, MAX_TOKENS, check_float, check_int
 
 SCALED = "int8 with scales"
 
@@ -32,15 +33,15 @@ class Sizes(NamedTuple):
     value_dim: int
 
 
-class Pieces(tuple[Any, ...]):
+class Chunks(tuple[Any, ...]):
     """A key or value argument in several arrays, one after the other along the tokens; none is copied together."""
 
 
-class Piece(NamedTuple):
+class Chunk(NamedTuple):
     """Keys and values of a run of tokens, in memory of their own."""
 
-    key: Taken
-    value: Taken
+    key: HostArray
+    value: HostArray
 
     @property
     def tokens(self) -> int:
@@ -51,17 +52,17 @@ class Piece(NamedTuple):
 class Problem(NamedTuple):
     """One call of attention, validated: shapes fit, dtypes agree, every option is usable."""
 
-    query: Taken
-    pieces: tuple[Piece, ...]
+    query: HostArray
+    chunks: tuple[Chunk, ...]
     """One or more, in key order."""
     shape: Sizes
-    bias: Taken | None
+    bias: HostArray | None
     sinks: Array | None
     scale: float
     softcap: float | None
     visibility: Visibility
     first_key: int
-    reading: ReadingPlan | None
+    stats: ResolvedStats | None
 
     @property
     def dtype(self) -> str:
@@ -70,11 +71,11 @@ class Problem(NamedTuple):
 
     def key_floats(self, dtype: npt.DTypeLike) -> Array:
         """Give the keys of all pieces as one array of NumPy floats [B, Hkv, N, D]."""
-        return np.concatenate([piece.key.floats(dtype) for piece in self.pieces], axis=2)
+        return np.concatenate([chunk.key.floats(dtype) for chunk in self.chunks], axis=2)
 
     def value_floats(self, dtype: npt.DTypeLike) -> Array:
         """Give the values of all pieces as one array of NumPy floats [B, Hkv, N, Dv]."""
-        return np.concatenate([piece.value.floats(dtype) for piece in self.pieces], axis=2)
+        return np.concatenate([chunk.value.floats(dtype) for chunk in self.chunks], axis=2)
 
 
 def make_problem(
@@ -88,18 +89,18 @@ def make_problem(
     softcap: float | None,
     sinks: Any,
     first_key: int = 0,
-    reading: Want | None = None,
+    stats: StatsRequest | None = None,
 ) -> Problem:
     """Validate the arguments of attention and freeze them; key and value may come in `Pieces`."""
-    taken = take("query", query)
-    pieces, sizes = _pieces(taken, key, value)
+    taken = as_host_array("query", query)
+    chunks, sizes = _pieces(taken, key, value)
     batch, query_heads, _, queries, keys, head_dim, _ = sizes
     scores = batch, query_heads, queries, keys
-    first_key = whole("first_key", first_key, minimum=0)
-    scale = head_dim**-0.5 if scale is None else real("scale", scale)
+    first_key = check_int("first_key", first_key, minimum=0)
+    scale = head_dim**-0.5 if scale is None else check_float("scale", scale)
     return Problem(
         _in_place(taken),
-        pieces,
+        chunks,
         sizes,
         bias=None if bias is None else _bias(bias, scores, taken.dtype),
         sinks=None if sinks is None else _sinks(sinks, query_heads),
@@ -107,30 +108,30 @@ def make_problem(
         softcap=None if softcap is None else _softcap(softcap, scale),
         visibility=resolve(mask, scores, first_key),
         first_key=first_key,
-        reading=None if reading is None else plan_of(reading, scores),
+        stats=None if stats is None else resolve_stats(stats, scores),
     )
 
 
 def _softcap(value: Any, scale: float) -> float:
-    softcap = real("softcap", value)
-    if softcap < 1 / LARGEST_NUMBER:
-        raise OptionError(f"softcap={softcap}: softcap is {1 / LARGEST_NUMBER:g} or more; None for no cap")
-    if abs(scale) / softcap > LARGEST_NUMBER:
+    softcap = check_float("softcap", value)
+    if softcap < 1 / MAX_FLOAT:
+        raise OptionError(f"softcap={softcap}: softcap is {1 / MAX_FLOAT:g} or more; None for no cap")
+    if abs(scale) / softcap > MAX_FLOAT:
         raise OptionError(f"softcap={softcap} is too small for scale={scale}; None for no cap")
     return softcap
 
 
-def _pieces(query: Taken, key: Any, value: Any) -> tuple[tuple[Piece, ...], Sizes]:
+def _pieces(query: HostArray, key: Any, value: Any) -> tuple[tuple[Chunk, ...], Sizes]:
     """Give the pieces, and the sizes of the problem that they make together."""
-    if not isinstance(key, Pieces) and not isinstance(value, Pieces):
-        piece, sizes = _piece(query, key, value)
-        return (piece,), sizes
-    if not isinstance(key, Pieces) or not isinstance(value, Pieces) or len(key) != len(value) or not key:
+    if not isinstance(key, Chunks) and not isinstance(value, Chunks):
+        chunk, sizes = _piece(query, key, value)
+        return (chunk,), sizes
+    if not isinstance(key, Chunks) or not isinstance(value, Chunks) or len(key) != len(value) or not key:
         raise ShapeError("key and value come in one array each, or in the same number of pieces, one or more")
     found = [_piece(query, *both, f" piece {number}") for number, both in enumerate(zip(key, value, strict=True))]
-    pieces = tuple(piece for piece, _ in found)
-    for number, piece in enumerate(pieces):
-        for name, array, first in zip(Piece._fields, piece, pieces[0], strict=True):
+    chunks = tuple(chunk for chunk, _ in found)
+    for number, chunk in enumerate(chunks):
+        for name, array, first in zip(Chunk._fields, chunk, chunks[0], strict=True):
             if array.dtype != first.dtype:
                 raise DtypeError(f"{name} piece {number} has dtype {array.dtype} and the first {first.dtype}")
             if (array.data.shape[1], array.data.shape[3]) != (first.data.shape[1], first.data.shape[3]):
@@ -139,24 +140,24 @@ def _pieces(query: Taken, key: Any, value: Any) -> tuple[tuple[Piece, ...], Size
                     f"{list(first.data.shape)}; heads and head_dim must agree"
                 )
     sizes = found[0][1]._replace(keys=sum(sizes.keys for _, sizes in found))
-    if sizes.keys > MAXIMUM_TOKENS:
-        raise ShapeError(f"key has {sizes.keys} tokens in all; at most {MAXIMUM_TOKENS} fit one call")
+    if sizes.keys > MAX_TOKENS:
+        raise ShapeError(f"key has {sizes.keys} tokens in all; at most {MAX_TOKENS} fit one call")
     # Pieces without tokens would only be asked in vain; one is kept where there is no other.
-    return tuple(piece for piece, sizes in found if sizes.keys) or pieces[:1], sizes
+    return tuple(chunk for chunk, sizes in found if sizes.keys) or chunks[:1], sizes
 
 
-def _piece(query: Taken, key: Any, value: Any, which: str = "") -> tuple[Piece, Sizes]:
-    keys, values = take(f"key{which}", key), take(f"value{which}", value)
+def _piece(query: HostArray, key: Any, value: Any, which: str = "") -> tuple[Chunk, Sizes]:
+    keys, values = as_host_array(f"key{which}", key), as_host_array(f"value{which}", value)
     dtypes = query.dtype, _dtype_of(keys), _dtype_of(values)
     sizes = _sizes(dtypes, (query.data.shape, keys.data.shape, values.data.shape), which)
-    return Piece(_in_place(keys), _in_place(values)), sizes
+    return Chunk(_in_place(keys), _in_place(values)), sizes
 
 
-def _dtype_of(taken: Taken) -> str:
+def _dtype_of(taken: HostArray) -> str:
     return taken.dtype if taken.scale is None else SCALED
 
 
-def _in_place(taken: Taken) -> Taken:
+def _in_place(taken: HostArray) -> HostArray:
     data = rows_in_place(taken.data)
     scale = None if taken.scale is None else rows_in_place(taken.scale)
     return taken if data is taken.data and scale is taken.scale else taken._replace(data=data, scale=scale)
@@ -173,8 +174,8 @@ def _sizes(dtypes: tuple[str, ...], shapes: tuple[tuple[int, ...], ...], which: 
             raise ShapeError(f"{name} has shape {list(shape)}; it needs 4 axes [batch, heads, tokens, head_dim]")
         if shape[3] == 0:
             raise ShapeError(f"{name} has shape {list(shape)}; head_dim is 1 or more")
-        if shape[2] > MAXIMUM_TOKENS:
-            raise ShapeError(f"{name} has {shape[2]} tokens; at most {MAXIMUM_TOKENS} fit one call")
+        if shape[2] > MAX_TOKENS:
+            raise ShapeError(f"{name} has {shape[2]} tokens; at most {MAX_TOKENS} fit one call")
         if dtype not in {dtypes[0], SCALED}:
             raise DtypeError(f"{name} has dtype {dtype} and query has {dtypes[0]}; the three share one")
         if shape[0] != shapes[0][0]:
@@ -191,17 +192,17 @@ def _sizes(dtypes: tuple[str, ...], shapes: tuple[tuple[int, ...], ...], which: 
     return Sizes(query[0], query[1], key[1], query[2], key[2], query[3], value[3])
 
 
-def _bias(bias: Any, scores: tuple[int, ...], dtype: str) -> Taken:
-    taken = take("bias", bias)
+def _bias(bias: Any, scores: tuple[int, ...], dtype: str) -> HostArray:
+    taken = as_host_array("bias", bias)
     if taken.dtype not in {"float32", dtype}:
         raise DtypeError(
             f"bias has dtype {taken.dtype}; it is float32 or the query's {dtype} (a mask is boolean: use mask=)"
         )
-    return Taken(broadcast("bias", countable(taken.data), scores), taken.dtype, taken.like)
+    return HostArray(broadcast("bias", countable(taken.data), scores), taken.dtype, taken.like)
 
 
 def _sinks(sinks: Any, query_heads: int) -> Array:
-    taken = take("sinks", sinks)
+    taken = as_host_array("sinks", sinks)
     if taken.dtype not in FLOATS:
         raise DtypeError(f"sinks has dtype {taken.dtype}; keywise takes {', '.join(FLOATS)}")
     if taken.data.shape != (query_heads,):
@@ -209,6 +210,6 @@ def _sinks(sinks: Any, query_heads: int) -> Array:
             f"sinks has shape {list(taken.data.shape)}; it needs one score per query head: [{query_heads}]"
         )
     data = taken.floats(np.float64)
-    if not (data <= LARGEST_NUMBER).all():
-        raise OptionError(f"sinks holds NaN or more than {LARGEST_NUMBER:g}; every sink is a score (-inf for none)")
+    if not (data <= MAX_FLOAT).all():
+        raise OptionError(f"sinks holds NaN or more than {MAX_FLOAT:g}; every sink is a score (-inf for none)")
     return data

@@ -11,27 +11,27 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from keywise.attention.arrays import Array
-from keywise.attention.plan import ReadingPlan
 from keywise.attention.problem import Problem
+from keywise.attention.stats_request import ResolvedStats
 
 
 @dataclass(frozen=True, eq=False)
 class Result:
     """What a target gives back, before it is rounded and handed to the user's library.
 
-    `peak`, `total` and `values` are the partial (without sinks); `output` is values / total with sinks. A row that may
-    see no key has peak -inf, total 0, values 0, output 0, lse -inf.
+    `running_max`, `running_sum` and `values` are the partial (without sinks); `output` is values / running_sum with sinks. A row that may
+    see no key has running_max -inf, running_sum 0, values 0, output 0, lse -inf.
     """
 
     output: Array
-    peak: Array | None = None
-    total: Array | None = None
+    running_max: Array | None = None
+    running_sum: Array | None = None
     values: Array | None = None
     lse: Array | None = None
     entropy: Array | None = None
     top_keys: Array | None = None
     top_weights: Array | None = None
-    covered: Array | None = None
+    top_mass: Array | None = None
     key_mass: Array | None = None
     segment_mass: Array | None = None
 
@@ -88,29 +88,29 @@ def scores(problem: Problem) -> Array:
 def evaluate(problem: Problem) -> Result:
     """Evaluate attention and, when the problem asks for it, the reading; everything in float64."""
     score = scores(problem)
-    peak = score.max(axis=3, initial=-np.inf)
-    alive = ~np.isneginf(peak)
+    running_max = score.max(axis=3, initial=-np.inf)
+    alive = ~np.isneginf(running_max)
     with np.errstate(invalid="ignore"):
-        exponential = np.where(np.isneginf(score), 0.0, np.exp(score - np.where(alive, peak, 0.0)[..., None]))
-    total = exponential.sum(axis=3)
+        exponential = np.where(np.isneginf(score), 0.0, np.exp(score - np.where(alive, running_max, 0.0)[..., None]))
+    running_sum = exponential.sum(axis=3)
     values = _weighted_values(exponential, problem)
     with np.errstate(divide="ignore"):
-        lse = np.where(alive, peak + np.log(total), -np.inf)
+        lse = np.where(alive, running_max + np.log(running_sum), -np.inf)
     if problem.sinks is not None:
         lse = np.where(alive, np.logaddexp(lse, problem.sinks[:, None]), -np.inf)
-    # From the total, not from lse: beside a peak of -3e38 the total's logarithm would vanish.
-    denominator = np.where(alive, total, 1.0)
+    # From the running_sum, not from lse: beside a running_max of -3e38 the running_sum's logarithm would vanish.
+    denominator = np.where(alive, running_sum, 1.0)
     if problem.sinks is not None:
         with np.errstate(over="ignore"):
-            denominator = denominator + np.exp(problem.sinks[:, None] - np.where(alive, peak, 0.0))
+            denominator = denominator + np.exp(problem.sinks[:, None] - np.where(alive, running_max, 0.0))
     share = np.where(alive, 1.0 / denominator, 0.0)
     output = np.where(alive[..., None], values * share[..., None], 0.0)
-    result = Result(output=output, peak=peak, total=total, values=values, lse=lse)
-    if problem.reading is None:
+    result = Result(output=output, running_max=running_max, running_sum=running_sum, values=values, lse=lse)
+    if problem.stats is None:
         return result
-    rows = slice(problem.reading.first_row, problem.reading.last_row)
+    rows = slice(problem.stats.first_row, problem.stats.last_row)
     weights = (exponential * share[..., None])[:, :, rows]
-    return _read(problem.reading, result, weights, score[:, :, rows], rows)
+    return _read(problem.stats, result, weights, score[:, :, rows], rows)
 
 
 def _weighted_values(exponential: Array, problem: Problem) -> Array:
@@ -128,17 +128,17 @@ def _weighted_values(exponential: Array, problem: Problem) -> Array:
     return values
 
 
-def _read(plan: ReadingPlan, result: Result, weights: Array, score: Array, rows: slice) -> Result:
+def _read(plan: ResolvedStats, result: Result, weights: Array, score: Array, rows: slice) -> Result:
     with np.errstate(divide="ignore", invalid="ignore"):
         entropy = -np.where(weights > 0, weights * np.log(weights), 0.0).sum(axis=3)
         entropy = np.where(np.isnan(weights).any(axis=3), np.nan, entropy)
-    top_keys = _top_keys(score, plan.top)
+    top_keys = _top_keys(score, plan.top_k)
     top_weights = np.take_along_axis(weights, np.maximum(top_keys, 0), axis=3) if weights.shape[3] else top_keys
     top_weights = np.where(top_keys < 0, 0.0, top_weights)
     key_mass = None
     if plan.key_mass:
-        row_weights = 1.0 if plan.row_weights is None else plan.row_weights[:, :, rows, None].astype(np.float64)
-        key_mass = (np.where(row_weights == 0.0, 0.0, weights) * row_weights).sum(axis=2)
+        query_weights = 1.0 if plan.query_weights is None else plan.query_weights[:, :, rows, None].astype(np.float64)
+        key_mass = (np.where(query_weights == 0.0, 0.0, weights) * query_weights).sum(axis=2)
     segment_mass = None
     if plan.segment_count is not None:
         segment_mass = np.zeros((*weights.shape[:3], plan.segment_count))
@@ -151,7 +151,7 @@ def _read(plan: ReadingPlan, result: Result, weights: Array, score: Array, rows:
         entropy=entropy,
         top_keys=top_keys,
         top_weights=top_weights,
-        covered=top_weights.sum(axis=3),
+        top_mass=top_weights.sum(axis=3),
         key_mass=key_mass,
         segment_mass=segment_mass,
     )

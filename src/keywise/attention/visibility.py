@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from keywise.attention.arrays import Array, take
-from keywise.attention.checks import MAXIMUM_TOKENS, broadcast, whole_numbers
+from keywise.attention.arrays import Array, as_host_array
+from keywise.attention.checks import as_integer_array, broadcast
 from keywise.attention.mask import Mask
 from keywise.errors import DtypeError, OptionError, ShapeError
+from keywise.util.checks import MAX_TOKENS
 
 
 class Visibility(NamedTuple):
@@ -30,13 +31,11 @@ class Visibility(NamedTuple):
 
 
 def _positions(name: str, value: Any, batch: int) -> Array:
-    data = whole_numbers(f"mask.{name}", np.asarray(value) if isinstance(value, (int, list, tuple)) else value)
+    data = as_integer_array(f"mask.{name}", np.asarray(value) if isinstance(value, (int, list, tuple)) else value)
     if data.shape not in {(batch,), ()}:
         raise ShapeError(f"mask.{name} has shape {list(data.shape)}; it needs one position per batch item: [{batch}]")
-    if ((data < 0) | (data > MAXIMUM_TOKENS)).any():
-        raise OptionError(
-            f"mask.{name} holds {data.min()} to {data.max()}; positions lie between 0 and {MAXIMUM_TOKENS}"
-        )
+    if ((data < 0) | (data > MAX_TOKENS)).any():
+        raise OptionError(f"mask.{name} holds {data.min()} to {data.max()}; positions lie between 0 and {MAX_TOKENS}")
     return np.ascontiguousarray(np.broadcast_to(data, (batch,)), np.int64)
 
 
@@ -109,15 +108,15 @@ def sides_of(mask: Any) -> Sides | None:
 
 @functools.lru_cache(maxsize=64)
 def _sides(causal: bool, window: tuple[int | None, int | None] | None, keep_first: int) -> Sides:
-    left, right = (-1 if side is None else min(side, MAXIMUM_TOKENS) for side in window or (None, None))
-    return Sides(causal, left, right, min(keep_first, MAXIMUM_TOKENS))
+    left, right = (-1 if side is None else min(side, MAX_TOKENS) for side in window or (None, None))
+    return Sides(causal, left, right, min(keep_first, MAX_TOKENS))
 
 
 _EVERY_SIDE = _sides(_EVERY_KEY.causal, _EVERY_KEY.window, _EVERY_KEY.keep_first)
 
 
 def _documents(documents: Any, batch: int, end: int) -> Array:
-    ids = whole_numbers("mask.documents", documents)
+    ids = as_integer_array("mask.documents", documents)
     if ids.ndim != 2 or ids.shape[0] != batch or ids.shape[1] < end:
         raise ShapeError(f"mask.documents has shape {list(ids.shape)}; it needs an id per key: [{batch}, {end}]")
     if ids.size and (ids.min() < -(2**31) or ids.max() >= 2**31):
@@ -126,7 +125,7 @@ def _documents(documents: Any, batch: int, end: int) -> Array:
 
 
 def _allowed(name: str, allowed: Any, scores: tuple[int, ...]) -> Array:
-    taken = take(name, allowed)
+    taken = as_host_array(name, allowed)
     if taken.dtype != "bool":
         raise DtypeError(
             f"{name} has dtype {taken.dtype}; it is boolean, True where a query may attend (added scores go in bias=)"

@@ -12,9 +12,8 @@ from typing import IO, Any
 import numpy as np
 from numpy.lib.array_utils import byte_bounds
 
-from keywise.attention.arrays import Array, Taken, take
-from keywise.attention.problem import Piece
-from keywise.cache.aside import replaced
+from keywise.attention.arrays import Array, HostArray, as_host_array
+from keywise.attention.problem import Chunk
 from keywise.cache.head import (
     ALIGN_BYTES,
     CHECK_BYTES,
@@ -32,6 +31,7 @@ from keywise.cache.head import (
 from keywise.cache.kvcache import KVCache
 from keywise.cache.layer import Layer
 from keywise.errors import DtypeError, FormatError, OptionError, ShapeError
+from keywise.util.atomic_write import atomic_write
 
 try:
     from zlib_ng.zlib_ng import crc32
@@ -117,7 +117,7 @@ def save(
     """
     head, arrays = _plan(cache, _fingerprint(fingerprint), *_tokens(cache, token_ids, positions), _extra(extra or {}))
     try:
-        with replaced(Path(path)) as file:
+        with atomic_write(path, private=True) as file:
             file.seek(head.head_bytes)
             payload = _Payload(file)
             for stored, runs in arrays:
@@ -271,18 +271,19 @@ def _mapped(path: str | os.PathLike[str]) -> tuple[Head, _Mapped]:
 def _layer(file: _Mapped, stored: StoredLayer) -> Layer:
     arrays = {name: file.array(array) for name, array in stored.arrays.items()}
     key, value = (
-        Taken(arrays[name], stored.arrays[name].dtype, None, arrays.get(f"{name}_scale")) for name in ("key", "value")
+        HostArray(arrays[name], stored.arrays[name].dtype, None, arrays.get(f"{name}_scale"))
+        for name in ("key", "value")
     )
 
     whole = False
 
-    def check(left: Piece) -> None:
+    def check(left: Chunk) -> None:
         nonlocal whole
         for _, array in () if whole else _arrays(left).values():
             file.check_view(array)
         whole |= left.tokens == stored.arrays["key"].shape[2]
 
-    return Layer(stored.window, first=stored.first, shared=Piece(key, value), check=check)
+    return Layer(stored.window, first=stored.first, shared=Chunk(key, value), check=check)
 
 
 def _plan(
@@ -302,32 +303,32 @@ def _plan(
     placed = {name: place(array.dtype.name, array.shape, iter([array])) for name, array in extra.items()}
     layers: list[StoredLayer | None] = []
     for number in range(cache.layers):
-        pieces = cache.pieces(number)
-        if not pieces:
+        chunks = cache.chunks(number)
+        if not chunks:
             layers.append(None)
             continue
         end = round_up(end, PAGE_BYTES)
-        tokens = sum(piece.tokens for piece in pieces)
+        tokens = sum(chunk.tokens for chunk in chunks)
         stored = {}
-        for name, (dtype, first) in _arrays(pieces[0]).items():
+        for name, (dtype, first) in _arrays(chunks[0]).items():
             shape = (*first.shape[:2], tokens, *first.shape[3:])
-            stored[name] = place(dtype, shape, _runs([_arrays(piece)[name][1] for piece in pieces]))
+            stored[name] = place(dtype, shape, _runs([_arrays(chunk)[name][1] for chunk in chunks]))
         layers.append(StoredLayer(cache.windows[number], cache.first_key(number), stored))
     return Head(fingerprint, token_ids, positions, tuple(layers), placed, end), arrays
 
 
-def _arrays(piece: Piece) -> dict[str, tuple[str, Array]]:
+def _arrays(chunk: Chunk) -> dict[str, tuple[str, Array]]:
     """Give element type and array by the names that the file uses."""
-    sides = {"key": piece.key, "value": piece.value}
+    sides = {"key": chunk.key, "value": chunk.value}
     scales = {f"{name}_scale": ("float32", held.scale) for name, held in sides.items() if held.scale is not None}
     return {name: (held.dtype, held.data) for name, held in sides.items()} | scales
 
 
-def _runs(pieces: list[Array]) -> Iterator[Array]:
+def _runs(chunks: list[Array]) -> Iterator[Array]:
     """Give arrays [batch, heads, tokens, ...] as one, in order: item by item, head by head, piece by piece."""
-    for item, head in np.ndindex(*pieces[0].shape[:2]):
-        for piece in pieces:
-            yield piece[item, head]
+    for item, head in np.ndindex(*chunks[0].shape[:2]):
+        for chunk in chunks:
+            yield chunk[item, head]
 
 
 def _fingerprint(fingerprint: Mapping[str, str]) -> dict[str, str]:
@@ -340,7 +341,7 @@ def _fingerprint(fingerprint: Mapping[str, str]) -> dict[str, str]:
 
 
 def _whole_numbers(name: str, value: Any) -> Array:
-    taken = take(name, np.asarray(value) if isinstance(value, (list, tuple)) else value)
+    taken = as_host_array(name, np.asarray(value) if isinstance(value, (list, tuple)) else value)
     if not taken.dtype.startswith(("int", "uint")):
         raise DtypeError(f"{name} has dtype {taken.dtype}; it holds whole numbers")
     return taken.data
@@ -351,9 +352,9 @@ def _tokens(cache: KVCache, token_ids: Any, positions: Any) -> tuple[Array, Arra
     places = None if positions is None else _whole_numbers("positions", positions)
     if places is not None and places.shape != ids.shape:
         raise ShapeError(f"positions has shape {list(places.shape)} and token_ids {list(ids.shape)}; they must agree")
-    batches = {piece.key.data.shape[0] for number in range(cache.layers) for piece in cache.pieces(number)[:1]}
+    batches = {chunk.key.data.shape[0] for number in range(cache.layers) for chunk in cache.chunks(number)[:1]}
     counts = {cache.tokens(number) for number in range(cache.layers) if cache.tokens(number)}
-    if not counts or any(cache.tokens(number) and not cache.pieces(number) for number in range(cache.layers)):
+    if not counts or any(cache.tokens(number) and not cache.chunks(number) for number in range(cache.layers)):
         raise OptionError("the cache, or one of its layers, holds no keys; there is nothing to go on from")
     if len(counts) > 1 or len(batches) > 1:
         raise OptionError(
@@ -368,7 +369,7 @@ def _tokens(cache: KVCache, token_ids: Any, positions: Any) -> tuple[Array, Arra
 def _extra(extra: Mapping[str, Any]) -> dict[str, Array]:
     arrays = {}
     for name, value in extra.items():
-        taken = take(f"extra[{name!r}]", value)
+        taken = as_host_array(f"extra[{name!r}]", value)
         if not isinstance(name, str) or taken.dtype not in DTYPES or taken.dtype == "bfloat16":
             raise DtypeError(
                 f"extra[{name!r}] has dtype {taken.dtype}; it holds numbers that NumPy knows, under a name"

@@ -8,15 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from keywise.attention.arrays import FLOATS, Taken, take
-from keywise.attention.checks import whole
+from keywise.attention.arrays import FLOATS, HostArray, as_host_array
 from keywise.attention.mask import Mask
-from keywise.attention.operation import Pieces, Want, run
-from keywise.attention.problem import Piece
-from keywise.attention.reading import Reading
+from keywise.attention.operation import Chunks, StatsRequest, run
+from keywise.attention.problem import Chunk
+from keywise.attention.stats import AttentionStats
 from keywise.cache.layer import Layer
 from keywise.cache.quantised import quantised
 from keywise.errors import DtypeError, OptionError, ShapeError
+from keywise.util.checks import check_int
 
 
 class KVCache:
@@ -56,7 +56,7 @@ class KVCache:
     """
 
     def __init__(self, layers: int, *, windows: Sequence[int | None] | None = None, dtype: str | None = None) -> None:
-        count = whole("layers", layers, minimum=1)
+        count = check_int("layers", layers, minimum=1)
         if dtype not in {None, "int8"}:
             raise OptionError(f"dtype={dtype!r}: a cache keeps keys and values as they come (None) or as 'int8'")
         self._dtype = dtype
@@ -90,7 +90,7 @@ class KVCache:
     def windows(self, windows: Sequence[int | None]) -> None:
         if len(windows) != self.layers:
             raise OptionError(f"windows={windows}: it needs one entry per layer: {self.layers}")
-        checked = [None if window is None else whole("windows", window, minimum=0) for window in windows]
+        checked = [None if window is None else check_int("windows", window, minimum=0) for window in windows]
         for layer, window in zip(self._layers, checked, strict=True):
             layer.window = window
 
@@ -109,13 +109,13 @@ class KVCache:
         """Give the position of the first key that a layer still holds."""
         return self._layer(layer).first
 
-    def pieces(self, layer: int) -> tuple[Piece, ...]:
+    def chunks(self, layer: int) -> tuple[Chunk, ...]:
         """Give a layer's keys and values [batch, heads, tokens, head_dim] piece by piece, in order, without a copy.
 
         They are views that hold until the cache changes, and are not to be written to. bfloat16 comes as uint16;
         `keywise.attention.arrays.give` makes torch tensors of them.
         """
-        return self._layer(layer).pieces()
+        return self._layer(layer).chunks()
 
     def append(self, layer: int, key: Any, value: Any) -> None:
         """Add the keys and values of new tokens behind the last ones of a layer.
@@ -135,20 +135,20 @@ class KVCache:
             Naming the argument, its value and what would work; the cache is then as before.
         """
         into = self._layer(layer)
-        piece = Piece(_tokens("key", key), _tokens("value", value))
-        if piece.key.dtype != piece.value.dtype:
-            raise DtypeError(f"value has dtype {piece.value.dtype} and key has {piece.key.dtype}; the two share one")
-        if piece.key.data.shape[:3] != piece.value.data.shape[:3]:
+        chunk = Chunk(_tokens("key", key), _tokens("value", value))
+        if chunk.key.dtype != chunk.value.dtype:
+            raise DtypeError(f"value has dtype {chunk.value.dtype} and key has {chunk.key.dtype}; the two share one")
+        if chunk.key.data.shape[:3] != chunk.value.data.shape[:3]:
             raise ShapeError(
-                f"key has shape {list(piece.key.data.shape)} and value has {list(piece.value.data.shape)}; "
+                f"key has shape {list(chunk.key.data.shape)} and value has {list(chunk.value.data.shape)}; "
                 "batch, heads and tokens must agree"
             )
         if self._dtype == "int8":
-            piece = Piece(quantised("key", piece.key), quantised("value", piece.value))
+            chunk = Chunk(quantised("key", chunk.key), quantised("value", chunk.value))
         if (held := into.held) is not None:
-            _fit(layer, held, piece)
-        if piece.tokens:
-            into.append(piece)
+            _fit(layer, held, chunk)
+        if chunk.tokens:
+            into.append(chunk)
 
     def attend(
         self,
@@ -185,7 +185,7 @@ class KVCache:
         arguments = self._arguments(layer, query, mask)
         return run(**arguments, bias=bias, scale=scale, softcap=softcap, sinks=sinks)
 
-    def read(
+    def attention_stats(
         self,
         layer: int,
         query: Any,
@@ -195,24 +195,27 @@ class KVCache:
         scale: float | None = None,
         softcap: float | None = None,
         sinks: Any = None,
-        top: int = 8,
-        segments: Any = None,
-        row_weights: Any = None,
-    ) -> Reading:
+        top_k: int = 8,
+        segment_bounds: Any = None,
+        segment_ids: Any = None,
+        query_weights: Any = None,
+    ) -> AttentionStats:
         """Compute attention over a layer and, in the same pass, which keys mattered, as `keywise.read` does.
 
         Parameters
         ----------
         layer, query, mask, bias, scale, softcap, sinks
             As in `KVCache.attend`.
-        top, segments, row_weights
+        top_k, segment_bounds, segment_ids, query_weights
             As in `keywise.read`. Keys are numbered from the first one held, at position `first_key(layer)`.
         """
-        want = Want(top=top, segments=segments, row_weights=row_weights)
+        want = StatsRequest(
+            top_k=top_k, segment_bounds=segment_bounds, segment_ids=segment_ids, query_weights=query_weights
+        )
         arguments = self._arguments(layer, query, mask)
-        reading = run(**arguments, bias=bias, scale=scale, softcap=softcap, sinks=sinks, reading=want)
-        assert isinstance(reading, Reading)
-        return reading
+        stats = run(**arguments, bias=bias, scale=scale, softcap=softcap, sinks=sinks, stats=want)
+        assert isinstance(stats, AttentionStats)
+        return stats
 
     def truncate(self, tokens: int) -> None:
         """Forget all tokens from a position on, in every layer; nothing is copied.
@@ -224,7 +227,7 @@ class KVCache:
         OptionError
             When a layer has fewer tokens, or its window has dropped keys that the next token would see.
         """
-        tokens = whole("tokens", tokens, minimum=0)
+        tokens = check_int("tokens", tokens, minimum=0)
         used = [(number, layer) for number, layer in enumerate(self._layers) if layer.tokens]
         for number, layer in used:
             if layer.tokens < tokens:
@@ -258,7 +261,7 @@ class KVCache:
         chosen = np.asarray(items)
         if chosen.ndim != 1 or chosen.dtype.kind not in "iu" or not chosen.size:
             raise DtypeError(f"items={items!r}: items is a row of one or more whole numbers")
-        batches = {piece.key.data.shape[0] for layer in self._layers for piece in layer.pieces()[:1]}
+        batches = {chunk.key.data.shape[0] for layer in self._layers for chunk in layer.chunks()[:1]}
         for batch in batches:
             if chosen.min() < 0 or chosen.max() >= batch:
                 raise OptionError(f"items={chosen.tolist()}: the batch has items 0 to {batch - 1}")
@@ -266,26 +269,26 @@ class KVCache:
             layer.select(chosen)
 
     def _layer(self, number: int) -> Layer:
-        return self._layers[whole("layer", number, minimum=0, maximum=self.layers - 1)]
+        return self._layers[check_int("layer", number, minimum=0, maximum=self.layers - 1)]
 
     def _arguments(self, number: int, query: Any, mask: Any) -> dict[str, Any]:
         layer = self._layer(number)
-        pieces = layer.pieces()
-        if not pieces:
+        chunks = layer.chunks()
+        if not chunks:
             raise OptionError(f"layer={number} holds no keys; append some first")
-        taken = take("query", query)
+        taken = as_host_array("query", query)
         if layer.window is not None:
             mask = _narrowed(mask, layer.window)
         if layer.first:
             _check_reach(number, layer, mask, taken)
-        keys, values = zip(*pieces, strict=True)
+        keys, values = zip(*chunks, strict=True)
         return {
-            "query": taken, "key": Pieces(keys), "value": Pieces(values), "mask": mask, "first_key": layer.first
+            "query": taken, "key": Chunks(keys), "value": Chunks(values), "mask": mask, "first_key": layer.first
         }  # fmt: skip
 
 
-def _tokens(name: str, array: Any) -> Taken:
-    taken = take(name, array)
+def _tokens(name: str, array: Any) -> HostArray:
+    taken = as_host_array(name, array)
     if taken.dtype not in FLOATS:
         raise DtypeError(f"{name} has dtype {taken.dtype}; a cache takes {', '.join(FLOATS)}")
     if taken.data.ndim != 4 or 0 in (taken.data.shape[0], taken.data.shape[1], taken.data.shape[3]):
@@ -293,7 +296,7 @@ def _tokens(name: str, array: Any) -> Taken:
     return taken
 
 
-def _fit(layer: int, held: Piece, new: Piece) -> None:
+def _fit(layer: int, held: Chunk, new: Chunk) -> None:
     for name, old, array in zip(("key", "value"), held, new, strict=True):
         if array.dtype != old.dtype:
             raise DtypeError(f"{name} has dtype {array.dtype} and layer {layer} holds {old.dtype}; they must agree")
@@ -308,7 +311,7 @@ def _narrowed(mask: Any, window: int) -> Mask:
     return replace(rule, window=(window if left is None else min(left, window), right))
 
 
-def _check_reach(number: int, layer: Layer, mask: Any, query: Taken) -> None:
+def _check_reach(number: int, layer: Layer, mask: Any, query: HostArray) -> None:
     """Refuse queries that would see keys which the window has dropped."""
     remedy = f"layer {number} holds the keys from position {layer.first} on; use a cache without windows"
     rule = mask if isinstance(mask, Mask) else Mask()

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from keywise.attention.arrays import Array, Taken
-from keywise.attention.problem import Piece
+from keywise.attention.arrays import Array, HostArray
+from keywise.attention.problem import Chunk
 
 FEWEST_TOKENS = 64
 """Room of the smallest private piece."""
@@ -34,14 +34,14 @@ class Layer:
         window: int | None = None,
         *,
         first: int = 0,
-        shared: Piece | None = None,
-        check: Callable[[Piece], None] | None = None,
+        shared: Chunk | None = None,
+        check: Callable[[Chunk], None] | None = None,
     ) -> None:
         self.window = window
         self.first = first
-        self._shared: tuple[Piece, ...] = () if shared is None else (shared,)
+        self._shared: tuple[Chunk, ...] = () if shared is None else (shared,)
         self._check = check
-        self._private: Piece | None = None
+        self._private: Chunk | None = None
         self._begin = self._end = 0
         self._lent = 0
         """Tokens of the private piece before this one may be seen by forks: they are never overwritten."""
@@ -49,15 +49,15 @@ class Layer:
     @property
     def tokens(self) -> int:
         """Number of tokens so far, dropped ones included: the position of the next one."""
-        return self.first + sum(piece.tokens for piece in self._shared) + self._end - self._begin
+        return self.first + sum(chunk.tokens for chunk in self._shared) + self._end - self._begin
 
-    def pieces(self) -> tuple[Piece, ...]:
+    def chunks(self) -> tuple[Chunk, ...]:
         """Give the tokens kept as views in order; they hold until the next change."""
         self._verify()
         return self._views()
 
     @property
-    def held(self) -> Piece | None:
+    def held(self) -> Chunk | None:
         """A piece that new tokens must be like, its room included; None where nothing is kept."""
         self._verify()
         return self._shared[0] if self._shared else None if self._begin == self._end else self._private
@@ -68,18 +68,18 @@ class Layer:
             self._check(self._shared[0])
         self._check = None
 
-    def _views(self) -> tuple[Piece, ...]:
+    def _views(self) -> tuple[Chunk, ...]:
         if self._private is None or self._begin == self._end:
             return self._shared
         return (*self._shared, cut(self._private, self._begin, self._end))
 
-    def append(self, piece: Piece) -> None:
+    def append(self, chunk: Chunk) -> None:
         """Write new tokens behind the last; the caller has seen to it that they fit."""
         if self.window is not None:
             self._drop(self.tokens - self.window - self.first)
-        room = self._room_for(piece)  # which may move the tokens
-        _write(room, self._end, piece)
-        self._end += piece.tokens
+        room = self._room_for(chunk)  # which may move the tokens
+        _write(room, self._end, chunk)
+        self._end += chunk.tokens
 
     def misses(self, tokens: int) -> bool:
         """Tell whether going back to this many tokens would need tokens that the window has dropped."""
@@ -92,11 +92,11 @@ class Layer:
             self.first = 0
             return
         kept = tokens - self.first
-        shared: list[Piece] = []
-        for piece in self._shared:
-            shared.append(piece if piece.tokens <= kept else cut(piece, 0, kept))
+        shared: list[Chunk] = []
+        for chunk in self._shared:
+            shared.append(chunk if chunk.tokens <= kept else cut(chunk, 0, kept))
             kept -= shared[-1].tokens
-        self._shared = tuple(piece for piece in shared if piece.tokens)
+        self._shared = tuple(chunk for chunk in shared if chunk.tokens)
         self._end = self._begin + kept
         if self._end < self._lent:
             self._shared = self._views()
@@ -111,12 +111,12 @@ class Layer:
 
     def select(self, items: Array) -> None:
         """Make the batch of some of its items, in any order and as often as wanted."""
-        pieces, private = self.pieces(), self._private
+        chunks, private = self.chunks(), self._private
         if private is None or items.size != private.key.data.shape[0] or self._lent > self._begin:
-            self._shared = tuple(_selected(piece, items) for piece in pieces)
+            self._shared = tuple(_selected(chunk, items) for chunk in chunks)
             self._let_go()
             return
-        self._shared = tuple(_selected(piece, items) for piece in self._shared)
+        self._shared = tuple(_selected(chunk, items) for chunk in self._shared)
         changed = np.flatnonzero(items != np.arange(items.size))
         for live in _arrays(cut(private, self._begin, self._end)):
             live[changed] = live[items[changed]]
@@ -137,17 +137,17 @@ class Layer:
             tokens -= here
         self._begin += tokens
 
-    def _room_for(self, piece: Piece) -> Piece:
+    def _room_for(self, chunk: Chunk) -> Chunk:
         """Give the private piece with room for `piece` behind its last token."""
         private = self._private
         if private is None:
-            return self._fill(cut(piece, 0, 0), piece)
+            return self._fill(cut(chunk, 0, 0), chunk)
         count = self._end - self._begin
-        if not count and not _alike(private, piece):
-            return self._fill(cut(piece, 0, 0), piece)
-        needed, capacity = count + piece.tokens, private.tokens
+        if not count and not _alike(private, chunk):
+            return self._fill(cut(chunk, 0, 0), chunk)
+        needed, capacity = count + chunk.tokens, private.tokens
         roomy = capacity > 4 * max(needed, FEWEST_TOKENS)
-        if self._end + piece.tokens <= capacity and not roomy:
+        if self._end + chunk.tokens <= capacity and not roomy:
             return private
         live = cut(private, self._begin, self._end)
         if 2 * needed <= capacity and not roomy and not self._lent:
@@ -155,60 +155,63 @@ class Layer:
             _write(private, 0, live)
             self._begin, self._end = 0, count
             return private
-        return self._fill(live, piece)
+        return self._fill(live, chunk)
 
-    def _fill(self, live: Piece, new: Piece) -> Piece:
+    def _fill(self, live: Chunk, new: Chunk) -> Chunk:
         """Start a private piece with `live`, room for `new` and a share more."""
         needed = live.tokens + new.tokens
         capacity = needed + max(needed // 2, FEWEST_TOKENS)
-        self._private = Piece(_room(new.key, capacity), _room(new.value, capacity))
+        self._private = Chunk(_room(new.key, capacity), _room(new.value, capacity))
         if live.tokens:
             _write(self._private, 0, live)
         self._begin, self._end, self._lent = 0, live.tokens, 0
         return self._private
 
 
-def cut(piece: Piece, begin: int, end: int) -> Piece:
+def cut(chunk: Chunk, begin: int, end: int) -> Chunk:
     """Give a view of tokens `begin` to `end - 1`."""
-    return _each(piece, lambda array: array[:, :, begin:end])
+    return _each(chunk, lambda array: array[:, :, begin:end])
 
 
-def _each(piece: Piece, change: Callable[[Array], Array]) -> Piece:
+def _each(chunk: Chunk, change: Callable[[Array], Array]) -> Chunk:
     """Change numbers [batch, heads, tokens, head_dim] and scales [batch, heads, tokens] alike."""
-    return Piece(
-        *[Taken(change(data), dtype, None, None if scale is None else change(scale)) for data, dtype, _, scale in piece]
+    return Chunk(
+        *[
+            HostArray(change(data), dtype, None, None if scale is None else change(scale))
+            for data, dtype, _, scale in chunk
+        ]
     )
 
 
-def _arrays(piece: Piece) -> list[Array]:
-    return [array for held in piece for array in (held.data, held.scale) if array is not None]
+def _arrays(chunk: Chunk) -> list[Array]:
+    return [array for held in chunk for array in (held.data, held.scale) if array is not None]
 
 
-def _write(into: Piece, first: int, piece: Piece) -> None:
+def _write(into: Chunk, first: int, chunk: Chunk) -> None:
     """Write tokens over those of another piece from its token `first` on."""
-    last = first + piece.tokens
-    for place, array in zip(_arrays(into), _arrays(piece), strict=True):
+    last = first + chunk.tokens
+    for place, array in zip(_arrays(into), _arrays(chunk), strict=True):
         place[:, :, first:last] = array
 
 
-def _room(new: Taken, capacity: int) -> Taken:
+def _room(new: HostArray, capacity: int) -> HostArray:
     """Give memory for more tokens like `new`: NumPy's, which asks for huge pages, and these are read much faster."""
     batch, heads, _, width = new.data.shape
     scale = None if new.scale is None else np.empty((batch, heads, capacity), np.float32)
-    return Taken(np.empty((batch, heads, capacity, width), new.data.dtype), new.dtype, None, scale)
+    return HostArray(np.empty((batch, heads, capacity, width), new.data.dtype), new.dtype, None, scale)
 
 
-def _alike(one: Piece, other: Piece) -> bool:
+def _alike(one: Chunk, other: Chunk) -> bool:
     return all(
         a.dtype == b.dtype and a.data.shape[:2] == b.data.shape[:2] and a.data.shape[3] == b.data.shape[3]
         for a, b in zip(one, other, strict=True)
     )
 
 
-def _selected(piece: Piece, items: Array) -> Piece:
-    if np.array_equal(items, np.arange(piece.key.data.shape[0])):
-        return piece
-    return _each(piece, lambda array: _items_of(array, items))
+def _selected(chunk: Chunk, items: Array) -> Chunk:
+    if np.array_equal(items, np.arange(chunk.key.data.shape[0])):
+        return chunk
+    return _each(chunk, lambda array: _items_of(array, items))
 
 
 def _items_of(array: Array, items: Array) -> Array:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from keywise.attention.arrays import Taken
+from keywise.attention.arrays import HostArray
 from keywise.errors import OptionError
 
 STEPS = np.float32(127)
 
 
-def quantised(name: str, taken: Taken) -> Taken:
+def quantised(name: str, taken: HostArray) -> HostArray:
     """Round [batch, heads, tokens, head_dim] to whole multiples of a scale, the largest of every 127 of them.
 
     The error of an element is at most half a scale, 1/254 of the largest of its token and head.
@@ -21,4 +21,4 @@ def quantised(name: str, taken: Taken) -> Taken:
         raise OptionError(f"{name} holds NaN, infinity or numbers beyond float32; an int8 cache takes finite numbers")
     scale = largest / STEPS
     steps = np.rint(floats / np.where(scale == 0, np.float32(1), scale)[..., None])
-    return Taken(np.clip(steps, -STEPS, STEPS).astype(np.int8), "int8", taken.like, scale)
+    return HostArray(np.clip(steps, -STEPS, STEPS).astype(np.int8), "int8", taken.like, scale)

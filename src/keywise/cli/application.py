@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 import keywise
-from keywise.bench.commands import COMMANDS as BENCH_COMMANDS
+from benchmarks.commands import COMMANDS as BENCH_COMMANDS
 from keywise.cli import cache, library
 from keywise.cli.ask import ASK_EXAMPLES, ask
 from keywise.cli.check import CHECK_EXAMPLES, check

@@ -13,21 +13,21 @@ from rich.console import Console
 import keywise
 from keywise.cli.options import AsJson, Dtype, MaxTokens, Model, Threads, Top, use_threads
 from keywise.cli.terminal import progress_bar, write, write_json
-from keywise.documents import Answer, Proof, Reader, read_file
+from keywise.documents import Ablation, Answer, Reader, read_file
 from keywise.documents.report import (
     answer_runs,
     caveat,
     evidence_table,
-    printable,
     to_json,
     with_sources,
     write_html,
 )
 from keywise.errors import FormatError, OptionError
-from keywise.hf.models import load_model
-from keywise.memory.asking import passages_for
-from keywise.memory.encoder import SentenceEncoder
-from keywise.memory.passages import placed
+from keywise.library.asking import passages_for
+from keywise.library.encoder import SentenceEncoder
+from keywise.library.passages import placed
+from keywise.models.loading import load_model
+from keywise.util.terminal_text import replace_controls
 
 ASK_EXAMPLES = """
 Examples:
@@ -77,7 +77,7 @@ def ask(  # noqa: PLR0917 - each is an argument or option of the command
             help="Sentences to quote the answer from; 0 lets the model write it from everything. Default: tuned.",
         ),
     ] = None,
-    prove: Annotated[
+    ablate: Annotated[
         bool, typer.Option("--prove", help="Also tell how much the answer loses without each top sentence.")
     ] = False,
     meaning: Annotated[
@@ -111,13 +111,13 @@ def ask(  # noqa: PLR0917 - each is an argument or option of the command
     use_threads(threads)
 
     def notify(line: str) -> None:
-        notices.print(printable(line), style="dim", markup=False, highlight=False)
+        notices.print(replace_controls(line), style="dim", markup=False, highlight=False)
 
     encode = SentenceEncoder().encode if meaning else None
     loaded = load_model(model, dtype=dtype, status=notify)
     passages = [] if opened is None else passages_for(opened, question, loaded)
     reader = Reader(loaded, encode=encode, keep=not no_cache, status=notify)
-    with progress_bar(notices, "Reading", "tokens") as progress:
+    with progress_bar(notices, "AttentionStats", "tokens") as progress:
         document = reader.read([*sources, *(passage.source for passage in passages)], progress=progress)
     notify(f"Read {document.tokens - document.reused_tokens:,} tokens, took {document.reused_tokens:,} from the cache")
 
@@ -126,7 +126,7 @@ def ask(  # noqa: PLR0917 - each is an argument or option of the command
             write(piece)
 
     answer = document.ask(question, max_tokens=max_tokens, sentences=sentences, on_token=said)
-    proofs = document.prove(answer, top=PROVED_SENTENCES) if prove and answer.text else []
+    proofs = document.ablate(answer, top=PROVED_SENTENCES) if ablate and answer.text else []
     shown = replace(answer, evidence=placed(answer.evidence, passages)) if passages else answer
     _show_answer(shown, proofs, console, top=top, as_json=as_json)
     if html is not None:
@@ -134,7 +134,7 @@ def ask(  # noqa: PLR0917 - each is an argument or option of the command
         notify(f"Wrote {html}")
 
 
-def _show_answer(answer: Answer, proofs: Sequence[Proof], console: Console, *, top: int, as_json: bool) -> None:
+def _show_answer(answer: Answer, proofs: Sequence[Ablation], console: Console, *, top: int, as_json: bool) -> None:
     """Show what stands below an answer that was written out as it came; or all of it as JSON."""
     if as_json:
         proved = [{"rank": each.evidence.rank, "drop": each.drop, "compared": each.compared} for each in proofs]

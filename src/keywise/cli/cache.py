@@ -13,9 +13,9 @@ from rich.text import Text
 
 from keywise.cli.options import AsJson
 from keywise.cli.terminal import say, write, write_json
-from keywise.documents.report import printable
 from keywise.documents.store import Store
 from keywise.errors import OptionError
+from keywise.util.terminal_text import replace_controls
 
 HELP = "Documents that were read, kept on disk for the next question about them."
 
@@ -38,7 +38,7 @@ def ls(as_json: AsJson = False) -> None:
     for item in kept:
         used = time.strftime("%Y-%m-%d %H:%M", time.localtime(item.used))
         cells = (used, f"{item.tokens:,}", _size(item.size_bytes), item.model, ", ".join(item.sources))
-        table.add_row(*(Text(printable(cell)) for cell in cells))
+        table.add_row(*(Text(replace_controls(cell)) for cell in cells))
     Console().print(table)
     write(f"{_size(size_bytes)} of {_size(limit_bytes)} in {store.folder}\n")
 

@@ -10,7 +10,7 @@ from keywise.cli.options import AsJson, Threads, use_threads
 from keywise.cli.terminal import say, write, write_json
 from keywise.documents import read_file
 from keywise.errors import ModelError, OptionError
-from keywise.hf.models import load_model
+from keywise.models.loading import load_model
 
 CHECK_EXAMPLES = """
 Examples:

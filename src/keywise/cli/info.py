@@ -3,11 +3,11 @@
 from dataclasses import asdict
 
 import keywise
-from keywise.bench.machine import available_cpus, cpu_name
+from benchmarks.machine import available_cpus, cpu_name
 from keywise.cli.options import AsJson
 from keywise.cli.terminal import write, write_json
 from keywise.errors import ModelError
-from keywise.hf.models import HOW_TO_GET_THE_DEFAULT, models_found
+from keywise.models.loading import HOW_TO_GET_THE_DEFAULT, models_found
 
 
 def info(as_json: AsJson = False) -> None:

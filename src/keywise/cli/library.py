@@ -51,7 +51,7 @@ def add(
     if as_json:
         write_json(asdict(done))
     else:
-        counts = [(done.added, "added"), (done.replaced, "replaced"), (done.unchanged, "unchanged")]
+        counts = [(done.added, "added"), (done.updated, "updated"), (done.unchanged, "unchanged")]
         said = ", ".join(f"{len(names)} {what}" for names, what in counts)
         write(f"{said}; {done.sentences:,} sentences encoded, version {done.version}\n")
     for reason in done.skipped.values():
@@ -71,15 +71,15 @@ def search(
 ) -> None:
     """Show the sentences that a question attends to most, each with its share of all attention."""
     found = keywise.Library.open(library, encoder=encoder, version=version).search(question, top=top, where=where)
-    covered = sum(sentence.weight for sentence in found)
+    top_mass = sum(sentence.weight for sentence in found)
     if as_json:
-        write_json({"covered": covered, "sentences": [asdict(sentence) for sentence in found]})
+        write_json({"top_mass": top_mass, "sentences": [asdict(sentence) for sentence in found]})
         return
     for sentence in found:
         text = " ".join(sentence.text.split())
         place = f"{sentence.document}, characters {sentence.start} to {sentence.end}"
         write(f"{sentence.weight:7.2%}  {text}\n         {place}\n")
-    write(f"{covered:7.2%}  of all attention\n")
+    write(f"{top_mass:7.2%}  of all attention\n")
 
 
 def info(library: Path, version: Version = None, as_json: AsJson = False) -> None:

@@ -30,4 +30,4 @@ def use_threads(threads: int | None) -> None:
         import torch  # noqa: PLC0415 - heavy
 
         torch.set_num_threads(threads)
-        keywise.set_threads(threads)
+        keywise.set_num_threads(threads)

@@ -13,24 +13,24 @@ if TYPE_CHECKING:
 
 def write(text: str) -> None:
     """Write a result, or the next piece of one."""
-    from keywise.documents.report import printable
+    from keywise.util.terminal_text import replace_controls
 
-    sys.stdout.write(printable(text))
+    sys.stdout.write(replace_controls(text))
     sys.stdout.flush()
 
 
 def write_json(value: dict[str, Any]) -> None:
     """Write a result as JSON."""
-    from keywise.documents.report import json_text
+    from keywise.util.terminal_text import format_json
 
-    write(json_text(value))
+    write(format_json(value))
 
 
 def say(message: str) -> None:
     """Say something beside the result."""
-    from keywise.documents.report import printable
+    from keywise.util.terminal_text import replace_controls
 
-    sys.stderr.write(f"keywise: {printable(message)}\n")
+    sys.stderr.write(f"keywise: {replace_controls(message)}\n")
 
 
 @contextmanager

@@ -14,9 +14,9 @@ from keywise.documents.heads import save
 from keywise.documents.labelled import labelled_documents
 from keywise.documents.reader import Reader
 from keywise.documents.tune import choose, every_head, observe
-from keywise.hf import fingerprint
-from keywise.hf.models import load_model
-from keywise.memory.encoder import SentenceEncoder
+from keywise.library.encoder import SentenceEncoder
+from keywise.models import fingerprint
+from keywise.models.loading import load_model
 
 TUNE_EXAMPLES = """
 Examples:

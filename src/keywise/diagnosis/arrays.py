@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 
 from keywise.attention import reference
-from keywise.attention.arrays import FLOATS, Array, take
-from keywise.attention.checks import whole
+from keywise.attention.arrays import FLOATS, Array, as_host_array
 from keywise.attention.problem import Problem, make_problem
 from keywise.diagnosis.finding import Diagnosis, Examination, Where
 from keywise.diagnosis.judge import finite_inputs, judge
 from keywise.diagnosis.sample import UNITS, at_rows, choose_rows, truth
 from keywise.diagnosis.statistics import inspect
 from keywise.errors import DtypeError, ShapeError
+from keywise.util.checks import check_int
 
 ROWS = 64
 
@@ -69,7 +69,7 @@ def check(
     problem = make_problem(
         query, key, value, mask=mask, bias=bias, scale=scale, softcap=softcap, sinks=sinks, first_key=0
     )
-    chosen = choose_rows(problem.shape.queries, whole("rows", rows, minimum=1))
+    chosen = choose_rows(problem.shape.queries, check_int("rows", rows, minimum=1))
     given = {
         name: _given(name, array, shape)
         for name, array, shape in (
@@ -98,7 +98,7 @@ def _rows_shape(problem: Problem) -> tuple[int, int, int]:
 
 
 def _given(name: str, array: Any, shape: tuple[int, ...]) -> Array:
-    taken = take(name, array)
+    taken = as_host_array(name, array)
     if taken.dtype not in FLOATS:
         raise DtypeError(f"{name} has dtype {taken.dtype}; it is one of {', '.join(FLOATS)}")
     if taken.data.shape != shape:

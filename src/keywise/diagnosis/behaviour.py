@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from keywise.attention.arrays import Array, take
-from keywise.attention.checks import whole
+from keywise.attention.arrays import Array, as_host_array
 from keywise.attention.mask import Mask
 from keywise.attention.problem import Problem, make_problem
 from keywise.diagnosis.finding import Diagnosis, Examination, Where
 from keywise.diagnosis.judge import judge
 from keywise.diagnosis.sample import at_rows, truth
 from keywise.errors import DtypeError, ModelError, OptionError
+from keywise.util.checks import check_int
 
 TOKENS, FEW, BATCH = 37, 5, 2
 """Prime, so that no two axes are of one size by chance."""
@@ -84,7 +84,7 @@ def check_function(
     if not callable(function):
         raise DtypeError(f"function is a {type(function).__name__}; give something that can be called")
     for name, count in (("query_heads", query_heads), ("key_heads", key_heads), ("head_dim", head_dim)):
-        whole(name, count, minimum=1)
+        check_int(name, count, minimum=1)
     if query_heads % key_heads:
         raise OptionError(f"key_heads={key_heads}: it divides query_heads={query_heads}")
     subject = Subject(
@@ -164,7 +164,7 @@ class Subject:
 
     def output(self, inputs: list[Any], seen: Array | None = None) -> Array:
         """Call the function and give its output as float64."""
-        return take("output", _without_gradients(self.call(inputs, seen))).floats(np.float64)
+        return as_host_array("output", _without_gradients(self.call(inputs, seen))).floats(np.float64)
 
     def problem(self, inputs: list[Any], mask: Mask | None = None) -> Problem:
         """Say what the function is meant to compute."""
@@ -200,7 +200,7 @@ def _steady(examination: Examination, subject: Subject) -> bool:
         examination.found("inputs-modified", f"the call changed {told}", **changed)
         return False
     examination.clean("inputs-modified")
-    one = take("output", _without_gradients(first)).floats(np.float64)
+    one = as_host_array("output", _without_gradients(first)).floats(np.float64)
     difference = _apart(one, subject.output(inputs))
     if difference.max() > float(truth(_whole(subject.problem(inputs))).tolerance.max()):
         measured = f"two calls on the same input differ by up to {difference.max():.3g}"
@@ -218,7 +218,7 @@ def _apart(one: Array, two: Array) -> Array:
 
 
 def _numbers(array: Any) -> Array:
-    return take("input", array).data
+    return as_host_array("input", array).data
 
 
 def _whole(problem: Problem) -> Problem:
@@ -284,7 +284,7 @@ def _hidden_nan(examination: Examination, subject: Subject) -> None:
         examination.untestable("nothing hidden to put NaN into, or the output is wrong anyway", "hidden-nan-leak")
         return
     inputs = subject.inputs()
-    numbers = take("value", inputs[2]).floats(np.float64).copy()
+    numbers = as_host_array("value", inputs[2]).floats(np.float64).copy()
     numbers[:, :, -1] = np.nan
     inputs[2] = subject.array(numbers)
     seen = None
@@ -378,7 +378,7 @@ def _strided(array: Any) -> Any:
 
 
 def _numbers_changed(array: Any, item: int) -> Array:
-    numbers = take("input", array).floats(np.float64).copy()
+    numbers = as_host_array("input", array).floats(np.float64).copy()
     numbers[item] = 1.5 - numbers[item]
     return numbers
 
@@ -387,7 +387,7 @@ def _last_changed(subject: Subject, inputs: list[Any], position: int) -> list[An
     """Change key and value at one position."""
     changed = [inputs[0]]
     for array in inputs[1:]:
-        numbers = take("input", array).floats(np.float64).copy()
+        numbers = as_host_array("input", array).floats(np.float64).copy()
         numbers[:, :, position] = 1.5 - numbers[:, :, position]
         changed.append(subject.array(numbers))
     return changed

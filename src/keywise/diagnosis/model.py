@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from keywise.attention.arrays import Array, take
+from keywise.attention.arrays import Array, as_host_array
 from keywise.attention.mask import Mask
 from keywise.diagnosis.finding import Diagnosis, Examination, Where
 from keywise.diagnosis.inputs import Inputs
@@ -314,7 +314,7 @@ def _plainly_causal(mask: Any, bias: Any) -> bool:
 
 def _rows_of(output: Any, rows: Array) -> Array:
     """Give query rows of an output [B, Q, Hq, Dv] as float64 [B, Hq, R, Dv]."""
-    return take("output", output.detach().transpose(1, 2)[:, :, rows]).floats(np.float64)
+    return as_host_array("output", output.detach().transpose(1, 2)[:, :, rows]).floats(np.float64)
 
 
 def _finite(call: Call) -> bool:

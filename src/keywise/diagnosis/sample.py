@@ -7,11 +7,11 @@ from typing import NamedTuple
 import numpy as np
 
 from keywise.attention import reference
-from keywise.attention.arrays import Array, Taken
-from keywise.attention.checks import MAXIMUM_TOKENS
-from keywise.attention.plan import ReadingPlan
+from keywise.attention.arrays import Array, HostArray
 from keywise.attention.problem import Problem
+from keywise.attention.stats_request import ResolvedStats
 from keywise.attention.visibility import Visibility
+from keywise.util.checks import MAX_TOKENS
 
 SINGLE_UNIT = 2.0**-24
 UNITS = {"float64": 2.0**-53, "float32": SINGLE_UNIT, "float16": 2.0**-11, "bfloat16": 2.0**-8}
@@ -73,7 +73,7 @@ def at_rows(problem: Problem, rows: Array, seen: Array | None = None) -> Problem
             documents=None,
             allowed=seen,
         ),
-        reading=None,
+        stats=None,
     )
 
 
@@ -81,10 +81,10 @@ def weights_of(problem: Problem) -> Array:
     """Give the weights [B, Hq, Q, N] of a small problem: what the definition makes of unit values."""
     keys = problem.shape.keys
     unit = np.broadcast_to(np.eye(keys), (problem.shape.batch, problem.shape.key_heads, keys, keys))
-    value = Taken(unit, "float64", unit)
-    key = Taken(problem.key_floats(np.float64), "float64", unit)
-    piece = problem.pieces[0]._replace(key=key, value=value)
-    unit_values = problem._replace(pieces=(piece,), shape=problem.shape._replace(value_dim=keys), reading=None)
+    value = HostArray(unit, "float64", unit)
+    key = HostArray(problem.key_floats(np.float64), "float64", unit)
+    chunk = problem.chunks[0]._replace(key=key, value=value)
+    unit_values = problem._replace(chunks=(chunk,), shape=problem.shape._replace(value_dim=keys), stats=None)
     return reference.evaluate(unit_values).output
 
 
@@ -114,8 +114,8 @@ def truth(sample: Problem) -> Truth:
         largest_value = np.repeat(largest_value, group, axis=1)[..., None]
         tolerance = (3 * score_error + keys * single + 4 * unit) * largest_value
     tolerance = np.where(score_error <= LARGEST_SCORE_ERROR, tolerance, np.inf)
-    result = reference.evaluate(sample._replace(reading=_PLAN))
-    assert result.total is not None
+    result = reference.evaluate(sample._replace(stats=_PLAN))
+    assert result.running_sum is not None
     assert result.entropy is not None
     assert result.segment_mass is not None  # the plan asks for them
     return Truth(
@@ -125,21 +125,21 @@ def truth(sample: Problem) -> Truth:
         alive=alive,
         entropy=result.entropy,
         # The total counts exponentials from the peak, whose own is 1.
-        heaviest=1 / np.where(alive, result.total, 1.0),
+        heaviest=1 / np.where(alive, result.running_sum, 1.0),
         first_key=result.segment_mass[..., 0],
         largest_product=float(np.nan_to_num(np.abs(product)).max(initial=0.0)),
         scale=sample.scale,
     )
 
 
-_PLAN = ReadingPlan(
-    top=0,
+_PLAN = ResolvedStats(
+    top_k=0,
     key_mass=False,
     first_row=0,
-    last_row=MAXIMUM_TOKENS,
+    last_row=MAX_TOKENS,
     runs=np.array([[0, 1, 0]], np.int64),
     segment_count=1,
-    row_weights=None,
+    query_weights=None,
     arrays=(),
 )
 """Entropy, and the first key as a segment of its own."""

@@ -13,8 +13,8 @@ from typing import NamedTuple
 import numpy as np
 
 from keywise.attention import reference
-from keywise.attention.arrays import Array, Taken
-from keywise.attention.problem import Piece, Problem
+from keywise.attention.arrays import Array, HostArray
+from keywise.attention.problem import Chunk, Problem
 from keywise.diagnosis.sample import at_rows, weights_of
 
 MOST_STORED = 512
@@ -73,7 +73,7 @@ def _mask_added(problem: Problem, rows: Array) -> Iterator[Outcome]:
     bias = own + seen.astype(np.float64)
     yield (
         "attention to every key, with the mask's ones and zeros added to the scores",
-        reference.evaluate(sample._replace(bias=Taken(bias, "float64", bias))).output,
+        reference.evaluate(sample._replace(bias=HostArray(bias, "float64", bias))).output,
     )
 
 
@@ -154,10 +154,10 @@ def _grouped(problem: Problem, rows: Array) -> Iterator[Outcome]:
     heads, shared = problem.shape.query_heads, problem.shape.key_heads
     if shared not in {1, heads}:
         other = tuple(
-            Piece(*(array._replace(data=array.data[:, np.arange(heads) % shared]) for array in piece))
-            for piece in problem.pieces
+            Chunk(*(array._replace(data=array.data[:, np.arange(heads) % shared]) for array in chunk))
+            for chunk in problem.chunks
         )
-        tiled = problem._replace(pieces=other, shape=problem.shape._replace(key_heads=heads))
+        tiled = problem._replace(chunks=other, shape=problem.shape._replace(key_heads=heads))
         yield f"query head h with key head h % {shared}", _evaluated(tiled, rows)
 
 
@@ -206,7 +206,7 @@ def _attend_by_scores(sample: Problem, score: Array) -> Array:
     """Evaluate the definition with these scores [B, Hq, R, N] in place of the problem's own, every key visible."""
     assert sample.visibility.allowed is not None  # at_rows() gives every sample one
     rule = sample.visibility._replace(allowed=np.ones_like(sample.visibility.allowed))
-    bias = Taken(np.ascontiguousarray(score), "float64", score)
+    bias = HostArray(np.ascontiguousarray(score), "float64", score)
     return reference.evaluate(sample._replace(scale=0.0, softcap=None, bias=bias, visibility=rule)).output
 
 
@@ -223,14 +223,14 @@ def _no_bias(problem: Problem, rows: Array) -> Iterator[Outcome]:
 def _scaled_bias(problem: Problem, rows: Array) -> Iterator[Outcome]:
     if problem.bias is not None and problem.scale != 1.0:
         bias = problem.bias.floats(np.float64) * problem.scale
-        scaled = problem._replace(bias=Taken(bias, "float64", bias))
+        scaled = problem._replace(bias=HostArray(bias, "float64", bias))
         yield "attention with the bias multiplied by the scale", _evaluated(scaled, rows)
 
 
 def _swapped(problem: Problem, rows: Array) -> Iterator[Outcome]:
     if problem.shape.head_dim == problem.shape.value_dim:
-        pieces = tuple(Piece(piece.value, piece.key) for piece in problem.pieces)
-        yield "attention with keys and values exchanged", _evaluated(problem._replace(pieces=pieces), rows)
+        chunks = tuple(Chunk(chunk.value, chunk.key) for chunk in problem.chunks)
+        yield "attention with keys and values exchanged", _evaluated(problem._replace(chunks=chunks), rows)
 
 
 def _small(problem: Problem) -> bool:
@@ -250,12 +250,12 @@ def _wrong_axis(problem: Problem, rows: Array) -> Iterator[Outcome]:
     seen = every_row.visibility.allowed
     assert seen is not None  # at_rows() gives every sample one
     asked = every_row._replace(
-        query=Taken(key, "float64", key),
-        pieces=(Piece(Taken(query, "float64", query), Taken(query, "float64", query)),),
+        query=HostArray(key, "float64", key),
+        chunks=(Chunk(HostArray(query, "float64", query), HostArray(query, "float64", query)),),
         shape=problem.shape._replace(
             key_heads=problem.shape.query_heads, queries=keys, keys=queries, value_dim=problem.shape.head_dim
         ),
-        bias=None if bias is None else Taken(bias, "float64", bias),
+        bias=None if bias is None else HostArray(bias, "float64", bias),
         visibility=every_row.visibility._replace(
             allowed=seen.swapaxes(2, 3), lengths=np.full_like(every_row.visibility.lengths, problem.first_key + queries)
         ),
@@ -281,14 +281,14 @@ def _axes(problem: Problem, rows: Array) -> Iterator[Outcome]:
         ends = np.full_like(problem.visibility.lengths, problem.first_key + heads)
         rule = problem.visibility._replace(allowed=None, lengths=ends)
         swapped = problem._replace(
-            query=Taken(across[0], "float64", query),
-            pieces=(Piece(Taken(across[1], "float64", query), Taken(across[2], "float64", query)),),
+            query=HostArray(across[0], "float64", query),
+            chunks=(Chunk(HostArray(across[1], "float64", query), HostArray(across[2], "float64", query)),),
             shape=turned,
             visibility=rule,
         )
         yield (
             "attention among the heads of a token instead of among tokens",
-            reference.evaluate(swapped._replace(reading=None)).output.swapaxes(1, 2)[:, :, rows],
+            reference.evaluate(swapped._replace(stats=None)).output.swapaxes(1, 2)[:, :, rows],
         )
     else:
         seen = _seen(problem, every)
@@ -304,8 +304,8 @@ def _axes(problem: Problem, rows: Array) -> Iterator[Outcome]:
     )
     viewed = [_viewed(array) for array in (query, key, value)]
     misread = problem._replace(
-        query=Taken(viewed[0], "float64", query),
-        pieces=(Piece(Taken(viewed[1], "float64", query), Taken(viewed[2], "float64", query)),),
+        query=HostArray(viewed[0], "float64", query),
+        chunks=(Chunk(HostArray(viewed[1], "float64", query), HostArray(viewed[2], "float64", query)),),
     )
     yield (
         "inputs stored [batch, heads, tokens, dim] and read as [batch, tokens, heads, dim]",

@@ -78,7 +78,7 @@ class Answer:
     document_tokens: int
     answer_tokens: int
     reused_tokens: int = 0
-    none_share: float = 0.0
+    no_answer_share: float = 0.0
     sentences: int = 0
     words: list[AnswerWord] = field(default_factory=list)
     tuned_on: str | None = None

@@ -9,22 +9,22 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from keywise.documents.ablation import Ablation, ablate
 from keywise.documents.answer import Answer, AnswerWord, heaviest_sentences, in_order, joined, words_of
-from keywise.documents.evidence import Evidence, Look, Mass, none_share, rank_sentences
+from keywise.documents.evidence import Evidence, Look, Mass, no_answer_share, rank_sentences
 from keywise.documents.files import Source
 from keywise.documents.heads import Heads
 from keywise.documents.meaning import Encode, Meaning
 from keywise.documents.passage import likeliest_span
-from keywise.documents.past import Past, Progress
+from keywise.documents.prefilled_context import PrefilledContext, Progress
 from keywise.documents.prompt import Encoded, Prompt
-from keywise.documents.proof import Proof, prove
-from keywise.documents.store import Shelf
+from keywise.documents.store import PrefillStore
 from keywise.documents.words import Words, rarity
 from keywise.errors import DtypeError, OptionError
-from keywise.hf.models import LoadedModel
+from keywise.models.loading import LoadedModel
 
 if TYPE_CHECKING:
-    from keywise.hf import LayerReading
+    from keywise.hf import LayerStats
 
 ANSWER_TOKENS: Final = 128
 # Kept free when a document is read, so that what could be read can also be asked about.
@@ -54,7 +54,7 @@ class Document:
         encoded: Encoded,
         *,
         encode: Encode | None,
-        shelf: Shelf | None,
+        shelf: PrefillStore | None,
         progress: Progress | None,
     ) -> None:
         self._loaded, self._prompt, self._heads, self._encode = loaded, prompt, heads, encode
@@ -67,7 +67,7 @@ class Document:
         said = encoded.sentence_of >= 0
         self._said, self._said_in = np.array(encoded.ids)[said], encoded.sentence_of[said]
         self._words = Words(sources)
-        self._past = Past(
+        self._past = PrefilledContext(
             loaded,
             prompt,
             heads,
@@ -207,13 +207,13 @@ class Document:
             document_tokens=self.tokens,
             answer_tokens=answer_ids,
             reused_tokens=self.reused_tokens,
-            none_share=none_share(look, self._heads),
+            no_answer_share=no_answer_share(look, self._heads),
             sentences=wanted,
             words=words,
             tuned_on=self._heads.tuned_on,
         )
 
-    def prove(self, answer: Answer, *, top: int = 3, sources: Sequence[Source] | None = None) -> list[Proof]:
+    def ablate(self, answer: Answer, *, top: int = 3, sources: Sequence[Source] | None = None) -> list[Ablation]:
         """Tell how much less likely an answer becomes without each of its first sentences, and without another one.
 
         The model reads the first `top` sentences and one that stands far behind them, in the text's order and without
@@ -238,7 +238,7 @@ class Document:
         >>> document.prove(document.ask("Who was the keeper?"))[0].drop > 0  # doctest: +SKIP
         True
         """
-        return prove(self._loaded, self._prompt, sources or self.sources, answer, top=_count("top", top, least=1))
+        return ablate(self._loaded, self._prompt, sources or self.sources, answer, top=_count("top", top, least=1))
 
     def pass_over(self, question: str) -> int:
         """Run a question's turn after the document without reading attention, and give the number of its tokens.
@@ -351,7 +351,7 @@ class Document:
             self._question_ids(question, answer_tokens=_count("max_tokens", max_tokens, least=1))
         return [self.ask(question, max_tokens=max_tokens) for question in asked]
 
-    def _go_on(self, ids: list[int]) -> tuple[Any, int, Sequence[LayerReading]]:
+    def _go_on(self, ids: list[int]) -> tuple[Any, int, Sequence[LayerStats]]:
         """Run a question's turn after the document; give the cache with it, the likeliest next token, and readings."""
         return self._past.after(lambda cache: (cache, *self._past.step(cache, ids)))
 
@@ -359,7 +359,7 @@ class Document:
         """Run a question's turn only as far as needed, and give where it looked, less where a null question does."""
         return self._look_of(self._past.glance(ids), ids)
 
-    def _look_of(self, records: Iterable[LayerReading], ids: list[int]) -> Look:
+    def _look_of(self, records: Iterable[LayerStats], ids: list[int]) -> Look:
         """Give where a question looked, less where a null question does; its rare words tell more."""
         asked = self._prompt.asked_rows(ids, started=self._past.started)
         return self._past.look(records, ids, asked, self._rarities(ids[asked])) - self._past.null

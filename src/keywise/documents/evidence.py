@@ -17,7 +17,7 @@ from keywise.documents.heads import ATTENTION, MEANING, WORDS, Head, Heads
 
 if TYPE_CHECKING:
     from keywise.documents.files import Source
-    from keywise.hf import LayerReading
+    from keywise.hf import LayerStats
 
 NULL_QUESTION: Final = "N/A"
 # Added to a share before its logarithm: one kind of head that saw nothing must not rule a sentence out.
@@ -98,7 +98,7 @@ class Look:
 
 
 def mass_of_heads(
-    records: Iterable[LayerReading],
+    records: Iterable[LayerStats],
     heads: Sequence[Head],
     sentences: int,
     rows: slice,
@@ -123,7 +123,7 @@ def mass_of_heads(
     -------
     float64 array [len(heads), sentences]
     """
-    by_layer = {record.layer: record.reading.segment_mass for record in records}
+    by_layer = {record.layer: record.stats.segment_mass for record in records}
     mass = np.zeros((len(heads), sentences))
     for number, (layer, head) in enumerate(heads):
         found = np.average(np.asarray(by_layer[layer][0, head, rows], dtype=np.float64), axis=0, weights=weights)
@@ -192,7 +192,7 @@ def previous(part: Mass) -> Mass:
     return np.concatenate([np.zeros(1), part[:-1]])
 
 
-def none_share(look: Look, heads: Heads) -> float:
+def no_answer_share(look: Look, heads: Heads) -> float:
     """Give the probability that no sentence answers, from the most mass that any has; 0 where it was never learned."""
     if not heads.none_power:
         return 0.0
@@ -232,7 +232,7 @@ def rank_sentences(sources: Sequence[Source], look: Look, text: Mapping[str, Mas
     spans = [(source, start, end) for source in sources for start, end in source.sentences]
     matching, copying = shares_of_heads(look, heads)
     odds = clue_odds(look, text, heads)
-    any_of_these = 1.0 - none_share(look, heads)
+    any_of_these = 1.0 - no_answer_share(look, heads)
     shares = sentence_shares(odds, heads.powers[MEANING if "meaning" in text else WORDS]) * any_of_these
     attention = sentence_shares(odds, heads.powers[ATTENTION]) * any_of_these
     found = {

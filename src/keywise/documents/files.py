@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from keywise.errors import FormatError
-from keywise.hf.installed import needs
+from keywise.util.optional_imports import require_modules
 
 CONVERTED_SUFFIXES: Final = {
     ".pdf": "PdfConverter",
@@ -195,7 +195,7 @@ def _decoded(content: bytes, name: str) -> str:
 def _converted(content: bytes, suffix: str, name: str) -> str:
     if CONVERTED_SUFFIXES[suffix] == "HtmlConverter" and b"\0" in content and not content.startswith(_UTF16_MARKS):
         raise FormatError(f"{name!r} is a binary file, not HTML; keywise reads {SUPPORTED}, told apart by suffix")
-    needs("app", "markitdown")
+    require_modules("app", "markitdown")
     import markitdown.converters  # noqa: PLC0415 - optional and slow
 
     # Only the one converter that the suffix asks for: none of them opens the network, runs programs or loads plug-ins.

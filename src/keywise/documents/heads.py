@@ -10,9 +10,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Final
 
-from keywise.cache.aside import replaced
 from keywise.errors import FormatError
-from keywise.hf.installed import cache_folder
+from keywise.util.atomic_write import atomic_write
+from keywise.util.paths import cache_folder
 
 Head = tuple[int, int]
 
@@ -136,8 +136,8 @@ def save(
     try:
         if path is None:
             target.parent.mkdir(parents=True, exist_ok=True)
-        with replaced(target) as aside:
-            aside.write((json.dumps(content, indent=1) + "\n").encode())
+        with atomic_write(target, private=True) as file:
+            file.write((json.dumps(content, indent=1) + "\n").encode())
     except OSError as error:
         raise FormatError(f"{str(target)!r} cannot be written: {error.strerror}; name another file") from error
     return target

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from keywise.documents.files import Source
 
 Encode = Callable[[Sequence[str]], Any]
-"""Gives the vectors of some texts, one row each: `keywise.memory.SentenceEncoder().encode` is one."""
+"""Gives the vectors of some texts, one row each: `keywise.library.SentenceEncoder().encode` is one."""
 
 
 class Meaning:

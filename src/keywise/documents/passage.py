@@ -13,7 +13,7 @@ from keywise.documents.heads import Head
 
 if TYPE_CHECKING:
     from keywise.documents.prompt import Prompt
-    from keywise.hf.models import LoadedModel
+    from keywise.models.loading import LoadedModel
 
 # So many places where an answer could begin are gone on from, in one batch, by at most so many tokens.
 STARTS: Final = 6
@@ -77,10 +77,10 @@ def likeliest_span(
     turn = prompt.question_ids(question, started=True)
     cache, before_ids = (begun, []) if begun is not None else (keywise.hf.Cache(loaded.model.config), prompt.before_ids)
     layers = sorted({layer for layer, _ in copying})
-    with keywise.hf.reading(loaded.model, layers=layers, rows=1, kind="self") as readings:
+    with keywise.hf.record_stats(loaded.model, layers=layers, queries=1, kind="self") as records:
         first = _log_probabilities(_logits(loaded, cache, [[*before_ids, *ids, *turn]], last=1)[0, -1])
     mass = np.zeros(len(ids))
-    by_layer = {record.layer: record.reading.key_mass for record in readings}
+    by_layer = {record.layer: record.stats.key_mass for record in records}
     place = slice(len(prompt.before_ids), len(prompt.before_ids) + len(ids))
     for layer, head in copying:
         mass += np.asarray(by_layer[layer][0, head, place], dtype=np.float64) / len(copying)

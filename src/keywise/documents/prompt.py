@@ -18,7 +18,7 @@ from keywise.errors import ModelError
 if TYPE_CHECKING:
     from keywise.documents.files import Source
     from keywise.documents.store import Found
-    from keywise.hf.models import LoadedModel
+    from keywise.models.loading import LoadedModel
 
 BETWEEN_SOURCES: Final = "\n\n"
 BEFORE_QUESTION: Final = "\n\nQuestion: "

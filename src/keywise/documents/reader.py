@@ -9,13 +9,13 @@ from keywise.documents.document import RESERVED_TOKENS, Document
 from keywise.documents.files import CONVERTED_SUFFIXES, Source, has_words, read_file
 from keywise.documents.heads import MEANING, Heads, find, untuned
 from keywise.documents.meaning import Encode
-from keywise.documents.past import Progress
+from keywise.documents.prefilled_context import Progress
 from keywise.documents.prompt import Encoded, Prompt
-from keywise.documents.store import SENTENCE_OF, Shelf, Store
+from keywise.documents.store import SENTENCE_OF, PrefillStore, Store
 from keywise.documents.windows import WindowedDocument, windows
 from keywise.errors import DtypeError, FormatError, OptionError
-from keywise.hf.installed import Status
-from keywise.hf.models import LoadedModel, load_model
+from keywise.models.loading import LoadedModel, load_model
+from keywise.util.progress import Status
 
 Readable = str | os.PathLike[str] | Source
 
@@ -26,15 +26,15 @@ class Reader:
     Parameters
     ----------
     model
-        A folder with safetensors, a ``.gguf`` file, a hub id, or a model that `keywise.hf.models.load_model` gave.
-        None takes the default; see `keywise.hf.models.find_model`. It must have a chat template.
+        A folder with safetensors, a ``.gguf`` file, a hub id, or a model that `keywise.models.loading.load_model` gave.
+        None takes the default; see `keywise.models.loading.find_model`. It must have a chat template.
     cache_dir
         Where what was read is kept, and a GGUF model after its conversion; default is ``KEYWISE_CACHE_DIR``, else
         keywise's folder in the user's cache.
     heads
         The heads to read evidence from; default those tuned for this model (see `keywise tune`), else a guess.
     encode
-        Gives vectors of texts, such as ``keywise.memory.SentenceEncoder().encode``: then sentences are ranked by
+        Gives vectors of texts, such as ``keywise.library.SentenceEncoder().encode``: then sentences are ranked by
         meaning too. Default: by attention and words.
     keep
         Whether to keep what is read on disk, and to use what is kept: the same text is not read again, and of a text
@@ -77,7 +77,7 @@ class Reader:
         self._loaded, self._say = loaded, status or _quiet
         self._prompt = Prompt(loaded)
         self._shelf = None
-        made = keywise.hf.fingerprint(loaded.model, loaded.tokenizer, folder=loaded.folder, cache_dir=cache_dir)
+        made = keywise.models.fingerprint(loaded.model, loaded.tokenizer, folder=loaded.folder, cache_dir=cache_dir)
         config = loaded.model.config.get_text_config()
         guess = untuned(config.num_hidden_layers, config.num_attention_heads)
         self.heads, self._encode = heads or find(made, cache_dir) or guess, encode
@@ -87,7 +87,7 @@ class Reader:
                 "with `keywise tune --meaning`"
             )
         if keep:
-            self._shelf = Shelf(Store(cache_dir, status), made, loaded.name, status)
+            self._shelf = PrefillStore(Store(cache_dir, status), made, loaded.name, status)
 
     def read(
         self, source: Readable | Sequence[Readable], *, progress: Progress | None = None

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
-import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.resources import files
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from keywise.errors import FormatError, OptionError
-from keywise.hf.installed import needs
+from keywise.util.atomic_write import atomic_write
+from keywise.util.optional_imports import require_modules
+from keywise.util.terminal_text import replace_controls
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -23,32 +22,6 @@ if TYPE_CHECKING:
 
 BAR_CELLS = 16
 NONE_LIKELY = 0.5
-
-_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-
-
-def printable(text: str) -> str:
-    r"""Replace control characters, which a terminal would obey, by U+FFFD; line ends and tabs stay.
-
-    Examples
-    --------
-    >>> printable("a \x1b[31mred\x07 word\n")
-    'a \ufffd[31mred\ufffd word\n'
-    """
-    return _CONTROLS.sub("\ufffd", text.replace("\r\n", "\n"))
-
-
-def json_text(value: Any) -> str:
-    r"""Write plain values as JSON for a terminal or a program; what is not plain is written as its text.
-
-    Examples
-    --------
-    >>> json_text({"a": 1})
-    '{\n  "a": 1\n}\n'
-    """
-    text = json.dumps(value, ensure_ascii=False, indent=2, default=str)
-    # JSON lets these pass as they are, and a terminal may obey them.
-    return re.sub(r"[\x7f-\x9f]", lambda match: f"\\u{ord(match[0]):04x}", text) + "\n"
 
 
 def to_json(answer: Answer, *, top: int | None = None) -> dict[str, Any]:
@@ -76,12 +49,19 @@ def to_json(answer: Answer, *, top: int | None = None) -> dict[str, Any]:
 
     Examples
     --------
-    >>> import json
-    >>> from keywise.documents import Answer
+    >>>     >>> from keywise.documents import Answer
     >>> json.dumps(to_json(Answer("Ann.", [], "Who?", "m", True, 9, 2)))[:19]
     '{"question": "Who?"'
     """
-    numbers = ("document_tokens", "reused_tokens", "answer_tokens", "sentences", "tuned_on", "none_share", "windows")
+    numbers = (
+        "document_tokens",
+        "reused_tokens",
+        "answer_tokens",
+        "sentences",
+        "tuned_on",
+        "no_answer_share",
+        "windows",
+    )
     clues = ("attention", "matching", "copying", "mass")
     of_text = ("words", "paragraph_words", "meaning", "paragraph_meaning")
     evidence_keys = ("rank", "share", *clues, *of_text, "source", "start", "end", "text")
@@ -118,7 +98,7 @@ def evidence_table(evidence: Sequence[Evidence], *, top: int | None = None) -> R
     >>> evidence_table([rain]).row_count
     1
     """
-    needs("app", "rich")
+    require_modules("app", "rich")
     from rich.bar import Bar  # noqa: PLC0415 - optional
     from rich.table import Table  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
@@ -133,8 +113,8 @@ def evidence_table(evidence: Sequence[Evidence], *, top: int | None = None) -> R
     table.add_column(ratio=1, overflow="fold")  # of a long path every letter counts
     for item in shown:
         # Text objects, so that square brackets in a document are no markup.
-        sentence = Text(printable(" ".join(item.text.split())), style="bold" if item.rank == 1 else "")
-        where = f"[{item.rank}] {printable(item.source)}, characters {item.start} to {item.end}"
+        sentence = Text(replace_controls(" ".join(item.text.split())), style="bold" if item.rank == 1 else "")
+        where = f"[{item.rank}] {replace_controls(item.source)}, characters {item.start} to {item.end}"
         place = Text(where, style="dim")
         bar = Bar(longest, 0, item.share, width=BAR_CELLS, color="cyan")
         table.add_row(f"{item.share:.0%}" if item.share >= 0.005 else "<1%", bar, Text("\n").join([sentence, place]))
@@ -185,8 +165,8 @@ def caveat(answer: Answer) -> str | None:
     >>> caveat(Answer("Ann.", [], "Who?", "m", True, 9, 2, none_share=0.9, tuned_on="questions"))
     'probably not in the document: "none of these" has 90%'
     """
-    if answer.none_share > NONE_LIKELY:
-        return f'probably not in the document: "none of these" has {answer.none_share:.0%}'
+    if answer.no_answer_share > NONE_LIKELY:
+        return f'probably not in the document: "none of these" has {answer.no_answer_share:.0%}'
     if answer.tuned_on is None:
         return f"no heads are tuned for model {answer.model}: evidence is a guess from its middle layers (keywise tune)"
     return None
@@ -214,7 +194,7 @@ def to_html(answer: Answer, sources: Sequence[Source]) -> str:
     >>> "<b>" in page, "&lt;b&gt;" in page
     (False, True)
     """
-    needs("app", "jinja2")
+    require_modules("app", "jinja2")
     import jinja2  # noqa: PLC0415 - optional
 
     environment = jinja2.Environment(
@@ -244,10 +224,10 @@ def write_html(path: str | os.PathLike[str], answer: Answer, sources: Sequence[S
     --------
     >>> write_html("answer.html", answer, document.sources)  # doctest: +SKIP
     """
-    write_whole(path, to_html(answer, sources))
+    write_text_file(path, to_html(answer, sources))
 
 
-def write_whole(path: str | os.PathLike[str], content: str | bytes) -> None:
+def write_text_file(path: str | os.PathLike[str], content: str | bytes) -> None:
     """Write a file whole or not at all: aside, to the disk, then renamed.
 
     Raises
@@ -259,19 +239,11 @@ def write_whole(path: str | os.PathLike[str], content: str | bytes) -> None:
     --------
     >>> write_whole("note.txt", "It rains.")  # doctest: +SKIP
     """
-    target = Path(path)
-    aside = target.with_name(f".keywise-{os.getpid()}")
     try:
-        try:
-            with aside.open("wb") as file:
-                file.write(content.encode() if isinstance(content, str) else content)
-                file.flush()
-                os.fsync(file.fileno())
-            aside.replace(target)
-        finally:
-            aside.unlink(missing_ok=True)
+        with atomic_write(path) as file:
+            file.write(content.encode() if isinstance(content, str) else content)
     except OSError as error:
-        raise FormatError(f"{str(target)!r} cannot be written: {error.strerror}; name another file") from error
+        raise FormatError(f"{os.fspath(path)!r} cannot be written: {error.strerror}; name another file") from error
 
 
 def heaviest(evidence: Sequence[Evidence], top: int | None) -> Sequence[Evidence]:

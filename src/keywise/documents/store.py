@@ -17,11 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from keywise.cache import file
-from keywise.cache.aside import ASIDE, replaced
 from keywise.cache.head import VERSION
 from keywise.cache.kvcache import KVCache
 from keywise.errors import FormatError, OptionError
-from keywise.hf.installed import Status, cache_folder
+from keywise.util.atomic_write import UNFINISHED_PREFIX, atomic_write
+from keywise.util.paths import cache_folder
+from keywise.util.progress import Status
 
 DEFAULT_LIMIT_BYTES: Final = 4 * 10**9
 # Less in common than this is read again sooner than a large file is opened.
@@ -138,7 +139,7 @@ class Store:
             raise OptionError(f"limit_bytes={limit} is below 0; give the most bytes that readings may take")
         try:
             _make(self.folder)
-            with replaced(self._settings) as settings:
+            with atomic_write(self._settings, private=True) as settings:
                 settings.write(json.dumps({"limit_bytes": limit}).encode())
         except OSError as error:
             raise FormatError(f"{self._settings}: cannot be written ({error.strerror})") from error
@@ -173,7 +174,7 @@ class Store:
     def _abandoned(self) -> list[Path]:
         """Give what writers left behind who were killed long ago."""
         long_ago = time.time() - ABANDONED_SECONDS
-        return [path for path in self.folder.glob(f"*/{ASIDE}*") if path.stat().st_mtime < long_ago]
+        return [path for path in self.folder.glob(f"*/{UNFINISHED_PREFIX}*") if path.stat().st_mtime < long_ago]
 
     def evict(self, limit: int, *, spare: Path | None = None) -> None:
         """Remove the readings not used for longest until the rest fits; one of them is spared."""
@@ -193,7 +194,7 @@ class Store:
                 _remove(path)
 
 
-class Shelf:
+class PrefillStore:
     """The readings of one model.
 
     Parameters
@@ -201,7 +202,7 @@ class Shelf:
     store
         The folder of all readings.
     fingerprint
-        What `keywise.hf.fingerprint` says of the model.
+        What `keywise.models.fingerprint` says of the model.
     model
         Its name.
     status
@@ -265,7 +266,7 @@ class Shelf:
     ) -> None:
         """Write a reading, in place of one whose tokens are all in it; say so if it is too large or cannot be."""
         size_bytes = sum(
-            side.data.nbytes for layer in range(cache.layers) for piece in cache.pieces(layer) for side in piece
+            side.data.nbytes for layer in range(cache.layers) for chunk in cache.chunks(layer) for side in chunk
         )
         about = json.dumps({"sources": list(sources), "model": self._model}).encode()
         path = self._path(text_sha256)

@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
+from keywise.documents.ablation import Ablation
 from keywise.documents.answer import Answer
 from keywise.documents.evidence import Evidence
 from keywise.documents.files import Source
-from keywise.documents.proof import Proof
 from keywise.errors import DtypeError
 
 if TYPE_CHECKING:
@@ -21,14 +21,14 @@ _ROUNDING: Final = 1e-12
 
 
 @dataclass(frozen=True)
-class Piece:
+class Chunk:
     """A run of whole sentences of a source, and the character of the source at which it begins."""
 
     source: Source
     start: int
 
 
-def windows(sources: Sequence[Source], tokens_of: Callable[[str], int], most_tokens: int) -> list[list[Piece]]:
+def windows(sources: Sequence[Source], tokens_of: Callable[[str], int], most_tokens: int) -> list[list[Chunk]]:
     """Cut sources into runs of sentences that a model can read, each going on from the last few of the one before.
 
     Parameters
@@ -50,7 +50,7 @@ def windows(sources: Sequence[Source], tokens_of: Callable[[str], int], most_tok
     every = [(number, start, end) for number, source in enumerate(sources) for start, end in source.sentences]
     # A sentence's tokens and what stands before the next one.
     sizes = [tokens_of(sources[number].text[start:end]) + 1 for number, start, end in every]
-    found: list[list[Piece]] = []
+    found: list[list[Chunk]] = []
     first = 0
     while first < len(every):
         last, total = first, 0
@@ -75,7 +75,7 @@ class WindowedDocument:
         Length of all windows in tokens; where they overlap, sentences count twice.
     """
 
-    def __init__(self, sources: Sequence[Source], read: Iterable[tuple[Document, Sequence[Piece]]]) -> None:
+    def __init__(self, sources: Sequence[Source], read: Iterable[tuple[Document, Sequence[Chunk]]]) -> None:
         self.sources = tuple(sources)
         self._windows = [(document, {piece.source.name: piece.start for piece in pieces}) for document, pieces in read]
         self.tokens = sum(document.tokens for document, _ in self._windows)
@@ -105,7 +105,7 @@ class WindowedDocument:
             evidence=evidence,
             document_tokens=self.tokens,
             reused_tokens=self.reused_tokens,
-            none_share=max(1.0 - sum(item.share for item in evidence), 0.0),
+            no_answer_share=max(1.0 - sum(item.share for item in evidence), 0.0),
             words=[replace(word, sources=tuple(ranks[rank] for rank in word.sources)) for word in answer.words],
             windows=len(self._windows),
         )
@@ -116,10 +116,10 @@ class WindowedDocument:
             raise DtypeError(f"questions={questions!r} is one text; give a list of questions, or use ask()")
         return [self.ask(question, **options) for question in questions]
 
-    def prove(self, answer: Answer, *, top: int = 3) -> list[Proof]:
+    def ablate(self, answer: Answer, *, top: int = 3) -> list[Ablation]:
         """Tell how much less likely an answer becomes without each of its first sentences; see `Document.prove`."""
         document, _ = self._windows[0]
-        return document.prove(answer, top=top, sources=self.sources)
+        return document.ablate(answer, top=top, sources=self.sources)
 
     def _merged(self, question: str) -> tuple[list[Evidence], int]:
         """Give all sentences ranked, and the number of the window that holds the first."""
@@ -154,10 +154,10 @@ def _odds(each: tuple[float, int, Evidence]) -> float:
     return each[0]
 
 
-def _pieces(sources: Sequence[Source], sentences: Sequence[tuple[int, int, int]]) -> list[Piece]:
+def _pieces(sources: Sequence[Source], sentences: Sequence[tuple[int, int, int]]) -> list[Chunk]:
     pieces = []
     for number in dict.fromkeys(number for number, _, _ in sentences):
         start = min(begin for of, begin, _ in sentences if of == number)
         end = max(stop for of, _, stop in sentences if of == number)
-        pieces.append(Piece(Source(sources[number].name, sources[number].text[start:end]), start))
+        pieces.append(Chunk(Source(sources[number].name, sources[number].text[start:end]), start))
     return pieces

@@ -3,11 +3,10 @@
 from typing import Any
 
 from keywise.hf.cache import cache_class
-from keywise.hf.fingerprints import fingerprint
 from keywise.hf.plugin import register, use
-from keywise.hf.readings import LayerReading, Readings, reading
+from keywise.hf.stats_record import LayerStats, StatsRecord, record_stats
 
-__all__ = ["Cache", "LayerReading", "Readings", "fingerprint", "reading", "register", "use"]
+__all__ = ["Cache", "LayerStats", "StatsRecord", "record_stats", "register", "use"]
 
 
 def __getattr__(name: str) -> Any:

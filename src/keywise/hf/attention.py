@@ -11,7 +11,7 @@ from keywise.attention.operation import run
 from keywise.errors import ModelError
 from keywise.hf.joined import apart
 from keywise.hf.masks import lazy_mask_class
-from keywise.hf.readings import collector_of
+from keywise.hf.stats_record import collector_of
 
 # What models pass along that says nothing the mask, the rotated keys or the sizes do not say already.
 INFORMATION_ONLY = frozenset(
@@ -44,7 +44,7 @@ INFORMATION_ONLY = frozenset(
 
 _PACKED = "packed sequences are read from position_ids: pass those, with use_cache=False and without attention_mask"
 REFUSED = {
-    "output_attentions": "it asks for n x n weights per head; read the model inside keywise.hf.reading(model) instead",
+    "output_attentions": "it asks for n x n weights per head; read the model inside keywise.hf.record_stats(model) instead",
     "indices": "attention over chosen keys only is not supported; use another attention for this model",
     "block_indices": "attention over chosen blocks only is not supported; use another attention for this model",
     "cache": "paged caches are not supported; use generate() with its ordinary caches",
@@ -136,7 +136,7 @@ def forward(  # noqa: PLR0917  (transformers calls it this way)
     plan = collector.plan(module, queries=queries, keys=keys, first_query=first_query, first_key=first_key)
     if plan is None:
         return run(query, key, value, **arguments), None
-    return collector.keep(plan, run(query, key, value, **arguments, reading=plan.want)), None
+    return collector.keep(plan, run(query, key, value, **arguments, stats=plan.want)), None
 
 
 def _refuse(module: Any, dropout: float, others: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from keywise.attention.problem import Piece
+from keywise.attention.problem import Chunk
 from keywise.cache import file
 from keywise.cache.kvcache import KVCache
 from keywise.cache.layer import cut
@@ -87,20 +87,20 @@ class CacheLayer:
         """Give keys and values, of all tokens held or the last so many, as tensors over the cache's own memory."""
         import torch
 
-        pieces = self.kv.pieces(self._number)
-        held = pieces[0].key
+        chunks = self.kv.chunks(self._number)
+        held = chunks[0].key
         dtype = self._dtype or getattr(torch, held.dtype if held.scale is None else "float32")
-        keys, values = zip(*(pieces if last is None else _last(pieces, last)), strict=True)
+        keys, values = zip(*(chunks if last is None else _last(chunks, last)), strict=True)
         return join(keys, dtype), join(values, dtype)
 
 
-def _last(pieces: tuple[Piece, ...], tokens: int) -> Iterator[Piece]:
+def _last(chunks: tuple[Chunk, ...], tokens: int) -> Iterator[Chunk]:
     """Give the last so many tokens of all."""
-    surplus = sum(piece.tokens for piece in pieces) - tokens
-    for piece in pieces:
-        if surplus < piece.tokens:
-            yield piece if surplus <= 0 else cut(piece, surplus, piece.tokens)
-        surplus = max(surplus - piece.tokens, 0)
+    surplus = sum(chunk.tokens for chunk in chunks) - tokens
+    for chunk in chunks:
+        if surplus < chunk.tokens:
+            yield chunk if surplus <= 0 else cut(chunk, surplus, chunk.tokens)
+        surplus = max(surplus - chunk.tokens, 0)
 
 
 class CacheMethods:
@@ -167,7 +167,7 @@ class CacheMethods:
         token_ids : whole numbers [N] or [B, N]
             The tokens that the model has read, padding included; those behind the last one cached are left out.
         fingerprint : mapping
-            What `keywise.hf.fingerprint` says of the model. With an encoder the decoder's keys depend on all of the
+            What `keywise.models.fingerprint` says of the model. With an encoder the decoder's keys depend on all of the
             source too: add a field of your own for it.
         others
             `positions` and `extra`, as in `keywise.cache.file.save`.
@@ -179,7 +179,7 @@ class CacheMethods:
 
         Examples
         --------
-        >>> cache.save("chat.keywise", ids, keywise.hf.fingerprint(model, tokenizer))  # doctest: +SKIP
+        >>> cache.save("chat.keywise", ids, keywise.models.fingerprint(model, tokenizer))  # doctest: +SKIP
         """
         file.save(path, self.kv, fingerprint=fingerprint, token_ids=token_ids[..., : len(self.kv)], **others)
 
@@ -201,7 +201,7 @@ class CacheMethods:
         config : transformers.PreTrainedConfig
             The model's config.
         fingerprint : mapping
-            What `keywise.hf.fingerprint` says of the model; every field must be that of the file.
+            What `keywise.models.fingerprint` says of the model; every field must be that of the file.
         token_ids : whole numbers [N] or [B, N], optional
             The tokens to go on with: what they share with the file from the first token on is kept, but for the last
             one, which the model needs to go on from. None keeps the whole file.

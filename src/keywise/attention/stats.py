@@ -1,0 +1,108 @@
+"""What a pass of attention found out about the keys."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+import numpy as np
+
+from keywise.errors import OptionError, ShapeError
+from keywise.util.checks import check_int
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionStats:
+    """Output of attention and which keys mattered, in memory linear in the number of tokens.
+
+    Arrays are of the query's kind (NumPy, torch, ...); all but `output` are float32, keys are int32. A row that may
+    see no key has output 0, lse -inf, entropy 0, no top keys, and is counted nowhere.
+
+    Attributes
+    ----------
+    output : [B, Hq, Q, Dv]
+        As `attend` gives it.
+    lse : [B, Hq, Q]
+        Log-sum-exp of the scores, natural logarithm, sinks included.
+    entropy : [B, Hq, Q]
+        -sum w ln w over the keys, in nats.
+    top_keys, top_weights : [B, Hq, Q, top]
+        The heaviest keys, ties to the lower key; rows with fewer keys end in key -1, weight 0.
+    covered : [B, Hq, Q]
+        Sum of `top_weights`.
+    key_mass : [B, Hq, N] or None
+        Sum over the query rows of row weight x weight.
+    segment_mass : [B, Hq, Q, S] or None
+        Weight per segment, when segments were given.
+
+    Examples
+    --------
+    >>> import numpy as np, keywise as kw
+    >>> key = np.eye(4, dtype=np.float32)[None, None] * 9
+    >>> kw.attention_stats(key[:, :, :1], key, key, top_k=1).top_keys.item()
+    0
+    """
+
+    output: Any
+    lse: Any
+    entropy: Any
+    top_keys: Any
+    top_weights: Any
+    top_mass: Any
+    key_mass: Any = None
+    segment_mass: Any = None
+
+    def heaviest(self, *, labels: Sequence[str] | None = None, item: int = 0, count: int = 10) -> list[tuple[Any, ...]]:
+        """List (key, label, mass, share) of the keys with most mass in one batch item, summed over heads."""
+        if self.key_mass is None:
+            raise OptionError("this reading was taken without key_mass; take it with key_mass=True")
+        if not 0 <= item < self.key_mass.shape[0]:
+            raise OptionError(f"item={item}: the batch has {self.key_mass.shape[0]} items")
+        check_int("count", count, minimum=1)
+        mass = np.asarray(self.key_mass[item], np.float64).sum(axis=0)
+        if labels is not None and len(labels) != mass.size:
+            raise ShapeError(f"labels has {len(labels)} entries; it needs one per key: {mass.size}")
+        total = mass.sum() or 1.0
+        order = np.argsort(-mass, kind="stable")[:count]
+        return [(int(key), "" if labels is None else labels[key], mass[key], mass[key] / total) for key in order]
+
+    def table(self, *, labels: Sequence[str] | None = None, item: int = 0, count: int = 10) -> str:
+        """Draw the heaviest keys of one batch item as text.
+
+        Parameters
+        ----------
+        labels : sequence of str, optional
+            A name per key (its token, say).
+        item : int
+            Batch item.
+        count : int
+            Number of keys.
+
+        Examples
+        --------
+        >>> import numpy as np, keywise as kw
+        >>> key = np.eye(2, dtype=np.float32)[None, None] * 9
+        >>> print(kw.attention_stats(key[:, :, :1], key, key).table(labels=["cat", "dog"], count=1))
+          key  label        mass   share
+            0  cat        1.0000  100.0%
+        """
+        rows = self.heaviest(labels=labels, item=item, count=count)
+        width = max([8, *(len(repr(label)) - 2 for _, label, _, _ in rows)])
+        lines = [f"  key  {'label':<{width}} {'mass':>8}  {'share':>6}"]
+        for key, label, mass, share in rows:
+            lines.append(f"{key:>5}  {repr(label)[1:-1]:<{width}} {mass:>8.4f}  {share:>6.1%}")
+        return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        return f"Reading(lse {tuple(self.lse.shape)}, top {self.top_keys.shape[-1]})"
+
+    def _repr_html_(self) -> str:
+        cells = "".join(
+            f"<tr><td>{key}</td><td>{mass:.4f}</td><td>{share:.1%}</td>"
+            f"<td><div style='background:#3b82f6;height:.8em;width:{max(share, 0) * 20:.2f}em'></div></td></tr>"
+            for key, _, mass, share in (self.heaviest() if self.key_mass is not None else [])
+        )
+        title = escape(repr(self))
+        return f"<table><caption>{title}</caption><tr><th>key<th>mass<th>share<th></tr>{cells}</table>"

@@ -1,0 +1,197 @@
+"""Keys and values in int8: the kernels against the definition over the rounded numbers, and what rounding costs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as strategies
+
+import keywise as kw
+from keywise.attention import reference
+from keywise.attention.arrays import HostArray, as_host_array
+from keywise.attention.operation import Chunks, run
+from keywise.attention.problem import make_problem
+from keywise.attention.stats_request import StatsRequest
+from keywise.cache import file
+from keywise.cache.quantised import quantised
+from keywise.errors import DtypeError, OptionError
+from tests.attention.test_accuracy import RESULTS
+from tests.cache.test_kvcache import tokens
+from tests.support.cases import DTYPES, MASKS, Case
+from tests.support.judging import CAUSAL, check_output, check_stats, numbers, verdict, worst
+from tests.support.plain import plain
+
+
+def rounded(arguments: dict[str, Any], cuts: tuple[int, ...] = ()) -> dict[str, Any]:
+    """Round the keys and values of a problem to int8, in pieces where cuts are given."""
+    made = dict(arguments)
+    for name in ("key", "value"):
+        parts = np.split(arguments[name].nan_to_num(0, 0, 0).float().numpy(), cuts, axis=2)
+        made[name] = Chunks(quantised(name, as_host_array(name, part)) for part in parts)
+    return made
+
+
+CASES = [
+    Case(
+        DTYPES[number % 3],
+        queries=(1, 3, 60)[number % 3],
+        keys=(300, 1100)[number % 2],
+        group=(1, 2, 4, 7)[number % 4],
+        head_dim=(64, 24, 33)[number % 3],
+        value_dim=(0, 9, 130)[number % 3],
+        mask=mask,
+        bias=("none", "full", "hiding")[number % 3],
+        softcap=(None, 20.0)[number % 2],
+        sinks=number % 2 == 0,
+        peaky=number % 3 == 0,
+        segments="ids",
+        seed=number,
+    )
+    for number, mask in enumerate(MASKS)
+]
+CASES += [
+    Case(dtype, batch=1, key_heads=2, group=group, keys=keys, queries=queries, head_dim=width, mask="causal")
+    for dtype in DTYPES
+    for group, queries, keys, width in ((3, 2, 3_000, 128), (1, 1, 700, 112), (2, 1, 700, 320))
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.mask}-{case.dtype}-{case.keys}")
+def test_kernels_meet_the_definition_over_the_rounded_numbers(case: Case, kernel: str) -> None:
+    whole = run(**rounded(case.arguments()))
+    for cuts in ((), (1, 37, 290)):
+        arguments = rounded(case.arguments(), cuts)
+        assert torch.equal(run(**arguments), whole)
+        judged = verdict(make_problem(**arguments, stats=StatsRequest(**case.stats_arguments())))
+        check_output(run(**arguments), judged)
+        check_stats(run(**arguments, stats=StatsRequest(**case.stats_arguments())), judged)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("queries", [1, 4, 100])  # keys and values read in place, values in place, packed
+@pytest.mark.parametrize("peaky", [False, True], ids=["normal", "peaky"])
+def test_errors_are_at_most_twice_plain_ones(kernel: str, dtype: str, queries: int, peaky: bool) -> None:
+    """The rule of test_accuracy.py, without any floor, over what the rounded numbers stand for."""
+    errors, allowed = dict.fromkeys(RESULTS, 0.0), dict.fromkeys(RESULTS, 0.0)
+    for seed in range(10):
+        case = Case(dtype, 2, 4, queries=queries, group=3, keys=300, value_dim=80, peaky=peaky, seed=seed)
+        arguments = rounded(case.arguments())
+        problem = make_problem(**arguments, stats=StatsRequest())
+        truth, stats = reference.evaluate(problem), run(**arguments, stats=StatsRequest())
+        single = plain(problem, torch.float32, scale_first=False)
+        same = plain(problem, getattr(torch, dtype), scale_first=False)
+        for name in RESULTS:
+            errors[name] += worst(numbers(getattr(stats, name)), getattr(truth, name))
+            allowed[name] += 2 * worst(getattr(same if name == "output" else single, name), getattr(truth, name))
+    over = {name: f"{error:.3g} > {allowed[name]:.3g}" for name, error in errors.items() if error > allowed[name]}
+    assert not over
+
+
+def test_the_same_bits_on_any_number_of_threads() -> None:
+    arguments = rounded(Case("bfloat16", queries=1, keys=5_000, group=4, mask="causal").arguments(), (700,))
+    found = []
+    for threads in (1, 2, 3, 7):
+        kw.set_num_threads(threads)
+        found.append(run(**arguments))
+    kw.set_num_threads(None)
+    assert all(torch.equal(found[0], other) for other in found[1:])
+
+
+FLOATS = st.floats(-(2.0**100), 2.0**100, width=32).filter(lambda number: number == 0 or abs(number) > 1e-30)
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(array=strategies.arrays(np.float32, (1, 2, 3, 5), elements=FLOATS))
+def test_the_error_of_an_element_is_at_most_what_is_stated(array: np.ndarray) -> None:
+    taken = quantised("key", as_host_array("key", array))
+    assert taken.scale is not None
+    largest = np.abs(array.astype(np.float64)).max(axis=3, keepdims=True)
+    error = np.abs(taken.floats(np.float64) - array)
+    assert (error <= largest / 254 * (1 + 1e-6)).all()
+
+
+def test_a_cache_in_int8_is_the_definition_over_rounded_tokens_whatever_its_history(target: str) -> None:
+    key, value = (tokens(200, seed=seed, batch=2, width=16, dtype="bfloat16") for seed in (0, 1))
+    cache = kw.KVCache(layers=1, dtype="int8")
+    for begin, end in ((0, 100), *((token, token + 1) for token in range(100, 150))):
+        cache.append(0, key[:, :, begin:end], value[:, :, begin:end])
+    cache = cache.fork()
+    cache.append(0, key[:, :, 150:], value[:, :, 150:])
+    cache.truncate(180)
+    cache.select([1, 0, 1])
+    query = tokens(3, seed=2, batch=3, heads=4, width=16, dtype="bfloat16")
+    arguments = rounded({"key": key[[1, 0, 1], :, :180], "value": value[[1, 0, 1], :, :180]})
+    judged = verdict(make_problem(query, **arguments, **CAUSAL, stats=StatsRequest(top_k=4)))
+    check_output(cache.attend(0, query, mask=kw.Mask(causal=True)), judged)
+    check_stats(cache.attention_stats(0, query, mask=kw.Mask(causal=True), top_k=4), judged)
+    exact = kw.attend(query, key[[1, 0, 1], :, :180], value[[1, 0, 1], :, :180], mask=kw.Mask(causal=True))
+    assert np.abs(numbers(cache.attend(0, query, mask=kw.Mask(causal=True))) - numbers(exact)).max() < 0.03
+
+
+def test_a_window_in_int8_stays_small_and_right() -> None:
+    key, value = (tokens(300, seed=seed, width=16) for seed in (0, 1))
+    cache = kw.KVCache(layers=1, windows=[9], dtype="int8")
+    for token in range(300):
+        cache.append(0, key[:, :, token : token + 1], value[:, :, token : token + 1])
+    query = tokens(1, seed=2, width=16)
+    arguments = rounded({"key": key[:, :, 290:], "value": value[:, :, 290:]})
+    np.testing.assert_allclose(numbers(cache.attend(0, query)), numbers(run(query, **arguments)), atol=1e-6)
+
+
+def test_int8_takes_half_the_bytes_of_bfloat16_and_a_scale() -> None:
+    held = {}
+    for dtype in (None, "int8"):
+        cache = kw.KVCache(layers=1, dtype=dtype)
+        cache.append(
+            0, tokens(100, seed=0, width=64, dtype="bfloat16"), tokens(100, seed=1, width=64, dtype="bfloat16")
+        )
+        arrays = [array for side in cache.chunks(0)[0] for array in (side.data, side.scale) if array is not None]
+        held[dtype] = sum(array.nbytes for array in arrays)
+    assert held["int8"] == held[None] / 2 + 2 * 2 * 100 * 4
+
+
+def test_int8_comes_back_from_a_file(tmp_path: Path) -> None:
+    cache = kw.KVCache(layers=2, dtype="int8")
+    for layer in (0, 1):
+        cache.append(layer, tokens(70, seed=layer, batch=2), tokens(70, seed=layer + 2, batch=2, width=5))
+    fork = cache.fork()
+    fork.append(0, tokens(3, seed=7, batch=2), tokens(3, seed=8, batch=2, width=5))
+    fork.append(1, tokens(3, seed=7, batch=2), tokens(3, seed=8, batch=2, width=5))
+    file.save(tmp_path / "cache", fork, fingerprint={}, token_ids=np.zeros((2, 73), int))
+    opened = file.open(tmp_path / "cache", {})
+    opened.verify()
+    assert opened.cache.dtype == "int8"
+    for other in (fork, opened.cache):
+        other.append(0, tokens(1, seed=9, batch=2), tokens(1, seed=9, batch=2, width=5))
+    query = tokens(2, seed=3, batch=2)
+    for layer in (0, 1):
+        got, right = opened.cache.attend(layer, query), fork.attend(layer, query)
+        np.testing.assert_allclose(numbers(got), numbers(right), atol=1e-6)
+
+
+def test_mistakes_are_refused() -> None:
+    with pytest.raises(OptionError, match="dtype='int4'"):
+        kw.KVCache(layers=1, dtype="int4")
+    cache = kw.KVCache(layers=1, dtype="int8")
+    for wrong in (np.nan, np.inf):
+        poisoned = tokens(3, seed=0)
+        poisoned[0, 1, 2, 3] = wrong
+        with pytest.raises(OptionError, match="value holds NaN, infinity"):
+            cache.append(0, tokens(3, seed=0), poisoned)
+    assert len(cache) == 0
+    whole, floats = quantised("key", as_host_array("key", tokens(3, seed=0))), tokens(3, seed=0)
+    with pytest.raises(DtypeError, match="query has dtype int8"):
+        run(whole, floats, floats)
+    with pytest.raises(DtypeError, match="key has dtype int8 with scales and value has float32"):
+        run(floats, whole, floats)
+    with pytest.raises(DtypeError, match="key piece 1 has dtype float32 and the first int8"):
+        run(floats, Chunks([whole, floats]), Chunks([whole, floats]))
+    without = HostArray(whole.data, "int8", None)
+    with pytest.raises(DtypeError, match="key has dtype int8"):
+        run(floats, without, without)

