@@ -86,9 +86,9 @@ def test_only_the_command_line_uses_the_benchmarks() -> None:
     assert users == {"bench", "cli"}
 
 
-def test_only_kernels_imports_the_native_module() -> None:
+def test_only_attention_native_imports_the_native_module() -> None:
     importers = {name_of(path) for path in MODULES if any("_native" in module for module in imports(path))}
-    assert importers == {"attention/kernels.py"}
+    assert importers == {"attention/native.py"}
 
 
 def calls(path: Path) -> Iterator[str]:

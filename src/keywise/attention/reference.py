@@ -1,4 +1,4 @@
-"""The definition of attention and of every reading: float64 NumPy, no tricks.
+"""The definition of attention and of its statistics in float64 NumPy.
 
 It shares no code with the kernels and stores every score, so its memory grows with Q x N. No other file writes a
 softmax out. Source: Vaswani et al., "Attention Is All You Need" (2017), with softcap (Gemma 2) and sinks (gpt-oss).
@@ -6,21 +6,22 @@ softmax out. Source: Vaswani et al., "Attention Is All You Need" (2017), with so
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 
-from keywise.attention.arrays import Array
+from keywise.attention.arrays import Array, round_to, to_library
 from keywise.attention.problem import Problem
 from keywise.attention.stats_request import ResolvedStats
 
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """What a target gives back, before it is rounded and handed to the user's library.
+    """The results of the definition in float64.
 
-    `running_max`, `running_sum` and `values` are the partial (without sinks); `output` is values / running_sum with sinks. A row that may
-    see no key has running_max -inf, running_sum 0, values 0, output 0, lse -inf.
+    `running_max`, `running_sum` and `values` are the partial, without sinks; `output` is values / running_sum, with sinks.
+    A query that may see no key has running_max -inf, running_sum 0, values 0, output 0, lse -inf.
     """
 
     output: Array
@@ -34,6 +35,40 @@ class Result:
     top_mass: Array | None = None
     key_mass: Array | None = None
     segment_mass: Array | None = None
+
+    def in_library(self, problem: Problem, *, transposed_output: bool, partial: bool) -> dict[str, Any]:
+        """Return the results by name, rounded and in the query's library, as a kernel returns them.
+
+        Parameters
+        ----------
+        problem
+            The problem that was evaluated.
+        transposed_output
+            Store the output as [B, Q, Hq, Dv].
+        partial
+            Return the partial in place of the output, and NumPy arrays whatever the query is.
+        """
+        like = np.empty(0) if partial else problem.query.like
+        results: dict[str, Any] = {}
+        if partial:
+            dtype = np.float64 if problem.dtype == "float64" else np.float32
+            for name in ("running_max", "running_sum", "values"):
+                results[name] = getattr(self, name).astype(dtype)
+        else:
+            output = round_to(self.output, problem.dtype)
+            results["output"] = to_library(_in_order(output.swapaxes(1, 2) if transposed_output else output), like)
+        if problem.stats is None:
+            return results
+        for name in [field.name for field in fields(self)][4:]:
+            array = getattr(self, name)
+            if array is not None:
+                dtype = np.int32 if name == "top_keys" else np.float32
+                results[name] = to_library(_in_order(array.astype(dtype)), like)
+        return results
+
+
+def _in_order(array: Array) -> Array:
+    return np.ascontiguousarray(array)
 
 
 def visible(problem: Problem, rows: Array | None = None) -> Array:
@@ -108,7 +143,7 @@ def evaluate(problem: Problem) -> Result:
     result = Result(output=output, running_max=running_max, running_sum=running_sum, values=values, lse=lse)
     if problem.stats is None:
         return result
-    rows = slice(problem.stats.first_row, problem.stats.last_row)
+    rows = slice(problem.stats.first_query, problem.stats.last_query)
     weights = (exponential * share[..., None])[:, :, rows]
     return _read(problem.stats, result, weights, score[:, :, rows], rows)
 
@@ -128,21 +163,21 @@ def _weighted_values(exponential: Array, problem: Problem) -> Array:
     return values
 
 
-def _read(plan: ResolvedStats, result: Result, weights: Array, score: Array, rows: slice) -> Result:
+def _read(stats: ResolvedStats, result: Result, weights: Array, score: Array, rows: slice) -> Result:
     with np.errstate(divide="ignore", invalid="ignore"):
         entropy = -np.where(weights > 0, weights * np.log(weights), 0.0).sum(axis=3)
         entropy = np.where(np.isnan(weights).any(axis=3), np.nan, entropy)
-    top_keys = _top_keys(score, plan.top_k)
+    top_keys = _top_keys(score, stats.top_k)
     top_weights = np.take_along_axis(weights, np.maximum(top_keys, 0), axis=3) if weights.shape[3] else top_keys
     top_weights = np.where(top_keys < 0, 0.0, top_weights)
     key_mass = None
-    if plan.key_mass:
-        query_weights = 1.0 if plan.query_weights is None else plan.query_weights[:, :, rows, None].astype(np.float64)
+    if stats.key_mass:
+        query_weights = 1.0 if stats.query_weights is None else stats.query_weights[:, :, rows, None].astype(np.float64)
         key_mass = (np.where(query_weights == 0.0, 0.0, weights) * query_weights).sum(axis=2)
     segment_mass = None
-    if plan.segment_count is not None:
-        segment_mass = np.zeros((*weights.shape[:3], plan.segment_count))
-        for begin, end, segment in plan.runs:
+    if stats.segment_count is not None:
+        segment_mass = np.zeros((*weights.shape[:3], stats.segment_count))
+        for begin, end, segment in stats.segment_ranges:
             segment_mass[..., segment] += weights[..., begin:end].sum(axis=3)
     assert result.lse is not None
     return replace(

@@ -18,7 +18,7 @@ import ray
 from lance.fragment import FragmentMetadata
 from ray.exceptions import RayTaskError
 
-from keywise.attention.kernels import set_num_threads
+from keywise.attention.targets import set_num_threads
 from keywise.errors import FormatError, KeywiseError, OptionError
 from keywise.library import ingest
 from keywise.library.mapped import MappedKeys
