@@ -16,7 +16,7 @@ key = random.normal(size=(1, 1, 5, 64)).astype(np.float32)
 wanted = names.index("lamp")
 strengths = np.linspace(0, 1.2, 49, dtype=np.float32)
 query = strengths[:, None] * key[:, :, wanted]
-stats = kw.attention_stats(query[:, None], key, value, segment_bounds=np.arange(4))  # a segment per key: every weight
+stats = kw.attention_stats(query[:, None], key, value, segment_ids=np.arange(5))  # a segment per key: every weight
 weights = stats.segment_mass[0, 0]
 output = stats.output[0, 0]
 

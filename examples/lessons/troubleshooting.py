@@ -25,7 +25,7 @@ query, key, value = (vectors(part, places) for part in content)
 
 def read(query=query, key=key, **options):
     """Attend with one thing changed."""
-    return kw.attention_stats(query, key, value, **{"mask": kw.Mask(causal=True), "segments": places, **options})
+    return kw.attention_stats(query, key, value, **{"mask": kw.Mask(causal=True), "segment_ids": places, **options})
 
 
 # %% One mistake at a time.
