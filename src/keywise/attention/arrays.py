@@ -23,8 +23,8 @@ Array = npt.NDArray[Any]
 class HostArray(NamedTuple):
     """A caller's array as a NumPy array over the same memory.
 
-    bfloat16 is stored as uint16 because NumPy has no such type. Keys and values [batch, heads, tokens, head_dim] in int8
-    have a float32 scale [batch, heads, tokens] that multiplies every element.
+    bfloat16 is stored as uint16 because NumPy has no such type. Keys and values [batch, heads, tokens, head_dim] in
+    int8 have a float32 scale [batch, heads, tokens] that multiplies every element.
 
     Attributes
     ----------

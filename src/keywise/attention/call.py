@@ -180,7 +180,8 @@ class _Described:
         array = as_host_array(name, value)
         self.dtype = array.dtype if array.scale is None else "int8 with scales"
         self.shape = list(array.data.shape)
-        self.batch, self.heads, _, self.head_dim = self.shape if len(self.shape) == 4 else (None,) * 4
+        if len(self.shape) == 4:
+            self.batch, self.heads, _, self.head_dim = self.shape
 
 
 def _word_refusal(refusal: Refusal, query: Any, key: Any, value: Any) -> KeywiseError:
@@ -190,6 +191,8 @@ def _word_refusal(refusal: Refusal, query: Any, key: Any, value: Any) -> Keywise
     arguments = {"query": query, "key": keys[refusal.chunk], "value": values[refusal.chunk]}
     described = {name: _Described(name, argument) for name, argument in arguments.items()}
     first = _Described(refusal.argument, {"query": query, "key": keys[0], "value": values[0]}[refusal.argument])
-    subject = f"{refusal.argument} chunk {refusal.chunk}" if chunked and refusal.argument != "query" else refusal.argument
+    subject = refusal.argument
+    if chunked and subject != "query":
+        subject = f"{subject} chunk {refusal.chunk}"
     kind, words = _RULES[refusal.rule]
     return kind(subject, words.format(**vars(described[refusal.argument]), **described, first=first))

@@ -5,11 +5,10 @@ from __future__ import annotations
 import threading
 
 from keywise.attention import _native
-from keywise.attention._native import CheckedMask, Inputs, Refusal, StatsPlan, attend, read_inputs
+from keywise.attention._native import CheckedMask, Inputs, Refusal, StatsPlan, attend, multiply_adds, read_inputs
 from keywise.attention._native import add_up as sum_buffer
 from keywise.attention._native import candidates as list_candidates
 from keywise.attention._native import environment as read_environment
-from keywise.attention._native import multiply_adds
 from keywise.attention.arrays import HostArray, allocate_result, as_readable_array, to_library
 
 __all__ = [

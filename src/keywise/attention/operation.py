@@ -145,8 +145,8 @@ def partial(
     Parameters
     ----------
     query, key, value, bias, scale, softcap
-        As in `attend`; key, value and bias cover this part only. Sinks enter when the output is computed from the merged
-        partial.
+        As in `attend`; key, value and bias cover this part only. Sinks enter when the output is computed from the
+        merged partial.
     mask : Mask or bool array, optional
         Positions in a `Mask` are those of the whole: pass `lengths` when keys follow this part. An array covers this
         part only.

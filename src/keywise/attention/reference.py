@@ -20,8 +20,8 @@ from keywise.attention.stats_request import ResolvedStats
 class Result:
     """The results of the definition in float64.
 
-    `running_max`, `running_sum` and `values` are the partial, without sinks; `output` is values / running_sum, with sinks.
-    A query that may see no key has running_max -inf, running_sum 0, values 0, output 0, lse -inf.
+    `running_max`, `running_sum` and `values` are the partial, without sinks; `output` is values / running_sum, with
+    sinks. A query that may see no key has running_max -inf, running_sum 0, values 0, output 0, lse -inf.
     """
 
     output: Array
@@ -56,23 +56,32 @@ class Result:
                 results[name] = getattr(self, name).astype(dtype)
         else:
             output = round_to(self.output, problem.dtype)
-            results["output"] = to_library(_in_order(output.swapaxes(1, 2) if transposed_output else output), like)
+            output = np.ascontiguousarray(output.swapaxes(1, 2) if transposed_output else output)
+            results["output"] = to_library(output, like)
         if problem.stats is None:
             return results
         for name in [field.name for field in fields(self)][4:]:
             array = getattr(self, name)
             if array is not None:
-                dtype = np.int32 if name == "top_keys" else np.float32
-                results[name] = to_library(_in_order(array.astype(dtype)), like)
+                rounded = array.astype(np.int32 if name == "top_keys" else np.float32)
+                results[name] = to_library(np.ascontiguousarray(rounded), like)
         return results
 
 
-def _in_order(array: Array) -> Array:
-    return np.ascontiguousarray(array)
-
-
 def visible(problem: Problem, rows: Array | None = None) -> Array:
-    """Tell which keys each query may see: bool [B, Hq, Q, N]; with `rows`, for these query rows only [B, Hq, R, N]."""
+    """Return which keys each query may see.
+
+    Parameters
+    ----------
+    problem
+        The call.
+    rows
+        Query rows [R]; default all.
+
+    Returns
+    -------
+    bool [B, Hq, R, N]
+    """
     batch, query_heads, _, all_queries, keys, _, _ = problem.shape
     rule = problem.visibility
     key_position = problem.first_key + np.arange(keys)
@@ -103,7 +112,17 @@ def visible(problem: Problem, rows: Array | None = None) -> Array:
 
 
 def raw_scores(problem: Problem) -> Array:
-    """Compute query . key * scale in float64, before softcap, bias and mask: [B, Hq, Q, N]."""
+    """Compute query · key * scale in float64, before softcap, bias and mask.
+
+    Parameters
+    ----------
+    problem
+        The call.
+
+    Returns
+    -------
+    [B, Hq, Q, N]
+    """
     group = problem.shape[1] // problem.shape[2]
     key = np.repeat(problem.key_floats(np.float64), group, axis=1)
     with np.errstate(invalid="ignore", over="ignore"):
@@ -111,7 +130,18 @@ def raw_scores(problem: Problem) -> Array:
 
 
 def scores(problem: Problem) -> Array:
-    """Compute the scores after softcap, bias and mask; a hidden key has score -inf."""
+    """Compute the scores after softcap, bias and mask.
+
+    Parameters
+    ----------
+    problem
+        The call.
+
+    Returns
+    -------
+    [B, Hq, Q, N]
+        A hidden key has score -inf.
+    """
     score = raw_scores(problem)
     if problem.softcap is not None:
         score = problem.softcap * np.tanh(score / problem.softcap)
@@ -121,7 +151,22 @@ def scores(problem: Problem) -> Array:
 
 
 def evaluate(problem: Problem) -> Result:
-    """Evaluate attention and, when the problem asks for it, the reading; everything in float64."""
+    """Compute attention in float64 and, if the problem asks for them, its statistics.
+
+    Parameters
+    ----------
+    problem
+        The call.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from keywise.attention import reference
+    >>> from keywise.attention.problem import make_problem
+    >>> x = np.ones((1, 1, 2, 8))
+    >>> reference.evaluate(make_problem(x, x, x)).running_sum.tolist()
+    [[[2.0, 2.0]]]
+    """
     score = scores(problem)
     running_max = score.max(axis=3, initial=-np.inf)
     alive = ~np.isneginf(running_max)
@@ -133,7 +178,7 @@ def evaluate(problem: Problem) -> Result:
         lse = np.where(alive, running_max + np.log(running_sum), -np.inf)
     if problem.sinks is not None:
         lse = np.where(alive, np.logaddexp(lse, problem.sinks[:, None]), -np.inf)
-    # From the running_sum, not from lse: beside a running_max of -3e38 the running_sum's logarithm would vanish.
+    # From the running sum, not from lse: beside a running max of -3e38 the sum's logarithm would vanish.
     denominator = np.where(alive, running_sum, 1.0)
     if problem.sinks is not None:
         with np.errstate(over="ignore"):
@@ -145,11 +190,11 @@ def evaluate(problem: Problem) -> Result:
         return result
     rows = slice(problem.stats.first_query, problem.stats.last_query)
     weights = (exponential * share[..., None])[:, :, rows]
-    return _read(problem.stats, result, weights, score[:, :, rows], rows)
+    return _add_stats(problem.stats, result, weights, score[:, :, rows], rows)
 
 
 def _weighted_values(exponential: Array, problem: Problem) -> Array:
-    """Sum exponential x value over the keys; a key of weight 0 contributes nothing, whatever its value holds."""
+    """Sum exponential x value over the keys; a key of weight 0 adds nothing, NaN included."""
     group = problem.shape[1] // problem.shape[2]
     value = np.repeat(problem.value_floats(np.float64), group, axis=1)
     finite = np.isfinite(value)
@@ -163,11 +208,11 @@ def _weighted_values(exponential: Array, problem: Problem) -> Array:
     return values
 
 
-def _read(stats: ResolvedStats, result: Result, weights: Array, score: Array, rows: slice) -> Result:
+def _add_stats(stats: ResolvedStats, result: Result, weights: Array, score: Array, rows: slice) -> Result:
     with np.errstate(divide="ignore", invalid="ignore"):
         entropy = -np.where(weights > 0, weights * np.log(weights), 0.0).sum(axis=3)
         entropy = np.where(np.isnan(weights).any(axis=3), np.nan, entropy)
-    top_keys = _top_keys(score, stats.top_k)
+    top_keys = _find_top_keys(score, stats.top_k)
     top_weights = np.take_along_axis(weights, np.maximum(top_keys, 0), axis=3) if weights.shape[3] else top_keys
     top_weights = np.where(top_keys < 0, 0.0, top_weights)
     key_mass = None
@@ -175,7 +220,7 @@ def _read(stats: ResolvedStats, result: Result, weights: Array, score: Array, ro
         query_weights = 1.0 if stats.query_weights is None else stats.query_weights[:, :, rows, None].astype(np.float64)
         key_mass = (np.where(query_weights == 0.0, 0.0, weights) * query_weights).sum(axis=2)
     segment_mass = None
-    if stats.segment_count is not None:
+    if stats.segment_count is not None and stats.segment_ranges is not None:
         segment_mass = np.zeros((*weights.shape[:3], stats.segment_count))
         for begin, end, segment in stats.segment_ranges:
             segment_mass[..., segment] += weights[..., begin:end].sum(axis=3)
@@ -192,11 +237,11 @@ def _read(stats: ResolvedStats, result: Result, weights: Array, score: Array, ro
     )
 
 
-def _top_keys(score: Array, top: int) -> Array:
-    """Give the keys of the `top` largest scores per row, ties to the lower key, filled with -1."""
-    found = min(top, score.shape[3])
+def _find_top_keys(score: Array, top_k: int) -> Array:
+    """Return the keys of the `top_k` largest scores per row, ties to the lower key, filled with -1."""
+    found = min(top_k, score.shape[3])
     if not found:
-        return np.full((*score.shape[:3], top), -1)
+        return np.full((*score.shape[:3], top_k), -1)
     order = np.argsort(-score, axis=3, kind="stable")[..., :found]
     order = np.where(np.isneginf(np.take_along_axis(score, order, axis=3)), -1, order)
-    return np.pad(order, [(0, 0)] * 3 + [(0, top - found)], constant_values=-1)
+    return np.pad(order, [(0, 0)] * 3 + [(0, top_k - found)], constant_values=-1)

@@ -198,8 +198,8 @@ _threads: int | None = None
 def set_num_threads(threads: int | None) -> None:
     """Set the number of threads of every later call.
 
-    The default is KEYWISE_THREADS, else torch's number when torch is loaded, else the CPUs this process may use. Results
-    do not depend on it.
+    The default is KEYWISE_THREADS, else torch's number when torch is loaded, else the CPUs this process may use.
+    Results do not depend on it.
 
     Parameters
     ----------

@@ -124,7 +124,7 @@ def resolve_mask(mask: Any, sizes: Sizes | Inputs, first_key: int) -> ResolvedMa
     elif not isinstance(mask, Mask):
         return _resolve_sides(False, None, 0)._replace(allowed=_check_allowed("mask", mask, sizes))
     fields = _resolve_sides(mask.causal, mask.window, mask.keep_first)
-    arrays: dict[str, Array] = {}
+    arrays: dict[str, Any] = {}
     if mask.lengths is not None:
         arrays["lengths"] = _check_positions("mask.lengths", mask.lengths, sizes.batch)
     if mask.starts is not None:
@@ -166,6 +166,8 @@ def _check_allowed(name: str, allowed: Any, sizes: Sizes | Inputs) -> Array:
     array = as_host_array(name, allowed)
     if array.dtype != "bool":
         raise DtypeError(
-            name, f"must be boolean, True where a query may attend, got dtype {array.dtype}", remedy="add scores by bias="
+            name,
+            f"must be boolean, True where a query may attend, got dtype {array.dtype}",
+            remedy="add scores by bias=",
         )
     return broadcast(name, array.data, sizes.scores)
