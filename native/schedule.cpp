@@ -93,8 +93,8 @@ class QueryBlockBuilder {
 
  private:
   int64_t count_rows_that_fit(int64_t stored_keys) const {
-    const int64_t fitting = kStripFloats / max(stored_keys, kBlockKeys);
-    return std::clamp(round_down(fitting, kBlockRowStep), kMinStripRows, max_rows_);
+    const int64_t fitting = kMaxBufferFloats / max(stored_keys, kBlockKeys);
+    return std::clamp(round_down(fitting, kBlockRowStep), kMinBufferRows, max_rows_);
   }
 
   const Problem& problem_;

@@ -42,7 +42,7 @@ struct Schedule {
   // By keys: one per task. By rows: the splits in which shared keys are packed.
   std::vector<Split> splits;
 
-  // Bytes that a head holds from its first task to its last: partials and strips (by keys), packed keys (by rows).
+  // Bytes that a head holds from its first task to its last: partials and scores (by keys), packed keys (by rows).
   int64_t head_bytes = 0;
   // By rows: heads that run at once, by the caches; key mass is summed per task, so their number decides bits.
   int64_t row_heads_at_once = 0;

@@ -102,7 +102,7 @@ struct Workspace {
 constexpr int64_t kMaxTileRows = 16;
 
 // Candidates of a row at most, and a vector behind them.
-KEYWISE_INLINE constexpr int64_t candidate_capacity(int64_t top_k) { return 2 * top_k + 64 + kPadFloats; }
+KEYWISE_INLINE constexpr int64_t candidate_capacity(int64_t top_k) { return 2 * top_k + kSpareCandidates + kPadFloats; }
 
 // One instruction set. Its functions allocate nothing and throw nothing.
 struct Target {

@@ -127,7 +127,7 @@ def test_poison_in_one_piece_stays_hidden_in_all(target: str) -> None:
     np.testing.assert_allclose(numbers(got), numbers(right), atol=1e-6)
 
 
-def test_pieces_that_do_not_fit_are_refused() -> None:
+def test_chunks_that_do_not_fit_are_refused() -> None:
     query, chunk = np.ones((1, 2, 3, 4), np.float32), np.ones((1, 2, 5, 4), np.float32)
     with pytest.raises(ShapeError, match="same number of pieces"):
         run(query, Chunks([chunk, chunk]), Chunks([chunk]))
@@ -135,9 +135,9 @@ def test_pieces_that_do_not_fit_are_refused() -> None:
         run(query, Chunks(), Chunks())
     with pytest.raises(ShapeError, match="same number of pieces"):
         run(query, chunk, Chunks([chunk]))
-    with pytest.raises(ShapeError, match="key piece 1 has shape"):
+    with pytest.raises(ShapeError, match="key chunk 1 must have the heads"):
         run(query, Chunks([chunk, chunk[:, :1]]), Chunks([chunk, chunk[:, :1]]))
-    with pytest.raises(ShapeError, match="value piece 1 has shape"):
+    with pytest.raises(ShapeError, match="value chunk 1 must have the heads"):
         run(query, Chunks([chunk, chunk]), Chunks([chunk, chunk[..., :3]]))
     with pytest.raises(DtypeError, match="float16"):
         run(query, Chunks([chunk, chunk.astype(np.float16)]), Chunks([chunk, chunk]))

@@ -1,23 +1,29 @@
-// The vector exponential and hyperbolic tangent, over a target's vocabulary. Included by attend.inl.h only.
+// The exponential and the hyperbolic tangent of vectors.
 //
 // exp2_nonpositive: x is rounded to n + f with |f| <= 1/2; 2^f is a polynomial of degree 6 (minimax fit of the relative
 // error with the constant fixed to 1, 2.0e-9); 2^n goes into the exponent. Largest relative error in float32 over
 // [-126, 0]: 8e-8 where mul_add rounds once, 1.1e-7 where it rounds twice (portable). Below -127 the result is 0, or
-// less than 2^-126 where subnormal numbers are not flushed; -inf gives 0: a hidden key weighs nothing. NaN stays NaN.
+// less than 2^-126 where subnormal numbers are not flushed; -inf gives 0, the weight of a hidden key. NaN stays NaN.
+#pragma once
 
-// V vectors step by step: each step waits for the one before it, and vector by vector the CPU would have to look further
-// ahead than it can. In passing, x becomes kLog2OfZero where the power is 0: then 0 x x is 0.
+#include "simd.h"
+
+namespace keywise::KEYWISE_TARGET {
+
+// Computes 2^x of V vectors, step by step: each step waits for the one before it, and vector by vector the CPU would have to
+// look further ahead than it can. Where the power is 0, x becomes kLog2OfZero, because 0 x (-inf) would be NaN.
 template <int V>
 static inline void exp2_nonpositive(Vec* x, Vec* powers) {
   constexpr float kCoefficients[] = {0.0013398873852565885f, 0.00961843691766262f, 0.055503323674201965f,
                                      0.24022647738456726f,   0.6931471824645996f,  1.0f};
-  Vec whole[V], fraction[V];
+  Vec exponent[V];
+  Vec fraction[V];
 #pragma GCC unroll 16
   for (int v = 0; v < V; ++v) fraction[v] = max(broadcast(kLog2OfZero), x[v]);
 #pragma GCC unroll 16
-  for (int v = 0; v < V; ++v) whole[v] = round_nearest(fraction[v]);
+  for (int v = 0; v < V; ++v) exponent[v] = round_nearest(fraction[v]);
 #pragma GCC unroll 16
-  for (int v = 0; v < V; ++v) fraction[v] = sub(fraction[v], whole[v]);
+  for (int v = 0; v < V; ++v) fraction[v] = sub(fraction[v], exponent[v]);
 #pragma GCC unroll 16
   for (int v = 0; v < V; ++v) powers[v] = broadcast(0.00015353361959569156f);
 #pragma GCC unroll 16
@@ -25,9 +31,9 @@ static inline void exp2_nonpositive(Vec* x, Vec* powers) {
 #pragma GCC unroll 16
     for (int v = 0; v < V; ++v) powers[v] = mul_add(powers[v], fraction[v], broadcast(coefficient));
 #pragma GCC unroll 16
-  for (int v = 0; v < V; ++v) powers[v] = ldexp(powers[v], whole[v]);
+  for (int v = 0; v < V; ++v) powers[v] = ldexp(powers[v], exponent[v]);
 #pragma GCC unroll 16
-  for (int v = 0; v < V; ++v) x[v] = add(whole[v], fraction[v]);  // exactly
+  for (int v = 0; v < V; ++v) x[v] = add(exponent[v], fraction[v]);  // exactly
 }
 
 static inline Vec exp2_nonpositive(Vec x) {
@@ -36,8 +42,9 @@ static inline Vec exp2_nonpositive(Vec x) {
   return power;
 }
 
-// tanh x = x + x^3 q(x^2) below 0.625 (minimax fit, relative error 4.4e-9), else 1 - 2 e / (1 + e) with e = exp(-2|x|).
-static inline Vec hyperbolic_tangent(Vec x) {
+// Computes tanh x = x + x^3 q(x^2) below 0.625 (minimax fit, relative error 4.4e-9), else 1 - 2 e / (1 + e) with
+// e = exp(-2|x|).
+static inline Vec compute_tanh(Vec x) {
   const Vec size = abs(x);
   const Vec square = mul(x, x);
   Vec q = broadcast(-0.005704986862838268f);
@@ -50,3 +57,5 @@ static inline Vec hyperbolic_tangent(Vec x) {
   const Vec large = sub(broadcast(1.0f), div(add(e, e), add(broadcast(1.0f), e)));
   return if_less(size, broadcast(0.625f), small, copy_sign(large, x));
 }
+
+}  // namespace keywise::KEYWISE_TARGET
