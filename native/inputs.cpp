@@ -33,7 +33,8 @@ Broken check_stored(const InputArray& array, const InputArray& query) {
   return nullptr;
 }
 
-std::optional<Refusal> check_chunk(const InputArray& query, const InputChunk& chunk, int64_t number) {
+std::optional<Refusal> check_chunk(const InputArray& query, const InputChunk& chunk,
+                                   int64_t number) {
   const InputArray& key = chunk.key;
   const InputArray& value = chunk.value;
   if (const Broken broken = check_query(query)) return Refusal{"query", number, broken};
@@ -41,8 +42,10 @@ std::optional<Refusal> check_chunk(const InputArray& query, const InputChunk& ch
   if (const Broken broken = check_stored(value, query)) return Refusal{"value", number, broken};
   if (key.element != value.element) return Refusal{"value", number, "key dtype"};
   if (key.shape[3] != query.shape[3]) return Refusal{"key", number, "query head_dim"};
-  if (!std::equal(key.shape, key.shape + 3, value.shape)) return Refusal{"value", number, "key tokens"};
-  if (key.shape[1] == 0 || query.shape[1] % key.shape[1] != 0) return Refusal{"query", number, "key heads"};
+  if (!std::equal(key.shape, key.shape + 3, value.shape))
+    return Refusal{"value", number, "key tokens"};
+  if (key.shape[1] == 0 || query.shape[1] % key.shape[1] != 0)
+    return Refusal{"query", number, "key heads"};
   return std::nullopt;
 }
 
@@ -50,7 +53,8 @@ bool agrees(const InputArray& array, const InputArray& first) {
   return array.shape[1] == first.shape[1] && array.shape[3] == first.shape[3];
 }
 
-std::optional<Refusal> check_against_first(const InputChunk& chunk, const InputChunk& first, int64_t number) {
+std::optional<Refusal> check_against_first(const InputChunk& chunk, const InputChunk& first,
+                                           int64_t number) {
   if (chunk.key.element != first.key.element) return Refusal{"key", number, "chunk dtype"};
   if (!agrees(chunk.key, first.key)) return Refusal{"key", number, "chunk shape"};
   if (chunk.value.element != first.value.element) return Refusal{"value", number, "chunk dtype"};
@@ -67,7 +71,8 @@ Tensor make_tensor(const InputArray& array) {
 
 }  // namespace
 
-std::optional<Refusal> check_inputs(const InputArray& query, const std::vector<InputChunk>& chunks, Sizes& sizes) {
+std::optional<Refusal> check_inputs(const InputArray& query, const std::vector<InputChunk>& chunks,
+                                    Sizes& sizes) {
   sizes = {};
   for (size_t i = 0; i < chunks.size(); ++i) {
     if (const auto refusal = check_chunk(query, chunks[i], int64_t(i))) return refusal;
@@ -99,8 +104,10 @@ std::vector<Chunk> make_chunks(const std::vector<InputChunk>& chunks) {
     chunk.first_key = keys;
     chunk.keys = input.key.shape[2];
     keys += chunk.keys;
-    if (chunk.keys > 0) made.push_back(chunk);
-    else if (made.empty() && &input == &chunks.back()) made.push_back(chunk);
+    if (chunk.keys > 0)
+      made.push_back(chunk);
+    else if (made.empty() && &input == &chunks.back())
+      made.push_back(chunk);
   }
   return made;
 }

@@ -12,10 +12,12 @@ namespace keywise {
 // Tokens are numbered in 32 bits.
 constexpr int64_t kMaxTokens = (int64_t(1) << 31) - 1;
 
-// What a caller's array holds. float64 is for the definition only; int8 comes with a scale per token and head.
+// What a caller's array holds. float64 is for the definition only; int8 comes with a scale per
+// token and head.
 enum class Element { float32, float16, bfloat16, float64, scaled_int8, unsupported };
 
-// Axes are [batch, heads, tokens, head_dim]. Only arrays of 4 axes have their shape and strides set.
+// Axes are [batch, heads, tokens, head_dim]. Only arrays of 4 axes have their shape and strides
+// set.
 struct InputArray {
   const void* data = nullptr;
   Element element = Element::unsupported;
@@ -47,13 +49,17 @@ struct Refusal {
   const char* rule = "";
 };
 
-// Checks the arrays of one call against each other. Sets the sizes, or returns the first rule broken.
-std::optional<Refusal> check_inputs(const InputArray& query, const std::vector<InputChunk>& chunks, Sizes& sizes);
+// Checks the arrays of one call against each other. Sets the sizes, or returns the first rule
+// broken.
+std::optional<Refusal> check_inputs(const InputArray& query, const std::vector<InputChunk>& chunks,
+                                    Sizes& sizes);
 
-// Returns the chunks that hold keys, in order and without gaps; one without keys where no other is there.
+// Returns the chunks that hold keys, in order and without gaps; one without keys where no other is
+// there.
 std::vector<Chunk> make_chunks(const std::vector<InputChunk>& chunks);
 
-// The element type of queries, keys and values in a problem. Only for elements that kernels compute.
+// The element type of queries, keys and values in a problem. Only for elements that kernels
+// compute.
 Dtype to_dtype(Element element);
 
 }  // namespace keywise

@@ -29,11 +29,13 @@ bool splits_keys(const Problem& problem) {
   const bool has_few_tasks = rows <= kMaxFewRows && count_heads(problem) < kMaxFewHeads;
   if (has_few_tasks && problem.keys > kSplitKeys) return true;
   if (rows > kMaxSplitRows || problem.keys < kMinManyKeys) return false;
-  const int64_t weight_bytes = problem.wants_statistics ? rows * problem.keys * int64_t(sizeof(float)) : 0;
+  const int64_t weight_bytes =
+      problem.wants_statistics ? rows * problem.keys * int64_t(sizeof(float)) : 0;
   return weight_bytes <= kMaxBytesAtOnce;
 }
 
-// Returns splits of at most `max_keys` keys; no keys make one empty split, so that every row gets a state.
+// Returns splits of at most `max_keys` keys; no keys make one empty split, so that every row gets a
+// state.
 std::vector<Split> split_keys(const Split& keys, int64_t max_keys) {
   std::vector<Split> splits;
   for (int64_t offset = 0; offset == 0 || offset < keys.key_count; offset += max_keys) {
@@ -45,7 +47,8 @@ std::vector<Split> split_keys(const Split& keys, int64_t max_keys) {
   return splits;
 }
 
-// Returns the keys that some of these rows see, in one batch item or another, widened to whole blocks of keys.
+// Returns the keys that some of these rows see, in one batch item or another, widened to whole
+// blocks of keys.
 Split find_visible_blocks(const Problem& problem, int64_t first_row, int64_t last_row) {
   KeyRange visible;
   for (int64_t item = 0; item < problem.batch; ++item) {
@@ -75,7 +78,8 @@ class QueryBlockBuilder {
 
   void add_rows(int64_t first_row, int64_t last_row, bool has_statistics) {
     while (first_row < last_row) {
-      const Split candidate = find_visible_blocks(problem_, first_row, min(first_row + max_rows_, last_row));
+      const Split candidate =
+          find_visible_blocks(problem_, first_row, min(first_row + max_rows_, last_row));
       // Without statistics, scores of the next split overwrite those of the last.
       const int64_t stored_keys =
           has_statistics ? candidate.key_count : min(candidate.key_count, kScoreBufferKeys);
@@ -83,7 +87,8 @@ class QueryBlockBuilder {
       block.first_row = first_row;
       block.last_row = min(first_row + count_rows_that_fit(stored_keys), last_row);
       block.has_statistics = has_statistics;
-      block.splits = split_keys(find_visible_blocks(problem_, block.first_row, block.last_row), kScoreBufferKeys);
+      block.splits = split_keys(find_visible_blocks(problem_, block.first_row, block.last_row),
+                                kScoreBufferKeys);
       first_row = block.last_row;
       blocks_.push_back(std::move(block));
     }
@@ -123,7 +128,8 @@ int64_t count_row_heads_at_once(const Problem& problem, const Schedule& schedule
   const int64_t block_count = int64_t(schedule.query_blocks.size());
   const int64_t numbers = problem.keys * (problem.head_dim + problem.value_dim);
   const int64_t input_bytes = numbers * bytes_of(problem.dtype) + 1;
-  const int64_t fitting = min(ceil_div(kMaxTasksAtOnce, block_count), kMaxBytesAtOnce / input_bytes);
+  const int64_t fitting =
+      min(ceil_div(kMaxTasksAtOnce, block_count), kMaxBytesAtOnce / input_bytes);
   int64_t heads_at_once = min(max(fitting, ceil_div(kMinTasks, block_count)), heads);
   if (wants_key_mass(problem)) {
     // A power of two makes tasks in a number that threads can share evenly.
@@ -139,7 +145,8 @@ void schedule_by_rows(const Problem& problem, const Target& target, Schedule& sc
   schedule.row_heads_at_once = count_row_heads_at_once(problem, schedule);
   schedule.tasks_per_head = block_count;
   if (wants_key_mass(problem)) {
-    // Every task sums key mass for itself: few tasks keep memory from growing with the number of query blocks.
+    // Every task sums key mass for itself: few tasks keep memory from growing with the number of
+    // query blocks.
     schedule.tasks_per_head = min(block_count, ceil_div(kMinTasks, schedule.row_heads_at_once));
   }
   if (schedule.shares_packed_keys) {
@@ -166,8 +173,8 @@ void schedule_by_keys(const Problem& problem, const Target& target, Schedule& sc
 
 }  // namespace
 
-void add_split_buffers(BufferLayout& layout, SplitBuffers& buffers, const Problem& problem, const Target& target,
-                       const Split& split) {
+void add_split_buffers(BufferLayout& layout, SplitBuffers& buffers, const Problem& problem,
+                       const Target& target, const Split& split) {
   const int64_t rows = count_rows_per_head(problem);
   const bool keeps_weights = problem.wants_statistics;
   buffers.scores = make_score_buffer(problem, split.first_key, split.key_count, keeps_weights);

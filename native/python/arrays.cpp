@@ -38,9 +38,11 @@ const dlpack::Exchange* find_exchange() {
   PyTypeObject* const type = find_tensor_type();
   if (!type) return nullptr;
   searched = true;
-  const nb::object capsule = nb::getattr(nb::handle(reinterpret_cast<PyObject*>(type)), "__dlpack_c_exchange_api__", nb::none());
+  const nb::object capsule = nb::getattr(nb::handle(reinterpret_cast<PyObject*>(type)),
+                                         "__dlpack_c_exchange_api__", nb::none());
   if (!PyCapsule_IsValid(capsule.ptr(), dlpack::kExchangeName)) return nullptr;
-  const auto* table = static_cast<const dlpack::Exchange*>(PyCapsule_GetPointer(capsule.ptr(), dlpack::kExchangeName));
+  const auto* table = static_cast<const dlpack::Exchange*>(
+      PyCapsule_GetPointer(capsule.ptr(), dlpack::kExchangeName));
   if (table->version.major == 1 && table->borrow) exchange = table;
   return exchange;
 }
@@ -52,7 +54,9 @@ Element to_element(const dlpack::Type& type) {
   return Element::unsupported;
 }
 
-bool is_aligned(const void* data, int64_t bytes) { return reinterpret_cast<uintptr_t>(data) % uintptr_t(bytes) == 0; }
+bool is_aligned(const void* data, int64_t bytes) {
+  return reinterpret_cast<uintptr_t>(data) % uintptr_t(bytes) == 0;
+}
 
 // Wanted gradients must be refused, and a negated tensor stores the opposites of its elements.
 bool is_plain(nb::handle tensor) {
@@ -78,7 +82,9 @@ bool read_tensor(nb::handle tensor, HeldArray& held) {
   InputArray& array = held.array;
   array.element = to_element(view.type);
   array.data = static_cast<const char*>(view.data) + view.offset_bytes;
-  if (view.device != dlpack::kCpu || view.axes != 4 || !view.data || array.element == Element::unsupported) return false;
+  if (view.device != dlpack::kCpu || view.axes != 4 || !view.data ||
+      array.element == Element::unsupported)
+    return false;
   if (view.stride[3] != 1 && view.shape[3] != 1) return false;
   if (!is_aligned(array.data, bytes_of(to_dtype(array.element)))) return false;
   // Tensors without elements may have any strides.
@@ -96,7 +102,8 @@ bool read_tensor(nb::handle tensor, HeldArray& held) {
 // A buffer of an object, released at the end; its owner holds the memory.
 class Buffer {
  public:
-  Buffer(nb::handle object, int flags) : valid_(PyObject_GetBuffer(object.ptr(), &view_, flags) == 0) {
+  Buffer(nb::handle object, int flags)
+      : valid_(PyObject_GetBuffer(object.ptr(), &view_, flags) == 0) {
     if (!valid_) PyErr_Clear();
   }
   ~Buffer() {
@@ -132,7 +139,8 @@ void set_layout(const Buffer& buffer, InputArray& array) {
   array.axes = buffer->ndim;
   if (buffer->ndim != 4) return;
   std::copy_n(buffer->shape, 4, array.shape);
-  for (int axis = 0; axis < 4; ++axis) array.stride[axis] = buffer->strides[axis] / buffer->itemsize;
+  for (int axis = 0; axis < 4; ++axis)
+    array.stride[axis] = buffer->strides[axis] / buffer->itemsize;
 }
 
 bool is_readable(const Buffer& buffer) {
@@ -158,7 +166,9 @@ bool read_numpy(nb::handle value, HeldArray& held) {
 
 // ---- HostArray ----
 
-bool is_equal(nb::handle text, const char* expected) { return PyUnicode_CompareWithASCIIString(text.ptr(), expected) == 0; }
+bool is_equal(nb::handle text, const char* expected) {
+  return PyUnicode_CompareWithASCIIString(text.ptr(), expected) == 0;
+}
 
 Element to_element(nb::handle dtype, bool has_scale) {
   if (is_equal(dtype, "float32")) return Element::float32;
@@ -202,8 +212,8 @@ bool is_host_array(nb::handle value) {
 }
 
 PyTypeObject* find_numpy_type() {
-  static PyTypeObject* const type =
-      reinterpret_cast<PyTypeObject*>(nb::object(nb::module_::import_("numpy").attr("ndarray")).release().ptr());
+  static PyTypeObject* const type = reinterpret_cast<PyTypeObject*>(
+      nb::object(nb::module_::import_("numpy").attr("ndarray")).release().ptr());
   return type;
 }
 
@@ -237,8 +247,13 @@ HeldArray read_array(const std::string& name, nb::handle value) {
   return held;
 }
 
-Inputs::Inputs(HeldArray query, std::vector<HeldArray> held, std::vector<Chunk> chunks, Sizes sizes, Dtype stored)
-    : query_(std::move(query)), held_(std::move(held)), chunks_(std::move(chunks)), sizes_(sizes), stored_(stored) {}
+Inputs::Inputs(HeldArray query, std::vector<HeldArray> held, std::vector<Chunk> chunks, Sizes sizes,
+               Dtype stored)
+    : query_(std::move(query)),
+      held_(std::move(held)),
+      chunks_(std::move(chunks)),
+      sizes_(sizes),
+      stored_(stored) {}
 
 nb::object Inputs::like() const {
   if (!is_host_array(query_.owner)) return query_.owner;
@@ -279,7 +294,8 @@ void* Results::add_output(const char* name, const std::vector<int64_t>& shape) {
   return add(name, type, inputs_.dtype(), shape);
 }
 
-void* Results::add(const char* name, dlpack::Type type, const char* dtype, const std::vector<int64_t>& shape) {
+void* Results::add(const char* name, dlpack::Type type, const char* dtype,
+                   const std::vector<int64_t>& shape) {
   Result result{name, std::nullopt, nb::object()};
   void* data = nullptr;
   if (inputs_.is_tensor() && !as_numpy_) {

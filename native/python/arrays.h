@@ -15,12 +15,13 @@ namespace keywise::python {
 
 namespace nb = nanobind;
 
-// Functions of keywise.attention.arrays for arrays that are neither plain torch tensors nor plain NumPy arrays.
+// Functions of keywise.attention.arrays for arrays that are neither plain torch tensors nor plain
+// NumPy arrays.
 struct ArrayFunctions {
-  nb::object host_array;        // the class HostArray
+  nb::object host_array;         // the class HostArray
   nb::object as_readable_array;  // (name, value) -> HostArray that kernels can read, or raises
-  nb::object allocate_result;   // (shape, dtype, like) -> NumPy array
-  nb::object to_library;        // (NumPy array, like) -> array of the library of `like`
+  nb::object allocate_result;    // (shape, dtype, like) -> NumPy array
+  nb::object to_library;         // (NumPy array, like) -> array of the library of `like`
 };
 void set_array_functions(ArrayFunctions functions);
 
@@ -31,13 +32,15 @@ struct HeldArray {
   bool is_tensor = false;  // a plain torch tensor
 };
 
-// Reads an array where it is, or a contiguous copy where kernels cannot. Raises what `as_readable_array` raises.
+// Reads an array where it is, or a contiguous copy where kernels cannot. Raises what
+// `as_readable_array` raises.
 HeldArray read_array(const std::string& name, nb::handle value);
 
 // Query, keys and values of one call, checked against each other.
 class Inputs {
  public:
-  Inputs(HeldArray query, std::vector<HeldArray> held, std::vector<Chunk> chunks, Sizes sizes, Dtype stored);
+  Inputs(HeldArray query, std::vector<HeldArray> held, std::vector<Chunk> chunks, Sizes sizes,
+         Dtype stored);
 
   const InputArray& query() const { return query_.array; }
   const std::vector<Chunk>& chunks() const { return chunks_; }
@@ -80,7 +83,8 @@ class Results {
     std::optional<dlpack::OwnedTensor> tensor;
     nb::object array;
   };
-  void* add(const char* name, dlpack::Type type, const char* dtype, const std::vector<int64_t>& shape);
+  void* add(const char* name, dlpack::Type type, const char* dtype,
+            const std::vector<int64_t>& shape);
 
   const Inputs& inputs_;
   const bool as_numpy_;

@@ -1,4 +1,5 @@
-// Conversions between Python and the C++ interface: arguments into one Problem, results into arrays.
+// Conversions between Python and the C++ interface: arguments into one Problem, results into
+// arrays.
 
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
@@ -38,7 +39,8 @@ void copy_strides(const Array& array, int64_t* stride) {
 
 // ---- Query, keys and values ----
 
-std::variant<Inputs, Refusal> read_inputs(nb::handle query, const nb::tuple& keys, const nb::tuple& values) {
+std::variant<Inputs, Refusal> read_inputs(nb::handle query, const nb::tuple& keys,
+                                          const nb::tuple& values) {
   const size_t count = keys.size();
   const auto name_of = [&](const char* side, size_t i) {
     return count == 1 ? std::string(side) : side + (" chunk " + std::to_string(i));
@@ -54,7 +56,8 @@ std::variant<Inputs, Refusal> read_inputs(nb::handle query, const nb::tuple& key
     chunks[i].value = held[2 * i + 1].array;
   }
   Sizes sizes;
-  if (const std::optional<Refusal> refusal = check_inputs(held_query.array, chunks, sizes)) return *refusal;
+  if (const std::optional<Refusal> refusal = check_inputs(held_query.array, chunks, sizes))
+    return *refusal;
   const Dtype stored = to_dtype(chunks[0].key.element);
   return Inputs(std::move(held_query), std::move(held), make_chunks(chunks), sizes, stored);
 }
@@ -98,7 +101,8 @@ struct DefaultPositions {
   std::vector<int64_t> starts;
 };
 
-MaskRules make_mask_rules(const CheckedMask& mask, const Sizes& sizes, int64_t first_key, DefaultPositions& positions) {
+MaskRules make_mask_rules(const CheckedMask& mask, const Sizes& sizes, int64_t first_key,
+                          DefaultPositions& positions) {
   MaskRules rules;
   rules.causal = mask.causal;
   rules.left = mask.left;
@@ -141,10 +145,12 @@ Statistics make_statistics(const StatsPlan& plan, const Sizes& sizes, Results& r
   statistics.top_keys = results.add_int32("top_keys", {batch, heads, queries, plan.top_k});
   statistics.top_weights = results.add_float32("top_weights", {batch, heads, queries, plan.top_k});
   statistics.top_mass = results.add_float32("top_mass", {batch, heads, queries});
-  if (plan.key_mass) statistics.key_mass = results.add_float32("key_mass", {batch, heads, sizes.keys});
+  if (plan.key_mass)
+    statistics.key_mass = results.add_float32("key_mass", {batch, heads, sizes.keys});
   if (plan.segment_count) {
     statistics.segments = *plan.segment_count;
-    statistics.segment_mass = results.add_float32("segment_mass", {batch, heads, queries, statistics.segments});
+    statistics.segment_mass =
+        results.add_float32("segment_mass", {batch, heads, queries, statistics.segments});
     statistics.segment_ranges = plan.segment_ranges->data();
     statistics.segment_range_count = int64_t(plan.segment_ranges->shape(0));
   }
@@ -198,9 +204,9 @@ const Target& find_target(const std::string& name) {
 
 nb::dict attend(const Inputs& inputs, const CheckedMask& mask, const StatsPlan* stats,
                 const std::optional<nb::ndarray<nb::ro, nb::ndim<4>, nb::device::cpu>>& bias,
-                const std::optional<Input<float, 1>>& sinks, std::optional<double> scale, double softcap,
-                int64_t first_key, bool transposed_output, bool partial, const std::string& target, int threads,
-                bool interruptible) {
+                const std::optional<Input<float, 1>>& sinks, std::optional<double> scale,
+                double softcap, int64_t first_key, bool transposed_output, bool partial,
+                const std::string& target, int threads, bool interruptible) {
   const Sizes& sizes = inputs.sizes();
   Problem problem;
   problem.batch = sizes.batch;
@@ -234,7 +240,8 @@ nb::dict attend(const Inputs& inputs, const CheckedMask& mask, const StatsPlan* 
   bool finished;
   {
     const WithoutGil released;
-    finished = run(problem, find_target(target), threads, interruptible ? WithoutGil::handle_signals : nullptr);
+    finished = run(problem, find_target(target), threads,
+                   interruptible ? WithoutGil::handle_signals : nullptr);
   }
   if (!finished) throw nb::python_error();
   return results.take();
@@ -282,7 +289,8 @@ NB_MODULE(_native, module) {
       .def_ro("chunk", &Refusal::chunk, "Number of the chunk of keys and values.")
       .def_ro("rule", &Refusal::rule, "Name of the rule.");
 
-  nb::class_<Inputs>(module, "Inputs", "Query, keys and values of one call, checked against each other.")
+  nb::class_<Inputs>(module, "Inputs",
+                     "Query, keys and values of one call, checked against each other.")
       .def_prop_ro("query_array", &Inputs::query_object, "The query as given, or as a HostArray.")
       .def_prop_ro("key_arrays", &Inputs::key_objects, "The chunks of keys, likewise.")
       .def_prop_ro("value_arrays", &Inputs::value_objects, "The chunks of values, likewise.")
@@ -292,10 +300,12 @@ NB_MODULE(_native, module) {
       .def_prop_ro("queries", [](const Inputs& inputs) { return inputs.sizes().queries; })
       .def_prop_ro("keys", [](const Inputs& inputs) { return inputs.sizes().keys; })
       .def_prop_ro("head_dim", [](const Inputs& inputs) { return inputs.sizes().head_dim; })
-      .def_prop_ro("scores", [](const Inputs& inputs) { return scores_shape(inputs.sizes()); },
-                   "(batch, query heads, queries, keys).")
-      .def_prop_ro("sizes", [](const Inputs& inputs) { return to_tuple(inputs.sizes()); },
-                   "(batch, query heads, key heads, queries, keys, head_dim, value_dim).");
+      .def_prop_ro(
+          "scores", [](const Inputs& inputs) { return scores_shape(inputs.sizes()); },
+          "(batch, query heads, queries, keys).")
+      .def_prop_ro(
+          "sizes", [](const Inputs& inputs) { return to_tuple(inputs.sizes()); },
+          "(batch, query heads, key heads, queries, keys, head_dim, value_dim).");
 
   nb::class_<CheckedMask>(module, "CheckedMask", "A mask whose arrays are checked and broadcast.")
       .def(
@@ -312,8 +322,8 @@ NB_MODULE(_native, module) {
                                    std::move(documents),
                                    std::move(allowed)};
           },
-          "causal"_a, "left"_a, "right"_a, "keep_first"_a, "lengths"_a = nb::none(), "starts"_a = nb::none(),
-          "documents"_a = nb::none(), "allowed"_a = nb::none());
+          "causal"_a, "left"_a, "right"_a, "keep_first"_a, "lengths"_a = nb::none(),
+          "starts"_a = nb::none(), "documents"_a = nb::none(), "allowed"_a = nb::none());
 
   nb::class_<StatsPlan>(module, "StatsPlan", "Which statistics a call computes, for which queries.")
       .def(
@@ -334,21 +344,27 @@ NB_MODULE(_native, module) {
 
   module.def(
       "set_array_functions",
-      [](nb::object host_array, nb::object as_readable_array, nb::object allocate_result, nb::object to_library) {
+      [](nb::object host_array, nb::object as_readable_array, nb::object allocate_result,
+         nb::object to_library) {
         set_array_functions({host_array, as_readable_array, allocate_result, to_library});
       },
       "host_array"_a, "as_readable_array"_a, "allocate_result"_a, "to_library"_a,
       "Set the functions for arrays that are neither plain torch tensors nor plain NumPy arrays.");
-  module.def("read_inputs", &read_inputs, "query"_a, "keys"_a, "values"_a,
-             "Read and check the arrays of a call; keys and values come in as many chunks as each other.");
-  module.def("attend", &attend, "inputs"_a, "mask"_a, "stats"_a.none(), "bias"_a.none(), "sinks"_a.none(),
-             "scale"_a.none(), "softcap"_a, "first_key"_a, "transposed_output"_a, "partial"_a, "target"_a, "threads"_a,
-             "interruptible"_a,
-             "Run one call and return its results by name: the output or the partial, and the statistics.");
-  module.def("environment", &environment, "name"_a, "Return a variable of the environment as it is now, or None.");
+  module.def(
+      "read_inputs", &read_inputs, "query"_a.none(), "keys"_a, "values"_a,
+      "Read and check the arrays of a call; keys and values come in as many chunks as each other.");
+  module.def("attend", &attend, "inputs"_a, "mask"_a, "stats"_a.none(), "bias"_a.none(),
+             "sinks"_a.none(), "scale"_a.none(), "softcap"_a, "first_key"_a, "transposed_output"_a,
+             "partial"_a, "target"_a, "threads"_a, "interruptible"_a,
+             "Run one call and return its results by name: the output or the partial, and the "
+             "statistics.");
+  module.def("environment", &environment, "name"_a,
+             "Return a variable of the environment as it is now, or None.");
   module.def("multiply_adds", &multiply_adds, "target"_a, "rounds"_a, "pairs"_a,
-             "Multiply and add in registers alone, pairs of bfloat16 if asked for; return the number of operations.");
+             "Multiply and add in registers alone, pairs of bfloat16 if asked for; return the "
+             "number of operations.");
   module.def("add_up", &add_up, "target"_a, "data"_a, "Sum a contiguous float32 buffer.");
   module.def("candidates", &list_candidates,
-             "Return the targets compiled in, best first, each with the reason why it cannot run here, or ''.");
+             "Return the targets compiled in, best first, each with the reason why it cannot run "
+             "here, or ''.");
 }

@@ -1,5 +1,5 @@
-// Tensors of other libraries without their Python: the part of DLPack's C exchange interface (version 1.3) that is used
-// here. https://dmlc.github.io/dlpack/latest/python_spec.html
+// Tensors of other libraries without their Python: the part of DLPack's C exchange interface
+// (version 1.3) that is used here. https://dmlc.github.io/dlpack/latest/python_spec.html
 #pragma once
 
 #include <algorithm>
@@ -67,7 +67,8 @@ struct Exchange {
 
 using OwnedTensor = std::unique_ptr<Owned, void (*)(Owned*)>;
 
-// Returns an uninitialised contiguous tensor. Its description lies before its elements, in the same memory.
+// Returns an uninitialised contiguous tensor. Its description lies before its elements, in the same
+// memory.
 inline OwnedTensor allocate_tensor(Type type, const std::vector<int64_t>& shape) {
   struct Header {
     Owned owned;

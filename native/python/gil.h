@@ -19,8 +19,9 @@ class WithoutGil {
   WithoutGil(const WithoutGil&) = delete;
   WithoutGil& operator=(const WithoutGil&) = delete;
 
-  // Runs Python's handlers of the signals that arrived; true when one raised an exception. Only on a thread that has
-  // released the GIL, and only of use on the main thread: no other receives signals.
+  // Runs Python's handlers of the signals that arrived; true when one raised an exception. Only on
+  // a thread that has released the GIL, and only of use on the main thread: no other receives
+  // signals.
   static bool handle_signals() {
     WithoutGil& gil = *current();
     gil.take();
@@ -30,8 +31,8 @@ class WithoutGil {
   }
 
  private:
-  // Until Python 3.14, taking the GIL while Python ends unwinds the thread by force, which no C++ frame of a module
-  // survives. Such a thread sleeps until the process is gone.
+  // Until Python 3.14, taking the GIL while Python ends unwinds the thread by force, which no C++
+  // frame of a module survives. Such a thread sleeps until the process is gone.
   void take() noexcept {
     try {
       PyEval_RestoreThread(state_);

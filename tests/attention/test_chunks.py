@@ -129,11 +129,11 @@ def test_poison_in_one_piece_stays_hidden_in_all(target: str) -> None:
 
 def test_chunks_that_do_not_fit_are_refused() -> None:
     query, chunk = np.ones((1, 2, 3, 4), np.float32), np.ones((1, 2, 5, 4), np.float32)
-    with pytest.raises(ShapeError, match="same number of pieces"):
+    with pytest.raises(ShapeError, match="as many chunks as key"):
         run(query, Chunks([chunk, chunk]), Chunks([chunk]))
-    with pytest.raises(ShapeError, match="same number of pieces"):
+    with pytest.raises(ShapeError, match="as many chunks as key"):
         run(query, Chunks(), Chunks())
-    with pytest.raises(ShapeError, match="same number of pieces"):
+    with pytest.raises(ShapeError, match="as many chunks as key"):
         run(query, chunk, Chunks([chunk]))
     with pytest.raises(ShapeError, match="key chunk 1 must have the heads"):
         run(query, Chunks([chunk, chunk[:, :1]]), Chunks([chunk, chunk[:, :1]]))
@@ -143,7 +143,7 @@ def test_chunks_that_do_not_fit_are_refused() -> None:
         run(query, Chunks([chunk, chunk.astype(np.float16)]), Chunks([chunk, chunk]))
 
 
-def test_pieces_without_tokens_are_passed_over(target: str) -> None:
+def test_chunks_without_tokens_change_nothing(target: str) -> None:
     arguments = Case(queries=3, keys=20).arguments()
     empty, none = arguments["key"][:, :, :0], Chunks([arguments["key"][:, :, :0]] * 2)
     whole = run(

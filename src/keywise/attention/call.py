@@ -105,14 +105,11 @@ def make_call(
 
 
 def _read(query: Any, key: Any, value: Any) -> Inputs:
-    if isinstance(key, Chunks) and isinstance(value, Chunks):
-        if len(key) != len(value) or not key:
-            raise ShapeError("key and value", f"must have as many chunks, one or more, got {len(key)} and {len(value)}")
-        inputs = read_inputs(query, key, value)
-    elif isinstance(key, Chunks) or isinstance(value, Chunks):
-        raise ShapeError("key and value", "must both be one array, or both be in the same number of chunks")
-    else:
-        inputs = read_inputs(query, (key,), (value,))
+    keys = key if isinstance(key, Chunks) else (key,)
+    values = value if isinstance(value, Chunks) else (value,)
+    if type(keys) is not type(values) or len(keys) != len(values) or not keys:
+        raise ShapeError("value", f"must be in as many chunks as key, one or more, got {len(values)} and {len(keys)}")
+    inputs = read_inputs(query, keys, values)
     if isinstance(inputs, Refusal):
         raise _word_refusal(inputs, query, key, value)
     return inputs
