@@ -1,5 +1,5 @@
-// Elements of any dtype as float32, or as pairs of bfloat16. Tail rule: zeros behind the last element; nothing beyond it is
-// read.
+// Elements of any dtype as float32, or as pairs of bfloat16. Tail rule: zeros behind the last
+// element; nothing beyond it is read.
 #pragma once
 
 #include <cstddef>
@@ -22,7 +22,8 @@ static inline float read_element(const void* data, Dtype dtype, int64_t index) {
 template <Dtype kDtype>
 static inline Vec load_as(const char* row, int64_t index) {
   if constexpr (kDtype == Dtype::float32) return load(reinterpret_cast<const float*>(row) + index);
-  if constexpr (kDtype == Dtype::int8) return load_int8(reinterpret_cast<const int8_t*>(row) + index);
+  if constexpr (kDtype == Dtype::int8)
+    return load_int8(reinterpret_cast<const int8_t*>(row) + index);
   const uint16_t* source = reinterpret_cast<const uint16_t*>(row) + index;
   return kDtype == Dtype::bfloat16 ? load_bfloat16(source) : load_float16(source);
 }
@@ -55,7 +56,8 @@ static inline Vec load_elements(const char* row, Dtype dtype, int64_t index, int
 static inline Vec load_pairs(const char* row, Dtype dtype, int64_t index, int64_t count) {
   if (dtype == Dtype::int8) {
     Vec pairs[2];
-    load_int8_pairs(reinterpret_cast<const int8_t*>(row) + index, clamp(count, 0, 2 * kLanes), pairs);
+    load_int8_pairs(reinterpret_cast<const int8_t*>(row) + index, clamp(count, 0, 2 * kLanes),
+                    pairs);
     return pairs[0];
   }
   const uint16_t* source = reinterpret_cast<const uint16_t*>(row) + index;
@@ -91,9 +93,11 @@ static inline void with_encoding(Dtype dtype, bool pairs, Function function) {
   return function(Encoding<Dtype::bfloat16, false>{});
 }
 
-// Returns whether keys and values are taken as pairs of bfloat16. Both that are stored under bfloat16 queries, bfloat16 and
-// int8, are exact in bfloat16.
-static inline bool uses_bf16_pairs(const Problem& problem) { return kHasBf16Dot && problem.dtype == Dtype::bfloat16; }
+// Returns whether keys and values are taken as pairs of bfloat16. Both that are stored under
+// bfloat16 queries, bfloat16 and int8, are exact in bfloat16.
+static inline bool uses_bf16_pairs(const Problem& problem) {
+  return kHasBf16Dot && problem.dtype == Dtype::bfloat16;
+}
 
 // Returns the lanes per packed key: head_dim floats, or half as many pairs of bfloat16.
 static inline int64_t key_depth(const Problem& problem, bool pairs) {

@@ -1,7 +1,8 @@
 // The forward pass of one task: some query rows of a key head against some keys.
 //
-// Steps: scores (scores.h), running maxima and top k (softmax.h, top_k.h), then per tile weights (softmax.h), segment sums
-// (statistics.h) and weighted values (values.h). Scores of all rows and keys wait in the score buffer in between.
+// Steps: scores (scores.h), running maxima and top k (softmax.h, top_k.h), then per tile weights
+// (softmax.h), segment sums (statistics.h) and weighted values (values.h). Scores of all rows and
+// keys wait in the score buffer in between.
 #pragma once
 
 #include <cstdint>
@@ -31,7 +32,8 @@ static void find_visibility(const TaskContext& context) {
       rows[row] = find_visible_keys(context.problem, task, task.token(row, context.group));
   }
   for (int64_t row = 0; row < context.rows; row += kTileRows)
-    context.workspace.tile_visible[row / kTileRows] = combine_rows(rows + row, min(kTileRows, context.rows - row));
+    context.workspace.tile_visible[row / kTileRows] =
+        combine_rows(rows + row, min(kTileRows, context.rows - row));
 }
 
 static void compute_scores(TaskContext& context) {
@@ -67,8 +69,8 @@ static void accumulate_values(TaskContext& context) {
   }
 }
 
-static void forward_task(const Problem& problem, const Task& task, const Workspace& workspace, const State& state,
-                         const ScoreBuffer& scores) {
+static void forward_task(const Problem& problem, const Task& task, const Workspace& workspace,
+                         const State& state, const ScoreBuffer& scores) {
   // Some CPUs are slow with weights that are almost 0.
   const FlushSubnormals flush_subnormals;
   TaskContext context = make_context(problem, task, workspace, state, scores);

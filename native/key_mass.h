@@ -1,8 +1,9 @@
 // Key mass: weights summed over query rows, per key.
 //
-// Inputs: weights in the score buffer, complete state, query weights. Output: sums [group, keys] of several tasks, or the
-// key mass itself. Accumulators: float32 per block of keys and rows of a task; float64 across tasks. Tail rule: weights of a
-// tile outside the keys that it has scores of are not read; keys behind the last are not written.
+// Inputs: weights in the score buffer, complete state, query weights. Output: sums [group, keys] of
+// several tasks, or the key mass itself. Accumulators: float32 per block of keys and rows of a
+// task; float64 across tasks. Tail rule: weights of a tile outside the keys that it has scores of
+// are not read; keys behind the last are not written.
 #pragma once
 
 #include <cstddef>
@@ -16,8 +17,8 @@ namespace keywise::KEYWISE_TARGET {
 
 // Adds factors[R] . weights[R] to the sums [begin, end), row after row, in whole vectors.
 template <int R>
-static inline void add_weighted_rows(const float* const* weights, const float* factors, int64_t begin, int64_t end,
-                                     float* sums) {
+static inline void add_weighted_rows(const float* const* weights, const float* factors,
+                                     int64_t begin, int64_t end, float* sums) {
   Vec row_factors[R];
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r) row_factors[r] = broadcast(factors[r]);
@@ -30,7 +31,8 @@ static inline void add_weighted_rows(const float* const* weights, const float* f
 }
 
 // Computes sums[kBlockKeys] = factor . weights of one row.
-static void scale_row(const ScoreBuffer& buffer, int64_t block, int64_t rows, int64_t row, float factor, float* sums) {
+static void scale_row(const ScoreBuffer& buffer, int64_t block, int64_t rows, int64_t row,
+                      float factor, float* sums) {
   const int64_t index = block * rows + round_down(row, kTileRows);
   const int64_t begin = buffer.begin[index];
   const int64_t end = factor == 0.0f ? begin : buffer.end[index];
@@ -41,9 +43,10 @@ static void scale_row(const ScoreBuffer& buffer, int64_t block, int64_t rows, in
   for (; j < kBlockKeys; j += kLanes) store(sums + j, zero());
 }
 
-// Computes sums[kBlockKeys] = the sum of factor . weights of the rows first_row, first_row + step, ...
-static void sum_rows(const ScoreBuffer& buffer, int64_t block, int64_t rows, int64_t first_row, int64_t step,
-                     const float* factors, float* sums) {
+// Computes sums[kBlockKeys] = the sum of factor . weights of the rows first_row, first_row + step,
+// ...
+static void sum_rows(const ScoreBuffer& buffer, int64_t block, int64_t rows, int64_t first_row,
+                     int64_t step, const float* factors, float* sums) {
   for (int64_t j = 0; j < kBlockKeys; j += kLanes) store(sums + j, zero());
   int64_t row = first_row;
   for (int64_t tile_row = 0; tile_row < rows; tile_row += kTileRows) {
@@ -68,8 +71,10 @@ static void sum_rows(const ScoreBuffer& buffer, int64_t block, int64_t rows, int
       ++count;
     }
     int64_t r = 0;
-    for (; r + 4 <= count; r += 4) add_weighted_rows<4>(tile_weights + r, tile_factors + r, begin, end, sums);
-    for (; r < count; ++r) add_weighted_rows<1>(tile_weights + r, tile_factors + r, begin, end, sums);
+    for (; r + 4 <= count; r += 4)
+      add_weighted_rows<4>(tile_weights + r, tile_factors + r, begin, end, sums);
+    for (; r < count; ++r)
+      add_weighted_rows<1>(tile_weights + r, tile_factors + r, begin, end, sums);
   }
 }
 
@@ -81,8 +86,8 @@ static bool is_block_visible(const ScoreBuffer& buffer, int64_t block, int64_t r
 }
 
 // Computes the factor of every row: query weight / denominator; 0 for a row that counts nowhere.
-static void compute_row_factors(const Problem& problem, const Task& task, const State& state, const ScoreBuffer& buffer,
-                                float* factors) {
+static void compute_row_factors(const Problem& problem, const Task& task, const State& state,
+                                const ScoreBuffer& buffer, float* factors) {
   const Statistics& statistics = problem.statistics;
   const int64_t group = problem.group();
   for (int64_t row = 0; row < task.rows(); ++row) {
@@ -94,12 +99,14 @@ static void compute_row_factors(const Problem& problem, const Task& task, const 
     factors[row] = weight_factor(problem, state, buffer, row);
     if (!statistics.query_weights) continue;
     const int64_t* stride = statistics.query_weight_stride;
-    factors[row] *= statistics.query_weights[task.item * stride[0] + head * stride[1] + token * stride[2]];
+    factors[row] *=
+        statistics.query_weights[task.item * stride[0] + head * stride[1] + token * stride[2]];
   }
 }
 
-static void accumulate_key_mass(const Problem& problem, const Task& task, const State& state, const ScoreBuffer& buffer,
-                                const Workspace& workspace, double* sums, float* mass) {
+static void accumulate_key_mass(const Problem& problem, const Task& task, const State& state,
+                                const ScoreBuffer& buffer, const Workspace& workspace, double* sums,
+                                float* mass) {
   const int64_t rows = task.rows();
   const int64_t group = problem.group();
   float* const factors = workspace.rescale;

@@ -7,13 +7,15 @@
 
 namespace keywise::KEYWISE_TARGET {
 
-// Independent chains: at least the latency of a multiply-add times those that begin per cycle, few enough for 16 registers.
+// Independent chains: at least the latency of a multiply-add times those that begin per cycle, few
+// enough for 16 registers.
 static constexpr int kChains = 12;
 
 // Returns the number of operations done.
 template <bool kPairs>
 static double run_multiply_adds(int64_t rounds) {
-  // Each chain passes through the factor, so nothing can be computed before the loop; it tends to a normal number.
+  // Each chain passes through the factor, so nothing can be computed before the loop; it tends to a
+  // normal number.
   const Vec factor = broadcast(0.5f);
   const Vec addend = broadcast(0.25f);
   Vec chain[kChains];

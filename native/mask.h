@@ -1,8 +1,8 @@
 // Masks: hidden scores become -inf.
 //
-// Inputs: the visible ranges of a row, its rules that are looked up key by key, and its scores of a block, in panels
-// [begin, end) counted from the block's first key. Output: the scores, in place. Tail rule: keys behind the last are outside
-// every range and are hidden.
+// Inputs: the visible ranges of a row, its rules that are looked up key by key, and its scores of a
+// block, in panels [begin, end) counted from the block's first key. Output: the scores, in place.
+// Tail rule: keys behind the last are outside every range and are hidden.
 #pragma once
 
 #include <cstdint>
@@ -18,8 +18,8 @@ static inline void hide_scores(int64_t begin, int64_t end, float* scores) {
 }
 
 // Hides what is outside both ranges of a row; the kept range begins first.
-static inline void hide_invisible(const VisibleKeys& visible, int64_t first_key, int64_t begin, int64_t end,
-                                  float* scores) {
+static inline void hide_invisible(const VisibleKeys& visible, int64_t first_key, int64_t begin,
+                                  int64_t end, float* scores) {
   int64_t done = begin;  // scores before it are final
   const KeyRange ranges[] = {visible.kept, visible.near};
   for (const KeyRange& range : ranges) {
@@ -32,9 +32,10 @@ static inline void hide_invisible(const VisibleKeys& visible, int64_t first_key,
   hide_scores(done, end, scores);
 }
 
-// Hides keys of other documents, and keys that the boolean array hides. Keys from `end` on do not exist.
-static inline void hide_by_key(const Problem& problem, int64_t item, int64_t head, int64_t token, int64_t first_key,
-                               int64_t begin, int64_t end, float* scores) {
+// Hides keys of other documents, and keys that the boolean array hides. Keys from `end` on do not
+// exist.
+static inline void hide_by_key(const Problem& problem, int64_t item, int64_t head, int64_t token,
+                               int64_t first_key, int64_t begin, int64_t end, float* scores) {
   const MaskRules& rules = problem.visibility;
   if (rules.documents) {
     const int64_t position = query_position(problem, item, token);
@@ -47,7 +48,8 @@ static inline void hide_by_key(const Problem& problem, int64_t item, int64_t hea
   }
   if (rules.allowed) {
     const int64_t* stride = rules.allowed_stride;
-    const bool* row = rules.allowed + item * stride[0] + head * stride[1] + token * stride[2] + first_key * stride[3];
+    const bool* row = rules.allowed + item * stride[0] + head * stride[1] + token * stride[2] +
+                      first_key * stride[3];
     if (stride[3] == 1) {
       for (int64_t j = begin; j < end; ++j) scores[j] = row[j] ? scores[j] : -kInfinity;
     } else {

@@ -1,6 +1,7 @@
 // The denominator of a row: its running sum, and what a sink adds.
 //
-// Input: the complete softmax state of a row. Arithmetic: float32. A row without keys has no denominator, sink or not.
+// Input: the complete softmax state of a row. Arithmetic: float32. A row without keys has no
+// denominator, sink or not.
 #pragma once
 
 #include <cstdint>
@@ -20,11 +21,14 @@ struct Denominator {
   float log_base2 = 0.0f;  // where statistics are wanted
 };
 
-static inline Denominator compute_denominator(const Problem& problem, int64_t head, const SoftmaxState& softmax) {
+static inline Denominator compute_denominator(const Problem& problem, int64_t head,
+                                              const SoftmaxState& softmax) {
   Denominator denominator;
   if (softmax.running_sum == 0.0f) return denominator;
   denominator.is_empty = false;
-  const auto log_base2 = [&](float number) { return problem.wants_statistics ? __builtin_log2f(number) : 0.0f; };
+  const auto log_base2 = [&](float number) {
+    return problem.wants_statistics ? __builtin_log2f(number) : 0.0f;
+  };
   if (!problem.sinks) {
     denominator.inverse = 1.0f / softmax.running_sum;
     denominator.log_base2 = log_base2(softmax.running_sum);

@@ -1,9 +1,9 @@
 // Step 1 of a task: the scores of a tile of rows against a block of keys.
 //
-// Inputs: packed queries, the block's keys. Outputs: scores in the score buffer after softcap, bias and mask, in units of
-// Problem::score_unit; which keys were written and whether a row hides one; the largest score of every lane in
-// Workspace::lane_max. Accumulators: float32 (score_tiles.h). Tail rule: whole panels are written; a score without a
-// visible key is -inf.
+// Inputs: packed queries, the block's keys. Outputs: scores in the score buffer after softcap, bias
+// and mask, in units of Problem::score_unit; which keys were written and whether a row hides one;
+// the largest score of every lane in Workspace::lane_max. Accumulators: float32 (score_tiles.h).
+// Tail rule: whole panels are written; a score without a visible key is -inf.
 #pragma once
 
 #include <cstdint>
@@ -21,8 +21,8 @@
 namespace keywise::KEYWISE_TARGET {
 
 // Applies scale, softcap and bias to the scores [begin, end) of a row.
-static void transform_scores(const TaskContext& context, const KeyBlock& block, int64_t row, int64_t begin, int64_t end,
-                             float* scores) {
+static void transform_scores(const TaskContext& context, const KeyBlock& block, int64_t row,
+                             int64_t begin, int64_t end, float* scores) {
   const Problem& problem = context.problem;
   const Bias& bias = problem.bias;
   float* const block_bias = context.workspace.block_row;
@@ -32,7 +32,8 @@ static void transform_scores(const TaskContext& context, const KeyBlock& block, 
                           context.task.query_head(row, context.group) * bias.stride[1] +
                           context.task.token(row, context.group) * bias.stride[2];
     for (int64_t j = begin; j < known; ++j)
-      block_bias[j] = read_element(bias.data, bias.dtype, first + (block.first_key + j) * bias.stride[3]);
+      block_bias[j] =
+          read_element(bias.data, bias.dtype, first + (block.first_key + j) * bias.stride[3]);
     for (int64_t j = known; j < end; ++j) block_bias[j] = 0.0f;
   }
   const bool has_softcap = problem.softcap > 0.0f;
@@ -56,7 +57,8 @@ static inline Vec update_lane_max(const float* scores, int64_t begin, int64_t en
   return max(other_max, lane_max);
 }
 
-static void prefetch_scales(const TaskContext& context, Tensor Chunk::*side, int64_t first_key, int64_t last_key) {
+static void prefetch_scales(const TaskContext& context, Tensor Chunk::* side, int64_t first_key,
+                            int64_t last_key) {
   constexpr int64_t kScalesPerLine = kCacheLineBytes / int64_t(sizeof(float));
   ChunkRows rows;
   for (int64_t key = first_key; key < last_key; key += rows.count) {
@@ -66,14 +68,15 @@ static void prefetch_scales(const TaskContext& context, Tensor Chunk::*side, int
   }
 }
 
-// Returns what the tile at a panel prefetches: the keys of the next block that this task packs then, in equal parts per
-// panel and tile.
-static PrefetchStream choose_prefetch(const TaskContext& context, const KeyBlock& block, const Tile& tile, int64_t key,
-                                      const float* panel) {
+// Returns what the tile at a panel prefetches: the keys of the next block that this task packs
+// then, in equal parts per panel and tile.
+static PrefetchStream choose_prefetch(const TaskContext& context, const KeyBlock& block,
+                                      const Tile& tile, int64_t key, const float* panel) {
   const Problem& problem = context.problem;
   const int64_t row_bytes = problem.head_dim * bytes_of(problem.stored);
   if (!context.task.packed) {
-    const ChunkRows keys = find_rows(problem, context.task, &Chunk::key, block.first_key, block.first_key + block.key_count);
+    const ChunkRows keys = find_rows(problem, context.task, &Chunk::key, block.first_key,
+                                     block.first_key + block.key_count);
     if (keys.stride_bytes == row_bytes) {
       const int64_t tile_offset = tile.first_row / kTileRows * context.key_depth * kCacheLineBytes;
       return {keys.first_row + (kBlockKeys + key) * row_bytes + tile_offset, kCacheLineBytes};
@@ -92,34 +95,39 @@ static void score_keys_in_place(const TaskContext& context, const KeyBlock& bloc
   for (int64_t key = block.first_key + panels.begin; key < end; key += keys.count) {
     keys = find_rows(context.problem, context.task, &Chunk::key, key, end);
     for (int64_t r = 0; r < tile.row_count; r += kMaxRowsInPlace)
-      score_rows_in_place(tile.row_count - r, context.problem, keys, context.key_pairs, queries + r * query_stride,
+      score_rows_in_place(tile.row_count - r, context.problem, keys, context.key_pairs,
+                          queries + r * query_stride,
                           scores + r * kBlockKeys + key - block.first_key);
   }
   for (int64_t r = 0; r < tile.row_count; ++r)
     for (int64_t j = last_key; j < panels.end; ++j) scores[r * kBlockKeys + j] = 0.0f;
 }
 
-static void score_packed_keys(TaskContext& context, const KeyBlock& block, const Tile& tile, const KeyRange& panels,
-                              int64_t last_key, float* scores) {
+static void score_packed_keys(TaskContext& context, const KeyBlock& block, const Tile& tile,
+                              const KeyRange& panels, int64_t last_key, float* scores) {
   const bool pairs = context.key_pairs;
-  const auto full_panel = pairs ? compute_score_rows<kTileRows, 2, kHasBf16Dot> : compute_score_rows<kTileRows, 2, false>;
-  const auto half_panel = pairs ? compute_score_rows<kTileRows, 1, kHasBf16Dot> : compute_score_rows<kTileRows, 1, false>;
+  const auto full_panel = pairs ? compute_score_rows<kTileRows, 2, kHasBf16Dot>
+                                : compute_score_rows<kTileRows, 2, false>;
+  const auto half_panel = pairs ? compute_score_rows<kTileRows, 1, kHasBf16Dot>
+                                : compute_score_rows<kTileRows, 1, false>;
   const int64_t depth = context.key_depth;
   const float* queries = context.workspace.queries + tile.first_row * depth;
   const float* block_panels = prepare_key_panels(context, block);
   for (int64_t j = panels.begin; j < panels.end; j += kPanelKeys) {
     const float* panel = block_panels + j * depth;
     const auto compute_rows = last_key - j > kLanes ? full_panel : half_panel;
-    compute_rows(tile.row_count, queries, panel, depth, choose_prefetch(context, block, tile, j, panel), scores + j);
+    compute_rows(tile.row_count, queries, panel, depth,
+                 choose_prefetch(context, block, tile, j, panel), scores + j);
   }
 }
 
 // Multiplies scores by the scales of int8 keys.
-static void scale_scores(const TaskContext& context, const KeyBlock& block, const Tile& tile, int64_t begin, int64_t end,
-                         float* scores) {
+static void scale_scores(const TaskContext& context, const KeyBlock& block, const Tile& tile,
+                         int64_t begin, int64_t end, float* scores) {
   ChunkRows keys;
   for (int64_t j = begin; j < end; j += keys.count) {
-    keys = find_rows(context.problem, context.task, &Chunk::key, block.first_key + j, block.first_key + end);
+    keys = find_rows(context.problem, context.task, &Chunk::key, block.first_key + j,
+                     block.first_key + end);
     multiply_by_scales(tile.row_count, scores + j, keys.scales, keys.count, scores + j);
   }
 }
@@ -140,18 +148,22 @@ static void compute_tile_scores(TaskContext& context, const KeyBlock& block, con
   if (problem.stored == Dtype::int8) {
     // They arrive while scores are computed.
     prefetch_scales(context, &Chunk::key, block.first_key + keys.begin, block.first_key + keys.end);
-    prefetch_scales(context, &Chunk::value, block.first_key + keys.begin, block.first_key + keys.end);
+    prefetch_scales(context, &Chunk::value, block.first_key + keys.begin,
+                    block.first_key + keys.end);
   }
   float* scores = row_scores(context, block.index, tile.first_row);
   if (context.keys_in_place)
     score_keys_in_place(context, block, tile, panels, keys.end, scores);
   else
     score_packed_keys(context, block, tile, panels, keys.end, scores);
-  if (problem.stored == Dtype::int8) scale_scores(context, block, tile, panels.begin, keys.end, scores);
+  if (problem.stored == Dtype::int8)
+    scale_scores(context, block, tile, panels.begin, keys.end, scores);
 
-  // A bias of -inf hides as well. Keys behind the last are hidden too, but have no values that could leak.
-  const bool hides = context.masks_by_key || problem.bias.data ||
-                     !contains(visible.all, block.first_key + panels.begin, block.first_key + keys.end);
+  // A bias of -inf hides as well. Keys behind the last are hidden too, but have no values that
+  // could leak.
+  const bool hides =
+      context.masks_by_key || problem.bias.data ||
+      !contains(visible.all, block.first_key + panels.begin, block.first_key + keys.end);
   const bool transforms = problem.transforms();
   for (int64_t r = 0; r < tile.row_count; ++r, scores += kBlockKeys) {
     const int64_t row = tile.first_row + r;
@@ -159,8 +171,8 @@ static void compute_tile_scores(TaskContext& context, const KeyBlock& block, con
     if (hides || keys.end < panels.end)
       hide_invisible(workspace.visible[row], block.first_key, panels.begin, panels.end, scores);
     if (context.masks_by_key)
-      hide_by_key(problem, task.item, task.query_head(row, context.group), task.token(row, context.group),
-                  block.first_key, panels.begin, keys.end, scores);
+      hide_by_key(problem, task.item, task.query_head(row, context.group),
+                  task.token(row, context.group), block.first_key, panels.begin, keys.end, scores);
     float* lane_max = workspace.lane_max + row * kLanes;
     store(lane_max, update_lane_max(scores, panels.begin, panels.end, load(lane_max)));
   }

@@ -1,7 +1,8 @@
 // Attention statistics of rows: LSE, entropy, top k, and segment mass.
 //
-// Inputs: weights in the score buffer, complete state. Outputs: arrays of Statistics. Accumulators: float32 for segment
-// ranges; float64 for the mass of the top k. Tail rule: weights of hidden keys are 0, so ranges need no mask.
+// Inputs: weights in the score buffer, complete state. Outputs: arrays of Statistics. Accumulators:
+// float32 for segment ranges; float64 for the mass of the top k. Tail rule: weights of hidden keys
+// are 0, so ranges need no mask.
 #pragma once
 
 #include <cstddef>
@@ -30,7 +31,8 @@ static inline Vec sum_weights(int64_t row_count, const float* weights, int64_t c
     for (int r = 0; r < R; ++r) sums[r] = add(sums[r], load(weights + r * kBlockKeys + j));
   if (j < count)
 #pragma GCC unroll 16
-    for (int r = 0; r < R; ++r) sums[r] = add(sums[r], load_n(weights + r * kBlockKeys + j, int(count - j)));
+    for (int r = 0; r < R; ++r)
+      sums[r] = add(sums[r], load_n(weights + r * kBlockKeys + j, int(count - j)));
   return reduce_add_each(sums);
 }
 
@@ -46,7 +48,8 @@ static void sum_segment_ranges(const TaskContext& context, const KeyBlock& block
   const ScoreBuffer& buffer = context.scores;
   const float* const weights = row_scores(context, block.index, tile.first_row);
   const int64_t last_range = buffer.first_range + buffer.range_count;
-  float* sums = buffer.range_sums + (tile.first_row / kTileRows * buffer.range_count - buffer.first_range) * kPadFloats;
+  float* sums = buffer.range_sums +
+                (tile.first_row / kTileRows * buffer.range_count - buffer.first_range) * kPadFloats;
   for (int64_t range = block.first_range; range < last_range; ++range) {
     const int64_t* const bounds = statistics.segment_ranges + 3 * range;
     const int64_t begin = clamp(bounds[0] - block.first_key, keys.begin, keys.end);
@@ -63,15 +66,18 @@ static int64_t statistics_index(const Problem& problem, const Task& task, int64_
   const Statistics& statistics = problem.statistics;
   const int64_t group = problem.group();
   const int64_t token = task.token(row, group);
-  if (!problem.wants_statistics || token < statistics.first_row || token >= statistics.last_row) return -1;
+  if (!problem.wants_statistics || token < statistics.first_row || token >= statistics.last_row)
+    return -1;
   const int64_t head = task.item * problem.query_heads + task.query_head(row, group);
   return head * (statistics.last_row - statistics.first_row) + token - statistics.first_row;
 }
 
-// Returns the factor from the weights of a row in a score buffer to shares of the denominator, once its state is complete:
-// its running maximum may have risen since.
-static inline float weight_factor(const Problem& problem, const State& state, const ScoreBuffer& buffer, int64_t row) {
-  const float shift = (buffer.running_max[row] - state.softmax[row].running_max) * problem.score_unit_base2();
+// Returns the factor from the weights of a row in a score buffer to shares of the denominator, once
+// its state is complete: its running maximum may have risen since.
+static inline float weight_factor(const Problem& problem, const State& state,
+                                  const ScoreBuffer& buffer, int64_t row) {
+  const float shift =
+      (buffer.running_max[row] - state.softmax[row].running_max) * problem.score_unit_base2();
   return shift == 0.0f ? state.inverse[row] : state.inverse[row] * __builtin_exp2f(shift);
 }
 
@@ -83,14 +89,17 @@ static inline void add_lanes(float* sums, Vec lanes, int64_t count) {
   for (int64_t i = 0; i < count; ++i) sums[i] += numbers[i];
 }
 
-// Adds the range sums of a score buffer to the segment masses of a tile; rows without statistics have none.
-static void add_segment_masses(const Problem& problem, const ScoreBuffer& buffer, const Tile& tile, const float* factors,
-                               float* const* masses) {
-  const float* const sums = buffer.range_sums + tile.first_row / kTileRows * buffer.range_count * kPadFloats;
+// Adds the range sums of a score buffer to the segment masses of a tile; rows without statistics
+// have none.
+static void add_segment_masses(const Problem& problem, const ScoreBuffer& buffer, const Tile& tile,
+                               const float* factors, float* const* masses) {
+  const float* const sums =
+      buffer.range_sums + tile.first_row / kTileRows * buffer.range_count * kPadFloats;
   const int64_t* const ranges = problem.statistics.segment_ranges + 3 * buffer.first_range;
   int64_t count = 0;
   for (int64_t range = 0; range < buffer.range_count; range += count) {
-    // Most ranges are followed by that of the next segment: up to kLanes of them are transposed together.
+    // Most ranges are followed by that of the next segment: up to kLanes of them are transposed
+    // together.
     const int64_t segment = ranges[3 * range + 2];
     Vec totals[kLanes];
     for (count = 0; count < kLanes && range + count < buffer.range_count; ++count) {
@@ -105,8 +114,8 @@ static void add_segment_masses(const Problem& problem, const ScoreBuffer& buffer
 }
 
 // Writes the segment mass of the rows of a complete task.
-static void write_segment_mass(const Problem& problem, const Task& task, const State& state, const ScoreBuffer* buffers,
-                               int64_t buffer_count) {
+static void write_segment_mass(const Problem& problem, const Task& task, const State& state,
+                               const ScoreBuffer* buffers, int64_t buffer_count) {
   const Statistics& statistics = problem.statistics;
   for (int64_t first_row = 0; first_row < task.rows(); first_row += kTileRows) {
     const Tile tile{first_row, min(kTileRows, task.rows() - first_row)};
@@ -127,21 +136,26 @@ static void write_segment_mass(const Problem& problem, const Task& task, const S
 }
 
 // Writes LSE, entropy and top k of a row.
-static void write_row_statistics(const Problem& problem, int64_t index, const Denominator& denominator,
-                                 const SoftmaxState& softmax, const float* top_scores, const int32_t* top_keys) {
+static void write_row_statistics(const Problem& problem, int64_t index,
+                                 const Denominator& denominator, const SoftmaxState& softmax,
+                                 const float* top_scores, const int32_t* top_keys) {
   const Statistics& statistics = problem.statistics;
   const bool is_empty = denominator.is_empty;
   const float log_denominator = denominator.log_base2 * kLn2;
-  statistics.lse[index] = is_empty ? -kInfinity : softmax.running_max * problem.score_unit() + log_denominator;
+  statistics.lse[index] =
+      is_empty ? -kInfinity : softmax.running_max * problem.score_unit() + log_denominator;
   statistics.entropy[index] =
-      is_empty ? 0.0f : denominator.inverse * (log_denominator * softmax.running_sum - kLn2 * softmax.score_moment);
+      is_empty ? 0.0f
+               : denominator.inverse *
+                     (log_denominator * softmax.running_sum - kLn2 * softmax.score_moment);
 
   const Vec running_max = broadcast(is_empty ? 0.0f : softmax.running_max);
   const Vec unit_base2 = broadcast(problem.score_unit_base2());
   double top_mass = 0.0;
   for (int64_t first = 0; first < statistics.top; first += kLanes) {
     const int64_t count = min(kLanes, statistics.top - first);
-    const Vec scores = count < kLanes ? load_n(top_scores + first, int(count)) : load(top_scores + first);
+    const Vec scores =
+        count < kLanes ? load_n(top_scores + first, int(count)) : load(top_scores + first);
     const Vec shares = exp2_nonpositive(mul(sub(scores, running_max), unit_base2));
     float weights[kLanes];  // 0 where there is no key: its score is -inf
     store(weights, mul(shares, broadcast(denominator.inverse)));

@@ -8,16 +8,17 @@
 
 namespace keywise {
 
-// Keys and values of one head in the layout of the tiles, packed once for all tasks that share them.
+// Keys and values of one head in the layout of the tiles, packed once for all tasks that share
+// them.
 struct PackedHead {
   float* keys = nullptr;    // panels [head_dim or pairs][keys of a panel]
   float* values = nullptr;  // [keys or pairs of keys, value_width]
   bool* finite = nullptr;   // [blocks] the values hold neither NaN nor infinity
 };
 
-// Some query rows of one key head against some keys. Row r is head r % group of token r / group. A task that continues
-// adds to the state of the task before it, whose rows are the same. Keys are split by their number alone, so no result
-// depends on the chunks in which they are stored.
+// Some query rows of one key head against some keys. Row r is head r % group of token r / group. A
+// task that continues adds to the state of the task before it, whose rows are the same. Keys are
+// split by their number alone, so no result depends on the chunks in which they are stored.
 struct Task {
   int64_t item = 0;
   int64_t key_head = 0;
@@ -29,7 +30,9 @@ struct Task {
   const PackedHead* packed = nullptr;  // null: the task packs keys and values itself
 
   KEYWISE_INLINE int64_t rows() const { return last_row - first_row; }
-  KEYWISE_INLINE int64_t token(int64_t row, int64_t group) const { return (first_row + row) / group; }
+  KEYWISE_INLINE int64_t token(int64_t row, int64_t group) const {
+    return (first_row + row) / group;
+  }
   KEYWISE_INLINE int64_t query_head(int64_t row, int64_t group) const {
     return key_head * group + (first_row + row) % group;
   }
@@ -41,7 +44,8 @@ struct KeyRange {
   int64_t end = 0;
 };
 
-// Keys that a row sees: those kept by MaskRules::keep_first, and those near the row. Either range may be empty.
+// Keys that a row sees: those kept by MaskRules::keep_first, and those near the row. Either range
+// may be empty.
 struct VisibleKeys {
   KeyRange kept;
   KeyRange near;
@@ -53,8 +57,9 @@ struct TileVisibility {
   VisibleKeys all;
 };
 
-// The partial of a task. Scores are those before the plain scaling (Problem::score_unit): the difference to the running
-// maximum is taken first and scaled then, which keeps it exact where it matters, however large the scores are.
+// The partial of a task. Scores are those before the plain scaling (Problem::score_unit): the
+// difference to the running maximum is taken first and scaled then, which keeps it exact where it
+// matters, however large the scores are.
 struct State {
   SoftmaxState* softmax = nullptr;  // [rows]
   float* inverse = nullptr;         // [rows] 1 / denominator, after write_results
@@ -63,20 +68,21 @@ struct State {
   int32_t* top_keys = nullptr;      // [rows, top_k] -1 for none
 };
 
-// Scores of some rows against blocks of keys, replaced by their weights exp(score - running max) where statistics need
-// them.
+// Scores of some rows against blocks of keys, replaced by their weights exp(score - running max)
+// where statistics need them.
 struct ScoreBuffer {
   int64_t first_key = 0;
   int64_t key_count = 0;
   int64_t block_count = 0;
   float* weights = nullptr;  // [blocks, rows, kBlockKeys]
-  // [blocks, rows], at the first row of each tile: which keys of the block were written, and whether a row hides one.
+  // [blocks, rows], at the first row of each tile: which keys of the block were written, and
+  // whether a row hides one.
   int32_t* begin = nullptr;
   int32_t* end = nullptr;
   bool* hides = nullptr;
   float* running_max = nullptr;  // [rows] of the row when its weights were computed
-  // Segment ranges that meet these keys, and the sums of their weights: [tiles, ranges, kPadFloats], lane r is row r of
-  // the tile.
+  // Segment ranges that meet these keys, and the sums of their weights: [tiles, ranges,
+  // kPadFloats], lane r is row r of the tile.
   int64_t first_range = 0;
   int64_t range_count = 0;
   float* range_sums = nullptr;
@@ -84,25 +90,28 @@ struct ScoreBuffer {
 
 // Temporary buffers of one thread.
 struct Workspace {
-  float* queries = nullptr;             // packed query rows
-  float* keys = nullptr;                // one block of keys in panels
-  float* values = nullptr;              // one block of values
-  float* tile_weights = nullptr;        // [kMaxTileRows, kBlockKeys] weights of a tile as pairs or times scales
-  float* lane_max = nullptr;            // [rows, lanes] largest score of every lane
-  float* lane_sums = nullptr;           // [rows, lanes] sums of weights
-  float* lane_moments = nullptr;        // [rows, lanes] sums of weight x (score - running max) in base 2
-  float* block_row = nullptr;           // [kBlockKeys] one row of bias or of key mass
-  float* candidates = nullptr;          // scores that compete for one row's top k, and the same in order
-  int32_t* candidate_keys = nullptr;    // their keys
-  float* rescale = nullptr;             // [rows] factor of what a row accumulated before
-  VisibleKeys* visible = nullptr;       // [rows]
+  float* queries = nullptr;  // packed query rows
+  float* keys = nullptr;     // one block of keys in panels
+  float* values = nullptr;   // one block of values
+  float* tile_weights =
+      nullptr;  // [kMaxTileRows, kBlockKeys] weights of a tile as pairs or times scales
+  float* lane_max = nullptr;      // [rows, lanes] largest score of every lane
+  float* lane_sums = nullptr;     // [rows, lanes] sums of weights
+  float* lane_moments = nullptr;  // [rows, lanes] sums of weight x (score - running max) in base 2
+  float* block_row = nullptr;     // [kBlockKeys] one row of bias or of key mass
+  float* candidates = nullptr;    // scores that compete for one row's top k, and the same in order
+  int32_t* candidate_keys = nullptr;       // their keys
+  float* rescale = nullptr;                // [rows] factor of what a row accumulated before
+  VisibleKeys* visible = nullptr;          // [rows]
   TileVisibility* tile_visible = nullptr;  // [tiles]
 };
 
 constexpr int64_t kMaxTileRows = 16;
 
 // Candidates of a row at most, and a vector behind them.
-KEYWISE_INLINE constexpr int64_t candidate_capacity(int64_t top_k) { return 2 * top_k + kSpareCandidates + kPadFloats; }
+KEYWISE_INLINE constexpr int64_t candidate_capacity(int64_t top_k) {
+  return 2 * top_k + kSpareCandidates + kPadFloats;
+}
 
 // One instruction set. Its functions allocate nothing and throw nothing.
 struct Target {
@@ -115,16 +124,18 @@ struct Target {
   // Computes the state and the score buffer of a task.
   void (*forward)(const Problem&, const Task&, const Workspace&, const State&, const ScoreBuffer&);
   // Merges `from`, whose keys come after those of `into`, into `into`.
-  void (*merge)(const Problem&, const Workspace&, int64_t rows, const State& into, const State& from);
+  void (*merge)(const Problem&, const Workspace&, int64_t rows, const State& into,
+                const State& from);
   // Writes outputs and the statistics of rows from a complete state.
-  void (*write_results)(const Problem&, const Task&, const State&, const ScoreBuffer*, int64_t score_buffers);
-  // Adds the key mass of the rows of a finished task to the sums [group, keys] of several tasks, or, without sums, writes
-  // it to `mass`.
-  void (*accumulate_key_mass)(const Problem&, const Task&, const State&, const ScoreBuffer&, const Workspace&,
-                              double* sums, float* mass);
+  void (*write_results)(const Problem&, const Task&, const State&, const ScoreBuffer*,
+                        int64_t score_buffers);
+  // Adds the key mass of the rows of a finished task to the sums [group, keys] of several tasks,
+  // or, without sums, writes it to `mass`.
+  void (*accumulate_key_mass)(const Problem&, const Task&, const State&, const ScoreBuffer&,
+                              const Workspace&, double* sums, float* mass);
 
-  // Measures what the CPU can do at most, for benchmarks: operations in registers alone, on pairs of bfloat16 where the
-  // target multiplies them directly; and the sum of a buffer.
+  // Measures what the CPU can do at most, for benchmarks: operations in registers alone, on pairs
+  // of bfloat16 where the target multiplies them directly; and the sum of a buffer.
   double (*multiply_adds)(int64_t rounds, bool pairs);
   double (*add_up)(const float* data, int64_t count);
 };

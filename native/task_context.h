@@ -27,8 +27,8 @@ struct TaskContext {
   bool masks_by_key = false;  // the mask has rules that are looked up key by key
   VisibleKeys visible = {};   // to some row of the task
 
-  // Numbers of the blocks whose keys and values are packed in the workspace, and of the block that values_are_finite is
-  // about; -1 for none.
+  // Numbers of the blocks whose keys and values are packed in the workspace, and of the block that
+  // values_are_finite is about; -1 for none.
   int64_t packed_key_block = -1;
   int64_t packed_value_block = -1;
   int64_t examined_block = -1;
@@ -50,16 +50,17 @@ struct Tile {
   int64_t row_count = 0;
 };
 
-// Few rows use each key a few times only: packing it would cost more than converting it whenever it is read. The same holds
-// for so few keys that a panel would not be filled.
+// Few rows use each key a few times only: packing it would cost more than converting it whenever it
+// is read. The same holds for so few keys that a panel would not be filled.
 static inline bool scores_in_place(const Task& task) {
   if (task.packed) return false;
   const bool few_keys = task.rows() <= kTileRows && task.last_key - task.first_key <= kLanes;
   return task.rows() <= kMaxRowsInPlace || few_keys;
 }
 
-static inline TaskContext make_context(const Problem& problem, const Task& task, const Workspace& workspace,
-                                       const State& state, const ScoreBuffer& scores) {
+static inline TaskContext make_context(const Problem& problem, const Task& task,
+                                       const Workspace& workspace, const State& state,
+                                       const ScoreBuffer& scores) {
   TaskContext context{problem, task, workspace, state, scores};
   context.rows = task.rows();
   context.group = problem.group();
@@ -67,10 +68,12 @@ static inline TaskContext make_context(const Problem& problem, const Task& task,
   context.key_depth = key_depth(problem, context.key_pairs);
   context.value_width = problem.value_width();
   context.keys_in_place = scores_in_place(task);
-  const int64_t max_tiles = problem.dtype == Dtype::float32 ? kMaxFloat32TilesInPlace : kMaxTilesInPlace;
-  context.values_in_place =
-      !task.packed && task.rows() <= max_tiles * kTileRows && problem.value_dim == context.value_width;
-  context.value_pairs = context.key_pairs && (!context.values_in_place || problem.stored == Dtype::int8);
+  const int64_t max_tiles =
+      problem.dtype == Dtype::float32 ? kMaxFloat32TilesInPlace : kMaxTilesInPlace;
+  context.values_in_place = !task.packed && task.rows() <= max_tiles * kTileRows &&
+                            problem.value_dim == context.value_width;
+  context.value_pairs =
+      context.key_pairs && (!context.values_in_place || problem.stored == Dtype::int8);
   context.masks_by_key = problem.visibility.documents || problem.visibility.allowed;
   context.visible = find_visible_keys(problem, task);
   return context;
@@ -82,7 +85,8 @@ static inline KeyBlock make_block(const TaskContext& context, int64_t index) {
   block.first_key = context.task.first_key + index * kBlockKeys;
   block.key_count = min(kBlockKeys, context.task.last_key - block.first_key);
   block.visible = clip_to_block(context.visible, block.first_key, block.key_count);
-  if (context.scores.range_count) block.first_range = context.problem.statistics.ranges_ended(block.first_key);
+  if (context.scores.range_count)
+    block.first_range = context.problem.statistics.ranges_ended(block.first_key);
   return block;
 }
 
@@ -99,8 +103,10 @@ static inline float* row_scores(const TaskContext& context, int64_t block, int64
   return context.scores.weights + row_index(context, block, row) * kBlockKeys;
 }
 
-// Returns the keys of a block that a tile has scores of, counted from the block's first key: from the first panel.
-static inline KeyRange scored_keys(const TaskContext& context, const KeyBlock& block, const Tile& tile) {
+// Returns the keys of a block that a tile has scores of, counted from the block's first key: from
+// the first panel.
+static inline KeyRange scored_keys(const TaskContext& context, const KeyBlock& block,
+                                   const Tile& tile) {
   const int64_t index = row_index(context, block.index, tile.first_row);
   return {context.scores.begin[index], context.scores.end[index]};
 }

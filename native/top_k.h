@@ -1,8 +1,8 @@
 // The heaviest keys of rows.
 //
-// Inputs: scores in the score buffer, the largest score per lane, the state's list so far. Output: State::top_scores and
-// State::top_keys, largest first, ties to the lower key. Scores are compared, never computed with. Tail rule: lists end in
-// score -inf, key -1.
+// Inputs: scores in the score buffer, the largest score per lane, the state's list so far. Output:
+// State::top_scores and State::top_keys, largest first, ties to the lower key. Scores are compared,
+// never computed with. Tail rule: lists end in score -inf, key -1.
 #pragma once
 
 #include <cstddef>
@@ -14,11 +14,11 @@
 
 namespace keywise::KEYWISE_TARGET {
 
-// Selects the `top_k` largest of `count` candidates that are in key order. Every candidate's rank is counted, because a
-// sort would wait for branches that cannot be predicted; all are stored by rank in the second half of their memory, for
-// the same reason.
-static void select_largest(float* candidates, int32_t* candidate_keys, int64_t count, int64_t top_k, float* scores,
-                           int32_t* keys) {
+// Selects the `top_k` largest of `count` candidates that are in key order. Every candidate's rank
+// is counted, because a sort would wait for branches that cannot be predicted; all are stored by
+// rank in the second half of their memory, for the same reason.
+static void select_largest(float* candidates, int32_t* candidate_keys, int64_t count, int64_t top_k,
+                           float* scores, int32_t* keys) {
   float* const ranked = candidates + candidate_capacity(top_k);
   int32_t* const ranked_keys = candidate_keys + candidate_capacity(top_k);
   constexpr unsigned kAllLanes = (1u << kLanes) - 1u;
@@ -34,7 +34,8 @@ static void select_largest(float* candidates, int32_t* candidate_keys, int64_t c
         earlier = kAllLanes;
       else if (i > j)
         earlier = (1u << (i - j)) - 1u;
-      const unsigned preceding = (greater_mask(others, score) & ~earlier) | (~greater_mask(score, others) & earlier);
+      const unsigned preceding =
+          (greater_mask(others, score) & ~earlier) | (~greater_mask(score, others) & earlier);
       rank += __builtin_popcount(preceding);
     }
     ranked[rank] = candidates[i];
@@ -45,8 +46,8 @@ static void select_largest(float* candidates, int32_t* candidate_keys, int64_t c
   __builtin_memcpy(keys, ranked_keys, found * sizeof(int32_t));
 }
 
-// Returns a score that at least `top_k` keys reach: the one of that rank among the largest of every lane; -inf where more
-// keys are wanted than there are lanes.
+// Returns a score that at least `top_k` keys reach: the one of that rank among the largest of every
+// lane; -inf where more keys are wanted than there are lanes.
 static float find_lower_bound(int64_t top_k, Vec lane_max) {
   if (top_k > kLanes) return -kInfinity;
   float lanes[kLanes];
@@ -58,8 +59,8 @@ static float find_lower_bound(int64_t top_k, Vec lane_max) {
   return -reduce_max(sub(zero(), among_top));
 }
 
-// Updates a row's list. Scores above a threshold become candidates, from which the list is selected. Which panels hold one
-// cannot be predicted, so these are listed first, without a branch.
+// Updates a row's list. Scores above a threshold become candidates, from which the list is
+// selected. Which panels hold one cannot be predicted, so these are listed first, without a branch.
 struct TopKSelector {
   float* const candidates;
   int32_t* const candidate_keys;
@@ -69,11 +70,12 @@ struct TopKSelector {
   int64_t candidate_count = 0;
   int64_t panel_count = 0;
   float threshold = 0.0f;
-  int32_t panels[kScoreBufferKeys / kPanelKeys + 1];       // first keys of the listed panels
+  int32_t panels[kScoreBufferKeys / kPanelKeys + 1];  // first keys of the listed panels
   unsigned above[kScoreBufferKeys / kPanelKeys + 1];  // bits of their scores above the threshold
 
   // Not an aggregate, whose initialisation would write zeros to the arrays.
-  TopKSelector(const Workspace& workspace, int64_t top_k_wanted, float* row_scores, int32_t* row_keys)
+  TopKSelector(const Workspace& workspace, int64_t top_k_wanted, float* row_scores,
+               int32_t* row_keys)
       : candidates(workspace.candidates),
         candidate_keys(workspace.candidate_keys),
         top_k(top_k_wanted),
@@ -82,7 +84,8 @@ struct TopKSelector {
 
   // Makes the list so far the only candidates.
   void restart_from_list() {
-    for (candidate_count = 0; candidate_count < top_k && top_keys[candidate_count] >= 0; ++candidate_count) {
+    for (candidate_count = 0; candidate_count < top_k && top_keys[candidate_count] >= 0;
+         ++candidate_count) {
       candidates[candidate_count] = top_scores[candidate_count];
       candidate_keys[candidate_count] = top_keys[candidate_count];
     }
@@ -100,8 +103,8 @@ struct TopKSelector {
     const Vec least = broadcast(threshold);
     for (int64_t j = begin; j < end; j += kPanelKeys) {
       panels[panel_count] = first_key + int32_t(j);
-      above[panel_count] =
-          greater_mask(load(scores + j), least) | greater_mask(load(scores + j + kLanes), least) << kLanes;
+      above[panel_count] = greater_mask(load(scores + j), least) |
+                           greater_mask(load(scores + j + kLanes), least) << kLanes;
       panel_count += above[panel_count] != 0;
     }
   }
@@ -156,7 +159,8 @@ static void select_top_k(const TaskContext& context, int64_t row) {
 }
 
 // Adds the list of a row to the candidates in the workspace.
-static int64_t append_list(const Workspace& workspace, const State& state, int64_t row, int64_t top_k, int64_t count) {
+static int64_t append_list(const Workspace& workspace, const State& state, int64_t row,
+                           int64_t top_k, int64_t count) {
   for (int64_t i = row * top_k; i < (row + 1) * top_k && state.top_keys[i] >= 0; ++i) {
     workspace.candidates[count] = state.top_scores[i];
     workspace.candidate_keys[count] = state.top_keys[i];
@@ -166,11 +170,12 @@ static int64_t append_list(const Workspace& workspace, const State& state, int64
 }
 
 // Merges the list of a row of `from`, whose keys come later, into that of `into`.
-static void merge_top_k(const Workspace& workspace, int64_t top_k, const State& into, const State& from, int64_t row) {
+static void merge_top_k(const Workspace& workspace, int64_t top_k, const State& into,
+                        const State& from, int64_t row) {
   int64_t count = append_list(workspace, into, row, top_k, 0);
   count = append_list(workspace, from, row, top_k, count);
-  select_largest(workspace.candidates, workspace.candidate_keys, count, top_k, into.top_scores + row * top_k,
-                 into.top_keys + row * top_k);
+  select_largest(workspace.candidates, workspace.candidate_keys, count, top_k,
+                 into.top_scores + row * top_k, into.top_keys + row * top_k);
 }
 
 }  // namespace keywise::KEYWISE_TARGET

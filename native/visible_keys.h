@@ -1,7 +1,8 @@
-// Which keys a row sees: two ranges per row from the rules that follow from positions alone. Documents and the boolean
-// array are looked up key by key (mask.h).
+// Which keys a row sees: two ranges per row from the rules that follow from positions alone.
+// Documents and the boolean array are looked up key by key (mask.h).
 //
-// Used by the scheduler and by every target, which are compiled with different flags: internal linkage.
+// Used by the scheduler and by every target, which are compiled with different flags: internal
+// linkage.
 #pragma once
 
 #include <cstdint>
@@ -38,9 +39,12 @@ static inline KeyRange clip_to_block(const KeyRange& range, int64_t first_key, i
   return {clamp(range.begin - first_key, 0, key_count), clamp(range.end - first_key, 0, key_count)};
 }
 
-// Returns the keys of a block from the first to the last visible one, counted from the block's first key.
-static inline KeyRange clip_to_block(const VisibleKeys& visible, int64_t first_key, int64_t key_count) {
-  return join(clip_to_block(visible.kept, first_key, key_count), clip_to_block(visible.near, first_key, key_count));
+// Returns the keys of a block from the first to the last visible one, counted from the block's
+// first key.
+static inline KeyRange clip_to_block(const VisibleKeys& visible, int64_t first_key,
+                                     int64_t key_count) {
+  return join(clip_to_block(visible.kept, first_key, key_count),
+              clip_to_block(visible.near, first_key, key_count));
 }
 
 static inline int64_t query_position(const Problem& problem, int64_t item, int64_t token) {
@@ -54,13 +58,15 @@ static inline bool has_uniform_visibility(const Problem& problem) {
 }
 
 // Returns the part of a range of positions inside the task's keys, as keys of the problem.
-static inline KeyRange clip_to_task(const KeyRange& positions, const MaskRules& rules, const Task& task) {
+static inline KeyRange clip_to_task(const KeyRange& positions, const MaskRules& rules,
+                                    const Task& task) {
   return {clamp(positions.begin - rules.first_key, task.first_key, task.last_key),
           clamp(positions.end - rules.first_key, task.first_key, task.last_key)};
 }
 
 // Returns the keys of a task that the row of a token sees.
-static inline VisibleKeys find_visible_keys(const Problem& problem, const Task& task, int64_t token) {
+static inline VisibleKeys find_visible_keys(const Problem& problem, const Task& task,
+                                            int64_t token) {
   const MaskRules& rules = problem.visibility;
   const int64_t position = query_position(problem, task.item, token);
   const int64_t start = rules.starts[task.item];
@@ -77,13 +83,15 @@ static inline VisibleKeys find_visible_keys(const Problem& problem, const Task& 
   return {clip_to_task(kept, rules, task), clip_to_task(near, rules, task)};
 }
 
-// Returns the keys that some row of the task sees. The ranges of later tokens end later, except at the ends of documents.
+// Returns the keys that some row of the task sees. The ranges of later tokens end later, except at
+// the ends of documents.
 static inline VisibleKeys find_visible_keys(const Problem& problem, const Task& task) {
   const int64_t group = problem.group();
   const int64_t first_token = task.token(0, group);
   const int64_t last_token = task.token(task.rows() - 1, group);
   VisibleKeys any = find_visible_keys(problem, task, first_token);
-  for (int64_t token = problem.visibility.documents ? first_token : last_token; token <= last_token; ++token) {
+  for (int64_t token = problem.visibility.documents ? first_token : last_token; token <= last_token;
+       ++token) {
     const VisibleKeys visible = find_visible_keys(problem, task, token);
     any.kept.end = max(any.kept.end, visible.kept.end);
     any.near.end = max(any.near.end, visible.near.end);

@@ -30,8 +30,8 @@ void add_score_buffer(BufferLayout& layout, ScoreBuffer& buffer, int64_t rows, i
   layout.add(buffer.range_sums, ceil_div(rows, tile_rows) * buffer.range_count * kPadFloats);
 }
 
-void add_workspace(BufferLayout& layout, Workspace& workspace, const Problem& problem, int64_t rows, int64_t tile_rows,
-                   bool packs_keys) {
+void add_workspace(BufferLayout& layout, Workspace& workspace, const Problem& problem, int64_t rows,
+                   int64_t tile_rows, bool packs_keys) {
   const int64_t packed_keys = packs_keys ? kBlockKeys : 0;
   // Tiles store whole vectors, which reach behind the last query row.
   layout.add(workspace.queries, rows * round_up(problem.head_dim, kPadFloats) + kPadFloats);
@@ -57,7 +57,8 @@ void add_packed_head(BufferLayout& layout, PackedHead& packed, const Problem& pr
   layout.add(packed.finite, blocks);
 }
 
-ScoreBuffer make_score_buffer(const Problem& problem, int64_t first_key, int64_t key_count, bool keeps_weights) {
+ScoreBuffer make_score_buffer(const Problem& problem, int64_t first_key, int64_t key_count,
+                              bool keeps_weights) {
   ScoreBuffer buffer;
   buffer.first_key = first_key;
   buffer.key_count = key_count;
@@ -68,7 +69,9 @@ ScoreBuffer make_score_buffer(const Problem& problem, int64_t first_key, int64_t
   buffer.first_range = statistics.ranges_ended(first_key);
   int64_t last_range = statistics.ranges_ended(last_key);
   // A range that begins here and ends later counts too.
-  if (last_range < statistics.segment_range_count && statistics.segment_ranges[3 * last_range] < last_key) ++last_range;
+  if (last_range < statistics.segment_range_count &&
+      statistics.segment_ranges[3 * last_range] < last_key)
+    ++last_range;
   buffer.range_count = last_range - buffer.first_range;
   return buffer;
 }

@@ -16,8 +16,8 @@ static constexpr int kLanes = 8;
 static constexpr int kTileRows = 6;  // 12 accumulators, 2 keys, 1 query
 static constexpr int kValueRows = 6;
 static constexpr int kValueVectors = 2;
-// 12 accumulators, 3 values, 1 weight; a fourth value stays in memory. Rows of weights lie 1 KB apart and probably share
-// a bank of AMD's first-level cache: fewer of them are read sooner.
+// 12 accumulators, 3 values, 1 weight; a fourth value stays in memory. Rows of weights lie 1 KB
+// apart and probably share a bank of AMD's first-level cache: fewer of them are read sooner.
 static constexpr int kPackedRows = 3;
 static constexpr int kPackedVectors = 4;
 static constexpr int kPairwiseVectors = 2;
@@ -45,12 +45,17 @@ static inline Vec abs(Vec x) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), x)
 static inline Vec copy_sign(Vec size, Vec sign) {
   return _mm256_or_ps(abs(size), _mm256_and_ps(_mm256_set1_ps(-0.0f), sign));
 }
-static inline Vec round_nearest(Vec x) { return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+static inline Vec round_nearest(Vec x) {
+  return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
 static inline Vec ldexp(Vec p, Vec n) {
-  const __m256i exponent = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
+  const __m256i exponent =
+      _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
   return _mm256_mul_ps(p, _mm256_castsi256_ps(exponent));
 }
-static inline unsigned greater_mask(Vec a, Vec b) { return unsigned(_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GT_OQ))); }
+static inline unsigned greater_mask(Vec a, Vec b) {
+  return unsigned(_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GT_OQ)));
+}
 static inline float reduce_add(Vec v) {
   __m128 x = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
   x = _mm_add_ps(x, _mm_movehl_ps(x, x));
@@ -66,7 +71,8 @@ static inline Vec load_bfloat16(const uint16_t* p) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
 }
 static inline Vec load_int8(const int8_t* p) {
-  return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+  return _mm256_cvtepi32_ps(
+      _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
 }
 static inline Vec load_float16(const uint16_t* p) {
   return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));

@@ -1,4 +1,5 @@
-// x86-64 with AVX-512 F, BW, DQ and VL: sixteen lanes, thirty-two registers. Vocabulary: see simd.h.
+// x86-64 with AVX-512 F, BW, DQ and VL: sixteen lanes, thirty-two registers. Vocabulary: see
+// simd.h.
 #pragma once
 
 #include <immintrin.h>
@@ -47,7 +48,8 @@ static inline Vec copy_sign(Vec size, Vec sign) {
 static inline Vec round_nearest(Vec x) { return _mm512_roundscale_ps(x, 0); }
 static inline Vec ldexp(Vec p, Vec n) { return _mm512_scalef_ps(p, n); }
 static inline unsigned greater_mask(Vec a, Vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ); }
-static inline void compress_store(Vec values, int32_t first_index, unsigned mask, float* numbers, int32_t* indices) {
+static inline void compress_store(Vec values, int32_t first_index, unsigned mask, float* numbers,
+                                  int32_t* indices) {
   const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
   const __m512i index = _mm512_add_epi32(_mm512_set1_epi32(first_index), lane);
   _mm512_storeu_ps(numbers, _mm512_maskz_compress_ps(__mmask16(mask), values));
@@ -60,7 +62,8 @@ static inline Vec load_bfloat16(const uint16_t* p) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
 }
 static inline Vec load_int8(const int8_t* p) {
-  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+  return _mm512_cvtepi32_ps(
+      _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
 }
 static inline Vec load_float16(const uint16_t* p) {
   return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
@@ -101,9 +104,12 @@ static inline Vec pairwise_add(const Vec* t) {
   return _mm512_add_ps(_mm512_shuffle_ps(a, b, 0x44), _mm512_shuffle_ps(a, b, 0xee));
 }
 static inline Vec combine_pairwise(const Vec* t) {
-  const Vec low = _mm512_add_ps(_mm512_shuffle_f32x4(t[0], t[1], 0x88), _mm512_shuffle_f32x4(t[0], t[1], 0xdd));
-  const Vec high = _mm512_add_ps(_mm512_shuffle_f32x4(t[2], t[3], 0x88), _mm512_shuffle_f32x4(t[2], t[3], 0xdd));
-  return _mm512_add_ps(_mm512_shuffle_f32x4(low, high, 0x88), _mm512_shuffle_f32x4(low, high, 0xdd));
+  const Vec low =
+      _mm512_add_ps(_mm512_shuffle_f32x4(t[0], t[1], 0x88), _mm512_shuffle_f32x4(t[0], t[1], 0xdd));
+  const Vec high =
+      _mm512_add_ps(_mm512_shuffle_f32x4(t[2], t[3], 0x88), _mm512_shuffle_f32x4(t[2], t[3], 0xdd));
+  return _mm512_add_ps(_mm512_shuffle_f32x4(low, high, 0x88),
+                       _mm512_shuffle_f32x4(low, high, 0xdd));
 }
 
 }  // namespace keywise::KEYWISE_TARGET

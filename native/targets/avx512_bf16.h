@@ -1,4 +1,5 @@
-// As avx512, with the dot-product instruction for pairs of bfloat16, whose products are exact in float32, and AVX512_VBMI.
+// As avx512, with the dot-product instruction for pairs of bfloat16, whose products are exact in
+// float32, and AVX512_VBMI.
 #pragma once
 
 #include <immintrin.h>
@@ -13,16 +14,19 @@
 namespace keywise::KEYWISE_TARGET {
 
 static inline Vec dot_pairs(Vec a, Vec b, Vec accumulator) {
-  return _mm512_dpbf16_ps(accumulator, (__m512bh)_mm512_castps_si512(a), (__m512bh)_mm512_castps_si512(b));
+  return _mm512_dpbf16_ps(accumulator, (__m512bh)_mm512_castps_si512(a),
+                          (__m512bh)_mm512_castps_si512(b));
 }
 static inline Vec to_pairs(Vec left, Vec right) {
   return _mm512_castsi512_ps((__m512i)_mm512_cvtne2ps_pbh(right, left));
 }
 
-// The bytes of 0 .. 127 in bfloat16: a table is two registers, and looking up 64 bytes in it one instruction.
+// The bytes of 0 .. 127 in bfloat16: a table is two registers, and looking up 64 bytes in it one
+// instruction.
 struct Bytes {
   alignas(64) uint8_t high[128] = {}, low[128] = {};
-  // Which bytes of two rows, 64 each, go side by side so that widening leaves the first 32 columns in order.
+  // Which bytes of two rows, 64 each, go side by side so that widening leaves the first 32 columns
+  // in order.
   alignas(64) uint8_t rows[64] = {};
   constexpr Bytes() {
     for (int n = 1; n < 128; ++n) {
@@ -32,12 +36,14 @@ struct Bytes {
       high[n] = uint8_t(bits >> 8);
       low[n] = uint8_t(bits & 255);
     }
-    for (int i = 0; i < 64; ++i) rows[i] = uint8_t(i % 2 * 64 + i / 8 % 2 * 16 + i / 16 * 4 + i / 2 % 4);
+    for (int i = 0; i < 64; ++i)
+      rows[i] = uint8_t(i % 2 * 64 + i / 8 % 2 * 16 + i / 16 * 4 + i / 2 % 4);
   }
 };
 static constexpr Bytes kBytes;
 
-// pairs[0] is the first half of every 128 bits of int8 in bfloat16, pairs[1] the second; both are exact.
+// pairs[0] is the first half of every 128 bits of int8 in bfloat16, pairs[1] the second; both are
+// exact.
 static inline void widen_int8(__m512i x, Vec* pairs) {
   const __m512i size = _mm512_abs_epi8(x);
   const auto in = [&](const uint8_t* table) {
@@ -49,7 +55,8 @@ static inline void widen_int8(__m512i x, Vec* pairs) {
   pairs[1] = _mm512_castsi512_ps(_mm512_unpackhi_epi8(low, high));
 }
 static inline __m512i load_bytes(const void* p, int64_t count) {
-  return count >= 64 ? _mm512_loadu_si512(p) : _mm512_maskz_loadu_epi8((__mmask64(1) << count) - 1, p);
+  return count >= 64 ? _mm512_loadu_si512(p)
+                     : _mm512_maskz_loadu_epi8((__mmask64(1) << count) - 1, p);
 }
 static inline void load_int8_pairs(const int8_t* p, int64_t count, Vec* pairs) {
   const __m512i order = _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7);
@@ -58,7 +65,9 @@ static inline void load_int8_pairs(const int8_t* p, int64_t count, Vec* pairs) {
 // Loads alone bring the keys together: 128 bits each.
 static constexpr int64_t kInt8StepBytes = 16;
 static inline void load_int8_pairs_of_keys(const char* const* keys, int64_t byte, Vec* pairs) {
-  const auto sixteen = [&](int k) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(keys[k] + byte)); };
+  const auto sixteen = [&](int k) {
+    return _mm_loadu_si128(reinterpret_cast<const __m128i*>(keys[k] + byte));
+  };
   __m512i x = _mm512_castsi128_si512(sixteen(0));
   x = _mm512_mask_broadcast_i32x4(x, 0x00f0, sixteen(4));
   x = _mm512_mask_broadcast_i32x4(x, 0x0f00, sixteen(8));
@@ -76,12 +85,17 @@ static inline void load_int8_pairs_of_rows(const char* even, const char* odd, Ve
   const __m512i order = _mm512_load_si512(kBytes.rows);
   Vec wide[4];
   widen_int8(_mm512_permutex2var_epi8(first, order, second), wide);
-  if (C > 2) widen_int8(_mm512_permutex2var_epi8(first, _mm512_add_epi8(order, _mm512_set1_epi8(32)), second), wide + 2);
+  if (C > 2)
+    widen_int8(
+        _mm512_permutex2var_epi8(first, _mm512_add_epi8(order, _mm512_set1_epi8(32)), second),
+        wide + 2);
   for (int c = 0; c < C && c < 4; ++c) pairs[c] = wide[c];
 }
 static inline Vec interleave(const uint16_t* even, const uint16_t* odd) {
-  const __m512i low = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(even)));
-  const __m512i high = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(odd)));
+  const __m512i low =
+      _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(even)));
+  const __m512i high =
+      _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(odd)));
   return _mm512_castsi512_ps(_mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
 }
 

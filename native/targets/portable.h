@@ -1,5 +1,5 @@
-// Any CPU: four lanes through the compiler's vector extension, no instruction beyond the architecture's floor. Vocabulary:
-// see simd.h.
+// Any CPU: four lanes through the compiler's vector extension, no instruction beyond the
+// architecture's floor. Vocabulary: see simd.h.
 #pragma once
 
 #include <cstdint>
@@ -73,11 +73,13 @@ static inline float reduce_max(Vec v) {
   return a > b ? a : b;
 }
 static inline Vec load_bfloat16(const uint16_t* p) {
-  const VecInt bits = {int32_t(uint32_t(p[0]) << 16), int32_t(uint32_t(p[1]) << 16), int32_t(uint32_t(p[2]) << 16),
-                      int32_t(uint32_t(p[3]) << 16)};
+  const VecInt bits = {int32_t(uint32_t(p[0]) << 16), int32_t(uint32_t(p[1]) << 16),
+                       int32_t(uint32_t(p[2]) << 16), int32_t(uint32_t(p[3]) << 16)};
   return (Vec)bits;
 }
-static inline Vec load_int8(const int8_t* p) { return Vec{float(p[0]), float(p[1]), float(p[2]), float(p[3])}; }
+static inline Vec load_int8(const int8_t* p) {
+  return Vec{float(p[0]), float(p[1]), float(p[2]), float(p[3])};
+}
 static inline Vec load_float16(const uint16_t* p) {
   return Vec{widen_float16(p[0]), widen_float16(p[1]), widen_float16(p[2]), widen_float16(p[3])};
 }
@@ -88,6 +90,8 @@ static inline void transpose(Vec* t) {
 }
 
 static inline Vec pairwise_add(const Vec* t) { return t[0]; }
-static inline Vec combine_pairwise(const Vec* t) { return Vec{reduce_add(t[0]), reduce_add(t[1]), reduce_add(t[2]), reduce_add(t[3])}; }
+static inline Vec combine_pairwise(const Vec* t) {
+  return Vec{reduce_add(t[0]), reduce_add(t[1]), reduce_add(t[2]), reduce_add(t[3])};
+}
 
 }  // namespace keywise::KEYWISE_TARGET
