@@ -51,7 +51,7 @@ CASES = [
         sinks=number % 2 == 0,
         peaky=number % 3 == 0,
         top_k=(8, 1, 40)[number % 3],
-        segments=("bounds", "ids", "inner bounds")[number % 3],
+        segment_kind=("bounds", "ids", "inner bounds")[number % 3],
         query_weights=number % 2 == 0,
         seed=number,
     )
@@ -66,12 +66,15 @@ def test_pieces_give_what_one_array_gives(case: Case, cuts: tuple[int, ...], tar
 
 
 LONG = [
-    (Case(batch=1, key_heads=1, group=4, queries=1, keys=5_000, head_dim=64, segments="ids"), (4_000, 4_999)),
+    (Case(batch=1, key_heads=1, group=4, queries=1, keys=5_000, head_dim=64, segment_kind="ids"), (4_000, 4_999)),
     (
         Case("bfloat16", batch=1, key_heads=1, group=8, queries=2, keys=4_100, mask="causal window"),
         (1_024, 1_025, 3_000),
     ),
-    (Case("float16", batch=1, key_heads=2, queries=150, keys=1_500, mask="causal", segments="bounds"), (700, 1_301)),
+    (
+        Case("float16", batch=1, key_heads=2, queries=150, keys=1_500, mask="causal", segment_kind="bounds"),
+        (700, 1_301),
+    ),
     (
         Case(batch=1, key_heads=1, queries=49, keys=2_000, head_dim=16, top_k=40, query_weights=True),
         tuple(range(10, 2_000, 9)),

@@ -50,7 +50,7 @@ CASES = [
         softcap=(None, 20.0)[number % 2],
         sinks=number % 2 == 0,
         peaky=number % 3 == 0,
-        segments="ids",
+        segment_kind="ids",
         seed=number,
     )
     for number, mask in enumerate(MASKS)

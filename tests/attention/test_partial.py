@@ -27,7 +27,11 @@ def some_partials(count: int, seed: int = 0) -> list[kw.Partial]:
         # Each part has some rows without keys.
         none = random_numbers.random((2, 3, 4)) < 0.3 if number else np.zeros((2, 3, 4), bool)
         partials.append(
-            kw.Partial(np.where(none, -np.inf, running_max), np.where(none, 0, running_sum), np.where(none[..., None], 0, values))
+            kw.Partial(
+                np.where(none, -np.inf, running_max),
+                np.where(none, 0, running_sum),
+                np.where(none[..., None], 0, values),
+            )
         )
     return partials
 

@@ -159,7 +159,7 @@ def one_too_far(model: Any) -> None:
 
 
 def stale_cache(model: Any) -> None:
-    """Give every decoding step the values of the token before."""
+    """Return every decoding step the values of the token before."""
 
     def before(_module: Any, _arguments: Any, given: dict[str, Any]) -> None:
         cache = given.get("past_key_values")

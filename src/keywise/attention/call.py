@@ -87,7 +87,7 @@ def make_call(
     ShapeError, DtypeError, OptionError, TargetError
         An argument is refused; the error names it.
     """
-    inputs = _read(query, key, value)
+    inputs = _read_arrays(query, key, value)
     if first_key != 0:
         first_key = check_int("first_key", first_key, minimum=0)
     if scale is not None:
@@ -104,7 +104,7 @@ def make_call(
     )
 
 
-def _read(query: Any, key: Any, value: Any) -> Inputs:
+def _read_arrays(query: Any, key: Any, value: Any) -> Inputs:
     keys = key if isinstance(key, Chunks) else (key,)
     values = value if isinstance(value, Chunks) else (value,)
     if type(keys) is not type(values) or len(keys) != len(values) or not keys:

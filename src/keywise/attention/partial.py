@@ -125,13 +125,13 @@ class Partial:
                 denominator = denominator + np.exp(np.asarray(sinks)[:, None] - np.where(seen, self.running_max, 0))
         return np.where(seen[..., None], self.values / denominator[..., None], 0).astype(self.values.dtype)
 
-    def share_of(self, whole: Partial) -> Array:
-        """Return the weight of this part's keys in a whole that it was merged into.
+    def share_of(self, merged: Partial) -> Array:
+        """Return the weight of this part's keys in a partial that it was merged into.
 
         Parameters
         ----------
-        whole : Partial
-            The merged partial.
+        merged : Partial
+            What this partial was merged into.
 
         Returns
         -------
@@ -147,8 +147,8 @@ class Partial:
         [[[0.25, 0.25, 0.25, 0.25]]]
         """
         seen = self.running_sum != 0
-        shift = np.where(seen, self.running_max, 0) - np.where(seen, whole.running_max, 0)
-        return np.where(seen, np.exp(shift) * self.running_sum / np.where(seen, whole.running_sum, 1), 0).astype(
+        shift = np.where(seen, self.running_max, 0) - np.where(seen, merged.running_max, 0)
+        return np.where(seen, np.exp(shift) * self.running_sum / np.where(seen, merged.running_sum, 1), 0).astype(
             self.running_sum.dtype
         )
 

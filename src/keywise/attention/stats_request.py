@@ -139,11 +139,11 @@ def _check_query_weights(query_weights: Any, shape: tuple[int, ...]) -> Array:
     return weights
 
 
-def _find_ranges(name: str, segments: Any, keys: int) -> tuple[Array, int]:
+def _find_ranges(name: str, bounds_or_ids: Any, keys: int) -> tuple[Array, int]:
     """Return the ranges [R, 3] of keys that belong to one segment each, and the number of segments."""
-    if isinstance(segments, (list, tuple)):
-        segments = np.asarray(segments) if segments else np.empty(0, np.int64)
-    numbers = as_integer_array(name, segments)
+    if isinstance(bounds_or_ids, (list, tuple)):
+        bounds_or_ids = np.asarray(bounds_or_ids) if bounds_or_ids else np.empty(0, np.int64)
+    numbers = as_integer_array(name, bounds_or_ids)
     if numbers.ndim != 1:
         raise ShapeError(name, f"must have one axis, got shape {list(numbers.shape)}")
     numbers = numbers.astype(np.int64)
