@@ -33,7 +33,7 @@ def cases(dtype: str, head_dim: int, peaky: bool) -> list[tuple[Case, reference.
 
 @lru_cache(maxsize=2)
 def plain_errors(dtype: str, head_dim: int, peaky: bool) -> dict[str, float]:
-    """Return the sum of plain arithmetic's largest errors: the output's in its own dtype, the statistics' in float32."""
+    """Return sums of plain arithmetic's largest errors: of outputs in their dtype, of statistics in float32."""
     errors = dict.fromkeys(RESULTS, 0.0)
     for case, truth in cases(dtype, head_dim, peaky):
         single = plain(case.problem(), torch.float32, scale_first=False)

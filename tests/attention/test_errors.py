@@ -207,7 +207,7 @@ def test_partial_checks_where_it_stands() -> None:
 
 
 def test_targets_are_used_or_refused() -> None:
-    with pytest.raises(kw.TargetError, match="target must be one of .* got 'sparkle'"), kw.using("sparkle"):
+    with pytest.raises(kw.TargetError, match=r"target must be one of .* got 'sparkle'"), kw.using("sparkle"):
         pass
     wide = ONES.astype(np.float64), KEYS.astype(np.float64), KEYS.astype(np.float64)
     with pytest.raises(kw.TargetError, match="float64"):
@@ -265,7 +265,7 @@ def test_every_error_is_keywise_s_and_python_s() -> None:
 
 def test_scale_and_softcap_that_overflow_together_are_refused() -> None:
     x = np.ones((1, 1, 2, 3), np.float32)
-    with pytest.raises(kw.OptionError, match="softcap must not be so small for scale=1e[+]20, got 1e-20"):
+    with pytest.raises(kw.OptionError, match=r"softcap must not be so small for scale=1e[+]20, got 1e-20"):
         kw.attend(x, x, x, scale=1e20, softcap=1e-20)
 
 
@@ -277,7 +277,7 @@ def test_sinks_beyond_float32_are_refused() -> None:
 
 def test_merge_takes_partials_only() -> None:
     x = np.ones((1, 1, 2, 3), np.float32)
-    with pytest.raises(kw.DtypeError, match="partials must be results of keywise.partial, got a int at index 1"):
+    with pytest.raises(kw.DtypeError, match=r"partials must be results of keywise.partial, got a int at index 1"):
         kw.merge(kw.partial(x, x, x), 5)
 
 

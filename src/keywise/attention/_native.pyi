@@ -80,7 +80,7 @@ def set_array_functions(host_array: object, as_readable_array: object, allocate_
     Set the functions for arrays that are neither plain torch tensors nor plain NumPy arrays.
     """
 
-def read_inputs(query: object, keys: tuple, values: tuple) -> Inputs | Refusal:
+def read_inputs(query: object | None, keys: tuple, values: tuple) -> Inputs | Refusal:
     """
     Read and check the arrays of a call; keys and values come in as many chunks as each other.
     """
