@@ -15,7 +15,7 @@ import numpy as np
 
 import keywise as kw
 from benchmarks.cases import Case
-from keywise.attention.kernels import add_up, multiply_adds
+from keywise.attention.targets import multiply_adds, sum_buffer
 from keywise.util.machine import list_available_cpus, read_cpu_name
 
 BUFFER_BYTES = 2**29
@@ -79,7 +79,7 @@ def measure_limits(threads: int) -> Limits:
     parts = np.array_split(np.ones(BUFFER_BYTES // 4, np.float32), threads)
 
     def read(part: int) -> float:
-        add_up(parts[part])
+        sum_buffer(parts[part])
         return parts[part].nbytes
 
     with ThreadPoolExecutor(threads) as pool:

@@ -13,10 +13,11 @@ struct Candidate {
 };
 int candidates(const Candidate** list);
 
-// Asked now and then on the calling thread; true stops the run.
+// Called now and then on the calling thread; true stops the call.
 using Interrupted = bool (*)();
 
-// Runs a problem; the result does not depend on the number of threads. False when it was interrupted.
+// Solves a problem; the result does not depend on the number of threads. Returns false when it was
+// interrupted.
 bool run(const Problem& problem, const Target& target, int threads, Interrupted interrupted);
 
 }  // namespace keywise

@@ -1,34 +1,26 @@
-// The problem that one attention call solves: arrays with their strides, and where results go. Nothing here knows Python.
+// The problem that one attention call solves: arrays with their strides, and where results go. No
+// Python here.
 #pragma once
-
 
 #include <cstddef>
 #include <cstdint>
-#include <initializer_list>
-#include <type_traits>
 
-// Always inlined: target files are compiled with other flags, and no copy of theirs may serve the rest.
-#define KEYWISE_INLINE [[gnu::always_inline]] inline
+#include "always_inline.h"
+#include "integers.h"
+#include "tuning.h"
 
 namespace keywise {
 
-// int8 is for keys and values alone, with a scale per token and head.
+// int8 is for keys and values only, with a scale per token and head.
 enum class Dtype { float32, float16, bfloat16, int8 };
 
 KEYWISE_INLINE constexpr int64_t bytes_of(Dtype dtype) {
-  return dtype == Dtype::float32 ? 4 : dtype == Dtype::int8 ? 1 : 2;
+  if (dtype == Dtype::float32) return 4;
+  if (dtype == Dtype::int8) return 1;
+  return 2;
 }
 
-// Keys are taken in blocks of this many: a tile of scores (12 x 256 floats) stays in the first-level cache.
-constexpr int64_t kBlockKeys = 256;
-// No strip has more keys than this.
-constexpr int64_t kStripKeys = 8 * kBlockKeys;
-// Rows of value vectors are padded to this many floats, a multiple of every target's vector width.
-constexpr int64_t kPad = 16;
-
-KEYWISE_INLINE constexpr int64_t round_up(int64_t number, int64_t step) { return (number + step - 1) / step * step; }
-
-// Strides count elements; axes are [batch, heads, tokens, head_dim]; the last one is contiguous.
+// Axes are [batch, heads, tokens, head_dim]; strides count elements; the last axis is contiguous.
 struct Tensor {
   const void* data = nullptr;
   int64_t stride[4] = {0, 0, 0, 0};
@@ -40,13 +32,17 @@ struct Scales {
   int64_t stride[2] = {0, 0};
 };
 
-// Keys first_key .. first_key + keys - 1 of a problem: keys and values come in pieces, each with memory of its own.
+// Keys first_key .. first_key + keys - 1 of a problem and their values, in memory of their own.
 struct Chunk {
-  Tensor key, value;
-  Scales key_scale, value_scale;
-  int64_t first_key = 0, keys = 0;
+  Tensor key;
+  Tensor value;
+  Scales key_scale;
+  Scales value_scale;
+  int64_t first_key = 0;
+  int64_t keys = 0;
 };
 
+// [batch, query heads, queries, keys], broadcast by zero strides.
 struct Bias {
   const void* data = nullptr;
   Dtype dtype = Dtype::float32;
@@ -57,51 +53,64 @@ struct Bias {
 struct MaskRules {
   bool causal = false;
   int64_t left = -1;   // keys seen before the query's own position, -1 for all
-  int64_t right = -1;  // and after it
+  int64_t right = -1;  // keys seen after it, -1 for all
   int64_t keep_first = 0;
   int64_t first_key = 0;
   const int64_t* lengths = nullptr;    // [batch]
   const int64_t* starts = nullptr;     // [batch]
   const int32_t* documents = nullptr;  // [batch, positions]
   int64_t positions = 0;
-  const bool* allowed = nullptr;  // broadcast by zero strides
+  const bool* allowed = nullptr;  // [batch, query heads, queries, keys], broadcast by zero strides
   int64_t allowed_stride[4] = {0, 0, 0, 0};
 };
 
-// Where a reading goes. Rows are the query tokens first_row .. last_row - 1; arrays are contiguous.
+// Which statistics to compute, and where they go. Rows are the queries first_row .. last_row - 1;
+// arrays are contiguous.
 struct Statistics {
   int64_t first_row = 0;
   int64_t last_row = 0;
-  float* lse = nullptr;      // [batch, query heads, rows]
-  float* entropy = nullptr;  // [batch, query heads, rows]
   int64_t top = 0;
-  int32_t* top_keys = nullptr;   // [batch, query heads, rows, top]
-  float* top_weights = nullptr;  // [batch, query heads, rows, top]
-  float* top_mass = nullptr;      // [batch, query heads, rows] their sum
-  float* key_mass = nullptr;     // [batch, query heads, keys]
-  float* segment_mass = nullptr;  // [batch, query heads, rows, segments]
   int64_t segments = 0;
-  const int64_t* segment_ranges = nullptr;  // [run_count, 3]: first key, key after the last, segment
+  const int64_t* segment_ranges =
+      nullptr;  // [segment_range_count, 3]: first key, key after the last, segment
   int64_t segment_range_count = 0;
-  const float* query_weights = nullptr;  // broadcast by zero strides; null for 1 everywhere
+  const float* query_weights =
+      nullptr;  // [batch, query heads, queries] by zero strides; null for 1 everywhere
   int64_t query_weight_stride[3] = {0, 0, 0};
 
-  // Runs that end at this key or before.
+  float* lse = nullptr;           // [batch, query heads, rows]
+  float* entropy = nullptr;       // [batch, query heads, rows]
+  int32_t* top_keys = nullptr;    // [batch, query heads, rows, top]
+  float* top_weights = nullptr;   // [batch, query heads, rows, top]
+  float* top_mass = nullptr;      // [batch, query heads, rows] sum of top_weights
+  float* key_mass = nullptr;      // [batch, query heads, keys]; may be null
+  float* segment_mass = nullptr;  // [batch, query heads, rows, segments]; may be null
+
+  // Returns how many segment ranges end at this key or before.
   KEYWISE_INLINE int64_t ranges_ended(int64_t key) const {
-    int64_t low = 0, high = segment_range_count;
+    int64_t low = 0;
+    int64_t high = segment_range_count;
     while (low < high) {
       const int64_t middle = (low + high) / 2;
-      if (segment_ranges[3 * middle + 1] <= key)
+      const int64_t end = segment_ranges[3 * middle + 1];
+      if (end <= key) {
         low = middle + 1;
-      else
+      } else {
         high = middle;
+      }
     }
     return low;
   }
 };
 
 struct Problem {
-  int64_t batch = 0, query_heads = 0, key_heads = 0, queries = 0, keys = 0, head_dim = 0, value_dim = 0;
+  int64_t batch = 0;
+  int64_t query_heads = 0;
+  int64_t key_heads = 0;
+  int64_t queries = 0;
+  int64_t keys = 0;
+  int64_t head_dim = 0;
+  int64_t value_dim = 0;
   Dtype dtype = Dtype::float32;   // of queries and output
   Dtype stored = Dtype::float32;  // of keys and values: the same, or int8
   Tensor query;
@@ -116,23 +125,27 @@ struct Problem {
   // Either the output in the problem's dtype, or the partial in float32, contiguous.
   void* output = nullptr;
   int64_t output_stride[4] = {0, 0, 0, 0};
-  float* running_max = nullptr;
-  float* running_sum = nullptr;
-  float* values = nullptr;
+  float* running_max = nullptr;  // [batch, query heads, queries]
+  float* running_sum = nullptr;  // [batch, query heads, queries]
+  float* values = nullptr;       // [batch, query heads, queries, value_dim]
 
   bool wants_statistics = false;
   Statistics statistics;
 
-  // Scores pass through a transform where a multiplication inside the exponential does not do.
+  // Returns whether a score needs more than a multiplication inside the exponential.
   KEYWISE_INLINE bool transforms() const { return softcap > 0.0f || bias.data || !(scale > 0.0f); }
-  // What a stored score is worth in nats, and in base 2.
+  // Return what a stored score is worth in nats, and in base 2.
   KEYWISE_INLINE float score_unit() const { return transforms() ? 1.0f : scale; }
-  KEYWISE_INLINE float score_unit_base2() const { return score_unit() * 1.44269504088896340736f; }
+  KEYWISE_INLINE float score_unit_base2() const {
+    constexpr float kLog2E = 1.44269504088896340736f;
+    return score_unit() * kLog2E;
+  }
 
   // Heaviest keys wanted per row.
   KEYWISE_INLINE int64_t top() const { return wants_statistics ? statistics.top : 0; }
+  // Query heads per key head.
   KEYWISE_INLINE int64_t group() const { return query_heads / key_heads; }
-  KEYWISE_INLINE int64_t value_width() const { return round_up(value_dim, kPad); }
+  KEYWISE_INLINE int64_t value_width() const { return round_up(value_dim, kPadFloats); }
 };
 
 }  // namespace keywise

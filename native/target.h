@@ -1,103 +1,141 @@
-// What a kernel works on (tasks, strips, workspace) and what one instruction set offers.
+// What kernels work on (tasks, buffers, state) and the functions that one instruction set provides.
 #pragma once
 
+#include <cstdint>
+
 #include "problem.h"
+#include "softmax_state.h"
 
 namespace keywise {
 
-struct Packed;
+// Keys and values of one head in the layout of the tiles, packed once for all tasks that share
+// them.
+struct PackedHead {
+  float* keys = nullptr;    // panels [head_dim or pairs][keys of a panel]
+  float* values = nullptr;  // [keys or pairs of keys, value_width]
+  bool* finite = nullptr;   // [blocks] the values hold neither NaN nor infinity
+};
 
-// Part of a problem: some query rows of one key head against some keys. Row r is head r % group of token r / group. A
-// task that continues adds to the state of the task before it, whose rows are the same. Keys are split by their number
-// alone, so that no result depends on the pieces they come in.
+// Some query rows of one key head against some keys. Row r is head r % group of token r / group. A
+// task that continues adds to the state of the task before it, whose rows are the same. Keys are
+// split by their number alone, so no result depends on the chunks in which they are stored.
 struct Task {
-  int64_t item = 0, key_head = 0;
-  int64_t first_row = 0, last_row = 0;
-  int64_t first_key = 0, last_key = 0;
+  int64_t item = 0;
+  int64_t key_head = 0;
+  int64_t first_row = 0;
+  int64_t last_row = 0;
+  int64_t first_key = 0;
+  int64_t last_key = 0;
   bool continues = false;
-  const Packed* packed = nullptr;  // null: a task packs for itself
+  const PackedHead* packed = nullptr;  // null: the task packs keys and values itself
+
   KEYWISE_INLINE int64_t rows() const { return last_row - first_row; }
-  KEYWISE_INLINE int64_t token(int64_t row, int64_t group) const { return (first_row + row) / group; }
+  KEYWISE_INLINE int64_t token(int64_t row, int64_t group) const {
+    return (first_row + row) / group;
+  }
   KEYWISE_INLINE int64_t query_head(int64_t row, int64_t group) const {
     return key_head * group + (first_row + row) % group;
   }
 };
 
-// The partial of a task. Stored scores are those before the plain scaling (Problem::score_unit): the difference to the
-// peak is taken first and scaled then, which keeps it exact where it matters, however large the scores are.
-struct State {
-  float* running_max = nullptr;        // [rows]
-  float* running_sum = nullptr;       // [rows]
-  float* score_moment = nullptr;      // [rows] sum of weight x (score - peak) in base 2, for the entropy
-  float* inverse = nullptr;     // [rows] of the denominator, once finished
-  float* values = nullptr;      // [rows, value_width]
-  float* top_scores = nullptr;  // [rows, top] largest first
-  int32_t* top_keys = nullptr;  // [rows, top] -1 where there is none
+// Keys begin .. end - 1.
+struct KeyRange {
+  int64_t begin = 0;
+  int64_t end = 0;
 };
 
-// Scores of some rows against blocks of keys, and then, where a reading wants them, their weights exp(score - peak).
-struct Strip {
-  int64_t first_key = 0, keys = 0, blocks = 0;
+// Keys that a row sees: those kept by MaskRules::keep_first, and those near the row. Either range
+// may be empty.
+struct VisibleKeys {
+  KeyRange kept;
+  KeyRange near;
+};
+
+// Keys that some rows of a tile see, without gaps, and keys that all of them see.
+struct TileVisibility {
+  VisibleKeys any;
+  VisibleKeys all;
+};
+
+// The partial of a task. Scores are those before the plain scaling (Problem::score_unit): the
+// difference to the running maximum is taken first and scaled then, which keeps it exact where it
+// matters, however large the scores are.
+struct State {
+  SoftmaxState* softmax = nullptr;  // [rows]
+  float* inverse = nullptr;         // [rows] 1 / denominator, after write_results
+  float* values = nullptr;          // [rows, value_width] weighted sums
+  float* top_scores = nullptr;      // [rows, top_k] largest first
+  int32_t* top_keys = nullptr;      // [rows, top_k] -1 for none
+};
+
+// Scores of some rows against blocks of keys, replaced by their weights exp(score - running max)
+// where statistics need them.
+struct ScoreBuffer {
+  int64_t first_key = 0;
+  int64_t key_count = 0;
+  int64_t block_count = 0;
   float* weights = nullptr;  // [blocks, rows, kBlockKeys]
-  // [blocks, rows] at the first row of a tile: the written part of its rows, and whether one of them hides a key
+  // [blocks, rows], at the first row of each tile: which keys of the block were written, and
+  // whether a row hides one.
   int32_t* begin = nullptr;
   int32_t* end = nullptr;
   bool* hides = nullptr;
-  float* running_maxes = nullptr;  // [rows] the row's peak when its weights were made
-  // The runs of the reading that meet these keys, and the sums of their weights: [tiles, runs, kPad], lane r of a tile
-  // is its row r.
-  int64_t first_range = 0, segment_ranges = 0;
+  float* running_max = nullptr;  // [rows] of the row when its weights were computed
+  // Segment ranges that meet these keys, and the sums of their weights: [tiles, ranges,
+  // kPadFloats], lane r is row r of the tile.
+  int64_t first_range = 0;
+  int64_t range_count = 0;
   float* range_sums = nullptr;
 };
 
-// Keys and values of one head as the tiles read them, packed once for all tasks that share them.
-struct Packed {
-  float* keys = nullptr;
-  float* values = nullptr;
-  bool* finite = nullptr;  // per block: its values hold neither NaN nor infinity
+// Temporary buffers of one thread.
+struct Workspace {
+  float* queries = nullptr;  // packed query rows
+  float* keys = nullptr;     // one block of keys in panels
+  float* values = nullptr;   // one block of values
+  float* tile_weights =
+      nullptr;  // [kMaxTileRows, kBlockKeys] weights of a tile as pairs or times scales
+  float* lane_max = nullptr;      // [rows, lanes] largest score of every lane
+  float* lane_sums = nullptr;     // [rows, lanes] sums of weights
+  float* lane_moments = nullptr;  // [rows, lanes] sums of weight x (score - running max) in base 2
+  float* block_row = nullptr;     // [kBlockKeys] one row of bias or of key mass
+  float* candidates = nullptr;    // scores that compete for one row's top k, and the same in order
+  int32_t* candidate_keys = nullptr;       // their keys
+  float* rescale = nullptr;                // [rows] factor of what a row accumulated before
+  VisibleKeys* visible = nullptr;          // [rows]
+  TileVisibility* tile_visible = nullptr;  // [tiles]
 };
 
-// Scratch of one thread; core.cpp says what each pointer holds.
-struct Workspace {
-  float* queries = nullptr;
-  float* keys = nullptr;
-  float* values = nullptr;
-  float* factors = nullptr;
-  float* largest = nullptr;
-  float* totals = nullptr;
-  float* moments = nullptr;
-  float* line = nullptr;
-  float* candidates = nullptr;
-  int32_t* candidate_keys = nullptr;
-  float* rescale = nullptr;
-  int64_t* spans = nullptr;
-};
-constexpr int64_t kSpanNumbers = 4;
-constexpr int64_t kMaximumTileRows = 16;
-// Room for the candidates for the heaviest keys that wait to be chosen from, and for a vector behind them.
-KEYWISE_INLINE constexpr int64_t candidate_room(int64_t top) { return 2 * top + 64 + kPad; }
+constexpr int64_t kMaxTileRows = 16;
+
+// Candidates of a row at most, and a vector behind them.
+KEYWISE_INLINE constexpr int64_t candidate_capacity(int64_t top_k) {
+  return 2 * top_k + kSpareCandidates + kPadFloats;
+}
 
 // One instruction set. Its functions allocate nothing and throw nothing.
 struct Target {
   const char* name;
-  // Whether bfloat16 is packed in pairs, which take half the room.
-  bool has_bf16_dot;
-  // Rows that are scored together.
-  int64_t tile_rows;
-  // Fills the blocks of the task's keys that one of its rows sees.
-  void (*pack)(const Problem&, const Task&, const Packed&);
-  // Fills the state and the strip.
-  void (*compute)(const Problem&, const Task&, const Workspace&, const State&, const Strip&);
-  // Puts `from`, whose keys come after those of `into`, into `into`.
-  void (*merge)(const Problem&, const Workspace&, int64_t rows, const State& into, const State& from);
-  // Turns the state into outputs and the readings of rows.
-  void (*finish)(const Problem&, const Task&, const State&, const Strip*, int64_t strips);
-  // The key mass of the rows of a finished task against one strip: added to the sums [group, keys] of several tasks, or,
-  // where no other task has these keys, written as it is.
-  void (*accumulate_key_mass)(const Problem&, const Task&, const State&, const Strip&, const Workspace&, double* sums,
-                      float* mass);
-  // For the benchmarks: operations done in registers alone, on pairs of bfloat16 where the target multiplies them
-  // directly; and the sum of a buffer, read as fast as can be.
+  bool has_bf16_dot;  // bfloat16 is packed in pairs, which take half the room
+  int64_t tile_rows;  // rows that are scored together
+
+  // Packs the blocks of the task's keys that one of its rows sees.
+  void (*pack_head)(const Problem&, const Task&, const PackedHead&);
+  // Computes the state and the score buffer of a task.
+  void (*forward)(const Problem&, const Task&, const Workspace&, const State&, const ScoreBuffer&);
+  // Merges `from`, whose keys come after those of `into`, into `into`.
+  void (*merge)(const Problem&, const Workspace&, int64_t rows, const State& into,
+                const State& from);
+  // Writes outputs and the statistics of rows from a complete state.
+  void (*write_results)(const Problem&, const Task&, const State&, const ScoreBuffer*,
+                        int64_t score_buffers);
+  // Adds the key mass of the rows of a finished task to the sums [group, keys] of several tasks,
+  // or, without sums, writes it to `mass`.
+  void (*accumulate_key_mass)(const Problem&, const Task&, const State&, const ScoreBuffer&,
+                              const Workspace&, double* sums, float* mass);
+
+  // Measures what the CPU can do at most, for benchmarks: operations in registers alone, on pairs
+  // of bfloat16 where the target multiplies them directly; and the sum of a buffer.
   double (*multiply_adds)(int64_t rounds, bool pairs);
   double (*add_up)(const float* data, int64_t count);
 };

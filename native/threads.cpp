@@ -19,8 +19,9 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 constexpr auto kInterruptPeriod = std::chrono::milliseconds(20);
-// The steps of a run follow each other within microseconds, and waking a sleeping thread takes tens of them; a longer
-// wait would take the core from the threads of whatever runs between two calls.
+// The steps of a call follow each other within microseconds, and waking a sleeping thread takes
+// tens of them; a longer wait would take the core from the threads of whatever runs between two
+// calls.
 constexpr auto kSpin = std::chrono::microseconds(20);
 
 void relax() {
@@ -36,28 +37,30 @@ void spin_until(Condition condition) {
     for (int i = 0; i < 16 && !condition(); ++i) relax();
 }
 
-// One parallel_for: counters that hand out work, and what went wrong. Every thread begins in a stretch of its own, the
-// same in each job: what it left in its caches in one step it finds there in the next.
+// One parallel_for: counters that hand out tasks, and the first error. Tasks are dealt to queues of
+// neighbours. A thread begins with the same queue in each job, so it finds in its caches what it
+// left there one step before; then it helps with the others.
 struct Job {
-  Job(int64_t count, int stretches, const std::function<void(int64_t)>& work)
-      : count(count), stretches(std::clamp(stretches, 1, kMostStretches)), work(work) {
-    for (int i = 0; i < this->stretches; ++i) stretch[i].next = end_of(i - 1);
+  Job(int64_t count, int queues, const std::function<void(int64_t)>& work)
+      : count(count), queues(std::clamp(queues, 1, kMaxQueues)), work(work) {
+    for (int i = 0; i < this->queues; ++i) queue[i].next = end_of(i - 1);
   }
 
-  static constexpr int kMostStretches = 16;
-  struct alignas(64) Stretch {
+  static constexpr int kMaxQueues = 16;
+  // A cache line of its own: threads must not wait for each other's counters.
+  struct alignas(64) Queue {
     std::atomic<int64_t> next;
   };
 
   const int64_t count;
-  const int stretches;
+  const int queues;
   const std::function<void(int64_t)>& work;
-  Stretch stretch[kMostStretches];
+  Queue queue[kMaxQueues];
   std::atomic<bool> stopped{false};
   std::mutex mutex;
   std::exception_ptr error;
 
-  int64_t end_of(int number) const { return count * (number + 1) / stretches; }
+  int64_t end_of(int number) const { return count * (number + 1) / queues; }
 
   void stop(std::exception_ptr reason) {
     const std::lock_guard<std::mutex> lock(mutex);
@@ -67,12 +70,13 @@ struct Job {
 
   // The caller is number 0, and it alone may ask whether it is interrupted.
   void help(int number, Interrupted interrupted) {
-    auto asked = Clock::now();
-    for (int i = 0; i < stretches && !stopped;) {
-      const int here = (number + i) % stretches;
-      const int64_t index = stretch[here].next.fetch_add(1);
-      if (index >= end_of(here)) {
-        ++i;
+    auto checked = Clock::now();
+    int emptied = 0;
+    while (emptied < queues && !stopped) {
+      const int current = (number + emptied) % queues;
+      const int64_t index = queue[current].next.fetch_add(1);
+      if (index >= end_of(current)) {
+        ++emptied;
         continue;
       }
       try {
@@ -80,34 +84,37 @@ struct Job {
       } catch (...) {
         stop(std::current_exception());
       }
-      if (interrupted && Clock::now() - asked > kInterruptPeriod) {
-        asked = Clock::now();
+      if (interrupted && Clock::now() - checked > kInterruptPeriod) {
+        checked = Clock::now();
         if (interrupted()) stop(nullptr);
       }
     }
   }
 };
 
-// Workers that are awake take work and give it back without the mutex, which is there for those that sleep: waiting for
-// a mutex would put them to sleep within microseconds. Either side first says what it wants and then looks at the other.
+// Workers that are awake take work and return it without the mutex, which is for those that sleep:
+// waiting for a mutex would put them to sleep within microseconds. Each side first publishes its
+// own state and then reads the other's.
 class Pool {
  public:
-  // False when another caller has the workers, or none is awake and waking is not worth it: the caller then does its
-  // work alone, with the same result.
+  // Returns false when another caller has the workers, or none is awake and waking is not worth it:
+  // the caller then does its work alone, with the same result.
   bool help(Job& job, int helpers, bool wakes) {
     if (!wakes && sleepers_ == workers_) return false;
     Job* none = nullptr;
     if (!job_.compare_exchange_strong(none, &job)) return false;
     try {
-      for (; wakes && workers_ < helpers; ++workers_) std::thread(&Pool::serve, this, workers_ + 1).detach();
+      for (; wakes && workers_ < helpers; ++workers_)
+        std::thread(&Pool::serve, this, workers_ + 1).detach();
     } catch (const std::system_error&) {
-      // The system gives no more threads: those there are do the work, with the same result.
+      // The system starts no more threads: those that run do the work, with the same result.
     }
     helpers = std::min<int>(helpers, workers_);
     wanted_ = helpers;
     const int awake = workers_ - sleepers_;
     if (wakes && helpers > awake) {
-      // Whoever has looked for work in vain sleeps by now.
+      // A worker that found no work holds the mutex until it sleeps; it must not miss the
+      // notification.
       std::unique_lock<std::mutex>(mutex_).unlock();
       for (int i = 0; i < helpers - awake; ++i) wake_.notify_one();
     }
@@ -150,17 +157,22 @@ class Pool {
   }
 
   std::mutex mutex_;
-  std::condition_variable wake_, done_;
+  std::condition_variable wake_;
+  std::condition_variable done_;
   std::atomic<Job*> job_{nullptr};  // of the caller that has the workers
-  std::atomic<int> wanted_{0}, busy_{0}, workers_{0}, sleepers_{0};
+  std::atomic<int> wanted_{0};
+  std::atomic<int> busy_{0};
+  std::atomic<int> workers_{0};
+  std::atomic<int> sleepers_{0};
   std::atomic<bool> waits_{false};
 };
 
-// Never destroyed: workers may sleep in it while the process ends. A forked child has no workers and starts anew.
+// Never destroyed: workers may sleep in it while the process ends. A forked child has no workers
+// and makes a new pool.
 Pool* pool = nullptr;
 std::once_flag pool_once;
 
-Pool& the_pool() {
+Pool& shared_pool() {
   std::call_once(pool_once, [] {
     pool = new Pool;
     pthread_atfork(nullptr, nullptr, [] { pool = new Pool; });
@@ -168,18 +180,19 @@ Pool& the_pool() {
   return *pool;
 }
 
-std::atomic<Clock::rep> ended{0};  // when the last call on several threads did
+std::atomic<Clock::rep> last_end{0};  // of a call on several threads
 
 Clock::rep now() { return Clock::now().time_since_epoch().count(); }
 
-Team team_does(Job& job, int threads, Interrupted interrupted) {
-  return run_on_torchs_threads(threads, [&](int number) { job.help(number, number == 0 ? interrupted : nullptr); });
+Team run_on_team(Job& job, int threads, Interrupted interrupted) {
+  return run_on_torchs_threads(
+      threads, [&](int number) { job.help(number, number == 0 ? interrupted : nullptr); });
 }
 
-void pool_does(Job& job, int helpers, bool wakes, Interrupted interrupted) {
-  const bool helped = the_pool().help(job, helpers, wakes);
+void run_on_pool(Job& job, int helpers, bool wakes, Interrupted interrupted) {
+  const bool helped = shared_pool().help(job, helpers, wakes);
   job.help(0, interrupted);
-  if (helped) the_pool().finish();
+  if (helped) shared_pool().finish();
 }
 
 }  // namespace
@@ -191,13 +204,13 @@ bool parallel_for(int64_t count, int threads, bool wakes, const std::function<vo
     job.help(0, interrupted);
   } else {
     // Calls that follow each other closely find the workers awake from the second on.
-    wakes = wakes || now() - ended < Clock::duration(kSpin).count();
-    const Team team = wakes ? team_does(job, threads, interrupted) : Team::absent;
+    wakes = wakes || now() - last_end < Clock::duration(kSpin).count();
+    const Team team = wakes ? run_on_team(job, threads, interrupted) : Team::absent;
     if (team == Team::absent)
-      pool_does(job, static_cast<int>(std::min<int64_t>(count, threads)) - 1, wakes, interrupted);
-    else if (team == Team::taken)
+      run_on_pool(job, static_cast<int>(std::min<int64_t>(count, threads)) - 1, wakes, interrupted);
+    else if (team == Team::busy)
       job.help(0, interrupted);
-    ended = now();
+    last_end = now();
   }
   if (job.error) std::rethrow_exception(job.error);
   return !job.stopped;

@@ -23,7 +23,7 @@ RESULTS = ("output", "lse", "entropy", "top_weights", "key_mass")
 
 @lru_cache(maxsize=2)
 def cases(dtype: str, head_dim: int, peaky: bool) -> list[tuple[Case, reference.Result]]:
-    """Give several problems with their truth: of 200 rows each."""
+    """Return several problems with their truth: of 200 rows each."""
     made = [
         Case(dtype, 1, 1, queries=100, keys=300, head_dim=head_dim, value_dim=64, peaky=peaky, seed=seed)
         for seed in range(10)
@@ -33,7 +33,7 @@ def cases(dtype: str, head_dim: int, peaky: bool) -> list[tuple[Case, reference.
 
 @lru_cache(maxsize=2)
 def plain_errors(dtype: str, head_dim: int, peaky: bool) -> dict[str, float]:
-    """Give the sum of plain arithmetic's largest errors: the output's in its own dtype, the readings' in float32."""
+    """Return sums of plain arithmetic's largest errors: of outputs in their dtype, of statistics in float32."""
     errors = dict.fromkeys(RESULTS, 0.0)
     for case, truth in cases(dtype, head_dim, peaky):
         single = plain(case.problem(), torch.float32, scale_first=False)

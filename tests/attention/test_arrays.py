@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import keywise as kw
-from keywise.attention.arrays import as_host_array, round_to, rows_in_place
+from keywise.attention.arrays import as_host_array, as_row_contiguous, round_to
 from keywise.attention.problem import make_problem
 from tests.support.cases import DTYPES, LAYOUTS, Case, lay_out
 from tests.support.judging import numbers
@@ -108,7 +108,7 @@ def test_memory_off_its_natural_boundary_is_copied(target: str) -> None:
         shifted = buffer[1:].view(np.float32).reshape(array.shape)
         shifted[...] = array
         assert not shifted.flags.aligned
-        assert rows_in_place(shifted).flags.aligned
+        assert as_row_contiguous(shifted).flags.aligned
         np.testing.assert_array_equal(kw.attend(**{**arguments, name: shifted}), right)
 
 
@@ -152,7 +152,7 @@ def test_tensors_that_want_gradients_pass_where_none_are_recorded() -> None:
     arguments["query"].requires_grad_()
     with torch.no_grad():
         assert torch.equal(kw.attend(**arguments), right)
-    with pytest.raises(kw.TargetError, match="query requires gradients"):
+    with pytest.raises(kw.TargetError, match="query must not require gradients"):
         kw.attend(**arguments)
 
 

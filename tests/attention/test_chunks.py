@@ -51,7 +51,7 @@ CASES = [
         sinks=number % 2 == 0,
         peaky=number % 3 == 0,
         top_k=(8, 1, 40)[number % 3],
-        segments=("bounds", "ids", "inner bounds")[number % 3],
+        segment_kind=("bounds", "ids", "inner bounds")[number % 3],
         query_weights=number % 2 == 0,
         seed=number,
     )
@@ -66,12 +66,15 @@ def test_pieces_give_what_one_array_gives(case: Case, cuts: tuple[int, ...], tar
 
 
 LONG = [
-    (Case(batch=1, key_heads=1, group=4, queries=1, keys=5_000, head_dim=64, segments="ids"), (4_000, 4_999)),
+    (Case(batch=1, key_heads=1, group=4, queries=1, keys=5_000, head_dim=64, segment_kind="ids"), (4_000, 4_999)),
     (
         Case("bfloat16", batch=1, key_heads=1, group=8, queries=2, keys=4_100, mask="causal window"),
         (1_024, 1_025, 3_000),
     ),
-    (Case("float16", batch=1, key_heads=2, queries=150, keys=1_500, mask="causal", segments="bounds"), (700, 1_301)),
+    (
+        Case("float16", batch=1, key_heads=2, queries=150, keys=1_500, mask="causal", segment_kind="bounds"),
+        (700, 1_301),
+    ),
     (
         Case(batch=1, key_heads=1, queries=49, keys=2_000, head_dim=16, top_k=40, query_weights=True),
         tuple(range(10, 2_000, 9)),
@@ -127,23 +130,23 @@ def test_poison_in_one_piece_stays_hidden_in_all(target: str) -> None:
     np.testing.assert_allclose(numbers(got), numbers(right), atol=1e-6)
 
 
-def test_pieces_that_do_not_fit_are_refused() -> None:
+def test_chunks_that_do_not_fit_are_refused() -> None:
     query, chunk = np.ones((1, 2, 3, 4), np.float32), np.ones((1, 2, 5, 4), np.float32)
-    with pytest.raises(ShapeError, match="same number of pieces"):
+    with pytest.raises(ShapeError, match="as many chunks as key"):
         run(query, Chunks([chunk, chunk]), Chunks([chunk]))
-    with pytest.raises(ShapeError, match="same number of pieces"):
+    with pytest.raises(ShapeError, match="as many chunks as key"):
         run(query, Chunks(), Chunks())
-    with pytest.raises(ShapeError, match="same number of pieces"):
+    with pytest.raises(ShapeError, match="as many chunks as key"):
         run(query, chunk, Chunks([chunk]))
-    with pytest.raises(ShapeError, match="key piece 1 has shape"):
+    with pytest.raises(ShapeError, match="key chunk 1 must have the heads"):
         run(query, Chunks([chunk, chunk[:, :1]]), Chunks([chunk, chunk[:, :1]]))
-    with pytest.raises(ShapeError, match="value piece 1 has shape"):
+    with pytest.raises(ShapeError, match="value chunk 1 must have the heads"):
         run(query, Chunks([chunk, chunk]), Chunks([chunk, chunk[..., :3]]))
     with pytest.raises(DtypeError, match="float16"):
         run(query, Chunks([chunk, chunk.astype(np.float16)]), Chunks([chunk, chunk]))
 
 
-def test_pieces_without_tokens_are_passed_over(target: str) -> None:
+def test_chunks_without_tokens_change_nothing(target: str) -> None:
     arguments = Case(queries=3, keys=20).arguments()
     empty, none = arguments["key"][:, :, :0], Chunks([arguments["key"][:, :, :0]] * 2)
     whole = run(

@@ -25,7 +25,7 @@ def normal(*shape: int, seed: int = 0) -> np.ndarray:
 
 
 def weights(query: np.ndarray, key: np.ndarray, **options: object) -> np.ndarray:
-    """Give the attention weights themselves: values that are unit vectors copy each weight to the output."""
+    """Return the attention weights themselves: values that are unit vectors copy each weight to the output."""
     batch, heads, keys, _ = key.shape
     unit = np.broadcast_to(np.eye(keys, dtype=np.float32), (batch, heads, keys, keys))
     return kw.attend(query, key, unit, **options)

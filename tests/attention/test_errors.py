@@ -157,7 +157,7 @@ MASKS = {
 @pytest.mark.parametrize("name", MASKS)
 def test_masks_that_say_nothing(name: str) -> None:
     fields, error, argument = MASKS[name]
-    with pytest.raises(error, match=f"{argument}="):
+    with pytest.raises(error, match=f"mask.{argument} must "):
         kw.Mask(**fields)
 
 
@@ -171,7 +171,7 @@ def test_other_devices_and_gradients_are_refused_by_name(name: str) -> None:
     tensor = torch.ones(2, 4 if name == "query" else 2, 3 if name == "query" else 5, 8)
     with pytest.raises(kw.TargetError, match=f"{name}.*meta"):
         call(**{name: tensor.to("meta")})
-    with pytest.raises(kw.TargetError, match=f"{name} requires gradients"):
+    with pytest.raises(kw.TargetError, match=f"{name} must not require gradients"):
         call(**{name: tensor.clone().requires_grad_()})
     with pytest.raises(kw.TargetError, match=rf"{name}.*\(2, 0\)"):
         call(**{name: Speaker(tensor.numpy(), device=(2, 0))})
@@ -207,7 +207,7 @@ def test_partial_checks_where_it_stands() -> None:
 
 
 def test_targets_are_used_or_refused() -> None:
-    with pytest.raises(kw.TargetError, match="no target is named 'sparkle'"), kw.using("sparkle"):
+    with pytest.raises(kw.TargetError, match=r"target must be one of .* got 'sparkle'"), kw.using("sparkle"):
         pass
     wide = ONES.astype(np.float64), KEYS.astype(np.float64), KEYS.astype(np.float64)
     with pytest.raises(kw.TargetError, match="float64"):
@@ -233,11 +233,11 @@ def test_explain_names_a_reason_for_every_target_passed_over() -> None:
         assert name in str(chosen)
     with pytest.raises(kw.ShapeError, match="key"):
         kw.explain(ONES, KEYS[:1], KEYS)
-    with pytest.raises(kw.KeywiseError, match="windows"):
-        kw.explain(ONES, KEYS, KEYS, windows=3)
+    with pytest.raises(TypeError, match="windows"):
+        kw.explain(ONES, KEYS, KEYS, windows=3)  # type: ignore[call-arg]
 
 
-def test_a_reading_says_what_it_lacks() -> None:
+def test_statistics_name_what_they_lack() -> None:
     stats = call()
     with pytest.raises(kw.ShapeError, match="labels"):
         stats.table(labels=["one"])
@@ -246,7 +246,7 @@ def test_a_reading_says_what_it_lacks() -> None:
             stats.table(item=item)
     assert stats.table(count=2).count("\n") == 2
     assert "<b>" not in call().table(labels=list("abcde"))
-    assert "Reading" in repr(stats)
+    assert "AttentionStats" in repr(stats)
     assert "<table>" in stats._repr_html_()
 
 
@@ -265,7 +265,7 @@ def test_every_error_is_keywise_s_and_python_s() -> None:
 
 def test_scale_and_softcap_that_overflow_together_are_refused() -> None:
     x = np.ones((1, 1, 2, 3), np.float32)
-    with pytest.raises(kw.OptionError, match="softcap=1e-20"):
+    with pytest.raises(kw.OptionError, match=r"softcap must not be so small for scale=1e[+]20, got 1e-20"):
         kw.attend(x, x, x, scale=1e20, softcap=1e-20)
 
 
@@ -277,7 +277,7 @@ def test_sinks_beyond_float32_are_refused() -> None:
 
 def test_merge_takes_partials_only() -> None:
     x = np.ones((1, 1, 2, 3), np.float32)
-    with pytest.raises(kw.DtypeError, match="partial 1 is a int"):
+    with pytest.raises(kw.DtypeError, match=r"partials must be results of keywise.partial, got a int at index 1"):
         kw.merge(kw.partial(x, x, x), 5)
 
 

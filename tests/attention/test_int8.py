@@ -50,7 +50,7 @@ CASES = [
         softcap=(None, 20.0)[number % 2],
         sinks=number % 2 == 0,
         peaky=number % 3 == 0,
-        segments="ids",
+        segment_kind="ids",
         seed=number,
     )
     for number, mask in enumerate(MASKS)
@@ -186,12 +186,12 @@ def test_mistakes_are_refused() -> None:
             cache.append(0, tokens(3, seed=0), poisoned)
     assert len(cache) == 0
     whole, floats = quantise("key", as_host_array("key", tokens(3, seed=0))), tokens(3, seed=0)
-    with pytest.raises(DtypeError, match="query has dtype int8"):
+    with pytest.raises(DtypeError, match=r"query must have dtype float32.* got int8 with scales"):
         run(whole, floats, floats)
-    with pytest.raises(DtypeError, match="key has dtype int8 with scales and value has float32"):
+    with pytest.raises(DtypeError, match="value must have the key's dtype int8 with scales, got float32"):
         run(floats, whole, floats)
-    with pytest.raises(DtypeError, match="key piece 1 has dtype float32 and the first int8"):
+    with pytest.raises(DtypeError, match="key chunk 1 must have the first chunk's dtype int8 with scales, got float32"):
         run(floats, Chunks([whole, floats]), Chunks([whole, floats]))
     without = HostArray(whole.data, "int8", None)
-    with pytest.raises(DtypeError, match="key has dtype int8"):
+    with pytest.raises(DtypeError, match=r"key must have dtype float32.* got int8"):
         run(floats, without, without)

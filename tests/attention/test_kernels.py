@@ -37,7 +37,7 @@ SWEEP = pairwise(
         "sinks": (False, True),
         "peaky": (False, True),
         "top_k": (0, 1, 8, 33),
-        "segments": SEGMENTS,
+        "segment_kind": SEGMENTS,
         "query_weights": (False, True),
     },
     seed=20260101,
@@ -53,14 +53,16 @@ LONG = [
     Case(batch=1, key_heads=1, queries=1025, keys=1025, head_dim=64, mask="causal"),
     Case("bfloat16", batch=1, key_heads=1, queries=700, keys=1100, head_dim=64, mask="causal window", sinks=True),
     Case("float16", batch=1, key_heads=2, queries=260, keys=1500, head_dim=65, mask="documents", peaky=True),
-    Case(batch=1, key_heads=1, group=4, queries=1, keys=20_011, head_dim=128, peaky=True, segments="bounds"),
-    Case("bfloat16", batch=1, key_heads=1, group=8, queries=1, keys=20_011, head_dim=128, peaky=True, segments="ids"),
-    Case(batch=1, key_heads=1, queries=90, keys=4_500, head_dim=16, mask="causal", segments="bounds"),
-    Case("bfloat16", batch=1, key_heads=1, group=3, queries=50, keys=2_700, head_dim=16, segments="ids"),
+    Case(batch=1, key_heads=1, group=4, queries=1, keys=20_011, head_dim=128, peaky=True, segment_kind="bounds"),
+    Case(
+        "bfloat16", batch=1, key_heads=1, group=8, queries=1, keys=20_011, head_dim=128, peaky=True, segment_kind="ids"
+    ),
+    Case(batch=1, key_heads=1, queries=90, keys=4_500, head_dim=16, mask="causal", segment_kind="bounds"),
+    Case("bfloat16", batch=1, key_heads=1, group=3, queries=50, keys=2_700, head_dim=16, segment_kind="ids"),
     Case("float16", batch=2, key_heads=1, group=7, queries=2, keys=9_000, head_dim=80, mask="lengths", bias="per key"),
     Case("bfloat16", batch=1, key_heads=1, group=3, queries=3, keys=12_345, mask="keep_first", softcap=20.0, top_k=40),
-    Case(batch=1, key_heads=3, group=2, queries=70, keys=4_300, head_dim=16, mask="causal", segments="bounds"),
-    Case("bfloat16", batch=1, key_heads=2, queries=192, keys=4_096, head_dim=16, peaky=True, segments="ids"),
+    Case(batch=1, key_heads=3, group=2, queries=70, keys=4_300, head_dim=16, mask="causal", segment_kind="bounds"),
+    Case("bfloat16", batch=1, key_heads=2, queries=192, keys=4_096, head_dim=16, peaky=True, segment_kind="ids"),
     Case("float16", batch=2, key_heads=9, queries=5, keys=4_500, head_dim=16, mask="lengths", query_weights=True),
 ]
 # Few rows take values in other tiles than many, and those of wide values otherwise than those of narrow ones.

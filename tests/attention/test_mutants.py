@@ -26,7 +26,7 @@ PLANTED = 40 // 3
 
 @lru_cache
 def healthy(dtype: str, peaky: bool) -> Arguments:
-    """Give a problem that uses every argument; the keys past `lengths` are stale but look like the others."""
+    """Return a problem that uses every argument; the keys past `lengths` are stale but look like the others."""
     case = Case(dtype, queries=6, keys=40, head_dim=32, group=2, bias="per pair", softcap=3.0, sinks=True, peaky=peaky)
     arguments = case.arguments()
     for name in ("query", "key", "value"):

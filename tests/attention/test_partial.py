@@ -14,20 +14,24 @@ from keywise.attention.problem import make_problem
 from tests.support.cases import DTYPES, MASKS, Case, affordable
 from tests.support.judging import check_output, verdict_of
 
-FIELDS = ("peak", "total", "values")
+FIELDS = ("running_max", "running_sum", "values")
 
 
 def some_partials(count: int, seed: int = 0) -> list[kw.Partial]:
     random_numbers = np.random.default_rng(seed)
     partials = []
     for number in range(count):
-        peak = random_numbers.normal(0, 5, (2, 3, 4)).astype(np.float32)
-        total = random_numbers.uniform(1, 9, (2, 3, 4)).astype(np.float32)
+        running_max = random_numbers.normal(0, 5, (2, 3, 4)).astype(np.float32)
+        running_sum = random_numbers.uniform(1, 9, (2, 3, 4)).astype(np.float32)
         values = random_numbers.standard_normal((2, 3, 4, 5)).astype(np.float32)
         # Each part has some rows without keys.
         none = random_numbers.random((2, 3, 4)) < 0.3 if number else np.zeros((2, 3, 4), bool)
         partials.append(
-            kw.Partial(np.where(none, -np.inf, peak), np.where(none, 0, total), np.where(none[..., None], 0, values))
+            kw.Partial(
+                np.where(none, -np.inf, running_max),
+                np.where(none, 0, running_sum),
+                np.where(none[..., None], 0, values),
+            )
         )
     return partials
 
@@ -135,9 +139,9 @@ def test_a_partial_is_what_the_definition_says(target: str) -> None:
 
 
 def test_merge_refuses_nothing_and_strangers() -> None:
-    with pytest.raises(kw.OptionError, match="at least one"):
+    with pytest.raises(kw.OptionError, match="partials must be one or more"):
         kw.merge()
-    with pytest.raises(kw.ShapeError, match="partial 1"):
+    with pytest.raises(kw.ShapeError, match="partials must have the same shape"):
         kw.merge(kw.Partial.empty(1, 2, 3, 4), kw.Partial.empty(1, 2, 5, 4))
     with pytest.raises(kw.ShapeError, match="sinks"):
         kw.Partial.empty(1, 2, 3, 4).output(sinks=np.zeros(3))

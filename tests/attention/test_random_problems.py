@@ -31,7 +31,7 @@ CASES = st.builds(
     sinks=st.booleans(),
     peaky=st.booleans(),
     top_k=st.integers(0, 12),
-    segments=st.sampled_from(SEGMENTS),
+    segment_kind=st.sampled_from(SEGMENTS),
     query_weights=st.booleans(),
     seed=st.integers(0, 2**32),
 )

@@ -59,12 +59,12 @@ class Case:
     sinks: bool = False
     peaky: bool = False
     top_k: int = 8
-    segments: str = "none"
+    segment_kind: str = "none"
     query_weights: bool = False
     seed: int = 0
 
     def arguments(self) -> dict[str, Any]:
-        """Give the arguments of `attend`, keys hidden from every row poisoned with NaN and infinity."""
+        """Return the arguments of `attend`, keys hidden from every row poisoned with NaN and infinity."""
         random_numbers = np.random.default_rng(self.seed)
         query, key, value = self._numbers(random_numbers)
         options: dict[str, Any] = {
@@ -84,18 +84,18 @@ class Case:
         }
 
     def stats_arguments(self) -> dict[str, Any]:
-        """Give what `read` takes beyond the arguments of `attend`."""
+        """Return what `attention_stats` takes beyond the arguments of `attend`."""
         random_numbers = np.random.default_rng([self.seed, 1])
         query_weights = random_numbers.uniform(0, 2, (self.key_heads * self.group, self.queries)).astype(np.float32)
         query_weights[:, :: max(2, self.queries // 3)] = 0
         return {
             "top_k": self.top_k,
-            ("segment_ids" if self.segments == "ids" else "segment_bounds"): self._segments(random_numbers),
+            ("segment_ids" if self.segment_kind == "ids" else "segment_bounds"): self._make_segments(random_numbers),
             "query_weights": query_weights if self.query_weights else None,
         }
 
     def problem(self) -> Problem:
-        """Give the validated problem, reading included."""
+        """Return the problem, statistics included."""
         return make_problem(**self.arguments(), stats=StatsRequest(**self.stats_arguments()))
 
     def _numbers(self, random_numbers: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -173,14 +173,14 @@ class Case:
         sinks = random_numbers.normal(1, 2, self.key_heads * self.group).astype(np.float32)
         return sinks if self.sinks else None
 
-    def _segments(self, random_numbers: np.random.Generator) -> Any:
+    def _make_segments(self, random_numbers: np.random.Generator) -> Any:
         keys = self.keys
-        if self.segments == "bounds":
+        if self.segment_kind == "bounds":
             cuts = random_numbers.choice(np.arange(1, keys), min(keys - 1, 40), replace=False)
             return [0, *sorted(cuts.tolist()), keys]
-        if self.segments == "inner bounds":
+        if self.segment_kind == "inner bounds":
             return [keys // 4, keys // 4 + 1 + keys // 3] if keys > 3 else [0, keys]
-        if self.segments == "ids":
+        if self.segment_kind == "ids":
             return random_numbers.integers(-1, max(1, min(keys, 5)), keys)
         return None
 
@@ -222,7 +222,7 @@ def lay_out(numbers: np.ndarray, layout: str, dtype: str) -> Any:
 
 
 def as_numpy(tensor: torch.Tensor) -> np.ndarray:
-    """Give a NumPy array over the tensor's memory; bfloat16 through ml_dtypes."""
+    """Return a NumPy array over the tensor's memory; bfloat16 through ml_dtypes."""
     if tensor.dtype != torch.bfloat16:
         return tensor.numpy()
     import ml_dtypes
@@ -231,7 +231,7 @@ def as_numpy(tensor: torch.Tensor) -> np.ndarray:
 
 
 def affordable(case: Case, numbers: int = 500_000) -> Case:
-    """Give the case with fewer items, heads or queries where the definition would store too many numbers."""
+    """Return the case with fewer items, heads or queries where the definition would store too many numbers."""
     for smaller in ({"batch": 1}, {"key_heads": 1}, {"queries": min(case.queries, 49)}, {"group": min(case.group, 3)}):
         per_key = case.queries + case.head_dim + (case.value_dim or case.head_dim)
         if case.batch * case.key_heads * case.group * case.keys * per_key > numbers:
@@ -240,7 +240,7 @@ def affordable(case: Case, numbers: int = 500_000) -> Case:
 
 
 def pairwise(factors: Mapping[str, Sequence[Any]], seed: int) -> list[Case]:
-    """Give cases in which every pair of values of two factors meets at least once."""
+    """Return cases in which every pair of values of two factors meets at least once."""
     chooser = random.Random(seed)
     names = list(factors)
     open_pairs = {

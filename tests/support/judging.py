@@ -78,7 +78,7 @@ def size(right: np.ndarray) -> float:
 
 
 def worst(got: np.ndarray, right: np.ndarray) -> float:
-    """Give the largest error; infinities must agree, and NaN is infinitely wrong."""
+    """Return the largest error; infinities must agree, and NaN is infinitely wrong."""
     if got.shape != right.shape:
         return np.inf
     same = (got == right) | (np.isnan(got) & np.isnan(right))
@@ -88,7 +88,7 @@ def worst(got: np.ndarray, right: np.ndarray) -> float:
 
 
 def numbers(array: Any) -> np.ndarray:
-    """Give any result as float64 NumPy."""
+    """Return any result as float64 NumPy."""
     if isinstance(array, torch.Tensor):
         return array.to(torch.float64).numpy()
     return np.asarray(array).astype(np.float64)

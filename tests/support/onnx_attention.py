@@ -55,7 +55,7 @@ def attention(inputs: dict[str, np.ndarray], attributes: dict[str, Any], outputs
 
 
 def _heads(array: np.ndarray, heads: int | None) -> np.ndarray:
-    """Give [batch, heads, tokens, head_dim] from that or from [batch, tokens, heads x head_dim]."""
+    """Return [batch, heads, tokens, head_dim] from that or from [batch, tokens, heads x head_dim]."""
     if array.ndim == 4:
         return array
     batch, tokens, _ = array.shape
@@ -91,7 +91,7 @@ def _mask(
 
 
 def _scores(query: np.ndarray, key: np.ndarray, options: dict[str, Any], mode: int) -> np.ndarray:
-    """Give the read-out of the scores [batch, heads, queries, keys].
+    """Return the read-out of the scores [batch, heads, queries, keys].
 
     Weights (mode 3) come from the target itself: values that are unit vectors copy each weight to the output. Scores
     before the softmax are never kept by a kernel: they come from the definition.

@@ -61,6 +61,6 @@ def _plain(problem: Problem, dtype: torch.dtype, scale_first: bool) -> Result:
         result["key_mass"] = (weights * query_weights).sum(dim=2)
         if plan.segment_count is not None:
             result["segment_mass"] = torch.zeros((*weights.shape[:3], plan.segment_count), dtype=dtype)
-            for begin, end, segment in plan.runs.tolist():
+            for begin, end, segment in plan.segment_ranges.tolist():
                 result["segment_mass"][..., segment] += weights[..., begin:end].sum(dim=3)
     return Result(**{name: tensor.to(torch.float64).numpy() for name, tensor in result.items()})

@@ -1,1 +1,1 @@
-"""The operation: attention over keys, readings and partials. NumPy is the only dependency."""
+"""Attention, its statistics and partials. NumPy is the only dependency."""

@@ -1,5 +1,5 @@
 """
-The kernels of keywise. Private: keywise.attention.kernels is the only caller.
+The kernels of keywise. Private: keywise.attention.native is the only caller.
 """
 
 from typing import Annotated
@@ -8,231 +8,94 @@ import numpy
 from numpy.typing import NDArray
 
 
-class Call:
-    """One call of attention; arrays are validated by the caller."""
-
-    def __init__(self) -> None: ...
+class Refusal:
+    """Which argument breaks which rule."""
 
     @property
-    def dtype(self) -> str: ...
-
-    @dtype.setter
-    def dtype(self, arg: str, /) -> None: ...
+    def argument(self) -> str:
+        """query, key or value."""
 
     @property
-    def stored(self) -> str: ...
-
-    @stored.setter
-    def stored(self, arg: str, /) -> None: ...
+    def chunk(self) -> int:
+        """Number of the chunk of keys and values."""
 
     @property
-    def query(self) -> Annotated[NDArray, dict(shape=(None, None, None, None), device='cpu', writable=False)]: ...
+    def rule(self) -> str:
+        """Name of the rule."""
 
-    @query.setter
-    def query(self, arg: Annotated[NDArray, dict(shape=(None, None, None, None), device='cpu', writable=False)], /) -> None: ...
-
-    def add_piece(self, key: Annotated[NDArray, dict(shape=(None, None, None, None), device='cpu', writable=False)], value: Annotated[NDArray, dict(shape=(None, None, None, None), device='cpu', writable=False)]) -> None:
-        """Add the next piece of keys and values."""
-
-    def add_scales(self, key: Annotated[NDArray[numpy.float32], dict(shape=(None, None, None), device='cpu', writable=False)], value: Annotated[NDArray[numpy.float32], dict(shape=(None, None, None), device='cpu', writable=False)]) -> None:
-        """Add the scales of the next int8 piece."""
+class Inputs:
+    """Query, keys and values of one call, checked against each other."""
 
     @property
-    def bias(self) -> Annotated[NDArray, dict(shape=(None, None, None, None), device='cpu', writable=False)] | None: ...
-
-    @bias.setter
-    def bias(self, arg: Annotated[NDArray, dict(shape=(None, None, None, None), device='cpu', writable=False)] | None, /) -> None: ...
+    def query_array(self) -> object:
+        """The query as given, or as a HostArray."""
 
     @property
-    def bias_dtype(self) -> str: ...
-
-    @bias_dtype.setter
-    def bias_dtype(self, arg: str, /) -> None: ...
+    def key_arrays(self) -> tuple:
+        """The chunks of keys, likewise."""
 
     @property
-    def sinks(self) -> Annotated[NDArray[numpy.float32], dict(shape=(None,), device='cpu', writable=False)] | None: ...
-
-    @sinks.setter
-    def sinks(self, arg: Annotated[NDArray[numpy.float32], dict(shape=(None,), device='cpu', writable=False)] | None, /) -> None: ...
+    def value_arrays(self) -> tuple:
+        """The chunks of values, likewise."""
 
     @property
-    def scale(self) -> float: ...
-
-    @scale.setter
-    def scale(self, arg: float, /) -> None: ...
+    def dtype(self) -> str:
+        """Name of the query's element type."""
 
     @property
-    def softcap(self) -> float: ...
-
-    @softcap.setter
-    def softcap(self, arg: float, /) -> None: ...
+    def batch(self) -> int: ...
 
     @property
-    def causal(self) -> bool: ...
-
-    @causal.setter
-    def causal(self, arg: bool, /) -> None: ...
+    def query_heads(self) -> int: ...
 
     @property
-    def left(self) -> int: ...
-
-    @left.setter
-    def left(self, arg: int, /) -> None: ...
+    def queries(self) -> int: ...
 
     @property
-    def right(self) -> int: ...
-
-    @right.setter
-    def right(self, arg: int, /) -> None: ...
+    def keys(self) -> int: ...
 
     @property
-    def keep_first(self) -> int: ...
-
-    @keep_first.setter
-    def keep_first(self, arg: int, /) -> None: ...
+    def head_dim(self) -> int: ...
 
     @property
-    def first_key(self) -> int: ...
-
-    @first_key.setter
-    def first_key(self, arg: int, /) -> None: ...
+    def scores(self) -> tuple[int, int, int, int]:
+        """(batch, query heads, queries, keys)."""
 
     @property
-    def lengths(self) -> Annotated[NDArray[numpy.int64], dict(shape=(None,), device='cpu', writable=False)]: ...
+    def sizes(self) -> tuple[int, int, int, int, int, int, int]:
+        """(batch, query heads, key heads, queries, keys, head_dim, value_dim)."""
 
-    @lengths.setter
-    def lengths(self, arg: Annotated[NDArray[numpy.int64], dict(shape=(None,), device='cpu', writable=False)], /) -> None: ...
+class CheckedMask:
+    """A mask whose arrays are checked and broadcast."""
 
-    @property
-    def starts(self) -> Annotated[NDArray[numpy.int64], dict(shape=(None,), device='cpu', writable=False)]: ...
+    def __init__(self, causal: bool, left: int, right: int, keep_first: int, lengths: Annotated[NDArray[numpy.int64], dict(shape=(None,), device='cpu', writable=False)] | None = None, starts: Annotated[NDArray[numpy.int64], dict(shape=(None,), device='cpu', writable=False)] | None = None, documents: Annotated[NDArray[numpy.int32], dict(shape=(None, None), device='cpu', writable=False)] | None = None, allowed: Annotated[NDArray[numpy.bool_], dict(shape=(None, None, None, None), device='cpu', writable=False)] | None = None) -> None: ...
 
-    @starts.setter
-    def starts(self, arg: Annotated[NDArray[numpy.int64], dict(shape=(None,), device='cpu', writable=False)], /) -> None: ...
+class StatsPlan:
+    """Which statistics a call computes, for which queries."""
 
-    @property
-    def documents(self) -> Annotated[NDArray[numpy.int32], dict(shape=(None, None), device='cpu', writable=False)] | None: ...
+    def __init__(self, top_k: int, key_mass: bool, first_query: int, last_query: int, segment_count: int | None = None, segment_ranges: Annotated[NDArray[numpy.int64], dict(shape=(None, None), device='cpu', writable=False)] | None = None, query_weights: Annotated[NDArray[numpy.float32], dict(shape=(None, None, None), device='cpu', writable=False)] | None = None) -> None: ...
 
-    @documents.setter
-    def documents(self, arg: Annotated[NDArray[numpy.int32], dict(shape=(None, None), device='cpu', writable=False)] | None, /) -> None: ...
-
-    @property
-    def allowed(self) -> Annotated[NDArray[numpy.bool_], dict(shape=(None, None, None, None), device='cpu', writable=False)] | None: ...
-
-    @allowed.setter
-    def allowed(self, arg: Annotated[NDArray[numpy.bool_], dict(shape=(None, None, None, None), device='cpu', writable=False)] | None, /) -> None: ...
-
-    @property
-    def output(self) -> Annotated[NDArray, dict(shape=(None, None, None, None), device='cpu')] | None: ...
-
-    @output.setter
-    def output(self, arg: Annotated[NDArray, dict(shape=(None, None, None, None), device='cpu')] | None, /) -> None: ...
-
-    @property
-    def peak(self) -> Annotated[NDArray[numpy.float32], dict(device='cpu')] | None: ...
-
-    @peak.setter
-    def peak(self, arg: Annotated[NDArray[numpy.float32], dict(device='cpu')] | None, /) -> None: ...
-
-    @property
-    def total(self) -> Annotated[NDArray[numpy.float32], dict(device='cpu')] | None: ...
-
-    @total.setter
-    def total(self, arg: Annotated[NDArray[numpy.float32], dict(device='cpu')] | None, /) -> None: ...
-
-    @property
-    def values(self) -> Annotated[NDArray[numpy.float32], dict(device='cpu')] | None: ...
-
-    @values.setter
-    def values(self, arg: Annotated[NDArray[numpy.float32], dict(device='cpu')] | None, /) -> None: ...
-
-    @property
-    def first_row(self) -> int: ...
-
-    @first_row.setter
-    def first_row(self, arg: int, /) -> None: ...
-
-    @property
-    def last_row(self) -> int: ...
-
-    @last_row.setter
-    def last_row(self, arg: int, /) -> None: ...
-
-    @property
-    def top(self) -> int: ...
-
-    @top.setter
-    def top(self, arg: int, /) -> None: ...
-
-    @property
-    def lse(self) -> Annotated[NDArray[numpy.float32], dict(device='cpu')] | None: ...
-
-    @lse.setter
-    def lse(self, arg: Annotated[NDArray[numpy.float32], dict(device='cpu')] | None, /) -> None: ...
-
-    @property
-    def entropy(self) -> Annotated[NDArray[numpy.float32], dict(device='cpu')] | None: ...
-
-    @entropy.setter
-    def entropy(self, arg: Annotated[NDArray[numpy.float32], dict(device='cpu')] | None, /) -> None: ...
-
-    @property
-    def top_keys(self) -> Annotated[NDArray[numpy.int32], dict(device='cpu')] | None: ...
-
-    @top_keys.setter
-    def top_keys(self, arg: Annotated[NDArray[numpy.int32], dict(device='cpu')] | None, /) -> None: ...
-
-    @property
-    def top_weights(self) -> Annotated[NDArray[numpy.float32], dict(device='cpu')] | None: ...
-
-    @top_weights.setter
-    def top_weights(self, arg: Annotated[NDArray[numpy.float32], dict(device='cpu')] | None, /) -> None: ...
-
-    @property
-    def covered(self) -> Annotated[NDArray[numpy.float32], dict(device='cpu')] | None: ...
-
-    @covered.setter
-    def covered(self, arg: Annotated[NDArray[numpy.float32], dict(device='cpu')] | None, /) -> None: ...
-
-    @property
-    def key_mass(self) -> Annotated[NDArray[numpy.float32], dict(device='cpu')] | None: ...
-
-    @key_mass.setter
-    def key_mass(self, arg: Annotated[NDArray[numpy.float32], dict(device='cpu')] | None, /) -> None: ...
-
-    @property
-    def segment_mass(self) -> Annotated[NDArray[numpy.float32], dict(device='cpu')] | None: ...
-
-    @segment_mass.setter
-    def segment_mass(self, arg: Annotated[NDArray[numpy.float32], dict(device='cpu')] | None, /) -> None: ...
-
-    @property
-    def runs(self) -> Annotated[NDArray[numpy.int64], dict(shape=(None, None), device='cpu', writable=False)] | None: ...
-
-    @runs.setter
-    def runs(self, arg: Annotated[NDArray[numpy.int64], dict(shape=(None, None), device='cpu', writable=False)] | None, /) -> None: ...
-
-    @property
-    def row_weights(self) -> Annotated[NDArray[numpy.float32], dict(shape=(None, None, None), device='cpu', writable=False)] | None: ...
-
-    @row_weights.setter
-    def row_weights(self, arg: Annotated[NDArray[numpy.float32], dict(shape=(None, None, None), device='cpu', writable=False)] | None, /) -> None: ...
-
-def run(call: Call, target: str, threads: int, interruptible: bool) -> None:
+def set_array_functions(host_array: object, as_readable_array: object, allocate_result: object, to_library: object) -> None:
     """
-    Run a call on a target; where it is interruptible, Ctrl-C between blocks raises KeyboardInterrupt.
+    Set the functions for arrays that are neither plain torch tensors nor plain NumPy arrays.
     """
 
-def attend(exchange: object, query: object, key: object, value: object, causal: bool, left: int, right: int, keep_first: int, scale: float | None, transposed_output: bool, target: str, threads: int, interruptible: bool, plan: tuple[int, bool, int, int, Annotated[NDArray[numpy.int64], dict(shape=(None, None), device='cpu', writable=False)], int | None, Annotated[NDArray[numpy.float32], dict(shape=(None, None, None), device='cpu', writable=False)] | None] | None) -> object:
+def read_inputs(query: object | None, keys: tuple, values: tuple) -> Inputs | Refusal:
     """
-    Attend to tensors of the library that gives `exchange`, keys and values in tuples where they lie in pieces; None where one of them needs a closer look.
+    Read and check the arrays of a call; keys and values come in as many chunks as each other.
+    """
+
+def attend(inputs: Inputs, mask: CheckedMask, stats: StatsPlan | None, bias: Annotated[NDArray, dict(shape=(None, None, None, None), device='cpu', writable=False)] | None, sinks: Annotated[NDArray[numpy.float32], dict(shape=(None,), device='cpu', writable=False)] | None, scale: float | None, softcap: float, first_key: int, transposed_output: bool, partial: bool, target: str, threads: int, interruptible: bool) -> dict:
+    """
+    Run one call and return its results by name: the output or the partial, and the statistics.
     """
 
 def environment(name: str) -> str | None:
-    """Give a variable of the environment as it is now, or None."""
+    """Return a variable of the environment as it is now, or None."""
 
 def multiply_adds(target: str, rounds: int, pairs: bool) -> float:
     """
-    Multiply and add in registers alone, pairs of bfloat16 where asked for; gives the number of operations.
+    Multiply and add in registers alone, pairs of bfloat16 if asked for; return the number of operations.
     """
 
 def add_up(target: str, data: Annotated[NDArray[numpy.float32], dict(shape=(None,), device='cpu', writable=False)]) -> float:
@@ -240,5 +103,5 @@ def add_up(target: str, data: Annotated[NDArray[numpy.float32], dict(shape=(None
 
 def candidates() -> list[tuple[str, str]]:
     """
-    Targets compiled in, best first, with the reason each cannot run here or ''.
+    Return the targets compiled in, best first, each with the reason why it cannot run here, or ''.
     """

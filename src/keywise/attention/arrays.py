@@ -1,4 +1,4 @@
-"""The one seam to array libraries: NumPy, torch CPU tensors and whatever speaks DLPack, in and out without a copy."""
+"""NumPy arrays, torch CPU tensors and DLPack arrays, in and out without a copy."""
 
 from __future__ import annotations
 
@@ -14,17 +14,28 @@ from keywise.errors import DtypeError, TargetError
 
 FLOATS = ("float32", "float16", "bfloat16", "float64")
 _DLPACK_CPU = 1
-_FEW_ELEMENTS = 1 << 17
+_SMALL_RESULT_ELEMENTS = 1 << 17
 _BFLOAT16_BITS = np.dtype(np.uint16)
 
 Array = npt.NDArray[Any]
 
 
 class HostArray(NamedTuple):
-    """An argument as a NumPy array over the same memory; bfloat16 travels as uint16 because NumPy has no such type.
+    """A caller's array as a NumPy array over the same memory.
 
-    Keys and values [batch, heads, tokens, head_dim] in int8 have a float32 scale [batch, heads, tokens] that every
-    element is to be multiplied by.
+    bfloat16 is stored as uint16 because NumPy has no such type. Keys and values [batch, heads, tokens, head_dim] in
+    int8 have a float32 scale [batch, heads, tokens] that multiplies every element.
+
+    Attributes
+    ----------
+    data
+        The elements.
+    dtype
+        Name of the element type: ``"bfloat16"`` where `data` is its bits.
+    like
+        The caller's own array; results are returned in its library.
+    scale
+        Scales of int8 elements.
     """
 
     data: Array
@@ -33,7 +44,13 @@ class HostArray(NamedTuple):
     scale: Array | None = None
 
     def floats(self, dtype: npt.DTypeLike) -> Array:
-        """Give the elements as NumPy floats of `dtype` (a copy where a conversion is needed)."""
+        """Return the elements as NumPy floats, copying if a conversion is needed.
+
+        Parameters
+        ----------
+        dtype
+            NumPy's float32 or float64.
+        """
         if self.scale is not None:
             return np.multiply(self.data, self.scale[..., None], dtype=dtype)
         if self.dtype == "bfloat16":
@@ -43,41 +60,68 @@ class HostArray(NamedTuple):
 
 
 def as_host_array(name: str, value: Any) -> HostArray:
-    """Take an array argument as it is; refuse what is not an array on this CPU without gradients."""
+    """Return a caller's array as a `HostArray`, without a copy.
+
+    Parameters
+    ----------
+    name
+        The argument's name, for errors.
+    value
+        A NumPy array, a torch CPU tensor, a DLPack array with an array namespace, or a `HostArray`.
+
+    Raises
+    ------
+    DtypeError
+        The value is not such an array, or its element type cannot be read.
+    TargetError
+        The array is on another device, or its gradient is wanted.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from keywise.attention.arrays import as_host_array
+    >>> as_host_array("query", np.ones(3, np.float16)).dtype
+    'float16'
+    """
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(value, torch.Tensor):
-        return _take_torch(name, value, torch)
+        return _from_torch(name, value, torch)
     if isinstance(value, np.ndarray):
-        return _take_numpy(name, value, value)
+        return _from_numpy(name, value, value)
     if isinstance(value, HostArray):
         return value
-    if hasattr(value, "__dlpack__") and hasattr(value, "__dlpack_device__"):
-        device = value.__dlpack_device__()
-        if not hasattr(value, "__array_namespace__"):
-            raise DtypeError(
-                f"{name} is a {type(value).__name__} without __array_namespace__; give a NumPy array of it"
-            )
-        if device[0] != _DLPACK_CPU:
-            raise TargetError(
-                f"{name} lives on DLPack device {tuple(device)}; keywise computes on the CPU: move it there"
-            )
-        if "bfloat16" in str(getattr(value, "dtype", "")):
-            return _take_numpy(name, np.asarray(value), value)
-        return _take_numpy(name, np.from_dlpack(value), value)
-    raise DtypeError(
-        f"{name} is a {type(value).__name__}; give a NumPy array, a torch CPU tensor or an array that speaks DLPack"
-    )
+    if not hasattr(value, "__dlpack__") or not hasattr(value, "__dlpack_device__"):
+        raise DtypeError(
+            name, f"must be a NumPy array, a torch CPU tensor or a DLPack array, got a {type(value).__name__}"
+        )
+    return _from_dlpack(name, value)
 
 
-def _take_torch(name: str, tensor: Any, torch: Any) -> HostArray:
+def _from_dlpack(name: str, value: Any) -> HostArray:
+    device = value.__dlpack_device__()
+    if not hasattr(value, "__array_namespace__"):
+        raise DtypeError(
+            name,
+            f"must have an __array_namespace__ for its results, got a {type(value).__name__}",
+            remedy="pass a NumPy array of it",
+        )
+    if device[0] != _DLPACK_CPU:
+        raise TargetError(name, f"must be on the CPU, got DLPack device {tuple(device)}", remedy="move it there")
+    if "bfloat16" in str(getattr(value, "dtype", "")):
+        return _from_numpy(name, np.asarray(value), value)
+    return _from_numpy(name, np.from_dlpack(value), value)
+
+
+def _from_torch(name: str, tensor: Any, torch: Any) -> HostArray:
     if not tensor.is_cpu:
-        raise TargetError(f"{name} lives on device '{tensor.device}'; keywise computes on the CPU: use {name}.cpu()")
+        raise TargetError(name, f"must be on the CPU, got device '{tensor.device}'", remedy=f"use {name}.cpu()")
     if tensor.layout is not torch.strided:
-        raise DtypeError(f"{name} has layout {tensor.layout}; use {name}.to_dense()")
+        raise DtypeError(name, f"must be a dense tensor, got layout {tensor.layout}", remedy=f"use {name}.to_dense()")
     if tensor.requires_grad and torch.is_grad_enabled():
         raise TargetError(
-            f"{name} requires gradients and keywise has no backward pass: call inside torch.no_grad(), "
-            f"or pass {name}.detach()"
+            name,
+            "must not require gradients: keywise.attend has no backward pass",
+            remedy=f"call inside torch.no_grad(), or pass {name}.detach()",
         )
     if tensor.requires_grad or type(tensor) is not torch.Tensor:  # a subclass may hold its elements elsewhere
         tensor = tensor.detach()
@@ -86,69 +130,105 @@ def _take_torch(name: str, tensor: Any, torch: Any) -> HostArray:
     try:
         data = tensor.numpy()
     except TypeError as error:
-        raise DtypeError(f"{name} has dtype {tensor.dtype}, which keywise does not take") from error
-    return HostArray(data, _name(data.dtype), tensor)
+        raise DtypeError(name, f"must have an element type that NumPy knows, got {tensor.dtype}") from error
+    return HostArray(data, _dtype_name(data.dtype), tensor)
 
 
-def _take_numpy(name: str, data: Array, like: Any) -> HostArray:
+def _from_numpy(name: str, data: Array, like: Any) -> HostArray:
     if not data.dtype.isnative:
-        raise DtypeError(f"{name} has byte order {data.dtype.str}; use {name}.astype({name}.dtype.newbyteorder('='))")
-    name_of_dtype = _name(data.dtype)
-    return HostArray(data.view(np.uint16) if name_of_dtype == "bfloat16" else data, name_of_dtype, like)
+        raise DtypeError(
+            name,
+            f"must have the machine's byte order, got {data.dtype.str}",
+            remedy=f"use {name}.astype({name}.dtype.newbyteorder('='))",
+        )
+    dtype = _dtype_name(data.dtype)
+    return HostArray(data.view(np.uint16) if dtype == "bfloat16" else data, dtype, like)
 
 
 @functools.cache
-def _name(dtype: np.dtype[Any]) -> str:
-    """Give a dtype's name; NumPy composes it anew every time, which a small call would notice."""
+def _dtype_name(dtype: np.dtype[Any]) -> str:
+    # NumPy composes the name anew every time, which a small call would notice.
     return dtype.name
 
 
-def exchange_of(*tensors: Any) -> Any:
-    """Give torch's DLPack exchange when all are tensors whose elements are as they lie in memory, else None.
+def as_element_aligned(data: Array) -> Array:
+    """Return the array with strides of whole, aligned elements, copying if needed.
 
-    A subclass may hold its elements elsewhere, and a lazily negated tensor holds their opposites.
+    Parameters
+    ----------
+    data
+        Any NumPy array.
     """
-    torch = sys.modules.get("torch")
-    kind = getattr(torch, "Tensor", None)
-    for tensor in tensors:
-        if type(tensor) is not kind or tensor.requires_grad or tensor.is_neg():
-            return None
-    return getattr(kind, "__dlpack_c_exchange_api__", None)  # torch has it since 2.10
-
-
-def countable(data: Array) -> Array:
-    """Give the array itself when its strides are whole elements on their natural boundary, else a copy."""
     if data.flags.aligned and math.gcd(*data.strides) % data.itemsize == 0:
         return data
     return data.copy(order="C")
 
 
-def rows_in_place(data: Array) -> Array:
-    """Give the array itself when the kernels can read it in place (contiguous last axis), else a contiguous copy."""
+def as_row_contiguous(data: Array) -> Array:
+    """Return the array with a contiguous last axis, copying if needed.
+
+    Parameters
+    ----------
+    data
+        Any NumPy array; kernels read the result in place.
+    """
     if data.flags.c_contiguous and data.flags.aligned:
         return data
     if data.shape[-1] <= 1 or data.strides[-1] == data.itemsize:
-        return countable(data)
+        return as_element_aligned(data)
     return data.copy(order="C")
 
 
-def empty(shape: tuple[int, ...], dtype: str, like: Any) -> Array:
-    """Make an uninitialised array (bfloat16 as uint16) for a result in the library of `like`.
+def as_readable_array(name: str, value: Any) -> HostArray:
+    """Return a caller's array as kernels read it: with a contiguous last axis.
 
-    NumPy asks for huge pages, and between torch's own tensors these fragment the heap by hundreds of megabytes; what
-    is too small for huge pages NumPy makes faster.
+    Parameters
+    ----------
+    name
+        The argument's name, for errors.
+    value
+        As in `as_host_array`, which also says what is raised.
+    """
+    array = as_host_array(name, value)
+    if array.data.ndim == 0:
+        return array
+    data = as_row_contiguous(array.data)
+    scale = None if array.scale is None else as_row_contiguous(array.scale)
+    return array._replace(data=data, scale=scale)
+
+
+def allocate_result(shape: tuple[int, ...], dtype: str, like: Any) -> Array:
+    """Return an uninitialised NumPy array for a result in the library of `like`.
+
+    Parameters
+    ----------
+    shape
+        Sizes of the axes.
+    dtype
+        Name of the element type; bfloat16 is stored as uint16.
+    like
+        The caller's query.
     """
     stored = "uint16" if dtype == "bfloat16" else dtype
-    if math.prod(shape) >= _FEW_ELEMENTS:
+    if math.prod(shape) >= _SMALL_RESULT_ELEMENTS:
         torch = sys.modules.get("torch")
         if torch is not None and isinstance(like, torch.Tensor):
+            # NumPy asks for huge pages, which fragment the heap between torch's own tensors by hundreds of megabytes.
             memory: Array = torch.empty(shape, dtype=getattr(torch, stored)).numpy()
             return memory
     return np.empty(shape, stored)
 
 
 def round_to(data: Array, dtype: str) -> Array:
-    """Round float64 results to `dtype`, to nearest even; bfloat16 comes as uint16."""
+    """Return float64 numbers rounded to `dtype`, to nearest even.
+
+    Parameters
+    ----------
+    data
+        Numbers in float64.
+    dtype
+        Name of a float type; bfloat16 is returned as uint16.
+    """
     if dtype != "bfloat16":
         with np.errstate(over="ignore"):
             return data.astype(dtype)
@@ -164,13 +244,23 @@ def round_to(data: Array, dtype: str) -> Array:
 
 
 def to_library(data: Array, like: Any) -> Any:
-    """Hand a result of `empty` back in the library of `like` (the query), without a copy for NumPy and torch."""
-    bfloat16 = data.dtype == _BFLOAT16_BITS
+    """Convert a result to the array library of `like`.
+
+    Nothing is copied for NumPy and torch.
+
+    Parameters
+    ----------
+    data
+        A result; uint16 stands for bfloat16.
+    like
+        The caller's query.
+    """
+    is_bfloat16 = data.dtype == _BFLOAT16_BITS
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(like, torch.Tensor):
         tensor = torch.from_numpy(data)
-        return tensor.view(torch.bfloat16) if bfloat16 else tensor
-    if bfloat16:
+        return tensor.view(torch.bfloat16) if is_bfloat16 else tensor
+    if is_bfloat16:
         import ml_dtypes  # noqa: PLC0415  (only those who hold a NumPy bfloat16 array have it)
 
         data = data.view(ml_dtypes.bfloat16)

@@ -10,9 +10,10 @@ from keywise.errors import DtypeError, OptionError
 
 @dataclass(frozen=True, eq=False)
 class Mask:
-    """Say which keys each query may attend to; what is hidden never leaks, NaN included.
+    """Say which keys each query may attend to, aligned to the lower right.
 
-    Query ``i`` of batch item ``b`` stands at key position ``lengths[b] - Q + i`` (lower-right alignment).
+    Query ``i`` of batch item ``b`` stands at key position ``lengths[b] - Q + i``. What is hidden never leaks, NaN
+    included.
 
     Parameters
     ----------
@@ -36,7 +37,7 @@ class Mask:
     Raises
     ------
     DtypeError, OptionError
-        When a field is of the wrong type or out of range.
+        A field has the wrong type or is out of range.
 
     Examples
     --------
@@ -55,21 +56,21 @@ class Mask:
 
     def __post_init__(self) -> None:
         if not isinstance(self.causal, bool):
-            raise DtypeError(f"Mask(causal={self.causal!r}): causal is True or False")
+            raise DtypeError("mask.causal", "must be True or False", got=self.causal)
         if isinstance(self.keep_first, bool) or not isinstance(self.keep_first, int):
-            raise DtypeError(f"Mask(keep_first={self.keep_first!r}): keep_first is a number of keys")
+            raise DtypeError("mask.keep_first", "must be an integer", got=self.keep_first)
         if self.keep_first < 0:
-            raise OptionError(f"Mask(keep_first={self.keep_first}): keep_first is 0 or more")
+            raise OptionError("mask.keep_first", "must be 0 or more", got=self.keep_first)
         if self.window is not None:
             self._check_window()
 
     def _check_window(self) -> None:
         if not isinstance(self.window, tuple) or len(self.window) != 2:
-            raise DtypeError(f"Mask(window={self.window!r}): window is a pair (left, right), None for unlimited")
+            raise DtypeError("mask.window", "must be a pair (left, right), None for unlimited", got=self.window)
         for side in self.window:
             if side is None:
                 continue
             if isinstance(side, bool) or not isinstance(side, int):
-                raise DtypeError(f"Mask(window={self.window!r}): left and right are whole numbers or None")
+                raise DtypeError("mask.window", "must hold integers or None", got=self.window)
             if side < 0:
-                raise OptionError(f"Mask(window={self.window!r}): left and right are 0 or more; None for unlimited")
+                raise OptionError("mask.window", "must hold 0 or more, None for unlimited", got=self.window)

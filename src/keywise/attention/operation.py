@@ -1,19 +1,18 @@
-"""attend, read and partial: the operation as users call it."""
+"""The public operations: attend, attention_stats and partial."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
-from keywise.attention import kernels
-from keywise.attention.arrays import empty, to_library
+from keywise.attention import native, reference
+from keywise.attention.call import AttentionCall, Chunks, make_call
 from keywise.attention.partial import Partial
-from keywise.attention.problem import Chunks, make_problem
+from keywise.attention.problem import pose_problem
 from keywise.attention.stats import AttentionStats
 from keywise.attention.stats_request import StatsRequest
+from keywise.attention.targets import REFERENCE, choose_target, get_num_threads
 
-__all__ = ["Chunks", "StatsRequest", "attend", "attention_stats", "partial", "run"]
+__all__ = ["Chunks", "StatsRequest", "attend", "attention_stats", "partial", "partial_with_stats", "run"]
 
 
 def attend(
@@ -27,7 +26,9 @@ def attend(
     softcap: float | None = None,
     sinks: Any = None,
 ) -> Any:
-    """Compute softmax(query . key * scale) . value exactly, in memory linear in the number of tokens.
+    """Compute softmax(query · key * scale) · value exactly.
+
+    Memory is linear in the number of tokens.
 
     Parameters
     ----------
@@ -46,17 +47,17 @@ def attend(
     softcap : float, optional
         Scores become softcap * tanh(score / softcap), before bias and mask.
     sinks : [Hq], optional
-        An extra score per head that takes weight and gives no value.
+        An extra score per head that takes weight and adds no value.
 
     Returns
     -------
     [B, Hq, Q, Dv]
-        Of the query's kind and dtype; 0 where a query may see no key.
+        In the query's library and dtype; 0 where a query may see no key.
 
     Raises
     ------
     ShapeError, DtypeError, OptionError, TargetError
-        Naming the argument, its value and what would work.
+        An argument is refused; the error names it, its value and what would work.
 
     Examples
     --------
@@ -87,7 +88,9 @@ def attention_stats(
     segment_ids: Any = None,
     query_weights: Any = None,
 ) -> AttentionStats:
-    """Compute attention and, in the same pass, which keys mattered; memory stays linear in the number of tokens.
+    """Compute attention and, in the same pass, which keys received it.
+
+    Memory is linear in the number of tokens.
 
     Parameters
     ----------
@@ -98,18 +101,18 @@ def attention_stats(
     segment_bounds : int array [S+1], optional
         Increasing key positions; segment s holds the keys from ``segment_bounds[s]`` to ``segment_bounds[s + 1] - 1``.
     segment_ids : int array [N], optional
-        The segment of every key, -1 for none. Give bounds or ids, not both.
+        The segment of every key, -1 for none. Pass bounds or ids, not both.
     query_weights : array, optional
-        Broadcasts to [B, Hq, Q]; the weight of each query row in `key_mass`, default 1.
+        Broadcasts to [B, Hq, Q]; the weight of each query in `key_mass`, default 1.
 
     Returns
     -------
-    Reading
+    AttentionStats
 
     Raises
     ------
     ShapeError, DtypeError, OptionError, TargetError
-        Naming the argument, its value and what would work.
+        An argument is refused; the error names it, its value and what would work.
 
     Examples
     --------
@@ -119,11 +122,10 @@ def attention_stats(
     >>> stats.top_keys.item(), stats.segment_mass.round(3).tolist()
     (2, [[[[0.0, 1.0]]]])
     """
-    want = StatsRequest(
-        top_k=top_k, segment_bounds=segment_bounds, segment_ids=segment_ids, query_weights=query_weights
+    stats = StatsRequest(top_k, segment_bounds, segment_ids, query_weights)
+    result: AttentionStats = run(
+        query, key, value, mask=mask, bias=bias, scale=scale, softcap=softcap, sinks=sinks, stats=stats
     )
-    result = run(query, key, value, mask=mask, bias=bias, scale=scale, softcap=softcap, sinks=sinks, stats=want)
-    assert isinstance(result, AttentionStats)
     return result
 
 
@@ -143,71 +145,77 @@ def partial(
     Parameters
     ----------
     query, key, value, bias, scale, softcap
-        As in `attend`; key, value and bias cover this part only. Sinks enter when the merged partial gives its output.
+        As in `attend`; key, value and bias cover this part only. Sinks enter when the output is computed from the
+        merged partial.
     mask : Mask or bool array, optional
-        Positions in a `Mask` are those of the whole: give `lengths` when keys follow this part. An array covers this
+        Positions in a `Mask` are those of the whole: pass `lengths` when keys follow this part. An array covers this
         part only.
     first_key : int
         Position of this part's first key in the whole.
+
+    Returns
+    -------
+    Partial
+
+    Raises
+    ------
+    ShapeError, DtypeError, OptionError, TargetError
+        An argument is refused; the error names it, its value and what would work.
 
     Examples
     --------
     >>> import numpy as np, keywise as kw
     >>> x = np.ones((1, 1, 4, 8), np.float32)
-    >>> whole = kw.Mask(causal=True, lengths=[4])
-    >>> parts = [kw.partial(x, x[:, :, a:b], x[:, :, a:b], mask=whole, first_key=a) for a, b in ((0, 3), (3, 4))]
-    >>> kw.merge(*parts).total.tolist()
+    >>> mask = kw.Mask(causal=True, lengths=[4])
+    >>> parts = [kw.partial(x, x[:, :, a:b], x[:, :, a:b], mask=mask, first_key=a) for a, b in ((0, 3), (3, 4))]
+    >>> kw.merge(*parts).running_sum.tolist()
     [[[1.0, 2.0, 3.0, 4.0]]]
+
+    References
+    ----------
+    Rabe and Staats, "Self-attention Does Not Need O(n^2) Memory", 2021.
     """
-    problem = make_problem(
-        query, key, value, mask=mask, bias=bias, scale=scale, softcap=softcap, sinks=None, first_key=first_key
-    )
-    return kernels.run_partial(problem)
+    call = make_call(query, key, value, mask=mask, bias=bias, scale=scale, softcap=softcap, first_key=first_key)
+    return Partial(**_compute(call, partial=True))
 
 
 def partial_with_stats(
     query: Any, key: Any, value: Any, *, mask: Any = None, scale: float | None = None, top_k: int = 8
 ) -> tuple[Partial, AttentionStats]:
-    """Compute attention over part of the keys, and read this part in the same pass.
+    """Compute attention over part of the keys, and the statistics of this part.
 
-    Weights in the reading are shares of this part; `Partial.share_of` tells what the part is of the whole.
+    Weights are shares of this part; `Partial.share_of` tells the part's share of the whole.
 
     Parameters
     ----------
     query, key, value, mask, scale
-        As in `partial`, as NumPy arrays; key and value may come in `Pieces`.
+        As in `partial`; key and value may be `Chunks`.
     top_k
-        Number of heaviest keys to name per query row, numbered from this part's first.
+        Number of heaviest keys to report per query, numbered from this part's first.
 
     Returns
     -------
-    (Partial, Reading)
-        The reading has neither output nor key mass.
+    (Partial, AttentionStats)
+        The statistics are NumPy arrays, without output and key mass.
+
+    Raises
+    ------
+    ShapeError, DtypeError, OptionError, TargetError
+        An argument is refused; the error names it, its value and what would work.
 
     Examples
     --------
     >>> import numpy as np
     >>> from keywise.attention.operation import partial_with_stats
     >>> key = np.eye(4, dtype=np.float32)[None, None] * 9
-    >>> part, reading = partial_with_stats(key[:, :, 2:3], key, key, top_k=1)
-    >>> part.values.shape, reading.top_keys.item()
+    >>> part, stats = partial_with_stats(key[:, :, 2:3], key, key, top_k=1)
+    >>> part.values.shape, stats.top_keys.item()
     ((1, 1, 1, 4), 2)
     """
-    problem = make_problem(
-        query,
-        key,
-        value,
-        mask=mask,
-        bias=None,
-        scale=scale,
-        softcap=None,
-        sinks=None,
-        stats=StatsRequest(top_k, key_mass=False),
-    )
-    assert problem.stats is not None
-    records = {name: np.empty(shape, dtype) for name, shape, dtype in problem.stats.arrays}
-    part = kernels.run_partial(problem, records)
-    return part, AttentionStats(None, **records)
+    call = make_call(query, key, value, mask=mask, scale=scale, stats=StatsRequest(top_k, key_mass=False))
+    results = _compute(call, partial=True)
+    part = Partial(*(results.pop(name) for name in ("running_max", "running_sum", "values")))
+    return part, AttentionStats(None, **results)
 
 
 def run(
@@ -224,19 +232,30 @@ def run(
     transposed_output: bool = False,
     first_key: int = 0,
 ) -> Any:
-    """Run one problem: what `attend`, `read`, the cache and the plug-ins share.
+    """Compute attention with the options that the cache and the plug-ins need.
 
-    Key and value may come in `Pieces`; `first_key` is the position of the first key, as in `partial`. With `reading`
-    the result is a `Reading` whose rows are those the `Want` names, else the output alone.
-    `transposed_output` stores and returns the output as [B, Q, Hq, Dv].
+    Parameters
+    ----------
+    query, key, value, mask, bias, scale, softcap, sinks
+        As in `attend`; key and value may be `Chunks`.
+    stats
+        Which statistics to compute, and for which queries.
+    transposed_output
+        Store and return the output as [B, Q, Hq, Dv].
+    first_key
+        Position of the first key, as in `partial`.
+
+    Returns
+    -------
+    array or AttentionStats
+        The output; with `stats`, the output and the statistics.
+
+    Raises
+    ------
+    ShapeError, DtypeError, OptionError, TargetError
+        An argument is refused; the error names it, its value and what would work.
     """
-    if bias is None and softcap is None and sinks is None and not first_key:
-        given = kernels.attend(
-            query, key, value, mask=mask, scale=scale, transposed_output=transposed_output, stats=stats
-        )
-        if given is not None:
-            return given if stats is None else AttentionStats(*given)
-    problem = make_problem(
+    call = make_call(
         query,
         key,
         value,
@@ -248,14 +267,29 @@ def run(
         first_key=first_key,
         stats=stats,
     )
-    batch, query_heads, _, queries, _, _, value_dim = problem.shape
-    like = problem.query.like
-    rows = (queries, query_heads) if transposed_output else (query_heads, queries)
-    output = empty((batch, *rows, value_dim), problem.dtype, like)
-    wanted = () if problem.stats is None else problem.stats.arrays
-    records = {name: empty(shape, dtype, like) for name, shape, dtype in wanted}
-    kernels.run(problem, output.swapaxes(1, 2) if transposed_output else output, records)
-    given = to_library(output, like)
-    if stats is None:
-        return given
-    return AttentionStats(given, **{name: to_library(array, like) for name, array in records.items()})
+    results = _compute(call, transposed_output=transposed_output)
+    return results["output"] if stats is None else AttentionStats(**results)
+
+
+def _compute(call: AttentionCall, *, transposed_output: bool = False, partial: bool = False) -> dict[str, Any]:
+    """Return the results of a call by name: the output or the partial, and the statistics."""
+    target = choose_target(call.inputs.dtype)
+    if target == REFERENCE:
+        problem = pose_problem(call)
+        return reference.evaluate(problem).in_library(problem, transposed_output=transposed_output, partial=partial)
+    stats = call.stats
+    return native.attend(
+        call.inputs,
+        call.mask.native,
+        None if stats is None else stats.native,
+        None if call.bias is None else call.bias.data,
+        None if call.sinks is None else call.sinks.astype("float32"),
+        call.scale,
+        call.softcap or 0.0,
+        call.first_key,
+        transposed_output,
+        partial,
+        target,
+        get_num_threads(),
+        native.is_interruptible(),
+    )

@@ -1,7 +1,7 @@
-"""The algebra at the centre: attention over part of the keys, and how parts become the whole.
+"""Attention over part of the keys, and how parts become the whole.
 
-A partial is (running_max, running_sum, weighted values). `merge` is associative up to rounding and the empty partial is its exact
-identity. Source: Rabe and Staats, "Self-attention Does Not Need O(n^2) Memory" (2021), section 2.
+A partial is (running max, running sum, weighted values). `merge` is associative up to rounding, and the empty partial
+is its exact identity. Source: Rabe and Staats, "Self-attention Does Not Need O(n^2) Memory" (2021), section 2.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from keywise.errors import DtypeError, OptionError, ShapeError
 
 @dataclass(frozen=True, eq=False)
 class Partial:
-    """Attention over part of the keys; all arrays are NumPy float32 (float64 from float64 inputs).
+    """Attention over part of the keys, as NumPy float32 arrays (float64 from float64 inputs).
 
     Attributes
     ----------
@@ -27,6 +27,13 @@ class Partial:
         Sum of exp(score - running_max).
     values : [B, Hq, Q, Dv]
         Sum of exp(score - running_max) x value.
+
+    Examples
+    --------
+    >>> import numpy as np, keywise as kw
+    >>> x = np.ones((1, 1, 4, 8), np.float32)
+    >>> kw.partial(x, x[:, :, :3], x[:, :, :3]).running_sum.tolist()
+    [[[3.0, 3.0, 3.0, 3.0]]]
     """
 
     running_max: Array
@@ -35,14 +42,49 @@ class Partial:
 
     @classmethod
     def empty(cls, batch: int, heads: int, queries: int, value_dim: int) -> Partial:
-        """Make the identity of `merge`: no key seen."""
+        """Return the identity of `merge`: no key seen.
+
+        Parameters
+        ----------
+        batch, heads, queries, value_dim : int
+            Sizes of the partial.
+
+        Examples
+        --------
+        >>> import keywise as kw
+        >>> kw.Partial.empty(1, 2, 3, 8).lse().max()
+        -inf
+        """
         rows = (batch, heads, queries)
         return cls(
             np.full(rows, -np.inf, np.float32), np.zeros(rows, np.float32), np.zeros((*rows, value_dim), np.float32)
         )
 
     def lse(self, sinks: Array | None = None) -> Array:
-        """Give the log-sum-exp [B, Hq, Q] in nats, sinks [Hq] included; -inf for a row without keys."""
+        """Return the log-sum-exp in nats.
+
+        Parameters
+        ----------
+        sinks : [Hq], optional
+            An extra score per head that is included.
+
+        Returns
+        -------
+        [B, Hq, Q]
+            -inf for a query without keys.
+
+        Raises
+        ------
+        ShapeError
+            There is not one sink per head.
+
+        Examples
+        --------
+        >>> import numpy as np, keywise as kw
+        >>> x = np.zeros((1, 1, 1, 8), np.float32)
+        >>> kw.partial(x, x, x).lse().tolist()
+        [[[0.0]]]
+        """
         with np.errstate(divide="ignore"):
             lse = np.where(self.running_sum == 0, -np.inf, self.running_max + np.log(self.running_sum))
         if sinks is not None:
@@ -51,7 +93,30 @@ class Partial:
         return lse.astype(self.running_max.dtype)
 
     def output(self, sinks: Array | None = None) -> Array:
-        """Give the output of attention [B, Hq, Q, Dv]; 0 for a row without keys."""
+        """Return the output of attention over the keys of this partial.
+
+        Parameters
+        ----------
+        sinks : [Hq], optional
+            An extra score per head that takes weight and adds no value.
+
+        Returns
+        -------
+        [B, Hq, Q, Dv]
+            0 for a query without keys.
+
+        Raises
+        ------
+        ShapeError
+            There is not one sink per head.
+
+        Examples
+        --------
+        >>> import numpy as np, keywise as kw
+        >>> x = np.ones((1, 1, 2, 8), np.float32)
+        >>> bool((kw.partial(x, x, x).output() == x).all())
+        True
+        """
         seen = self.running_sum != 0
         denominator = np.where(seen, self.running_sum, 1)
         if sinks is not None:
@@ -60,8 +125,18 @@ class Partial:
                 denominator = denominator + np.exp(np.asarray(sinks)[:, None] - np.where(seen, self.running_max, 0))
         return np.where(seen[..., None], self.values / denominator[..., None], 0).astype(self.values.dtype)
 
-    def share_of(self, whole: Partial) -> Array:
-        """Give the weight [B, Hq, Q] of this part's keys together in a whole that it was merged into.
+    def share_of(self, merged: Partial) -> Array:
+        """Return the weight of this part's keys in a partial that it was merged into.
+
+        Parameters
+        ----------
+        merged : Partial
+            What this partial was merged into.
+
+        Returns
+        -------
+        [B, Hq, Q]
+            From 0 to 1.
 
         Examples
         --------
@@ -72,31 +147,41 @@ class Partial:
         [[[0.25, 0.25, 0.25, 0.25]]]
         """
         seen = self.running_sum != 0
-        shift = np.where(seen, self.running_max, 0) - np.where(seen, whole.running_max, 0)
-        return np.where(seen, np.exp(shift) * self.running_sum / np.where(seen, whole.running_sum, 1), 0).astype(
+        shift = np.where(seen, self.running_max, 0) - np.where(seen, merged.running_max, 0)
+        return np.where(seen, np.exp(shift) * self.running_sum / np.where(seen, merged.running_sum, 1), 0).astype(
             self.running_sum.dtype
         )
 
     def _check_sinks(self, sinks: Array) -> None:
         if np.shape(sinks) != (self.running_max.shape[1],):
             raise ShapeError(
-                f"sinks has shape {list(np.shape(sinks))}; it needs one score per head: [{self.running_max.shape[1]}]"
+                "sinks",
+                f"must have one score per head, [{self.running_max.shape[1]}], got shape {list(np.shape(sinks))}",
             )
 
 
 def merge(*partials: Partial) -> Partial:
-    """Merge partials over different keys of the same queries, given in key order.
+    """Merge partials over different keys of the same queries.
 
-    That the keys differ is the caller's to see to: a key in two partials counts twice.
+    A key that is in two partials counts twice.
+
+    Parameters
+    ----------
+    *partials : Partial
+        In key order.
+
+    Returns
+    -------
+    Partial
 
     Raises
     ------
     OptionError
-        Without any partial.
+        There is no partial.
     DtypeError
-        When an argument is not a partial.
+        An argument is not a partial.
     ShapeError
-        When the partials belong to different queries.
+        The partials belong to different queries.
 
     Examples
     --------
@@ -107,7 +192,7 @@ def merge(*partials: Partial) -> Partial:
     True
     """
     if not partials:
-        raise OptionError("merge() needs at least one partial")
+        raise OptionError("partials", "must be one or more, got none")
     _check_same_queries(partials)
     merged = partials[0]
     for part in partials[1:]:
@@ -118,11 +203,17 @@ def merge(*partials: Partial) -> Partial:
 def _check_same_queries(partials: Sequence[Partial]) -> None:
     for number, part in enumerate(partials):
         if not isinstance(part, Partial):
-            raise DtypeError(f"partial {number} is a {type(part).__name__}; merge what keywise.partial() gave")
+            raise DtypeError(
+                "partials",
+                f"must be results of keywise.partial, got a {type(part).__name__} at index {number}",
+            )
     first = partials[0].values.shape
     for number, part in enumerate(partials):
         if part.values.shape != first:
-            raise ShapeError(f"partial {number} has values of shape {list(part.values.shape)}, partial 0 {list(first)}")
+            raise ShapeError(
+                "partials",
+                f"must have the same shape, got values {list(part.values.shape)} at index {number} and {list(first)}",
+            )
 
 
 def _merge_two(left: Partial, right: Partial) -> Partial:

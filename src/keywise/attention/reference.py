@@ -1,4 +1,4 @@
-"""The definition of attention and of every reading: float64 NumPy, no tricks.
+"""The definition of attention and of its statistics in float64 NumPy.
 
 It shares no code with the kernels and stores every score, so its memory grows with Q x N. No other file writes a
 softmax out. Source: Vaswani et al., "Attention Is All You Need" (2017), with softcap (Gemma 2) and sinks (gpt-oss).
@@ -6,21 +6,22 @@ softmax out. Source: Vaswani et al., "Attention Is All You Need" (2017), with so
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 
-from keywise.attention.arrays import Array
+from keywise.attention.arrays import Array, round_to, to_library
 from keywise.attention.problem import Problem
 from keywise.attention.stats_request import ResolvedStats
 
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """What a target gives back, before it is rounded and handed to the user's library.
+    """The results of the definition in float64.
 
-    `running_max`, `running_sum` and `values` are the partial (without sinks); `output` is values / running_sum with sinks. A row that may
-    see no key has running_max -inf, running_sum 0, values 0, output 0, lse -inf.
+    `running_max`, `running_sum` and `values` are the partial, without sinks; `output` is values / running_sum, with
+    sinks. A query that may see no key has running_max -inf, running_sum 0, values 0, output 0, lse -inf.
     """
 
     output: Array
@@ -35,9 +36,52 @@ class Result:
     key_mass: Array | None = None
     segment_mass: Array | None = None
 
+    def in_library(self, problem: Problem, *, transposed_output: bool, partial: bool) -> dict[str, Any]:
+        """Return the results by name, rounded and in the query's library, as a kernel returns them.
+
+        Parameters
+        ----------
+        problem
+            The problem that was evaluated.
+        transposed_output
+            Store the output as [B, Q, Hq, Dv].
+        partial
+            Return the partial in place of the output, and NumPy arrays whatever the query is.
+        """
+        like = np.empty(0) if partial else problem.query.like
+        results: dict[str, Any] = {}
+        if partial:
+            dtype = np.float64 if problem.dtype == "float64" else np.float32
+            for name in ("running_max", "running_sum", "values"):
+                results[name] = getattr(self, name).astype(dtype)
+        else:
+            output = round_to(self.output, problem.dtype)
+            output = np.ascontiguousarray(output.swapaxes(1, 2) if transposed_output else output)
+            results["output"] = to_library(output, like)
+        if problem.stats is None:
+            return results
+        for name in [field.name for field in fields(self)][4:]:
+            array = getattr(self, name)
+            if array is not None:
+                rounded = array.astype(np.int32 if name == "top_keys" else np.float32)
+                results[name] = to_library(np.ascontiguousarray(rounded), like)
+        return results
+
 
 def visible(problem: Problem, rows: Array | None = None) -> Array:
-    """Tell which keys each query may see: bool [B, Hq, Q, N]; with `rows`, for these query rows only [B, Hq, R, N]."""
+    """Return which keys each query may see.
+
+    Parameters
+    ----------
+    problem
+        The call.
+    rows
+        Query rows [R]; default all.
+
+    Returns
+    -------
+    bool [B, Hq, R, N]
+    """
     batch, query_heads, _, all_queries, keys, _, _ = problem.shape
     rule = problem.visibility
     key_position = problem.first_key + np.arange(keys)
@@ -68,7 +112,17 @@ def visible(problem: Problem, rows: Array | None = None) -> Array:
 
 
 def raw_scores(problem: Problem) -> Array:
-    """Compute query . key * scale in float64, before softcap, bias and mask: [B, Hq, Q, N]."""
+    """Compute query · key * scale in float64, before softcap, bias and mask.
+
+    Parameters
+    ----------
+    problem
+        The call.
+
+    Returns
+    -------
+    [B, Hq, Q, N]
+    """
     group = problem.shape[1] // problem.shape[2]
     key = np.repeat(problem.key_floats(np.float64), group, axis=1)
     with np.errstate(invalid="ignore", over="ignore"):
@@ -76,7 +130,18 @@ def raw_scores(problem: Problem) -> Array:
 
 
 def scores(problem: Problem) -> Array:
-    """Compute the scores after softcap, bias and mask; a hidden key has score -inf."""
+    """Compute the scores after softcap, bias and mask.
+
+    Parameters
+    ----------
+    problem
+        The call.
+
+    Returns
+    -------
+    [B, Hq, Q, N]
+        A hidden key has score -inf.
+    """
     score = raw_scores(problem)
     if problem.softcap is not None:
         score = problem.softcap * np.tanh(score / problem.softcap)
@@ -86,7 +151,22 @@ def scores(problem: Problem) -> Array:
 
 
 def evaluate(problem: Problem) -> Result:
-    """Evaluate attention and, when the problem asks for it, the reading; everything in float64."""
+    """Compute attention in float64 and, if the problem asks for them, its statistics.
+
+    Parameters
+    ----------
+    problem
+        The call.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from keywise.attention import reference
+    >>> from keywise.attention.problem import make_problem
+    >>> x = np.ones((1, 1, 2, 8))
+    >>> reference.evaluate(make_problem(x, x, x)).running_sum.tolist()
+    [[[2.0, 2.0]]]
+    """
     score = scores(problem)
     running_max = score.max(axis=3, initial=-np.inf)
     alive = ~np.isneginf(running_max)
@@ -98,7 +178,7 @@ def evaluate(problem: Problem) -> Result:
         lse = np.where(alive, running_max + np.log(running_sum), -np.inf)
     if problem.sinks is not None:
         lse = np.where(alive, np.logaddexp(lse, problem.sinks[:, None]), -np.inf)
-    # From the running_sum, not from lse: beside a running_max of -3e38 the running_sum's logarithm would vanish.
+    # From the running sum, not from lse: beside a running max of -3e38 the sum's logarithm would vanish.
     denominator = np.where(alive, running_sum, 1.0)
     if problem.sinks is not None:
         with np.errstate(over="ignore"):
@@ -108,13 +188,13 @@ def evaluate(problem: Problem) -> Result:
     result = Result(output=output, running_max=running_max, running_sum=running_sum, values=values, lse=lse)
     if problem.stats is None:
         return result
-    rows = slice(problem.stats.first_row, problem.stats.last_row)
+    rows = slice(problem.stats.first_query, problem.stats.last_query)
     weights = (exponential * share[..., None])[:, :, rows]
-    return _read(problem.stats, result, weights, score[:, :, rows], rows)
+    return _add_stats(problem.stats, result, weights, score[:, :, rows], rows)
 
 
 def _weighted_values(exponential: Array, problem: Problem) -> Array:
-    """Sum exponential x value over the keys; a key of weight 0 contributes nothing, whatever its value holds."""
+    """Sum exponential x value over the keys; a key of weight 0 adds nothing, NaN included."""
     group = problem.shape[1] // problem.shape[2]
     value = np.repeat(problem.value_floats(np.float64), group, axis=1)
     finite = np.isfinite(value)
@@ -128,21 +208,21 @@ def _weighted_values(exponential: Array, problem: Problem) -> Array:
     return values
 
 
-def _read(plan: ResolvedStats, result: Result, weights: Array, score: Array, rows: slice) -> Result:
+def _add_stats(stats: ResolvedStats, result: Result, weights: Array, score: Array, rows: slice) -> Result:
     with np.errstate(divide="ignore", invalid="ignore"):
         entropy = -np.where(weights > 0, weights * np.log(weights), 0.0).sum(axis=3)
         entropy = np.where(np.isnan(weights).any(axis=3), np.nan, entropy)
-    top_keys = _top_keys(score, plan.top_k)
+    top_keys = _find_top_keys(score, stats.top_k)
     top_weights = np.take_along_axis(weights, np.maximum(top_keys, 0), axis=3) if weights.shape[3] else top_keys
     top_weights = np.where(top_keys < 0, 0.0, top_weights)
     key_mass = None
-    if plan.key_mass:
-        query_weights = 1.0 if plan.query_weights is None else plan.query_weights[:, :, rows, None].astype(np.float64)
+    if stats.key_mass:
+        query_weights = 1.0 if stats.query_weights is None else stats.query_weights[:, :, rows, None].astype(np.float64)
         key_mass = (np.where(query_weights == 0.0, 0.0, weights) * query_weights).sum(axis=2)
     segment_mass = None
-    if plan.segment_count is not None:
-        segment_mass = np.zeros((*weights.shape[:3], plan.segment_count))
-        for begin, end, segment in plan.runs:
+    if stats.segment_count is not None and stats.segment_ranges is not None:
+        segment_mass = np.zeros((*weights.shape[:3], stats.segment_count))
+        for begin, end, segment in stats.segment_ranges:
             segment_mass[..., segment] += weights[..., begin:end].sum(axis=3)
     assert result.lse is not None
     return replace(
@@ -157,11 +237,11 @@ def _read(plan: ResolvedStats, result: Result, weights: Array, score: Array, row
     )
 
 
-def _top_keys(score: Array, top: int) -> Array:
-    """Give the keys of the `top` largest scores per row, ties to the lower key, filled with -1."""
-    found = min(top, score.shape[3])
+def _find_top_keys(score: Array, top_k: int) -> Array:
+    """Return the keys of the `top_k` largest scores per row, ties to the lower key, filled with -1."""
+    found = min(top_k, score.shape[3])
     if not found:
-        return np.full((*score.shape[:3], top), -1)
+        return np.full((*score.shape[:3], top_k), -1)
     order = np.argsort(-score, axis=3, kind="stable")[..., :found]
     order = np.where(np.isneginf(np.take_along_axis(score, order, axis=3)), -1, order)
-    return np.pad(order, [(0, 0)] * 3 + [(0, top - found)], constant_values=-1)
+    return np.pad(order, [(0, 0)] * 3 + [(0, top_k - found)], constant_values=-1)

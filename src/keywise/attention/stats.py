@@ -1,11 +1,11 @@
-"""What a pass of attention found out about the keys."""
+"""What a pass of attention reports about the keys."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -13,29 +13,50 @@ from keywise.errors import OptionError, ShapeError
 from keywise.util.checks import check_int
 
 
+class HeavyKey(NamedTuple):
+    """One key with much mass.
+
+    Attributes
+    ----------
+    key
+        Position of the key.
+    label
+        Its label, or ''.
+    mass
+        Weights summed over heads and queries.
+    share
+        Mass of the key as a share of all keys' mass.
+    """
+
+    key: int
+    label: str
+    mass: float
+    share: float
+
+
 @dataclass(frozen=True, eq=False)
 class AttentionStats:
-    """Output of attention and which keys mattered, in memory linear in the number of tokens.
+    """Output of attention and which keys received it, in memory linear in the number of tokens.
 
-    Arrays are of the query's kind (NumPy, torch, ...); all but `output` are float32, keys are int32. A row that may
-    see no key has output 0, lse -inf, entropy 0, no top keys, and is counted nowhere.
+    Arrays are in the query's library (NumPy, torch, ...); all but `output` are float32, keys are int32. A query that
+    may see no key has output 0, lse -inf, entropy 0, no top keys, and is counted nowhere.
 
     Attributes
     ----------
     output : [B, Hq, Q, Dv]
-        As `attend` gives it.
+        As `attend` returns it.
     lse : [B, Hq, Q]
-        Log-sum-exp of the scores, natural logarithm, sinks included.
+        Log-sum-exp of the scores in nats, sinks included.
     entropy : [B, Hq, Q]
         -sum w ln w over the keys, in nats.
-    top_keys, top_weights : [B, Hq, Q, top]
-        The heaviest keys, ties to the lower key; rows with fewer keys end in key -1, weight 0.
-    covered : [B, Hq, Q]
+    top_keys, top_weights : [B, Hq, Q, top_k]
+        The heaviest keys and their weights, ties to the lower key; queries with fewer keys end in key -1, weight 0.
+    top_mass : [B, Hq, Q]
         Sum of `top_weights`.
     key_mass : [B, Hq, N] or None
-        Sum over the query rows of row weight x weight.
+        Sum over the queries of query weight x weight.
     segment_mass : [B, Hq, Q, S] or None
-        Weight per segment, when segments were given.
+        Weight per segment, when segments were passed.
 
     Examples
     --------
@@ -54,31 +75,61 @@ class AttentionStats:
     key_mass: Any = None
     segment_mass: Any = None
 
-    def heaviest(self, *, labels: Sequence[str] | None = None, item: int = 0, count: int = 10) -> list[tuple[Any, ...]]:
-        """List (key, label, mass, share) of the keys with most mass in one batch item, summed over heads."""
-        if self.key_mass is None:
-            raise OptionError("this reading was taken without key_mass; take it with key_mass=True")
-        if not 0 <= item < self.key_mass.shape[0]:
-            raise OptionError(f"item={item}: the batch has {self.key_mass.shape[0]} items")
-        check_int("count", count, minimum=1)
-        mass = np.asarray(self.key_mass[item], np.float64).sum(axis=0)
-        if labels is not None and len(labels) != mass.size:
-            raise ShapeError(f"labels has {len(labels)} entries; it needs one per key: {mass.size}")
-        total = mass.sum() or 1.0
-        order = np.argsort(-mass, kind="stable")[:count]
-        return [(int(key), "" if labels is None else labels[key], mass[key], mass[key] / total) for key in order]
-
-    def table(self, *, labels: Sequence[str] | None = None, item: int = 0, count: int = 10) -> str:
-        """Draw the heaviest keys of one batch item as text.
+    def heaviest(self, *, labels: Sequence[str] | None = None, item: int = 0, count: int = 10) -> list[HeavyKey]:
+        """Return the keys with most mass in one batch item, summed over heads.
 
         Parameters
         ----------
         labels : sequence of str, optional
-            A name per key (its token, say).
+            A label per key, for example its token.
         item : int
             Batch item.
         count : int
             Number of keys.
+
+        Returns
+        -------
+        list of HeavyKey
+            Heaviest first, ties to the lower key.
+
+        Raises
+        ------
+        OptionError
+            There is no key mass, no such item, or the count is below 1.
+        DtypeError
+            The item or the count is not an integer.
+        ShapeError
+            There is not one label per key.
+
+        Examples
+        --------
+        >>> import numpy as np, keywise as kw
+        >>> key = np.eye(2, dtype=np.float32)[None, None] * 9
+        >>> kw.attention_stats(key[:, :, :1], key, key).heaviest(labels=["cat", "dog"])[0].label
+        'cat'
+        """
+        if self.key_mass is None:
+            raise OptionError("key_mass", "must have been computed", remedy="compute the statistics with key_mass=True")
+        batch = self.key_mass.shape[0]
+        if not 0 <= item < batch:
+            raise OptionError("item", f"must be from 0 to {batch - 1}", got=item)
+        check_int("count", count, minimum=1)
+        mass = np.asarray(self.key_mass[item], np.float64).sum(axis=0)
+        if labels is not None and len(labels) != mass.size:
+            raise ShapeError("labels", f"must have one entry per key, {mass.size}, got {len(labels)}")
+        total = mass.sum() or 1.0
+        order = np.argsort(-mass, kind="stable")[:count]
+        return [
+            HeavyKey(int(key), "" if labels is None else labels[key], mass[key], mass[key] / total) for key in order
+        ]
+
+    def table(self, *, labels: Sequence[str] | None = None, item: int = 0, count: int = 10) -> str:
+        """Return the heaviest keys of one batch item as a text table.
+
+        Parameters
+        ----------
+        labels, item, count
+            As in `heaviest`, which also says what is raised.
 
         Examples
         --------
@@ -96,7 +147,7 @@ class AttentionStats:
         return "\n".join(lines)
 
     def __repr__(self) -> str:
-        return f"Reading(lse {tuple(self.lse.shape)}, top {self.top_keys.shape[-1]})"
+        return f"AttentionStats(lse {tuple(self.lse.shape)}, top_k {self.top_keys.shape[-1]})"
 
     def _repr_html_(self) -> str:
         cells = "".join(

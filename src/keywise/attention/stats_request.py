@@ -1,4 +1,4 @@
-"""What a reading should find out: the wish, resolved against the arrays."""
+"""Which statistics a call computes: the request of a caller, checked against the sizes."""
 
 from __future__ import annotations
 
@@ -7,17 +7,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from keywise.attention.arrays import FLOATS, Array, as_host_array, countable
-from keywise.attention.checks import as_integer_array, broadcast
-from keywise.errors import DtypeError, OptionError, ShapeError
+from keywise.attention.arrays import Array, as_element_aligned
+from keywise.attention.checks import as_float_array, as_integer_array, broadcast
+from keywise.attention.native import Inputs, StatsPlan
+from keywise.attention.sizes import Sizes
+from keywise.errors import OptionError, ShapeError
 from keywise.util.checks import check_int
 
-# Longer segments are not kept with the runs that they make: comparing them costs time, keeping them memory.
-MOST_REMEMBERED = 1 << 15
+# Longer segments are not cached with their ranges: comparing them costs time, keeping them memory.
+_MAX_CACHED_KEYS = 1 << 15
 
 
 class StatsRequest(NamedTuple):
-    """What a reading should find out, and for which query rows.
+    """Which statistics to compute, and for which queries.
 
     Parameters
     ----------
@@ -27,12 +29,17 @@ class StatsRequest(NamedTuple):
         Increasing key positions; segment s holds the keys from ``bounds[s]`` to ``bounds[s + 1] - 1``.
     segment_ids : int array [N], optional
         The segment of every key, -1 for none.
-    row_weights : array, optional
-        Broadcasts to [B, Hq, Q]; weight of each query row in `key_mass`.
+    query_weights : array, optional
+        Broadcasts to [B, Hq, Q]; weight of each query in `key_mass`.
     key_mass : bool
         Whether to sum the weights per key.
     queries : (int, int), optional
         The first query to report and the one after the last; default all.
+
+    Examples
+    --------
+    >>> StatsRequest(top_k=2, queries=(3, 5)).key_mass
+    True
     """
 
     top_k: int = 8
@@ -43,112 +50,125 @@ class StatsRequest(NamedTuple):
     queries: tuple[int, int] | None = None
 
 
-class ResolvedStats(NamedTuple):
-    """A `Want` resolved against the arrays."""
-
+class _StatsFields(NamedTuple):
     top_k: int
     key_mass: bool
-    first_row: int
-    last_row: int
-    """One past the last row read."""
-    runs: Array
-    """[R, 3] int64 (first key, key after the last, segment): maximal runs of one segment, in key order."""
-    segment_count: int | None
-    query_weights: Array | None
-    """[B, Hq, Q] float32, broadcast by zero strides; None for 1 everywhere."""
-    arrays: tuple[tuple[str, tuple[int, ...], str], ...]
-    """Name, shape and dtype of every reading."""
+    first_query: int
+    last_query: int
+    segment_count: int | None = None
+    segment_ranges: Array | None = None
+    query_weights: Array | None = None
 
 
-_NO_RUNS = np.empty((0, 3), np.int64)
+class ResolvedStats(_StatsFields):
+    """A `StatsRequest` checked against the sizes of a call.
+
+    Attributes
+    ----------
+    top_k, key_mass
+        As requested.
+    first_query, last_query
+        The first query to report and the one after the last.
+    segment_count
+        Number of segments; None without segments.
+    segment_ranges
+        [R, 3] int64 (first key, key after the last, segment): maximal ranges of one segment, in key order.
+    query_weights
+        [B, Hq, Q] float32, broadcast by zero strides; None for 1 everywhere.
+    """
+
+    @functools.cached_property
+    def native(self) -> StatsPlan:
+        """The request as kernels take it."""
+        return StatsPlan(**self._asdict())
 
 
-def resolve_stats(want: StatsRequest, scores: tuple[int, ...]) -> ResolvedStats:
-    """Resolve what is wanted of scores [B, Hq, Q, N], or refuse."""
-    batch, query_heads, queries, keys = scores
-    first_row, last_row = (0, queries) if want.queries is None else want.queries
-    if not 0 <= first_row <= last_row <= queries:
-        raise OptionError("queries", f"must be two positions from 0 to {queries} in order", got=want.queries)
-    runs, segment_count = _NO_RUNS, None
-    if want.segment_bounds is not None and want.segment_ids is not None:
-        raise OptionError("segment_bounds", "cannot be combined with segment_ids", remedy="give one of them")
-    if want.segment_bounds is not None:
-        runs, segment_count = _segment_ranges("segment_bounds", want.segment_bounds, keys)
-    elif want.segment_ids is not None:
-        runs, segment_count = _segment_ranges("segment_ids", want.segment_ids, keys)
-    top = check_int("top_k", want.top_k, minimum=0)
-    return ResolvedStats(
-        top_k=top,
-        key_mass=want.key_mass,
-        first_row=first_row,
-        last_row=last_row,
-        runs=runs,
-        segment_count=segment_count,
-        query_weights=None
-        if want.query_weights is None
-        else _query_weights(want.query_weights, (batch, query_heads, queries)),
-        arrays=_arrays((batch, query_heads, last_row - first_row), top, keys if want.key_mass else None, segment_count),
-    )
+def resolve_stats(request: StatsRequest, sizes: Sizes | Inputs) -> ResolvedStats:
+    """Return a request checked against the sizes of a call, or raise.
+
+    Parameters
+    ----------
+    request
+        What to compute.
+    sizes
+        The call's sizes.
+
+    Raises
+    ------
+    DtypeError, ShapeError, OptionError
+        A field has the wrong type, does not fit or is out of range.
+
+    Examples
+    --------
+    >>> from keywise.attention.sizes import Sizes
+    >>> sizes = Sizes(batch=1, query_heads=2, key_heads=2, queries=3, keys=5, head_dim=8, value_dim=8)
+    >>> resolve_stats(StatsRequest(segment_bounds=[0, 2, 5]), sizes).segment_ranges.tolist()
+    [[0, 2, 0], [2, 5, 1]]
+    """
+    first, last = (0, sizes.queries) if request.queries is None else request.queries
+    if not 0 <= first <= last <= sizes.queries:
+        raise OptionError("queries", f"must be two positions from 0 to {sizes.queries} in order", got=request.queries)
+    if request.segment_bounds is not None and request.segment_ids is not None:
+        raise OptionError("segment_bounds", "must not be combined with segment_ids", remedy="pass one of them")
+    arrays: dict[str, Any] = {}
+    if request.segment_bounds is not None:
+        ranges, count = _find_ranges("segment_bounds", request.segment_bounds, sizes.keys)
+        arrays.update(segment_ranges=ranges, segment_count=count)
+    elif request.segment_ids is not None:
+        ranges, count = _find_ranges("segment_ids", request.segment_ids, sizes.keys)
+        arrays.update(segment_ranges=ranges, segment_count=count)
+    top_k = check_int("top_k", request.top_k, minimum=0)
+    if request.query_weights is not None:
+        arrays["query_weights"] = _check_query_weights(request.query_weights, sizes.scores[:3])
+    fields = _resolve_fields(top_k, request.key_mass, first, last)
+    return fields._replace(**arrays) if arrays else fields
 
 
-@functools.lru_cache(maxsize=8)
-def _arrays(
-    rows: tuple[int, int, int], top: int, keys: int | None, segment_count: int | None
-) -> tuple[tuple[str, tuple[int, ...], str], ...]:
-    arrays: list[tuple[str, tuple[int, ...], str]] = [
-        ("lse", rows, "float32"),
-        ("entropy", rows, "float32"),
-        ("top_keys", (*rows, top), "int32"),
-        ("top_weights", (*rows, top), "float32"),
-        ("top_mass", rows, "float32"),
-    ]
-    if keys is not None:
-        arrays.append(("key_mass", (*rows[:2], keys), "float32"))
-    if segment_count is not None:
-        arrays.append(("segment_mass", (*rows, segment_count), "float32"))
-    return tuple(arrays)
+@functools.lru_cache(maxsize=64)  # the layers of a model ask for the same few
+def _resolve_fields(top_k: int, key_mass: bool, first_query: int, last_query: int) -> ResolvedStats:
+    return ResolvedStats(top_k, key_mass, first_query, last_query)
 
 
-def _query_weights(query_weights: Any, shape: tuple[int, ...]) -> Array:
-    taken = as_host_array("query_weights", query_weights)
-    if taken.dtype not in FLOATS:
-        raise DtypeError(f"query_weights has dtype {taken.dtype}; keywise takes {', '.join(FLOATS)}")
-    data = broadcast("query_weights", countable(taken.floats(np.float32)), shape)
-    if not np.isfinite(data).all():
-        raise OptionError("query_weights holds NaN or infinity; every weight is finite")
-    return data
+def _check_query_weights(query_weights: Any, shape: tuple[int, ...]) -> Array:
+    array = as_float_array("query_weights", query_weights)
+    weights = broadcast("query_weights", as_element_aligned(array.floats(np.float32)), shape)
+    finite = np.isfinite(weights)
+    if not finite.all():
+        index = np.argwhere(~finite)[0].tolist()
+        raise OptionError("query_weights", f"must be finite, got {weights[tuple(index)]} at index {index}")
+    return weights
 
 
-def _segment_ranges(name: str, segments: Any, keys: int) -> tuple[Array, int]:
+def _find_ranges(name: str, bounds_or_ids: Any, keys: int) -> tuple[Array, int]:
     """Return the ranges [R, 3] of keys that belong to one segment each, and the number of segments."""
-    if isinstance(segments, (list, tuple)):
-        segments = np.asarray(segments) if segments else np.empty(0, np.int64)
-    data = as_integer_array(name, segments)
-    if data.ndim != 1:
-        raise ShapeError(name, "must have one axis", got=list(data.shape))
-    data = data.astype(np.int64)
+    if isinstance(bounds_or_ids, (list, tuple)):
+        bounds_or_ids = np.asarray(bounds_or_ids) if bounds_or_ids else np.empty(0, np.int64)
+    numbers = as_integer_array(name, bounds_or_ids)
+    if numbers.ndim != 1:
+        raise ShapeError(name, f"must have one axis, got shape {list(numbers.shape)}")
+    numbers = numbers.astype(np.int64)
     # Every layer and every token asks for the same segments again.
-    if data.size <= MOST_REMEMBERED:
-        return _cached_ranges(name, data.tobytes(), keys)
-    return _compute_ranges(name, data, keys)
+    if numbers.size <= _MAX_CACHED_KEYS:
+        return _find_cached_ranges(name, numbers.tobytes(), keys)
+    return _compute_ranges(name, numbers, keys)
 
 
 @functools.lru_cache(maxsize=8)
-def _cached_ranges(name: str, data: bytes, keys: int) -> tuple[Array, int]:
-    ranges, segments = _compute_ranges(name, np.frombuffer(data, np.int64), keys)
-    ranges.flags.writeable = False  # it is handed out again
+def _find_cached_ranges(name: str, numbers: bytes, keys: int) -> tuple[Array, int]:
+    ranges, segments = _compute_ranges(name, np.frombuffer(numbers, np.int64), keys)
+    ranges.flags.writeable = False  # it is returned again
     return ranges, segments
 
 
-def _compute_ranges(name: str, data: Array, keys: int) -> tuple[Array, int]:
-    return _ranges_from_bounds(data, keys) if name == "segment_bounds" else _ranges_from_ids(data, keys)
+def _compute_ranges(name: str, numbers: Array, keys: int) -> tuple[Array, int]:
+    return _ranges_from_bounds(numbers, keys) if name == "segment_bounds" else _ranges_from_ids(numbers, keys)
 
 
 def _ranges_from_bounds(bounds: Array, keys: int) -> tuple[Array, int]:
     valid = bounds.size >= 2 and bool((np.diff(bounds) > 0).all()) and bounds[0] >= 0 and bounds[-1] <= keys
     if not valid:
         raise OptionError(
-            "segment_bounds", f"must be two or more increasing key positions from 0 to {keys}, got {_short(bounds)}"
+            "segment_bounds", f"must be two or more increasing key positions from 0 to {keys}, got {_shorten(bounds)}"
         )
     ranges = np.empty((bounds.size - 1, 3), np.int64)
     ranges[:, 0] = bounds[:-1]
@@ -169,5 +189,7 @@ def _ranges_from_ids(ids: Array, keys: int) -> tuple[Array, int]:
     return ranges[ranges[:, 2] >= 0], int(ids.max(initial=-1)) + 1
 
 
-def _short(data: Array) -> str:
-    return str(data.tolist()) if data.size <= 8 else f"[{data[0]}, {data[1]}, ..., {data[-1]}] ({data.size} numbers)"
+def _shorten(numbers: Array) -> str:
+    if numbers.size <= 8:
+        return str(numbers.tolist())
+    return f"[{numbers[0]}, {numbers[1]}, ..., {numbers[-1]}] ({numbers.size} numbers)"

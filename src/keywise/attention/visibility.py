@@ -1,4 +1,4 @@
-"""Which keys a query may see: a `Mask` resolved against the arrays."""
+"""A `Mask` checked against the sizes of a call."""
 
 from __future__ import annotations
 
@@ -10,124 +10,164 @@ import numpy as np
 from keywise.attention.arrays import Array, as_host_array
 from keywise.attention.checks import as_integer_array, broadcast
 from keywise.attention.mask import Mask
+from keywise.attention.native import CheckedMask, Inputs
+from keywise.attention.sizes import Sizes
 from keywise.errors import DtypeError, OptionError, ShapeError
 from keywise.util.checks import MAX_TOKENS
 
 
 class Visibility(NamedTuple):
-    """A `Mask` resolved against the arrays: absolute positions, per batch item."""
+    """Which keys the queries of a call see, in absolute positions.
+
+    Attributes
+    ----------
+    causal
+        A query sees no key after its own position.
+    left, right
+        Keys visible before and after the query's own position, -1 for all.
+    lengths, starts
+        [B] int64.
+    keep_first
+        Keys, counted from `starts`, that every query sees.
+    documents
+        [B, P] int32 over absolute positions.
+    allowed
+        [B, Hq, Q, N] bool, broadcast by zero strides.
+    """
 
     causal: bool
     left: int
-    """Keys visible before the query's own position, -1 for all."""
     right: int
     lengths: Array
     starts: Array
     keep_first: int
     documents: Array | None
-    """[B, P] int32 over absolute positions."""
     allowed: Array | None
-    """[B, Hq, Q, N] bool, broadcast by zero strides."""
 
 
-def _positions(name: str, value: Any, batch: int) -> Array:
-    data = as_integer_array(f"mask.{name}", np.asarray(value) if isinstance(value, (int, list, tuple)) else value)
-    if data.shape not in {(batch,), ()}:
-        raise ShapeError(f"mask.{name} has shape {list(data.shape)}; it needs one position per batch item: [{batch}]")
-    if ((data < 0) | (data > MAX_TOKENS)).any():
-        raise OptionError(f"mask.{name} holds {data.min()} to {data.max()}; positions lie between 0 and {MAX_TOKENS}")
-    return np.ascontiguousarray(np.broadcast_to(data, (batch,)), np.int64)
-
-
-def resolve(mask: Any, scores: tuple[int, ...], first_key: int) -> Visibility:
-    """Resolve a mask of scores [B, Hq, Q, N] whose first key stands at `first_key`, or refuse."""
-    name = "mask.allowed" if isinstance(mask, Mask) else "mask"
-    if mask is None:
-        mask = _EVERY_KEY
-    elif not isinstance(mask, Mask):
-        mask = Mask(allowed=mask)
-    batch, _, _, keys = scores
-    end = first_key + keys
-    rule = _rule(mask.causal, mask.window, mask.keep_first, batch, end)
-    arrays: dict[str, Any] = {}
-    if mask.lengths is not None:
-        arrays["lengths"] = _positions("lengths", mask.lengths, batch)
-    if mask.starts is not None:
-        arrays["starts"] = _positions("starts", mask.starts, batch)
-    if mask.documents is not None:
-        arrays["documents"] = _documents(mask.documents, batch, end)
-    if mask.allowed is not None:
-        arrays["allowed"] = _allowed(name, mask.allowed, scores)
-    return rule._replace(**arrays) if arrays else rule
-
-
-_EVERY_KEY = Mask()
-
-
-@functools.lru_cache(maxsize=8)  # the layers of a model ask for the same few
-def _rule(
-    causal: bool, window: tuple[int | None, int | None] | None, keep_first: int, batch: int, end: int
-) -> Visibility:
-    """Resolve a mask without arrays."""
-    lengths, starts = np.full(batch, end, np.int64), np.zeros(batch, np.int64)
-    for array in (lengths, starts):
-        array.flags.writeable = False
-    return Visibility(
-        **_sides(causal, window, keep_first)._asdict(),
-        lengths=lengths,
-        starts=starts,
-        documents=None,
-        allowed=None,
-    )
-
-
-class Sides(NamedTuple):
-    """A mask without arrays, in numbers."""
-
+class _MaskFields(NamedTuple):
     causal: bool
     left: int
-    """Keys visible before the query's own position, -1 for all."""
     right: int
     keep_first: int
+    lengths: Array | None = None
+    starts: Array | None = None
+    documents: Array | None = None
+    allowed: Array | None = None
 
 
-def sides_of(mask: Any) -> Sides | None:
-    """Give a mask's numbers; None when it has arrays, or is none."""
+class ResolvedMask(_MaskFields):
+    """The fields of a mask, checked; arrays that it does not have are None, so it fits calls of any size."""
+
+    @functools.cached_property
+    def native(self) -> CheckedMask:
+        """The mask as kernels take it."""
+        return CheckedMask(**self._asdict())
+
+    def visibility(self, sizes: Sizes, first_key: int) -> Visibility:
+        """Return the mask for one call, with every position written out.
+
+        Parameters
+        ----------
+        sizes
+            The call's sizes.
+        first_key
+            Position of its first key.
+        """
+        lengths, starts = self.lengths, self.starts
+        if lengths is None:
+            lengths = np.full(sizes.batch, first_key + sizes.keys, np.int64)
+        if starts is None:
+            starts = np.zeros(sizes.batch, np.int64)
+        return Visibility(
+            causal=self.causal,
+            left=self.left,
+            right=self.right,
+            lengths=lengths,
+            starts=starts,
+            keep_first=self.keep_first,
+            documents=self.documents,
+            allowed=self.allowed,
+        )
+
+
+_ALL_KEYS = Mask()
+
+
+def resolve_mask(mask: Any, sizes: Sizes | Inputs, first_key: int) -> ResolvedMask:
+    """Return a mask checked against the sizes of a call, or raise.
+
+    Parameters
+    ----------
+    mask
+        A `Mask`, a bool array that broadcasts to the scores, or None.
+    sizes
+        The call's sizes.
+    first_key
+        Position of its first key.
+
+    Raises
+    ------
+    DtypeError, ShapeError, OptionError
+        The mask is neither, or an array of it does not fit.
+
+    Examples
+    --------
+    >>> import keywise as kw
+    >>> from keywise.attention.sizes import Sizes
+    >>> sizes = Sizes(batch=1, query_heads=2, key_heads=2, queries=3, keys=5, head_dim=8, value_dim=8)
+    >>> resolve_mask(kw.Mask(causal=True, lengths=[4]), sizes, 0).lengths.tolist()
+    [4]
+    """
     if mask is None:
-        return _EVERY_SIDE
-    if (
-        not isinstance(mask, Mask)
-        or mask.lengths is not None
-        or mask.starts is not None
-        or mask.documents is not None
-        or mask.allowed is not None
-    ):
-        return None
-    return _sides(mask.causal, mask.window, mask.keep_first)
+        mask = _ALL_KEYS
+    elif not isinstance(mask, Mask):
+        return _resolve_sides(False, None, 0)._replace(allowed=_check_allowed("mask", mask, sizes))
+    fields = _resolve_sides(mask.causal, mask.window, mask.keep_first)
+    arrays: dict[str, Any] = {}
+    if mask.lengths is not None:
+        arrays["lengths"] = _check_positions("mask.lengths", mask.lengths, sizes.batch)
+    if mask.starts is not None:
+        arrays["starts"] = _check_positions("mask.starts", mask.starts, sizes.batch)
+    if mask.documents is not None:
+        arrays["documents"] = _check_documents(mask.documents, sizes.batch, first_key + sizes.keys)
+    if mask.allowed is not None:
+        arrays["allowed"] = _check_allowed("mask.allowed", mask.allowed, sizes)
+    return fields._replace(**arrays) if arrays else fields
 
 
-@functools.lru_cache(maxsize=64)
-def _sides(causal: bool, window: tuple[int | None, int | None] | None, keep_first: int) -> Sides:
+@functools.lru_cache(maxsize=64)  # the layers of a model ask for the same few
+def _resolve_sides(causal: bool, window: tuple[int | None, int | None] | None, keep_first: int) -> ResolvedMask:
     left, right = (-1 if side is None else min(side, MAX_TOKENS) for side in window or (None, None))
-    return Sides(causal, left, right, min(keep_first, MAX_TOKENS))
+    return ResolvedMask(causal, left, right, min(keep_first, MAX_TOKENS))
 
 
-_EVERY_SIDE = _sides(_EVERY_KEY.causal, _EVERY_KEY.window, _EVERY_KEY.keep_first)
+def _check_positions(name: str, value: Any, batch: int) -> Array:
+    positions = as_integer_array(name, np.asarray(value) if isinstance(value, (int, list, tuple)) else value)
+    if positions.shape not in {(batch,), ()}:
+        raise ShapeError(name, f"must have one position per batch item, [{batch}], got shape {list(positions.shape)}")
+    if ((positions < 0) | (positions > MAX_TOKENS)).any():
+        raise OptionError(name, f"must be from 0 to {MAX_TOKENS}, got {positions.min()} to {positions.max()}")
+    return np.ascontiguousarray(np.broadcast_to(positions, (batch,)), np.int64)
 
 
-def _documents(documents: Any, batch: int, end: int) -> Array:
+def _check_documents(documents: Any, batch: int, end: int) -> Array:
     ids = as_integer_array("mask.documents", documents)
     if ids.ndim != 2 or ids.shape[0] != batch or ids.shape[1] < end:
-        raise ShapeError(f"mask.documents has shape {list(ids.shape)}; it needs an id per key: [{batch}, {end}]")
+        raise ShapeError("mask.documents", f"must have an id per key, [{batch}, {end}], got shape {list(ids.shape)}")
     if ids.size and (ids.min() < -(2**31) or ids.max() >= 2**31):
-        raise OptionError("mask.documents holds ids that do not fit 32 bits; number the documents from 0")
+        raise OptionError(
+            "mask.documents", f"must fit 32 bits, got {ids.min()} to {ids.max()}", remedy="number documents from 0"
+        )
     return np.ascontiguousarray(ids, np.int32)
 
 
-def _allowed(name: str, allowed: Any, scores: tuple[int, ...]) -> Array:
-    taken = as_host_array(name, allowed)
-    if taken.dtype != "bool":
+def _check_allowed(name: str, allowed: Any, sizes: Sizes | Inputs) -> Array:
+    array = as_host_array(name, allowed)
+    if array.dtype != "bool":
         raise DtypeError(
-            f"{name} has dtype {taken.dtype}; it is boolean, True where a query may attend (added scores go in bias=)"
+            name,
+            f"must be boolean, True where a query may attend, got dtype {array.dtype}",
+            remedy="add scores by bias=",
         )
-    return broadcast(name, taken.data, scores)
+    return broadcast(name, array.data, sizes.scores)

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 import keywise
-from keywise.attention.kernels import MOST_THREADS
+from keywise.attention.targets import MAX_THREADS
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 Model = Annotated[
@@ -21,7 +21,7 @@ Dtype = Annotated[
 ]
 Top = Annotated[int, typer.Option(min=1, help="Number of sentences to show.")]
 MaxTokens = Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")]
-Threads = Annotated[int | None, typer.Option(min=1, max=MOST_THREADS, help="Number of CPU threads. Default: all.")]
+Threads = Annotated[int | None, typer.Option(min=1, max=MAX_THREADS, help="Number of CPU threads. Default: all.")]
 
 
 def use_threads(threads: int | None) -> None:

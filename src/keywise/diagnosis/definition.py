@@ -186,11 +186,9 @@ def _bound_output(sample: Problem, score_error: Array) -> Array:
 _REQUEST = ResolvedStats(
     top_k=0,
     key_mass=False,
-    first_row=0,
-    last_row=MAX_TOKENS,
-    runs=np.array([[0, 1, 0]], np.int64),
+    first_query=0,
+    last_query=MAX_TOKENS,
     segment_count=1,
-    query_weights=None,
-    arrays=(),
+    segment_ranges=np.array([[0, 1, 0]], np.int64),
 )
 """Entropy, and the first key as a segment of its own."""

@@ -19,7 +19,7 @@ import ray
 from lance.fragment import FragmentMetadata
 from ray.exceptions import RayTaskError
 
-from keywise.attention.kernels import set_num_threads
+from keywise.attention.targets import set_num_threads
 from keywise.errors import FormatError, KeywiseError, OptionError
 from keywise.library.ingest import ContentFile, IngestTarget, WrittenGroup, write_groups
 from keywise.library.key_maps import KeyMaps

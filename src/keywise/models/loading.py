@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-from keywise.attention.kernels import targets
+from keywise.attention.targets import targets
 from keywise.errors import ModelError, OptionError
 from keywise.models.gguf import converted
 from keywise.models.packed_linear import pack

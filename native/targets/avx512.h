@@ -1,4 +1,17 @@
-// The AVX-512 vocabulary: sixteen lanes, thirty-two registers. Shared by the two AVX-512 targets; see portable.cpp.
+// x86-64 with AVX-512 F, BW, DQ and VL: sixteen lanes, thirty-two registers. Vocabulary: see
+// simd.h.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+
+#include "../target_name.h"
+#include "flush_subnormals.h"
+
+#define KEYWISE_HAS_COMPRESS
+
+namespace keywise::KEYWISE_TARGET {
 
 typedef __m512 Vec;
 
@@ -8,11 +21,9 @@ static constexpr int kValueRows = 6;
 static constexpr int kValueVectors = 4;
 static constexpr int kPackedRows = kValueRows;
 static constexpr int kPackedVectors = kValueVectors;
-static constexpr int kFold = 4;
-static constexpr int kPanelsWeighed = 4;
+static constexpr int kPairwiseVectors = 4;
+static constexpr int kSoftmaxPanels = 4;
 static constexpr float kLog2OfZero = -200.0f;
-
-#include "flush_subnormals.inl.h"
 
 static inline Vec zero() { return _mm512_setzero_ps(); }
 static inline Vec broadcast(float x) { return _mm512_set1_ps(x); }
@@ -37,20 +48,22 @@ static inline Vec copy_sign(Vec size, Vec sign) {
 static inline Vec round_nearest(Vec x) { return _mm512_roundscale_ps(x, 0); }
 static inline Vec ldexp(Vec p, Vec n) { return _mm512_scalef_ps(p, n); }
 static inline unsigned greater_mask(Vec a, Vec b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ); }
-static inline void store_chosen(Vec v, int32_t first, unsigned chosen, float* numbers, int32_t* places) {
+static inline void compress_store(Vec values, int32_t first_index, unsigned mask, float* numbers,
+                                  int32_t* indices) {
   const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-  const __m512i place = _mm512_add_epi32(_mm512_set1_epi32(first), lane);
-  _mm512_storeu_ps(numbers, _mm512_maskz_compress_ps(__mmask16(chosen), v));
-  _mm512_storeu_si512(places, _mm512_maskz_compress_epi32(__mmask16(chosen), place));
+  const __m512i index = _mm512_add_epi32(_mm512_set1_epi32(first_index), lane);
+  _mm512_storeu_ps(numbers, _mm512_maskz_compress_ps(__mmask16(mask), values));
+  _mm512_storeu_si512(indices, _mm512_maskz_compress_epi32(__mmask16(mask), index));
 }
-static inline float sum(Vec v) { return _mm512_reduce_add_ps(v); }
+static inline float reduce_add(Vec v) { return _mm512_reduce_add_ps(v); }
 static inline float reduce_max(Vec v) { return _mm512_reduce_max_ps(v); }
 static inline Vec load_bfloat16(const uint16_t* p) {
   const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
 }
 static inline Vec load_int8(const int8_t* p) {
-  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+  return _mm512_cvtepi32_ps(
+      _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
 }
 static inline Vec load_float16(const uint16_t* p) {
   return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
@@ -85,13 +98,18 @@ static inline void transpose(Vec* t) {
   }
 }
 // Every 128 bits of the result hold partial sums of t[0] .. t[3], in this order.
-static inline Vec fold(const Vec* t) {
+static inline Vec pairwise_add(const Vec* t) {
   const Vec a = _mm512_add_ps(_mm512_unpacklo_ps(t[0], t[1]), _mm512_unpackhi_ps(t[0], t[1]));
   const Vec b = _mm512_add_ps(_mm512_unpacklo_ps(t[2], t[3]), _mm512_unpackhi_ps(t[2], t[3]));
   return _mm512_add_ps(_mm512_shuffle_ps(a, b, 0x44), _mm512_shuffle_ps(a, b, 0xee));
 }
-static inline Vec sum_folded(const Vec* t) {
-  const Vec low = _mm512_add_ps(_mm512_shuffle_f32x4(t[0], t[1], 0x88), _mm512_shuffle_f32x4(t[0], t[1], 0xdd));
-  const Vec high = _mm512_add_ps(_mm512_shuffle_f32x4(t[2], t[3], 0x88), _mm512_shuffle_f32x4(t[2], t[3], 0xdd));
-  return _mm512_add_ps(_mm512_shuffle_f32x4(low, high, 0x88), _mm512_shuffle_f32x4(low, high, 0xdd));
+static inline Vec combine_pairwise(const Vec* t) {
+  const Vec low =
+      _mm512_add_ps(_mm512_shuffle_f32x4(t[0], t[1], 0x88), _mm512_shuffle_f32x4(t[0], t[1], 0xdd));
+  const Vec high =
+      _mm512_add_ps(_mm512_shuffle_f32x4(t[2], t[3], 0x88), _mm512_shuffle_f32x4(t[2], t[3], 0xdd));
+  return _mm512_add_ps(_mm512_shuffle_f32x4(low, high, 0x88),
+                       _mm512_shuffle_f32x4(low, high, 0xdd));
 }
+
+}  // namespace keywise::KEYWISE_TARGET

@@ -1,0 +1,128 @@
+#include "inputs.h"
+
+#include <algorithm>
+
+namespace keywise {
+namespace {
+
+using Broken = const char*;  // a rule, or null where none is broken
+
+bool is_float(Element element) {
+  return element != Element::scaled_int8 && element != Element::unsupported;
+}
+
+Broken check_array(const InputArray& array) {
+  if (array.axes != 4) return "axes";
+  if (array.shape[3] == 0) return "head_dim";
+  if (array.shape[2] > kMaxTokens) return "tokens";
+  return nullptr;
+}
+
+Broken check_query(const InputArray& query) {
+  if (!is_float(query.element)) return "float";
+  return check_array(query);
+}
+
+// Checks keys or values against the query.
+Broken check_stored(const InputArray& array, const InputArray& query) {
+  const bool scaled = array.element == Element::scaled_int8;
+  if (!scaled && !is_float(array.element)) return "float";
+  if (const Broken broken = check_array(array)) return broken;
+  if (!scaled && array.element != query.element) return "query dtype";
+  if (array.shape[0] != query.shape[0]) return "query batch";
+  return nullptr;
+}
+
+std::optional<Refusal> check_chunk(const InputArray& query, const InputChunk& chunk,
+                                   int64_t number) {
+  const InputArray& key = chunk.key;
+  const InputArray& value = chunk.value;
+  if (const Broken broken = check_query(query)) return Refusal{"query", number, broken};
+  if (const Broken broken = check_stored(key, query)) return Refusal{"key", number, broken};
+  if (const Broken broken = check_stored(value, query)) return Refusal{"value", number, broken};
+  if (key.element != value.element) return Refusal{"value", number, "key dtype"};
+  if (key.shape[3] != query.shape[3]) return Refusal{"key", number, "query head_dim"};
+  if (!std::equal(key.shape, key.shape + 3, value.shape))
+    return Refusal{"value", number, "key tokens"};
+  if (key.shape[1] == 0 || query.shape[1] % key.shape[1] != 0)
+    return Refusal{"query", number, "key heads"};
+  return std::nullopt;
+}
+
+bool agrees(const InputArray& array, const InputArray& first) {
+  return array.shape[1] == first.shape[1] && array.shape[3] == first.shape[3];
+}
+
+std::optional<Refusal> check_against_first(const InputChunk& chunk, const InputChunk& first,
+                                           int64_t number) {
+  if (chunk.key.element != first.key.element) return Refusal{"key", number, "chunk dtype"};
+  if (!agrees(chunk.key, first.key)) return Refusal{"key", number, "chunk shape"};
+  if (chunk.value.element != first.value.element) return Refusal{"value", number, "chunk dtype"};
+  if (!agrees(chunk.value, first.value)) return Refusal{"value", number, "chunk shape"};
+  return std::nullopt;
+}
+
+Tensor make_tensor(const InputArray& array) {
+  Tensor tensor;
+  tensor.data = array.data;
+  std::copy_n(array.stride, 4, tensor.stride);
+  return tensor;
+}
+
+}  // namespace
+
+std::optional<Refusal> check_inputs(const InputArray& query, const std::vector<InputChunk>& chunks,
+                                    Sizes& sizes) {
+  sizes = {};
+  for (size_t i = 0; i < chunks.size(); ++i) {
+    if (const auto refusal = check_chunk(query, chunks[i], int64_t(i))) return refusal;
+  }
+  for (size_t i = 0; i < chunks.size(); ++i) {
+    if (const auto refusal = check_against_first(chunks[i], chunks[0], int64_t(i))) return refusal;
+    sizes.keys += chunks[i].key.shape[2];
+    if (sizes.keys > kMaxTokens) return Refusal{"key", int64_t(i), "tokens of all chunks"};
+  }
+  sizes.batch = query.shape[0];
+  sizes.query_heads = query.shape[1];
+  sizes.queries = query.shape[2];
+  sizes.head_dim = query.shape[3];
+  sizes.key_heads = chunks[0].key.shape[1];
+  sizes.value_dim = chunks[0].value.shape[3];
+  return std::nullopt;
+}
+
+std::vector<Chunk> make_chunks(const std::vector<InputChunk>& chunks) {
+  std::vector<Chunk> made;
+  made.reserve(chunks.size());
+  int64_t keys = 0;
+  for (const InputChunk& input : chunks) {
+    Chunk chunk;
+    chunk.key = make_tensor(input.key);
+    chunk.value = make_tensor(input.value);
+    chunk.key_scale = input.key.scales;
+    chunk.value_scale = input.value.scales;
+    chunk.first_key = keys;
+    chunk.keys = input.key.shape[2];
+    keys += chunk.keys;
+    if (chunk.keys > 0)
+      made.push_back(chunk);
+    else if (made.empty() && &input == &chunks.back())
+      made.push_back(chunk);
+  }
+  return made;
+}
+
+Dtype to_dtype(Element element) {
+  switch (element) {
+    case Element::float16:
+      return Dtype::float16;
+    case Element::bfloat16:
+      return Dtype::bfloat16;
+    case Element::scaled_int8:
+      return Dtype::int8;
+    default:
+      return Dtype::float32;
+  }
+}
+
+}  // namespace keywise

@@ -1,0 +1,30 @@
+// The functions of a target as a table, in one place for all targets.
+#pragma once
+
+#include "forward.h"
+#include "key_mass.h"
+#include "limits.h"
+#include "merge.h"
+#include "output.h"
+#include "pack.h"
+#include "simd.h"
+#include "target.h"
+
+namespace keywise::KEYWISE_TARGET {
+
+static constexpr Target make_target(const char* name) {
+  Target target{};
+  target.name = name;
+  target.has_bf16_dot = kHasBf16Dot;
+  target.tile_rows = kTileRows;
+  target.pack_head = pack_head;
+  target.forward = forward_task;
+  target.merge = merge_states;
+  target.write_results = write_results;
+  target.accumulate_key_mass = accumulate_key_mass;
+  target.multiply_adds = multiply_adds;
+  target.add_up = add_up;
+  return target;
+}
+
+}  // namespace keywise::KEYWISE_TARGET

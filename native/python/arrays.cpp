@@ -1,0 +1,330 @@
+#include "arrays.h"
+
+#include <algorithm>
+#include <utility>
+
+namespace keywise::python {
+namespace {
+
+// Never destroyed: Python may be gone when static objects are.
+ArrayFunctions* functions = nullptr;
+
+PyObject* intern(const char* name) { return PyUnicode_InternFromString(name); }
+
+// ---- torch tensors ----
+
+// Returns torch.Tensor once torch is imported.
+PyTypeObject* find_tensor_type() {
+  static PyTypeObject* type = nullptr;
+  if (type) return type;
+  static PyObject* const module_name = intern("torch");
+  const nb::object torch = nb::steal(PyImport_GetModule(module_name));
+  if (!torch.is_valid()) {
+    PyErr_Clear();
+    return nullptr;
+  }
+  // A torch that is being imported has no Tensor yet.
+  nb::object tensor = nb::getattr(torch, "Tensor", nb::none());
+  if (!PyType_Check(tensor.ptr())) return nullptr;
+  type = reinterpret_cast<PyTypeObject*>(tensor.release().ptr());
+  return type;
+}
+
+// Returns the exchange table of torch (since 2.10), or null.
+const dlpack::Exchange* find_exchange() {
+  static const dlpack::Exchange* exchange = nullptr;
+  static bool searched = false;
+  if (searched) return exchange;
+  PyTypeObject* const type = find_tensor_type();
+  if (!type) return nullptr;
+  searched = true;
+  const nb::object capsule = nb::getattr(nb::handle(reinterpret_cast<PyObject*>(type)),
+                                         "__dlpack_c_exchange_api__", nb::none());
+  if (!PyCapsule_IsValid(capsule.ptr(), dlpack::kExchangeName)) return nullptr;
+  const auto* table = static_cast<const dlpack::Exchange*>(
+      PyCapsule_GetPointer(capsule.ptr(), dlpack::kExchangeName));
+  if (table->version.major == 1 && table->borrow) exchange = table;
+  return exchange;
+}
+
+Element to_element(const dlpack::Type& type) {
+  if (type == dlpack::Type{dlpack::kFloat, 32, 1}) return Element::float32;
+  if (type == dlpack::Type{dlpack::kFloat, 16, 1}) return Element::float16;
+  if (type == dlpack::Type{dlpack::kBfloat, 16, 1}) return Element::bfloat16;
+  return Element::unsupported;
+}
+
+bool is_aligned(const void* data, int64_t bytes) {
+  return reinterpret_cast<uintptr_t>(data) % uintptr_t(bytes) == 0;
+}
+
+// Wanted gradients must be refused, and a negated tensor stores the opposites of its elements.
+bool is_plain(nb::handle tensor) {
+  static PyObject* const requires_grad = intern("requires_grad");
+  static PyObject* const is_neg = intern("is_neg");
+  const nb::object wants_gradient = nb::steal(PyObject_GetAttr(tensor.ptr(), requires_grad));
+  if (!wants_gradient.is_valid()) throw nb::python_error();
+  if (wants_gradient.ptr() != Py_False) return false;
+  const nb::object negated = nb::steal(PyObject_CallMethodNoArgs(tensor.ptr(), is_neg));
+  if (!negated.is_valid()) throw nb::python_error();
+  return negated.ptr() == Py_False;
+}
+
+// Reads a plain tensor of 4 axes that kernels can read where it is; false for any other.
+bool read_tensor(nb::handle tensor, HeldArray& held) {
+  const dlpack::Exchange* const exchange = find_exchange();
+  if (!exchange || !is_plain(tensor)) return false;
+  dlpack::View view;
+  if (exchange->borrow(tensor.ptr(), &view) != 0) {
+    PyErr_Clear();  // reading it through NumPy says what is wrong
+    return false;
+  }
+  InputArray& array = held.array;
+  array.element = to_element(view.type);
+  array.data = static_cast<const char*>(view.data) + view.offset_bytes;
+  if (view.device != dlpack::kCpu || view.axes != 4 || !view.data ||
+      array.element == Element::unsupported)
+    return false;
+  if (view.stride[3] != 1 && view.shape[3] != 1) return false;
+  if (!is_aligned(array.data, bytes_of(to_dtype(array.element)))) return false;
+  // Tensors without elements may have any strides.
+  if (std::any_of(view.shape, view.shape + 4, [](int64_t size) { return size == 0; })) return false;
+  array.axes = view.axes;
+  std::copy_n(view.shape, 4, array.shape);
+  std::copy_n(view.stride, 4, array.stride);
+  held.owner = nb::borrow(tensor);
+  held.is_tensor = true;
+  return true;
+}
+
+// ---- NumPy arrays ----
+
+// A buffer of an object, released at the end; its owner holds the memory.
+class Buffer {
+ public:
+  Buffer(nb::handle object, int flags)
+      : valid_(PyObject_GetBuffer(object.ptr(), &view_, flags) == 0) {
+    if (!valid_) PyErr_Clear();
+  }
+  ~Buffer() {
+    if (valid_) PyBuffer_Release(&view_);
+  }
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+
+  explicit operator bool() const { return valid_; }
+  const Py_buffer* operator->() const { return &view_; }
+
+ private:
+  Py_buffer view_;
+  bool valid_;
+};
+
+Element to_element(const char* format) {
+  if (!format || format[0] == '\0' || format[1] != '\0') return Element::unsupported;
+  switch (format[0]) {
+    case 'f':
+      return Element::float32;
+    case 'e':
+      return Element::float16;
+    case 'd':
+      return Element::float64;
+    default:
+      return Element::unsupported;
+  }
+}
+
+void set_layout(const Buffer& buffer, InputArray& array) {
+  array.data = buffer->buf;
+  array.axes = buffer->ndim;
+  if (buffer->ndim != 4) return;
+  std::copy_n(buffer->shape, 4, array.shape);
+  for (int axis = 0; axis < 4; ++axis)
+    array.stride[axis] = buffer->strides[axis] / buffer->itemsize;
+}
+
+bool is_readable(const Buffer& buffer) {
+  if (!is_aligned(buffer->buf, buffer->itemsize)) return false;
+  for (int axis = 0; axis < buffer->ndim; ++axis) {
+    if (buffer->strides[axis] % buffer->itemsize != 0) return false;
+  }
+  const int last = buffer->ndim - 1;
+  return last < 0 || buffer->shape[last] <= 1 || buffer->strides[last] == buffer->itemsize;
+}
+
+// Reads a NumPy array that kernels can read where it is; false for any other object.
+bool read_numpy(nb::handle value, HeldArray& held) {
+  if (!PyObject_CheckBuffer(value.ptr())) return false;
+  const Buffer buffer(value, PyBUF_STRIDED_RO | PyBUF_FORMAT);
+  if (!buffer) return false;
+  held.array.element = to_element(buffer->format);
+  if (held.array.element == Element::unsupported || !is_readable(buffer)) return false;
+  set_layout(buffer, held.array);
+  held.owner = nb::borrow(value);
+  return true;
+}
+
+// ---- HostArray ----
+
+bool is_equal(nb::handle text, const char* expected) {
+  return PyUnicode_CompareWithASCIIString(text.ptr(), expected) == 0;
+}
+
+Element to_element(nb::handle dtype, bool has_scale) {
+  if (is_equal(dtype, "float32")) return Element::float32;
+  if (is_equal(dtype, "float16")) return Element::float16;
+  if (is_equal(dtype, "bfloat16")) return Element::bfloat16;
+  if (is_equal(dtype, "float64")) return Element::float64;
+  if (is_equal(dtype, "int8") && has_scale) return Element::scaled_int8;
+  return Element::unsupported;
+}
+
+nb::object get(nb::handle object, PyObject* name) {
+  nb::object found = nb::steal(PyObject_GetAttr(object.ptr(), name));
+  if (!found.is_valid()) throw nb::python_error();
+  return found;
+}
+
+// Reads a HostArray; false where kernels cannot read it in place, unless it `must` be read.
+bool read_host_array(nb::handle value, HeldArray& held, bool must) {
+  static PyObject* const data_name = intern("data");
+  static PyObject* const dtype_name = intern("dtype");
+  static PyObject* const scale_name = intern("scale");
+  const nb::object data = get(value, data_name);
+  const nb::object scale = get(value, scale_name);
+  const Buffer buffer(data, PyBUF_STRIDED_RO);
+  if (!buffer || (!must && !is_readable(buffer))) return false;
+  set_layout(buffer, held.array);
+  held.array.element = to_element(get(value, dtype_name), !scale.is_none());
+  if (!scale.is_none()) {
+    const Buffer scales(scale, PyBUF_STRIDED_RO);
+    if (!scales || (!must && !is_readable(scales))) return false;
+    held.array.scales.data = static_cast<const float*>(scales->buf);
+    for (int axis = 0; axis < 2; ++axis)
+      held.array.scales.stride[axis] = scales->strides[axis] / scales->itemsize;
+  }
+  held.owner = nb::borrow(value);
+  return true;
+}
+
+bool is_host_array(nb::handle value) {
+  return reinterpret_cast<PyObject*>(Py_TYPE(value.ptr())) == functions->host_array.ptr();
+}
+
+PyTypeObject* find_numpy_type() {
+  static PyTypeObject* const type = reinterpret_cast<PyTypeObject*>(
+      nb::object(nb::module_::import_("numpy").attr("ndarray")).release().ptr());
+  return type;
+}
+
+nb::tuple to_tuple(const std::vector<int64_t>& shape) {
+  nb::object sizes = nb::steal(PyTuple_New(Py_ssize_t(shape.size())));
+  for (size_t axis = 0; axis < shape.size(); ++axis)
+    PyTuple_SET_ITEM(sizes.ptr(), Py_ssize_t(axis), PyLong_FromLongLong(shape[axis]));
+  return nb::tuple(sizes);
+}
+
+}  // namespace
+
+void set_array_functions(ArrayFunctions given) {
+  if (!functions) functions = new ArrayFunctions;
+  *functions = std::move(given);
+}
+
+HeldArray read_array(const std::string& name, nb::handle value) {
+  HeldArray held;
+  PyTypeObject* const type = Py_TYPE(value.ptr());
+  if (type == find_numpy_type()) {
+    if (read_numpy(value, held)) return held;
+  } else if (is_host_array(value)) {
+    if (read_host_array(value, held, false)) return held;
+  } else if (type == find_tensor_type()) {
+    if (read_tensor(value, held)) return held;
+  }
+  held = {};
+  const nb::object readable = functions->as_readable_array(name.c_str(), value);
+  read_host_array(readable, held, true);
+  return held;
+}
+
+Inputs::Inputs(HeldArray query, std::vector<HeldArray> held, std::vector<Chunk> chunks, Sizes sizes,
+               Dtype stored)
+    : query_(std::move(query)),
+      held_(std::move(held)),
+      chunks_(std::move(chunks)),
+      sizes_(sizes),
+      stored_(stored) {}
+
+nb::object Inputs::like() const {
+  if (!is_host_array(query_.owner)) return query_.owner;
+  return query_.owner.attr("like");
+}
+
+const char* Inputs::dtype() const {
+  switch (query_.array.element) {
+    case Element::float16:
+      return "float16";
+    case Element::bfloat16:
+      return "bfloat16";
+    case Element::float64:
+      return "float64";
+    default:
+      return "float32";
+  }
+}
+
+nb::tuple Inputs::collect(size_t side) const {
+  nb::list owners;
+  for (size_t i = side; i < held_.size(); i += 2) owners.append(held_[i].owner);
+  return nb::tuple(owners);
+}
+
+float* Results::add_float32(const char* name, const std::vector<int64_t>& shape) {
+  return static_cast<float*>(add(name, {dlpack::kFloat, 32, 1}, "float32", shape));
+}
+
+int32_t* Results::add_int32(const char* name, const std::vector<int64_t>& shape) {
+  return static_cast<int32_t*>(add(name, {dlpack::kInteger, 32, 1}, "int32", shape));
+}
+
+void* Results::add_output(const char* name, const std::vector<int64_t>& shape) {
+  dlpack::Type type{dlpack::kFloat, 32, 1};
+  if (inputs_.query().element == Element::float16) type = {dlpack::kFloat, 16, 1};
+  if (inputs_.query().element == Element::bfloat16) type = {dlpack::kBfloat, 16, 1};
+  return add(name, type, inputs_.dtype(), shape);
+}
+
+void* Results::add(const char* name, dlpack::Type type, const char* dtype,
+                   const std::vector<int64_t>& shape) {
+  Result result{name, std::nullopt, nb::object()};
+  void* data = nullptr;
+  if (inputs_.is_tensor() && !as_numpy_) {
+    result.tensor = dlpack::allocate_tensor(type, shape);
+    data = (*result.tensor)->view.data;
+  } else {
+    const nb::object like = as_numpy_ ? nb::object(nb::none()) : inputs_.like();
+    result.array = functions->allocate_result(to_tuple(shape), dtype, like);
+    const Buffer buffer(result.array, PyBUF_STRIDED_RO);
+    data = buffer->buf;
+  }
+  results_.push_back(std::move(result));
+  return data;
+}
+
+nb::dict Results::take() {
+  nb::dict taken;
+  for (Result& result : results_) {
+    nb::object array = std::move(result.array);
+    if (result.tensor) {
+      void* tensor = nullptr;
+      if (find_exchange()->give(result.tensor->release(), &tensor) != 0) throw nb::python_error();
+      array = nb::steal(static_cast<PyObject*>(tensor));
+    } else if (!as_numpy_) {
+      array = functions->to_library(array, inputs_.like());
+    }
+    taken[result.name] = array;
+  }
+  return taken;
+}
+
+}  // namespace keywise::python

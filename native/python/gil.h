@@ -1,0 +1,52 @@
+// Python's lock and signals while kernels run.
+#pragma once
+
+#include <cxxabi.h>
+#include <unistd.h>
+
+#include <nanobind/nanobind.h>
+
+namespace keywise::python {
+
+// Releases the GIL for as long as it lives.
+class WithoutGil {
+ public:
+  WithoutGil() : state_(PyEval_SaveThread()) { current() = this; }
+  ~WithoutGil() {
+    take();
+    current() = nullptr;
+  }
+  WithoutGil(const WithoutGil&) = delete;
+  WithoutGil& operator=(const WithoutGil&) = delete;
+
+  // Runs Python's handlers of the signals that arrived; true when one raised an exception. Only on
+  // a thread that has released the GIL, and only of use on the main thread: no other receives
+  // signals.
+  static bool handle_signals() {
+    WithoutGil& gil = *current();
+    gil.take();
+    const bool raised = PyErr_CheckSignals() != 0;
+    gil.state_ = PyEval_SaveThread();
+    return raised;
+  }
+
+ private:
+  // Until Python 3.14, taking the GIL while Python ends unwinds the thread by force, which no C++
+  // frame of a module survives. Such a thread sleeps until the process is gone.
+  void take() noexcept {
+    try {
+      PyEval_RestoreThread(state_);
+    } catch (const abi::__forced_unwind&) {
+      for (;;) pause();
+    }
+  }
+
+  static WithoutGil*& current() {
+    thread_local WithoutGil* gil = nullptr;
+    return gil;
+  }
+
+  PyThreadState* state_;
+};
+
+}  // namespace keywise::python

@@ -1,0 +1,97 @@
+// Any CPU: four lanes through the compiler's vector extension, no instruction beyond the
+// architecture's floor. Vocabulary: see simd.h.
+#pragma once
+
+#include <cstdint>
+
+#include "../half.h"
+#include "../target_name.h"
+
+namespace keywise::KEYWISE_TARGET {
+
+typedef float Vec __attribute__((vector_size(16)));
+typedef int32_t VecInt __attribute__((vector_size(16)));
+
+static constexpr int kLanes = 4;
+static constexpr int kTileRows = 4;
+static constexpr int kValueRows = 6;
+static constexpr int kValueVectors = 2;
+static constexpr int kPackedRows = kValueRows;
+static constexpr int kPackedVectors = kValueVectors;
+static constexpr int kPairwiseVectors = 1;
+static constexpr int kSoftmaxPanels = 2;
+static constexpr float kLog2OfZero = -127.0f;
+
+// There is no switch for it that every CPU has.
+struct FlushSubnormals {
+  FlushSubnormals() {}
+};
+
+static inline Vec zero() { return Vec{0, 0, 0, 0}; }
+static inline Vec broadcast(float x) { return Vec{x, x, x, x}; }
+static inline Vec load(const float* p) {
+  Vec v;
+  __builtin_memcpy(&v, p, sizeof v);
+  return v;
+}
+static inline Vec load_n(const float* p, int count) {
+  Vec v = zero();
+  for (int i = 0; i < count; ++i) v[i] = p[i];
+  return v;
+}
+static inline void store(float* p, Vec v) { __builtin_memcpy(p, &v, sizeof v); }
+static inline Vec add(Vec a, Vec b) { return a + b; }
+static inline Vec sub(Vec a, Vec b) { return a - b; }
+static inline Vec mul(Vec a, Vec b) { return a * b; }
+static inline Vec div(Vec a, Vec b) { return a / b; }
+static inline Vec mul_add(Vec a, Vec b, Vec c) { return a * b + c; }
+static inline Vec choose(VecInt condition, Vec a, Vec b) {
+  return (Vec)((condition & (VecInt)a) | (~condition & (VecInt)b));
+}
+static inline Vec max(Vec a, Vec b) { return choose(a > b, a, b); }
+static inline Vec if_less(Vec x, Vec limit, Vec a, Vec b) { return choose(x < limit, a, b); }
+static inline Vec abs(Vec x) { return (Vec)((VecInt)x & 0x7fffffff); }
+static inline Vec copy_sign(Vec size, Vec sign) {
+  return (Vec)(((VecInt)size & 0x7fffffff) | ((VecInt)sign & int32_t(0x80000000)));
+}
+// Adding 1.5 x 2^23 leaves no room for a fraction, so the reduce_add is rounded to a whole number.
+static inline Vec round_nearest(Vec x) {
+  const Vec magic = broadcast(12582912.0f);
+  return (x + magic) - magic;
+}
+static inline Vec ldexp(Vec p, Vec n) {
+  const VecInt exponent = (VecInt)(n + broadcast(12582912.0f)) - 0x4b400000;
+  return p * (Vec)((exponent + 127) << 23);
+}
+static inline unsigned greater_mask(Vec a, Vec b) {
+  const VecInt above = a > b;
+  return unsigned((above[0] & 1) | (above[1] & 2) | (above[2] & 4) | (above[3] & 8));
+}
+static inline float reduce_add(Vec v) { return (v[0] + v[2]) + (v[1] + v[3]); }
+static inline float reduce_max(Vec v) {
+  const float a = v[0] > v[1] ? v[0] : v[1], b = v[2] > v[3] ? v[2] : v[3];
+  return a > b ? a : b;
+}
+static inline Vec load_bfloat16(const uint16_t* p) {
+  const VecInt bits = {int32_t(uint32_t(p[0]) << 16), int32_t(uint32_t(p[1]) << 16),
+                       int32_t(uint32_t(p[2]) << 16), int32_t(uint32_t(p[3]) << 16)};
+  return (Vec)bits;
+}
+static inline Vec load_int8(const int8_t* p) {
+  return Vec{float(p[0]), float(p[1]), float(p[2]), float(p[3])};
+}
+static inline Vec load_float16(const uint16_t* p) {
+  return Vec{widen_float16(p[0]), widen_float16(p[1]), widen_float16(p[2]), widen_float16(p[3])};
+}
+static inline void transpose(Vec* t) {
+  const Vec a = {t[0][0], t[1][0], t[2][0], t[3][0]}, b = {t[0][1], t[1][1], t[2][1], t[3][1]};
+  const Vec c = {t[0][2], t[1][2], t[2][2], t[3][2]}, d = {t[0][3], t[1][3], t[2][3], t[3][3]};
+  t[0] = a, t[1] = b, t[2] = c, t[3] = d;
+}
+
+static inline Vec pairwise_add(const Vec* t) { return t[0]; }
+static inline Vec combine_pairwise(const Vec* t) {
+  return Vec{reduce_add(t[0]), reduce_add(t[1]), reduce_add(t[2]), reduce_add(t[3])};
+}
+
+}  // namespace keywise::KEYWISE_TARGET

@@ -1,0 +1,195 @@
+"""The arguments of one attention call, checked in one place.
+
+The records are named tuples: frozen dataclasses take longer to make, which a small call would notice.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from keywise.attention.arrays import FLOATS, Array, HostArray, as_element_aligned, as_host_array
+from keywise.attention.checks import as_float_array, broadcast
+from keywise.attention.native import Inputs, Refusal, read_inputs
+from keywise.attention.stats_request import ResolvedStats, StatsRequest, resolve_stats
+from keywise.attention.visibility import ResolvedMask, resolve_mask
+from keywise.errors import DtypeError, KeywiseError, OptionError, ShapeError
+from keywise.util.checks import MAX_FLOAT, MAX_TOKENS, check_float, check_int
+
+
+class Chunks(tuple[Any, ...]):
+    """A key or value argument in several arrays, one after the other along the tokens.
+
+    Kernels read them where they are.
+    """
+
+
+class AttentionCall(NamedTuple):
+    """The arguments of one call, checked: shapes fit, dtypes agree, every option is usable.
+
+    Attributes
+    ----------
+    inputs
+        Query, keys and values.
+    mask
+        Which keys a query sees.
+    bias
+        [B, Hq, Q, N], broadcast by zero strides.
+    sinks
+        [Hq] float64.
+    scale
+        None for 1 / sqrt(head_dim).
+    softcap
+        None for no cap.
+    first_key
+        Position of the first key.
+    stats
+        Which statistics to compute.
+    """
+
+    inputs: Inputs
+    mask: ResolvedMask
+    bias: HostArray | None
+    sinks: Array | None
+    scale: float | None
+    softcap: float | None
+    first_key: int
+    stats: ResolvedStats | None
+
+
+def make_call(
+    query: Any,
+    key: Any,
+    value: Any,
+    *,
+    mask: Any = None,
+    bias: Any = None,
+    scale: float | None = None,
+    softcap: float | None = None,
+    sinks: Any = None,
+    first_key: int = 0,
+    stats: StatsRequest | None = None,
+) -> AttentionCall:
+    """Return the arguments of attention, checked, or raise.
+
+    Parameters
+    ----------
+    query, key, value, mask, bias, scale, softcap, sinks
+        As in `attend`; key and value may be `Chunks`.
+    first_key
+        Position of the first key, as in `partial`.
+    stats
+        Which statistics to compute.
+
+    Raises
+    ------
+    ShapeError, DtypeError, OptionError, TargetError
+        An argument is refused; the error names it.
+    """
+    inputs = _read_arrays(query, key, value)
+    if first_key != 0:
+        first_key = check_int("first_key", first_key, minimum=0)
+    if scale is not None:
+        scale = check_float("scale", scale)
+    return AttentionCall(
+        inputs,
+        resolve_mask(mask, inputs, first_key),
+        None if bias is None else _check_bias(bias, inputs),
+        None if sinks is None else _check_sinks(sinks, inputs.query_heads),
+        scale,
+        None if softcap is None else _check_softcap(softcap, scale, inputs.head_dim),
+        first_key,
+        None if stats is None else resolve_stats(stats, inputs),
+    )
+
+
+def _read_arrays(query: Any, key: Any, value: Any) -> Inputs:
+    keys = key if isinstance(key, Chunks) else (key,)
+    values = value if isinstance(value, Chunks) else (value,)
+    if type(keys) is not type(values) or len(keys) != len(values) or not keys:
+        raise ShapeError("value", f"must be in as many chunks as key, one or more, got {len(values)} and {len(keys)}")
+    inputs = read_inputs(query, keys, values)
+    if isinstance(inputs, Refusal):
+        raise _word_refusal(inputs, query, key, value)
+    return inputs
+
+
+def _check_bias(bias: Any, inputs: Inputs) -> HostArray:
+    array = as_host_array("bias", bias)
+    if array.dtype not in {"float32", inputs.dtype}:
+        raise DtypeError(
+            "bias",
+            f"must have dtype float32 or the query's {inputs.dtype}, got {array.dtype}",
+            remedy="pass a boolean mask as mask=",
+        )
+    return array._replace(data=broadcast("bias", as_element_aligned(array.data), inputs.scores))
+
+
+def _check_sinks(sinks: Any, query_heads: int) -> Array:
+    array = as_float_array("sinks", sinks)
+    if array.data.shape != (query_heads,):
+        raise ShapeError(
+            "sinks", f"must have one score per query head, [{query_heads}], got shape {list(array.data.shape)}"
+        )
+    scores = array.floats(np.float64)
+    if not (scores <= MAX_FLOAT).all():
+        raise OptionError("sinks", f"must be at most {MAX_FLOAT:g} (-inf for none)", got=scores.tolist())
+    return scores
+
+
+def _check_softcap(value: Any, scale: float | None, head_dim: int) -> float:
+    softcap = check_float("softcap", value)
+    if softcap < 1 / MAX_FLOAT:
+        raise OptionError("softcap", f"must be {1 / MAX_FLOAT:g} or more", got=softcap, remedy="use None for no cap")
+    scale = head_dim**-0.5 if scale is None else scale
+    if abs(scale) / softcap > MAX_FLOAT:
+        raise OptionError(
+            "softcap", f"must not be so small for scale={scale}", got=softcap, remedy="use None for no cap"
+        )
+    return softcap
+
+
+_FLOAT_NAMES = f"{', '.join(FLOATS[:-1])} or {FLOATS[-1]}"
+
+_RULES: dict[str, tuple[type[KeywiseError], str]] = {
+    "float": (DtypeError, f"must have dtype {_FLOAT_NAMES}, got {{dtype}}"),
+    "axes": (ShapeError, "must have 4 axes [batch, heads, tokens, head_dim], got shape {shape}"),
+    "head_dim": (ShapeError, "must have a head_dim of 1 or more, got shape {shape}"),
+    "tokens": (ShapeError, f"must have at most {MAX_TOKENS} tokens, got shape {{shape}}"),
+    "tokens of all chunks": (ShapeError, f"must have at most {MAX_TOKENS} tokens in all chunks"),
+    "query dtype": (DtypeError, "must have the query's dtype {query.dtype}, got {dtype}"),
+    "query batch": (ShapeError, "must have the query's batch size {query.batch}, got shape {shape}"),
+    "query head_dim": (ShapeError, "must have the query's head_dim {query.head_dim}, got shape {shape}"),
+    "key dtype": (DtypeError, "must have the key's dtype {key.dtype}, got {dtype}"),
+    "key tokens": (ShapeError, "must have the key's batch, heads and tokens, got shape {shape} and key {key.shape}"),
+    "key heads": (ShapeError, "must have a multiple of the key's heads, got {heads} and key {key.heads}"),
+    "chunk dtype": (DtypeError, "must have the first chunk's dtype {first.dtype}, got {dtype}"),
+    "chunk shape": (ShapeError, "must have the heads and head_dim of the first chunk {first.shape}, got shape {shape}"),
+}
+"""The words of each rule that the native module checks; the fields are those of `_Described`."""
+
+
+class _Described:
+    """An array in the words of an error."""
+
+    def __init__(self, name: str, value: Any) -> None:
+        array = as_host_array(name, value)
+        self.dtype = array.dtype if array.scale is None else "int8 with scales"
+        self.shape = list(array.data.shape)
+        if len(self.shape) == 4:
+            self.batch, self.heads, _, self.head_dim = self.shape
+
+
+def _word_refusal(refusal: Refusal, query: Any, key: Any, value: Any) -> KeywiseError:
+    """Return the error for a refusal of the native module."""
+    chunked = isinstance(key, Chunks)
+    keys, values = (key, value) if chunked else ((key,), (value,))
+    arguments = {"query": query, "key": keys[refusal.chunk], "value": values[refusal.chunk]}
+    described = {name: _Described(name, argument) for name, argument in arguments.items()}
+    first = _Described(refusal.argument, {"query": query, "key": keys[0], "value": values[0]}[refusal.argument])
+    subject = refusal.argument
+    if chunked and subject != "query":
+        subject = f"{subject} chunk {refusal.chunk}"
+    kind, words = _RULES[refusal.rule]
+    return kind(subject, words.format(**vars(described[refusal.argument]), **described, first=first))

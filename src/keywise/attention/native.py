@@ -1,0 +1,41 @@
+"""The calls into the native module, which no other file imports."""
+
+from __future__ import annotations
+
+import threading
+
+from keywise.attention import _native
+from keywise.attention._native import CheckedMask, Inputs, Refusal, StatsPlan, attend, multiply_adds, read_inputs
+from keywise.attention._native import add_up as sum_buffer
+from keywise.attention._native import candidates as list_candidates
+from keywise.attention._native import environment as read_environment
+from keywise.attention.arrays import HostArray, allocate_result, as_readable_array, to_library
+
+__all__ = [
+    "CheckedMask",
+    "Inputs",
+    "Refusal",
+    "StatsPlan",
+    "attend",
+    "is_interruptible",
+    "list_candidates",
+    "multiply_adds",
+    "read_environment",
+    "read_inputs",
+    "sum_buffer",
+]
+
+_native.set_array_functions(
+    host_array=HostArray,
+    as_readable_array=as_readable_array,
+    allocate_result=allocate_result,
+    to_library=to_library,
+)
+
+
+def is_interruptible() -> bool:
+    """Return whether Ctrl-C can stop a call on this thread.
+
+    Signals reach the main thread only; asking for them elsewhere would wait for the GIL in vain.
+    """
+    return threading.get_ident() == threading.main_thread().ident
