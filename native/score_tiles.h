@@ -78,7 +78,7 @@ static inline void store_scores(Vec values, int64_t count, float* scores) {
   __builtin_memcpy(scores, lanes, std::size_t(count) * sizeof(float));
 }
 
-static inline void prefetch_keys(const char* key, int64_t bytes) {
+KEYWISE_INLINE void prefetch_keys(const char* key, int64_t bytes) {
   for (int64_t byte = 0; byte < bytes; byte += kCacheLineBytes)
     prefetch(key + kKeyPrefetchBytes + byte);
 }
