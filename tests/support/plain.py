@@ -53,8 +53,8 @@ def _plain(problem: Problem, dtype: torch.dtype, scale_first: bool) -> Result:
     result = {"output": _product(weights, value), "lse": lse, "entropy": torch.special.entr(weights).sum(dim=3)}
     plan = problem.stats
     if plan is not None:
-        top = min(plan.top, score.shape[3])
-        result["top_weights"] = torch.nn.functional.pad(weights.topk(top, dim=3).values, (0, plan.top - top))
+        top = min(plan.top_k, score.shape[3])
+        result["top_weights"] = torch.nn.functional.pad(weights.topk(top, dim=3).values, (0, plan.top_k - top))
         query_weights = (
             1 if plan.query_weights is None else torch.from_numpy(plan.query_weights.copy())[..., None].to(dtype)
         )

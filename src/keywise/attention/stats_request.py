@@ -112,10 +112,10 @@ def _arrays(
 def _query_weights(query_weights: Any, shape: tuple[int, ...]) -> Array:
     taken = as_host_array("query_weights", query_weights)
     if taken.dtype not in FLOATS:
-        raise DtypeError(f"row_weights has dtype {taken.dtype}; keywise takes {', '.join(FLOATS)}")
+        raise DtypeError(f"query_weights has dtype {taken.dtype}; keywise takes {', '.join(FLOATS)}")
     data = broadcast("query_weights", countable(taken.floats(np.float32)), shape)
     if not np.isfinite(data).all():
-        raise OptionError("row_weights holds NaN or infinity; every weight is finite")
+        raise OptionError("query_weights holds NaN or infinity; every weight is finite")
     return data
 
 

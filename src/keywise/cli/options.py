@@ -1,4 +1,4 @@
-"""Options that several commands have."""
+"""Options that several commands share."""
 
 from typing import Annotated
 
@@ -15,8 +15,8 @@ Dtype = Annotated[
     str | None,
     typer.Option(
         metavar="DTYPE",
-        help="What the model computes in: float32, or bfloat16, faster where the CPU multiplies it directly. "
-        "Default: bfloat16 there and for models of over a billion parameters, else float32.",
+        help="Data type of the model: float32, or bfloat16, which is faster on CPUs with bfloat16 instructions. "
+        "Default: bfloat16 on these CPUs and for models of over a billion parameters, else float32.",
     ),
 ]
 Top = Annotated[int, typer.Option(min=1, help="Number of sentences to show.")]
@@ -25,7 +25,7 @@ Threads = Annotated[int | None, typer.Option(min=1, max=MOST_THREADS, help="Numb
 
 
 def use_threads(threads: int | None) -> None:
-    """Use so many threads in keywise and in torch; None leaves both as they are."""
+    """Set the number of threads of keywise and torch; None leaves both unchanged."""
     if threads is not None:
         import torch  # noqa: PLC0415 - heavy
 

@@ -1,6 +1,6 @@
-"""What commands say: results on stdout, everything else on stderr, and nothing that a terminal would obey."""
+"""Output of commands: results on stdout, notices on stderr, no control characters in either."""
 
-# ruff: noqa: PLC0415  (`main` imports this before it can tell a Ctrl-C, and without what is optional)
+# ruff: noqa: PLC0415  (`main` imports this before it can handle Ctrl-C, and without optional packages)
 
 import sys
 from collections.abc import Callable, Iterator
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def write(text: str) -> None:
-    """Write a result, or the next piece of one."""
+    """Write a result, or the next part of one, to stdout."""
     from keywise.util.terminal_text import replace_controls
 
     sys.stdout.write(replace_controls(text))
@@ -20,26 +20,41 @@ def write(text: str) -> None:
 
 
 def write_json(value: dict[str, Any]) -> None:
-    """Write a result as JSON."""
+    """Write a result to stdout as JSON."""
     from keywise.util.terminal_text import format_json
 
     write(format_json(value))
 
 
-def say(message: str) -> None:
-    """Say something beside the result."""
+def print_notice(message: str) -> None:
+    """Print a line on stderr, after the program's name."""
     from keywise.util.terminal_text import replace_controls
 
     sys.stderr.write(f"keywise: {replace_controls(message)}\n")
 
 
 @contextmanager
-def progress_bar(console: "Console", doing: str, unit: str) -> Iterator[Callable[[int, int], None]]:
-    """Show a bar while something is done; give what is called with how much is done and how much there is."""
+def show_progress(console: "Console", label: str, unit: str) -> Iterator[Callable[[int, int], None]]:
+    """Show a progress bar inside the block.
+
+    Parameters
+    ----------
+    console
+        Where to draw it; nothing is drawn unless this is a terminal.
+    label
+        What is being done, in front of the bar.
+    unit
+        What is counted.
+
+    Yields
+    ------
+    callable
+        Takes the number of units done and the number of all.
+    """
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    columns = (TextColumn(doing), BarColumn(), MofNCompleteColumn(), TextColumn(unit), TimeRemainingColumn())
-    # Where there is no terminal, a bar would leave an empty line.
+    columns = (TextColumn(label), BarColumn(), MofNCompleteColumn(), TextColumn(unit), TimeRemainingColumn())
+    # Without a terminal, a bar would leave an empty line.
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
