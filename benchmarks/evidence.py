@@ -82,7 +82,7 @@ def judge(
     OptionError
         If the questions come from fewer than two articles.
     """
-    loaded = load_model(model, dtype=dtype)
+    loaded = load_model(model, dtype=dtype, pack_linear=True)
     config = loaded.model.config.get_text_config()
     every = every_head(config.num_hidden_layers, config.num_attention_heads)
     require_modules("bench", "rank_bm25", "sentence_transformers")
@@ -132,7 +132,7 @@ def cost(model: str | None, dtype: str | None, text: str, question: str, *, roun
     dict
         ``document_tokens, question_tokens, evidence_seconds, forward_seconds``, the last two lists.
     """
-    document = Reader(load_model(model, dtype=dtype), keep=False).read_whole(text)
+    document = Reader(load_model(model, dtype=dtype, pack_linear=True), keep=False).read_whole(text)
     samples: dict[str, list[float]] = {"evidence_seconds": [], "forward_seconds": []}
     tokens = 0
     for _ in range(rounds + 1):

@@ -81,7 +81,7 @@ def measure(data: Path, questions: int, passage_tokens: int | None = None) -> It
             (sentence,) = (each for each in found if _is_at(each.document, each.start, each.end, question))
             searched.append(sentence.rank)
             weights.append(sentence.weight)
-        model = load_model()
+        model = load_model(pack_linear=True)
         reader = Reader(model, keep=False)
         read, before_reading, tokens = [], [], []
         of_articles = [article[:: max(len(article) // questions, 1)][:questions] for article in articles]

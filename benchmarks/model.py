@@ -17,7 +17,7 @@ from benchmarks.processes import stream
 from benchmarks.results import Run
 from benchmarks.timing import Effort, take_turns
 from keywise.errors import OptionError
-from keywise.models.loading import find_model
+from keywise.models import find_model
 
 SDPA, EAGER, KEYWISE, LLAMA = "sdpa", "eager", "keywise", "llama.cpp"
 CACHE, READINGS = "keywise and its cache", "keywise with readings"
@@ -106,7 +106,7 @@ def _measure_all(name: str | None, tasks: Sequence[Task], count: int, effort: Ef
 
     from keywise.models.loading import load_model
 
-    model = load_model(name, dtype=tasks[0].dtype).model
+    model = load_model(name, dtype=tasks[0].dtype, pack_linear=True).model
     with torch.no_grad():
         for task in tasks:
             yield measure_task(model, name, task, count, effort)

@@ -37,7 +37,7 @@ def lookups(english, french):
     count = len(english.split())
     segments = np.where((owner >= 1) & (owner <= count), owner - 1, -1)  # a segment per English word
     rows = np.cumsum([len(ids) for ids in tokens])[count + 2 :] - 1  # the last token of each French word
-    with torch.no_grad(), keywise.hf.record_stats(model, segment_ids=segments) as records:
+    with torch.no_grad(), keywise.hf.record_stats(model, top_k=0, segment_ids=segments) as records:
         model(torch.tensor([[*chain.from_iterable(tokens)]]))
     mass = np.stack([record.stats.segment_mass[0, :, rows].numpy() for record in records])
     return mass / mass.sum(axis=-1, keepdims=True)

@@ -17,7 +17,7 @@ from benchmarks.table import tables
 from benchmarks.timing import Effort
 from keywise.documents.labelled import labelled_documents
 from keywise.errors import FormatError, OptionError
-from keywise.models.loading import find_model
+from keywise.models import find_model
 
 ONCE = Effort(seconds=0.0, rounds=1, fewest=1)
 

@@ -13,7 +13,7 @@ import torch
 
 import keywise as kw
 from keywise.attention import _native
-from keywise.models.loading import find_model
+from keywise.models import find_model
 from tests.support.command_line import PROCESS, heed_control_c, run
 
 LIGHTHOUSE = Path(__file__).parents[2] / "examples" / "lighthouse.md"

@@ -25,7 +25,7 @@ from keywise.documents.heads import untuned
 from keywise.documents.passage import likeliest_span, log_probability
 from keywise.documents.words import Words, rarity
 from keywise.errors import DtypeError, FormatError, ModelError, OptionError
-from keywise.models.loading import LoadedModel, find_model, load_model
+from keywise.models import LoadedModel, find_model, load_model
 
 LIGHTHOUSE = Path(__file__).parents[2] / "examples" / "lighthouse.md"
 QUESTION = "Where is the old lens now?"

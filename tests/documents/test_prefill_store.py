@@ -19,7 +19,7 @@ from keywise.documents import Answer, Document, Reader, Source
 from keywise.documents import prefilled_context as past_module
 from keywise.documents.store import ABANDONED_SECONDS, DEFAULT_LIMIT_BYTES, Store
 from keywise.errors import DtypeError, OptionError
-from keywise.models.loading import LoadedModel, find_model, load_model
+from keywise.models import LoadedModel, find_model, load_model
 
 QUESTION = "Which lamp is lit?"
 TEXT = " ".join(f"The lamp number {number} is lit." for number in range(20))

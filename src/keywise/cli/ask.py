@@ -114,7 +114,7 @@ def ask(  # noqa: PLR0917 - each is an argument or option of the command
         notices.print(replace_controls(line), style="dim", markup=False, highlight=False)
 
     encode = SentenceEncoder().encode if meaning else None
-    loaded = load_model(model, dtype=dtype, status=notify)
+    loaded = load_model(model, dtype=dtype, pack_linear=True, status=notify)
     passages = [] if opened is None else passages_for(opened, question, loaded)
     reader = Reader(loaded, encode=encode, keep=not no_cache, status=notify)
     with progress_bar(notices, "AttentionStats", "tokens") as progress:

@@ -7,7 +7,7 @@ from benchmarks.machine import available_cpus, cpu_name
 from keywise.cli.options import AsJson
 from keywise.cli.terminal import write, write_json
 from keywise.errors import ModelError
-from keywise.models.loading import HOW_TO_GET_THE_DEFAULT, models_found
+from keywise.models.sources import HOW_TO_GET_THE_DEFAULT, list_models
 
 
 def info(as_json: AsJson = False) -> None:
@@ -16,9 +16,9 @@ def info(as_json: AsJson = False) -> None:
     cpu = f"{cpu_name()}, {len(available_cpus())} CPUs"
     model_error = None
     try:
-        models = models_found()
+        models = list_models()
     except ModelError as error:
-        models, model_error = models_found(environment=False), str(error)
+        models, model_error = list_models(environment=False), str(error)
     if as_json:
         write_json(
             {

@@ -23,8 +23,8 @@ from keywise.diagnosis.statistics import inspect
 from keywise.diagnosis.suspects import SUSPECTS
 from keywise.diagnosis.tap import Call, listening
 from keywise.errors import DtypeError, ModelError, OptionError
-from keywise.hf.parts import model_parts
-from keywise.hf.plugin import borrowed
+from keywise.hf.parts import list_parts
+from keywise.hf.plugin import use_temporarily
 
 ROWS = 24
 MASK_PARTS = ("padding-visible", "window-dropped", "document-leak")
@@ -75,7 +75,7 @@ def check_model(
     >>> check_model(model).codes
     ('setting-changed',)
     """
-    parts = model_parts(model)
+    parts = list_parts(model)
     import torch
 
     if any(parameter.device.type != "cpu" for parameter in model.parameters()):
@@ -226,7 +226,7 @@ class Model:
             meanings[call.name, call.number] = call.meaning()
 
         try:
-            with borrowed(self.model), listening(self.model, learn):
+            with use_temporarily(self.model), listening(self.model, learn):
                 self._run(steps)
         except ModelError as error:
             self.examination.untestable(str(error), *(suspect.code for suspect in SUSPECTS))

@@ -13,7 +13,7 @@ from keywise.diagnosis.inputs import PADDING, Inputs
 from keywise.diagnosis.sample import UNITS
 from keywise.diagnosis.tap import Call, listening
 from keywise.errors import ModelError
-from keywise.hf.plugin import borrowed
+from keywise.hf.plugin import use_temporarily
 
 ROUNDINGS_PER_LAYER = 8
 """Norm, projections, scores, weights, output and feed-forward each round the stream once or twice."""
@@ -220,7 +220,7 @@ class Probes:
             found[call.name], _ = call.meaning()
 
         try:
-            with borrowed(self.model), listening(self.model, learn):
+            with use_temporarily(self.model), listening(self.model, learn):
                 self.model(**given)
         except ModelError:
             return None

@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from keywise.attention.problem import Problem, make_problem
-from keywise.hf.attention import added, mask_and_bias
-from keywise.hf.parts import model_parts
+from keywise.hf.mask_arguments import add_biases, read_mask
+from keywise.hf.parts import list_parts
 
 
 class Call(NamedTuple):
@@ -43,7 +43,7 @@ class Call(NamedTuple):
 
     def meaning(self) -> tuple[Any, Any]:
         """Say what the mask that arrived means, as keywise's own attention takes it: (mask, added scores)."""
-        return mask_and_bias(self.module, self.attention_mask, self.causal)
+        return read_mask(self.module, self.attention_mask, causal=self.causal)
 
     def again(self) -> Any:
         """Ask once more with contiguous copies, and give the output; the layout may not matter."""
@@ -65,7 +65,7 @@ class Call(NamedTuple):
             self.key.detach(),
             self.value.detach(),
             mask=mask,
-            bias=added(options.get("position_bias"), mask_bias, query.dtype),
+            bias=add_biases(options.get("position_bias"), mask_bias, query.dtype),
             scale=None if options.get("scaling") is None else float(options["scaling"]),
             softcap=options.get("softcap"),
             sinks=None if sinks is None else sinks.detach(),
@@ -85,7 +85,7 @@ def listening(model: Any, heard: Callable[[Call], None]) -> Iterator[None]:
     numbers: Counter[str] = Counter()
     overrides = ALL_ATTENTION_FUNCTIONS._local_mapping
     before = dict(overrides)
-    for implementation in {part.config._attn_implementation for part in model_parts(model)}:
+    for implementation in {part.config._attn_implementation for part in list_parts(model)}:
         original = ALL_ATTENTION_FUNCTIONS.get(implementation)
         ALL_ATTENTION_FUNCTIONS[implementation] = _passing_on(implementation, original, names, numbers, heard)
     try:

@@ -77,7 +77,7 @@ def likeliest_span(
     turn = prompt.question_ids(question, started=True)
     cache, before_ids = (begun, []) if begun is not None else (keywise.hf.Cache(loaded.model.config), prompt.before_ids)
     layers = sorted({layer for layer, _ in copying})
-    with keywise.hf.record_stats(loaded.model, layers=layers, queries=1, kind="self") as records:
+    with keywise.hf.record_stats(loaded.model, layers=layers, queries=1, top_k=0, kind="self") as records:
         first = _log_probabilities(_logits(loaded, cache, [[*before_ids, *ids, *turn]], last=1)[0, -1])
     mass = np.zeros(len(ids))
     by_layer = {record.layer: record.stats.key_mass for record in records}

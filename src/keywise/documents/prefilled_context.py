@@ -155,6 +155,7 @@ class PrefilledContext:
         return keywise.hf.record_stats(
             self._loaded.model,
             segment_ids=self._segments,
+            top_k=0,
             layers=self._heads.layers,
             key_mass=False,
             kind="self",

@@ -27,7 +27,7 @@ class Reader:
     ----------
     model
         A folder with safetensors, a ``.gguf`` file, a hub id, or a model that `keywise.models.loading.load_model` gave.
-        None takes the default; see `keywise.models.loading.find_model`. It must have a chat template.
+        None takes the default; see `keywise.models.find_model`. It must have a chat template.
     cache_dir
         Where what was read is kept, and a GGUF model after its conversion; default is ``KEYWISE_CACHE_DIR``, else
         keywise's folder in the user's cache.
