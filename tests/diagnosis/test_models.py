@@ -16,7 +16,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 import keywise as kw
 import keywise.hf
 from keywise.diagnosis import check_model
-from keywise.models import load_model, list_models
+from keywise.models import list_models, load_model
 from tests.support import models
 from tests.support.command_line import run
 

@@ -59,7 +59,9 @@ def tune(  # noqa: PLR0917 - each is an option of the command
     documents = labelled_documents(data, paragraphs)
     encode = SentenceEncoder().encode if meaning else None
     notices = Console(stderr=True)
-    loaded = load_model(model, dtype=dtype, pack_linear=True, status=lambda line: notices.print(line, markup=False, highlight=False))
+    loaded = load_model(
+        model, dtype=dtype, pack_linear=True, status=lambda line: notices.print(line, markup=False, highlight=False)
+    )
     config = loaded.model.config.get_text_config()
     every = every_head(config.num_hidden_layers, config.num_attention_heads)
     strangers = sum(len(document.questions) for document in documents) // max(len(documents), 1)

@@ -179,7 +179,8 @@ def _refusal(module: Any, name: str, value: Any) -> ModelError:
 
 
 def _collects_weights() -> bool:
-    """Return whether transformers collects weights by hooks: not every model passes output_attentions to its layers."""
+    """Return whether transformers collects weights by hooks."""
+    # Not every model passes output_attentions to its layers.
     collector = output_capturing._active_collector.get()
     return collector is not None and any(key.endswith("attentions") for key in collector)
 

@@ -60,7 +60,7 @@ class CacheLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no 
 
     @property
     def record_past(self) -> bool:
-        """Whether a sliding layer keeps what its window has passed, so that it can be cropped."""
+        """Whether a sliding layer keeps the tokens that its window has passed."""
         return self.kv.windows[self._number] is None
 
     @record_past.setter
@@ -79,7 +79,7 @@ class CacheLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no 
         """
 
     def update(self, key_states: Any, value_states: Any, *_: Any, **__: Any) -> tuple[Any, Any]:
-        """Append the keys and values of new tokens, and return all that these tokens may see.
+        """Append new keys and values, and return all that the new tokens see.
 
         Parameters
         ----------
@@ -118,7 +118,7 @@ class CacheLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no 
         return tokens - first + query_length, first
 
     def _make_tensors(self, last_tokens: int | None) -> tuple[Any, Any]:
-        """Return keys and values, of all tokens or the last so many, as tensors over the cache's own memory."""
+        """Return keys and values of all tokens or of the last ones, over the cache's memory."""
         chunks = self.kv.chunks(self._number)
         first_key = chunks[0].key
         dtype = self._dtype or getattr(torch, first_key.dtype if first_key.scale is None else "float32")
@@ -137,10 +137,11 @@ def _take_last(chunks: tuple[Chunk, ...], tokens: int) -> Iterator[Chunk]:
 
 
 class Cache(DynamicCache):  # type: ignore[misc]  # transformers has no types here
-    """A transformers cache over a `keywise.KVCache`: no step copies the past, and forks share it.
+    """A transformers cache over a `keywise.KVCache`.
 
-    Pass it to a model or to ``generate`` as ``past_key_values``. keywise's attention uses a past of several chunks (a
-    shared document, its own continuation) in place; any other attention works too, with one copy per step.
+    No step copies the past, and forks share it. Pass it to a model or to ``generate`` as ``past_key_values``. keywise's
+    attention uses a past of several chunks (a shared document, its own continuation) in place; any other attention
+    works too, with one copy per step.
 
     Parameters
     ----------
@@ -353,7 +354,10 @@ class Cache(DynamicCache):  # type: ignore[misc]  # transformers has no types he
             self.truncate(len(self.kv) + tokens_to_remove)
 
     def activate_past_recording(self) -> None:
-        """Make sliding layers keep what their windows pass, so that any number of tokens can be removed again."""
+        """Make sliding layers keep the tokens that their windows pass.
+
+        Then any number of tokens can be removed again.
+        """
         for layer in self._list_own_layers():
             layer.record_past = True
 
@@ -407,7 +411,7 @@ class Cache(DynamicCache):  # type: ignore[misc]  # transformers has no types he
 
 
 def _make_layer(number: int, layer: Any) -> Any:
-    """Return a layer of ours for one of transformers' that stores keys and values; one that stores nothing stays."""
+    """Return the `CacheLayer` for a layer of transformers'; a layer that stores nothing stays."""
     layer_type = type(layer)
     if layer_type is DummyLayer:
         return layer

@@ -15,7 +15,7 @@ from keywise.attention.operation import Chunks
 
 
 class JoinedTensor(torch.Tensor):  # type: ignore[misc]  # torch has no types here
-    """Several arrays [B, H, tokens, D] that follow each other along the tokens, without storage of its own.
+    """Several arrays joined along the tokens, without storage of its own.
 
     keywise's attention uses the chunks in place. Any other operation works on the tensor that they stand for, which is
     made by the first of them.
@@ -65,7 +65,7 @@ class JoinedTensor(torch.Tensor):  # type: ignore[misc]  # torch has no types he
 
 
 def join_chunks(chunks: Sequence[HostArray], dtype: Any) -> Any:
-    """Return keys or values as one tensor along the tokens, over their own memory.
+    """Return keys or values as one tensor over their own memory.
 
     Parameters
     ----------

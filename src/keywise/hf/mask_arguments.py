@@ -9,7 +9,7 @@ from keywise.errors import ModelError
 
 
 def read_mask(module: Any, attention_mask: Any, *, causal: bool) -> tuple[Mask | None, Any]:
-    """Return the meaning of a mask: which keys are visible, and what is added to the scores.
+    """Return which keys a mask shows, and what it adds to the scores.
 
     Parameters
     ----------

@@ -41,7 +41,9 @@ class Pattern:
     documents: Any = None
 
     def intersect(self, other: Pattern) -> Pattern | None:
-        """Return the pattern in which both hold, or None where two sets of documents meet.
+        """Return the pattern in which both hold.
+
+        There is none, and the result is None, where two sets of documents meet.
 
         Parameters
         ----------
@@ -114,7 +116,7 @@ class Layout:
         )
 
     def make_mask(self) -> Mask | None:
-        """Return the same as a `keywise.Mask` of linear size, or None where there is none."""
+        """Return the mask as a `keywise.Mask` of linear size, or None."""
         pattern = read_pattern(self.function)
         if pattern is None:
             return None
@@ -157,7 +159,7 @@ class Layout:
 
 
 def read_pattern(function: MaskFunction) -> Pattern | None:
-    """Return the pattern of a closure of transformers' own helpers, None for any other function.
+    """Return the pattern of a closure of transformers' helpers, None for others.
 
     Parameters
     ----------
@@ -281,10 +283,11 @@ def make_mask(  # noqa: PLR0917  (transformers names and orders the arguments)
     device: Any = "cpu",
     **_: Any,
 ) -> Any:
-    """Make the mask that transformers asks for: None for plain causal attention, otherwise a `LazyMask`.
+    """Make a mask: None for plain causal attention, otherwise a `LazyMask`.
 
-    None always means causal attention aligned at the last key. A mask under which every query sees every key is a
-    `LazyMask` too, because the attention function could not tell it from the causal one.
+    transformers calls this function. None always means causal attention aligned at the last key. A mask under which
+    every query sees every key is a `LazyMask` too, because the attention function could not tell it from the causal
+    one.
 
     Parameters
     ----------

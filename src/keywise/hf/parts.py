@@ -62,7 +62,7 @@ def name_modules(model: Any) -> dict[Any, str]:
 
 
 def select_parts(modules: Iterable[Any]) -> list[Any]:
-    """Return the modules that have a configuration, and so an attention setting, of their own.
+    """Return the modules that have an attention setting of their own.
 
     Parameters
     ----------
@@ -75,7 +75,9 @@ def select_parts(modules: Iterable[Any]) -> list[Any]:
 
 
 def list_parts(model: Any) -> list[Any]:
-    """Return the parts of a model that have a configuration of their own, itself included.
+    """Return the parts of a model that have an attention setting of their own.
+
+    The model itself is one of them.
 
     Parameters
     ----------

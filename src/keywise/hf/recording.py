@@ -99,7 +99,7 @@ def _merge_options(spec: StatsSpec | None, options: dict[str, Any]) -> StatsSpec
 
 
 def find_collector(module: Any) -> StatsCollector | None:
-    """Return the collector that records an attention layer now, None if there is none.
+    """Return the collector that records an attention layer now, or None.
 
     Parameters
     ----------
@@ -110,7 +110,10 @@ def find_collector(module: Any) -> StatsCollector | None:
 
 
 class _StopModel(BaseException):
-    """Leaves a model once everything was recorded; not an Exception, so that model code does not catch it."""
+    """Leaves a model once everything was recorded.
+
+    It is not an Exception, so that model code does not catch it.
+    """
 
     def __init__(self, collector: StatsCollector) -> None:
         super().__init__()
@@ -137,7 +140,7 @@ class CallPlan:
 
 
 class StatsCollector:
-    """Plans what to record in each call of a model's layers, and collects it.
+    """Plans and collects the statistics of a model's attention calls.
 
     Parameters
     ----------
@@ -219,8 +222,8 @@ class StatsCollector:
         if first == last:
             return None
         segment_ids = present_segments = None
-        if self._spec.segments is not None:
-            segment_ids, present_segments = self._spec.segments.number_keys(name, first_key, keys)
+        if self._spec.token_segments is not None:
+            segment_ids, present_segments = self._spec.token_segments.number_keys(name, first_key, keys)
         return CallPlan(
             request=StatsRequest(
                 top_k=self._spec.top_k,
@@ -283,8 +286,8 @@ class StatsCollector:
         return output
 
     def _number_segments(self, plan: CallPlan, stats: AttentionStats) -> Any:
-        """Return the segment mass with an entry for every segment, 0 for those of which the call saw no key."""
-        segments = self._spec.segments
+        """Return the segment mass with an entry for every segment, 0 for those that the call did not see."""
+        segments = self._spec.token_segments
         if segments is None:
             return stats.segment_mass
         if stats.segment_mass is not None and stats.segment_mass.shape[-1] == segments.count:

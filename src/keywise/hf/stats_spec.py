@@ -84,11 +84,14 @@ class StatsSpec:
         if self.stop and not self.layers:
             raise OptionError("stop", "must be False without layers", got=True, remedy="name the layers to stop after")
         # Both are derived here, so that a wrong argument is reported where it is written.
-        _ = self.query_range, self.segments
+        _ = self.query_range, self.token_segments
 
     @functools.cached_property
     def query_range(self) -> int | tuple[int, int | None]:
-        """The last so many queries of a call, or the first token position and the one after the last."""
+        """The selected queries.
+
+        The number of last queries of each call, or the first token position and the one after the last.
+        """
         queries = self.queries
         if queries is None:
             return 0, None
@@ -100,7 +103,7 @@ class StatsSpec:
         return start, None if queries.stop is None else check_int("queries.stop", queries.stop, minimum=0)
 
     @functools.cached_property
-    def segments(self) -> TokenSegments | None:
+    def token_segments(self) -> TokenSegments | None:
         """The segments over token positions; None without any."""
         if self.segment_bounds is None and self.segment_ids is None:
             return None
@@ -111,7 +114,7 @@ class StatsSpec:
         return TokenSegments.from_ids(self.segment_ids)
 
     def select_queries(self, first_query: int, queries: int) -> tuple[int, int]:
-        """Return the first query to report of a call, and the one after the last.
+        """Return the selected range of a call's queries: the first, and the one after the last.
 
         Parameters
         ----------
@@ -178,7 +181,7 @@ class TokenSegments:
         return cls(numbers)
 
     def number_keys(self, layer: str, first_key: int, keys: int) -> tuple[Any, Any]:
-        """Return the segments of a call's keys, numbered without gaps, and the segments that these numbers stand for.
+        """Return the segments of a call's keys, numbered without gaps.
 
         Parameters
         ----------
@@ -192,7 +195,8 @@ class TokenSegments:
         Returns
         -------
         int array [keys] or None, int array [segments present] or None
-            None for both where the call sees no key of any segment.
+            The number of every key's segment, -1 for none, and the segments that the numbers stand for. Both are None
+            where the call sees no key of any segment.
 
         Raises
         ------

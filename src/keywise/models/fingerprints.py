@@ -127,7 +127,7 @@ def _digest_weights(model: Any, folder: Path | None, cache_dir: Folder | None) -
 
 
 def _encode_parameters(model: Any, max_samples: int | None) -> Iterable[bytes]:
-    """Yield every parameter's name, dtype and shape, and its numbers or evenly spread samples of them."""
+    """Yield every parameter's name, dtype, shape and numbers, or evenly spread samples of these."""
     import torch
 
     for name, parameter in model.named_parameters():
@@ -187,7 +187,7 @@ def _digest(parts: Iterable[bytes]) -> str:
 
 
 def _digest_file(path: Path, cache_dir: Folder | None) -> bytes:
-    """Return the SHA-256 of a file, remembered while its path, size, inode and time of change stay the same."""
+    """Return the SHA-256 of a file, remembered while its path, size and times stay the same."""
     path = path.resolve()
     stat = path.stat()
     state = {"path": str(path), "size_bytes": stat.st_size, "changed_ns": stat.st_mtime_ns, "inode": stat.st_ino}

@@ -10,11 +10,12 @@ _LAYOUT_ROWS = 64
 
 
 def pack_linear_layers(model: Any) -> None:
-    """Store the weights of a model's bfloat16 linear layers in oneDNN's layout too, and multiply with those.
+    """Pack the weights of a model's bfloat16 linear layers for oneDNN.
 
-    torch reorders the weights at every call. The layers' own weights stay. A layer returns to them when they change
-    (except by ``weight.data``, whose changes torch does not report), where gradients are recorded, and when it is
-    compiled. Nothing happens where torch has no oneDNN, or oneDNN does not multiply bfloat16 on this CPU.
+    The layers store their weights in oneDNN's layout too, and multiply with those; torch alone reorders the weights at
+    every call. The layers' own weights stay. A layer returns to them when they change (except by ``weight.data``, whose
+    changes torch does not report), where gradients are recorded, and when it is compiled. Nothing happens where torch
+    has no oneDNN, or oneDNN does not multiply bfloat16 on this CPU.
 
     Parameters
     ----------

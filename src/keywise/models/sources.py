@@ -243,7 +243,7 @@ def _find_on_hub(name: str, origin: str | None = None) -> ModelSource:
 
 
 def _find_snapshot(name: str) -> Path | None:
-    """Return the folder of a model in the local hub cache, or None if it is not complete there."""
+    """Return the folder of a model in the local hub cache, None if it is incomplete."""
     import huggingface_hub
     from huggingface_hub.errors import HfHubHTTPError
 
