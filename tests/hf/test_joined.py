@@ -8,7 +8,7 @@ from torch import Tensor
 
 from keywise.attention.arrays import HostArray, as_host_array
 from keywise.attention.operation import run
-from keywise.cache.quantised import quantised
+from keywise.cache.int8 import quantise
 from keywise.hf.joined import JoinedTensor, join_chunks, split_chunks
 
 
@@ -73,7 +73,7 @@ def test_attention_uses_the_chunks_without_a_copy(monkeypatch: pytest.MonkeyPatc
 
 def test_int8_chunks_are_a_tensor_of_the_models_dtype() -> None:
     query = torch.randn(2, 6, 4, 8).to(torch.bfloat16)
-    rounded: list[HostArray] = [quantised("key", as_host_array("key", chunk)) for chunk in make_chunks(torch.bfloat16)]
+    rounded: list[HostArray] = [quantise("key", as_host_array("key", chunk)) for chunk in make_chunks(torch.bfloat16)]
     for chunks in (rounded, rounded[:1]):
         joined = join_chunks(chunks, torch.bfloat16)
         assert isinstance(joined, JoinedTensor)

@@ -14,7 +14,7 @@ from transformers.cache_utils import CacheLayerMixin, DummyLayer, DynamicLayer, 
 from keywise.attention.problem import Chunk
 from keywise.cache import file
 from keywise.cache.kvcache import KVCache
-from keywise.cache.layer import cut
+from keywise.cache.layer import slice_chunk
 from keywise.errors import FormatError, ModelError, OptionError
 from keywise.hf.joined import join_chunks
 
@@ -132,7 +132,7 @@ def _take_last(chunks: tuple[Chunk, ...], tokens: int) -> Iterator[Chunk]:
     surplus = sum(chunk.tokens for chunk in chunks) - tokens
     for chunk in chunks:
         if surplus < chunk.tokens:
-            yield chunk if surplus <= 0 else cut(chunk, surplus, chunk.tokens)
+            yield chunk if surplus <= 0 else slice_chunk(chunk, surplus, chunk.tokens)
         surplus = max(surplus - chunk.tokens, 0)
 
 
@@ -282,7 +282,7 @@ class Cache(DynamicCache):  # type: ignore[misc]  # transformers has no types he
         opened = file.open(path, fingerprint)
         cache = cls(config, opened.cache)
         if token_ids is not None:
-            common = opened.head.common_tokens(token_ids, positions)
+            common = opened.header.common_tokens(token_ids, positions)
             cache.truncate(max(min(common, token_ids.shape[-1] - 1), 0))
         return cache
 
