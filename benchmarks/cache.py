@@ -173,7 +173,7 @@ def measure_question(model: str | None, dtype: str, tokens: int, folder: str, na
     from keywise.documents import Reader
     from keywise.models.loading import load_model
 
-    loaded = load_model(model, dtype=dtype)
+    loaded = load_model(model, dtype=dtype, pack_linear=True)
     text = " ".join(f"Keeper {i} lit the lamp number {i * 7 % 1000}." for i in range(tokens))
     offsets = loaded.tokenizer(text, return_offsets_mapping=True, verbose=False)["offset_mapping"]
     token_times: list[float] = []
@@ -199,7 +199,7 @@ def measure_step(model_name: str | None, past: int, dtype: str, budget: TimeBudg
     import keywise.hf
     from keywise.models.loading import load_model
 
-    model = keywise.hf.use(load_model(model_name, dtype=dtype).model)
+    model = keywise.hf.use(load_model(model_name, dtype=dtype, pack_linear=True).model)
     config = model.config.get_text_config()
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     caches: dict[str, Any] = {DYNAMIC: DynamicCache(config=config), KEYWISE: keywise.hf.Cache(config)}

@@ -11,6 +11,7 @@ from time import perf_counter
 from typing import Any, Final
 
 import numpy as np
+from keywise.documents.labelled import Labelled, Question
 from numpy.typing import NDArray
 
 from benchmarks.markdown import format_table
@@ -19,7 +20,6 @@ from keywise.documents.document import Document
 from keywise.documents.evidence import clue_odds, no_answer_share, sentence_shares
 from keywise.documents.files import Source
 from keywise.documents.heads import ATTENTION, MEANING, WORDS, Heads, untuned
-from keywise.documents.labelled import Labelled, Question
 from keywise.documents.reader import Reader
 from keywise.documents.tune import Observed, choose, every_head, fit_powers, observe, restricted
 from keywise.errors import OptionError
@@ -89,7 +89,7 @@ def judge_evidence(
     OptionError
         The questions come from fewer than two articles.
     """
-    loaded = load_model(model, dtype=dtype)
+    loaded = load_model(model, dtype=dtype, pack_linear=True)
     config = loaded.model.config.get_text_config()
     every = every_head(config.num_hidden_layers, config.num_attention_heads)
     require_modules("bench", "rank_bm25", "sentence_transformers")
@@ -141,7 +141,7 @@ def measure_cost(model: str | None, dtype: str | None, text: str, question: str,
     dict
         ``document_tokens, question_tokens, evidence_seconds, forward_seconds``, the last two lists.
     """
-    document = Reader(load_model(model, dtype=dtype), keep=False).read_whole(text)
+    document = Reader(load_model(model, dtype=dtype, pack_linear=True), keep=False).read_whole(text)
     samples: dict[str, list[float]] = {"evidence_seconds": [], "forward_seconds": []}
     tokens = 0
     for _ in range(rounds + 1):

@@ -88,10 +88,11 @@ def measure_ranks(data: Path, questions: int, passage_tokens: int | None = None)
     dict
         One result.
     """
+    from keywise.library.asking import PASSAGE_TOKENS, passages_for
+
     import keywise as kw
     from keywise.documents import Reader
     from keywise.library import SentenceEncoder
-    from keywise.library.asking import PASSAGE_TOKENS, passages_for
     from keywise.library.passages import placed
     from keywise.models.loading import load_model
 
@@ -115,7 +116,7 @@ def measure_ranks(data: Path, questions: int, passage_tokens: int | None = None)
             (sentence,) = (each for each in sentences if _spans_answer(each.document, each.start, each.end, question))
             search_ranks.append(sentence.rank)
             gold_weights.append(sentence.weight)
-        model = load_model()
+        model = load_model(pack_linear=True)
         reader = Reader(model, keep=False)
         evidence_ranks, ranks_before, tokens_read = [], [], []
         selected = [article[:: max(len(article) // questions, 1)][:questions] for article in articles]

@@ -18,7 +18,7 @@ from benchmarks.processes import run_in_process
 from benchmarks.results import Run
 from benchmarks.timing import TimeBudget, time_interleaved
 from keywise.errors import OptionError
-from keywise.models.loading import find_model
+from keywise.models import find_model
 
 SDPA, EAGER, KEYWISE, LLAMA = "sdpa", "eager", "keywise", "llama.cpp"
 KEYWISE_CACHE, KEYWISE_STATISTICS = "keywise with its cache", "keywise with statistics"
@@ -132,7 +132,7 @@ def _measure_tasks(name: str | None, tasks: Sequence[Task], threads: int, budget
 
     from keywise.models.loading import load_model
 
-    model = load_model(name, dtype=tasks[0].dtype).model
+    model = load_model(name, dtype=tasks[0].dtype, pack_linear=True).model
     with torch.no_grad():
         for task in tasks:
             yield measure_task(model, name, task, threads, budget)

@@ -39,7 +39,7 @@ def compute_shares(english, french):
         (word_of_token >= 1) & (word_of_token <= count), word_of_token - 1, -1
     )  # one segment per English word
     queries = np.cumsum([len(ids) for ids in tokens])[count + 2 :] - 1  # the last token of each French word
-    with torch.no_grad(), keywise.hf.record_stats(model, segment_ids=segment_ids) as records:
+    with torch.no_grad(), keywise.hf.record_stats(model, top_k=0, segment_ids=segment_ids) as records:
         model(torch.tensor([[*chain.from_iterable(tokens)]]))
     mass = np.stack([record.stats.segment_mass[0, :, queries].numpy() for record in records])
     return mass / mass.sum(axis=-1, keepdims=True)

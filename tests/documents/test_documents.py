@@ -20,7 +20,7 @@ from keywise.documents.scoring import NULL_QUESTION, EvidenceStats
 from keywise.documents.spans import compute_quote_log_probability, find_best_span
 from keywise.documents.tune import score_all_heads
 from keywise.errors import DtypeError, FormatError, MissingFileError, ModelError, OptionError
-from keywise.models.loading import LoadedModel, find_model, load_model
+from keywise.models import LoadedModel, find_model, load_model
 
 LIGHTHOUSE = Path(__file__).parents[2] / "examples" / "lighthouse.md"
 QUESTION = "Where is the old lens now?"

@@ -17,7 +17,7 @@ from keywise.cache import payload
 from keywise.documents import Answer, Document, Reader, Source, prefill, store
 from keywise.documents.store import ABANDONED_SECONDS, DEFAULT_LIMIT_BYTES, PrefillStore
 from keywise.errors import DtypeError, OptionError
-from keywise.models.loading import LoadedModel, find_model, load_model
+from keywise.models import LoadedModel, find_model, load_model
 
 QUESTION = "Which lamp is lit?"
 TEXT = " ".join(f"The lamp number {number} is lit." for number in range(20))

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from keywise.library.encoder import DEFAULT_PACKAGE
-from keywise.models.loading import find_model
+from keywise.models import find_model
 from keywise.util.optional_imports import package_folders
 from tests.support.command_line import run
 from tests.support.library_tools import document_text, write_documents

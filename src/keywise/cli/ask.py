@@ -118,7 +118,7 @@ def ask(  # noqa: PLR0917 - each is an argument or option of the command
         if not as_json:
             write(text)
 
-    loaded = load_model(model, dtype=dtype, status=notify)
+    loaded = load_model(model, dtype=dtype, pack_linear=True, status=notify)
     passages = [] if opened_library is None else choose_passages_for(opened_library, question, loaded)
     encode = SentenceEncoder().encode if semantic else None
     reader = Reader(loaded, keep=not no_cache, encode=encode, status=notify)

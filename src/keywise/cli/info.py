@@ -6,7 +6,7 @@ import keywise
 from keywise.cli.options import AsJson
 from keywise.cli.terminal import write, write_json
 from keywise.errors import ModelError
-from keywise.models.loading import HOW_TO_GET_THE_DEFAULT, models_found
+from keywise.models.sources import HOW_TO_GET_THE_DEFAULT, list_models
 from keywise.util.machine import list_available_cpus, read_cpu_name
 
 
@@ -16,9 +16,9 @@ def info(as_json: AsJson = False) -> None:
     cpu = f"{read_cpu_name()}, {len(list_available_cpus())} CPUs"
     model_error = None
     try:
-        models = models_found()
+        models = list_models()
     except ModelError as error:
-        models, model_error = models_found(environment=False), str(error)
+        models, model_error = list_models(environment=False), str(error)
     if as_json:
         write_json(
             {

@@ -13,7 +13,7 @@ from keywise.diagnosis.model_probes import ModelProbes
 from keywise.diagnosis.model_settings import check_dropout, check_settings, set_evaluation_mode
 from keywise.diagnosis.results import CheckResults
 from keywise.errors import DtypeError, ModelError, OptionError
-from keywise.hf.parts import model_parts
+from keywise.hf.parts import list_parts
 
 
 def check_model(
@@ -63,7 +63,7 @@ def check_model(
     >>> check_model(model).codes
     ('setting-changed',)
     """
-    parts = model_parts(model)
+    parts = list_parts(model)
     import torch
 
     if any(parameter.device.type != "cpu" for parameter in model.parameters()):

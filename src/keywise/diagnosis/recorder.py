@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 from keywise.attention.mask import Mask
 from keywise.attention.problem import Problem, make_problem
-from keywise.hf.attention import added, mask_and_bias
-from keywise.hf.parts import model_parts
-from keywise.hf.plugin import borrowed
+from keywise.hf.mask_arguments import add_biases, read_mask
+from keywise.hf.parts import list_parts
+from keywise.hf.plugin import use_temporarily
 
 
 class MaskAndBias(NamedTuple):
@@ -62,7 +62,7 @@ class AttentionCall(NamedTuple):
 
     def interpret_mask(self) -> MaskAndBias:
         """Return what the mask means, in keywise's own attention."""
-        return MaskAndBias(*mask_and_bias(self.module, self.attention_mask, self.is_causal))
+        return MaskAndBias(*read_mask(self.module, self.attention_mask, causal=self.is_causal))
 
     def repeat_contiguous(self) -> Any:
         """Call the function again with contiguous copies and return the output."""
@@ -79,7 +79,7 @@ class AttentionCall(NamedTuple):
             self.key.detach(),
             self.value.detach(),
             mask=meaning.mask,
-            bias=added(options.get("position_bias"), meaning.bias, query.dtype),
+            bias=add_biases(options.get("position_bias"), meaning.bias, query.dtype),
             scale=None if options.get("scaling") is None else float(options["scaling"]),
             softcap=options.get("softcap"),
             sinks=None if sinks is None else sinks.detach(),
@@ -110,7 +110,7 @@ def record_calls(model: Any, on_call: Callable[[AttentionCall], None]) -> Iterat
     counts: Counter[str] = Counter()
     overrides = ALL_ATTENTION_FUNCTIONS._local_mapping
     before = dict(overrides)
-    for implementation in {part.config._attn_implementation for part in model_parts(model)}:
+    for implementation in {part.config._attn_implementation for part in list_parts(model)}:
         original = ALL_ATTENTION_FUNCTIONS.get(implementation)
         ALL_ATTENTION_FUNCTIONS[implementation] = _wrap(implementation, original, names, counts, on_call)
     try:
@@ -145,7 +145,7 @@ def record_masks(model: Any, run: Callable[[], None]) -> dict[tuple[str, int], M
     def remember(call: AttentionCall) -> None:
         meanings[call.layer, call.call_index] = call.interpret_mask()
 
-    with borrowed(model), record_calls(model, remember):
+    with use_temporarily(model), record_calls(model, remember):
         run()
     return meanings
 

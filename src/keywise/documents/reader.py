@@ -33,7 +33,7 @@ class Reader:
     ----------
     model
         A folder with safetensors, a ``.gguf`` file, a hub id, or a model from `keywise.models.load_model`. None takes
-        the default; see `keywise.models.loading.find_model`. It must have a chat template.
+        the default; see `keywise.models.find_model`. It must have a chat template.
     keep
         Whether to store documents on disk and to reuse stored ones: of a text that was read before only what follows a
         change is computed. False neither writes nor reads stored documents.

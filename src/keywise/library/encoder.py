@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from keywise.errors import ModelError
-from keywise.models.fingerprints import files_fingerprint
+from keywise.models.fingerprints import fingerprint_files
 from keywise.models.quiet_transformers import quiet_transformers
 from keywise.util.optional_imports import package_folders, require_modules
 
@@ -117,7 +117,7 @@ class SentenceEncoder:
                 f"must not contain pickles, got {source!r} with {pickles[0].name}",
                 remedy="a pickle can run code when it is opened; convert it to safetensors",
             )
-        self.fingerprint = files_fingerprint(files)
+        self.fingerprint = fingerprint_files(files)
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Return the keys of texts.
