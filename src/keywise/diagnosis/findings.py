@@ -86,6 +86,14 @@ class Finding:
         The numbers behind `measured`.
     consequences : tuple of str
         Codes that were found too and that this finding explains.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from keywise.diagnosis import check
+    >>> keys = np.ones((1, 1, 64, 16), np.float32)
+    >>> [finding.code for finding in check(keys, keys, keys).findings]
+    ['rank-collapse']
     """
 
     code: str
@@ -118,6 +126,11 @@ class Check:
         ``"found"``, ``"clean"`` (it would have been detected) or ``"not testable"``.
     reason : str
         Why it could not be tested, else empty.
+
+    Examples
+    --------
+    >>> Check("leak", "clean").state
+    'clean'
     """
 
     code: str
