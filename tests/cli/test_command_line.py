@@ -291,7 +291,7 @@ def test_names_of_files_reach_the_terminal_without_controls(tmp_path):
 def test_an_answer_too_long_names_the_option():
     done = run("ask", QUESTION, LIGHTHOUSE, "--max-tokens", 10**6, "--threads", 1)
     assert done.exit_code == 2
-    assert re.search(r"max[-_]tokens must be at most [\d,]+ .* got 1000000", done.stderr)
+    assert re.search(r"--max-tokens must be at most [\d,]+ .* got 1000000", done.stderr)
 
 
 @pytest.mark.parametrize(
