@@ -76,7 +76,11 @@ def heavy_imports_on_load(path: Path) -> set[str]:
     return found & (models | {"jax", "llama_cpp", "matplotlib", "onnx", "onnxruntime", "openvino", "rank_bm25"})
 
 
-@pytest.mark.parametrize("path", MODULES, ids=name_of)
+# Classes of torch and transformers are extended here; `keywise.hf` imports these modules when they are needed.
+LAZY_MODULES = {"hf/attention.py", "hf/cache.py", "hf/joined.py", "hf/masks.py"}
+
+
+@pytest.mark.parametrize("path", [path for path in MODULES if name_of(path) not in LAZY_MODULES], ids=name_of)
 def test_heavy_packages_are_imported_inside_functions(path: Path) -> None:
     assert not heavy_imports_on_load(path)
 

@@ -98,7 +98,7 @@ def test_tune_and_check_refuse_an_unknown_dtype(tmp_path):
     for arguments in (["tune", "--data", data], ["check"]):
         done = run(*arguments, "--dtype", "float16")
         assert done.exit_code == 2, (arguments, done.output)
-        assert "dtype='float16'" in done.stderr, arguments
+        assert "--dtype must be one of float32, bfloat16, got 'float16'" in done.stderr, arguments
 
 
 @needs_model
@@ -216,9 +216,9 @@ def test_ask_refuses_unusable_options(tmp_path):
     for arguments, message in [
         (["", note], "must not be empty"),
         (["Why?", note, "--model", "nobody/no-such-model"], "nobody/no-such-model"),
-        (["Why?", note, "--model", "no/such/folder"], "no folder"),
+        (["Why?", note, "--model", "no/such/folder"], "must be a folder"),
         (["Why?", note, "--model", tmp_path], "config.json"),
-        (["Why?", note, "--dtype", "float16"], "dtype='float16': it is one of float32, bfloat16"),
+        (["Why?", note, "--dtype", "float16"], "--dtype must be one of float32, bfloat16, got 'float16'"),
         (["Why?", note, "--html", tmp_path / "gone" / "out.html"], "make it first"),
         (["Why?", note, note], "twice"),
         (["Why?", note, f"{tmp_path}/./note.txt"], "twice"),
