@@ -10,6 +10,10 @@ from keywise.cli.terminal import print_notice
 from keywise.errors import KeywiseError
 
 
+# Arguments of the library that a command spells otherwise.
+_SPELLINGS = {"source": "model", "encode": "semantic"}
+
+
 class Command(TyperCommand):
     """A command that prints an error of keywise as one line and exits with the code of a user's mistake.
 
@@ -26,8 +30,9 @@ class Command(TyperCommand):
 
     def _name_on_command_line(self, argument: str) -> str:
         """Return how this command spells an argument: ``--max-tokens`` or ``FILE``; else the argument itself."""
+        name = _SPELLINGS.get(argument, argument)
         for parameter in self.params:
-            if parameter.name == argument:
+            if parameter.name == name:
                 is_option = parameter.param_type_name == "option"
                 return str(parameter.opts[0] if is_option else parameter.metavar or argument.upper())
         return argument
