@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import threading
+from threading import get_ident, main_thread
 
 from keywise.attention import _native
 from keywise.attention._native import CheckedMask, Inputs, Refusal, StatsPlan, attend, multiply_adds, read_inputs
@@ -38,4 +38,4 @@ def is_interruptible() -> bool:
 
     Signals reach the main thread only; asking for them elsewhere would wait for the GIL in vain.
     """
-    return threading.get_ident() == threading.main_thread().ident
+    return get_ident() == main_thread().ident

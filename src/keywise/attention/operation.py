@@ -70,7 +70,8 @@ def attend(
     ----------
     Vaswani et al., "Attention Is All You Need", 2017.
     """
-    return run(query, key, value, mask=mask, bias=bias, scale=scale, softcap=softcap, sinks=sinks)
+    call = make_call(query, key, value, mask=mask, bias=bias, scale=scale, softcap=softcap, sinks=sinks)
+    return _compute(call)["output"]
 
 
 def attention_stats(
@@ -123,10 +124,8 @@ def attention_stats(
     (2, [[[[0.0, 1.0]]]])
     """
     stats = StatsRequest(top_k, segment_bounds, segment_ids, query_weights)
-    result: AttentionStats = run(
-        query, key, value, mask=mask, bias=bias, scale=scale, softcap=softcap, sinks=sinks, stats=stats
-    )
-    return result
+    call = make_call(query, key, value, mask=mask, bias=bias, scale=scale, softcap=softcap, sinks=sinks, stats=stats)
+    return AttentionStats(**_compute(call))
 
 
 def partial(
