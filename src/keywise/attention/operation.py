@@ -272,20 +272,20 @@ def run(
 
 def _compute(call: AttentionCall, *, transposed_output: bool = False, partial: bool = False) -> dict[str, Any]:
     """Return the results of a call by name: the output or the partial, and the statistics."""
-    target = choose_target(call.inputs.dtype)
+    inputs, mask, bias, sinks, scale, softcap, first_key, stats = call
+    target = choose_target(inputs.dtype)
     if target == REFERENCE:
         problem = pose_problem(call)
         return reference.evaluate(problem).in_library(problem, transposed_output=transposed_output, partial=partial)
-    stats = call.stats
     return native.attend(
-        call.inputs,
-        call.mask.native,
+        inputs,
+        mask.native,
         None if stats is None else stats.native,
-        None if call.bias is None else call.bias.data,
-        None if call.sinks is None else call.sinks.astype("float32"),
-        call.scale,
-        call.softcap or 0.0,
-        call.first_key,
+        None if bias is None else bias.data,
+        None if sinks is None else sinks.astype("float32"),
+        scale,
+        softcap or 0.0,
+        first_key,
         transposed_output,
         partial,
         target,
