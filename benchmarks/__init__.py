@@ -1,1 +1,1 @@
-"""Benchmarks: keywise against its rivals, checked before they are timed. `keywise bench` is the door."""
+"""Benchmarks of keywise: results are checked before anything is timed. Run ``python -m benchmarks --help``."""

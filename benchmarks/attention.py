@@ -1,4 +1,4 @@
-"""Attention alone: keywise and its rivals on the named cases."""
+"""Attention alone: keywise and its baselines on the named cases."""
 
 from __future__ import annotations
 
@@ -8,17 +8,19 @@ from dataclasses import dataclass
 from itertools import groupby
 
 import keywise as kw
-from benchmarks.backends import RIVALS
+from benchmarks.backends import BACKENDS, KEYWISE_BACKENDS
 from benchmarks.cases import GROUPS, Case
+from benchmarks.choices import check_choices
 from benchmarks.machine import Limits, measure_limits
-from benchmarks.processes import stream
-from benchmarks.timing import Effort, Timed, measure
+from benchmarks.processes import run_in_process
+from benchmarks.timing import TimeBudget, Timing, measure_case
 from keywise.errors import OptionError
 
-# What holds torch's own kernels, MKL's and oneDNN's to a target's instructions; they read it when they are loaded.
-HELD_TO = {
+# torch, MKL and oneDNN read these when they are loaded.
+TARGET_ENVIRONMENT = {
     "avx2": {"ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2", "ONEDNN_MAX_CPU_ISA": "AVX2"},
 }
+"""Environment that restricts torch to a target's instructions."""
 
 
 @dataclass(frozen=True)
@@ -32,12 +34,12 @@ class Job:
     group
         The name of its group.
     threads
-        Threads of everyone.
+        Number of threads of every backend.
     target
-        The target that everyone is held to; None for the best of each.
-    rivals
-        Who takes part.
-    effort
+        The target that every backend is restricted to; None for the best of each.
+    backends
+        Names of the backends.
+    budget
         How long to time it.
     """
 
@@ -45,19 +47,19 @@ class Job:
     group: str
     threads: int
     target: str | None
-    rivals: tuple[str, ...]
-    effort: Effort
+    backends: tuple[str, ...]
+    budget: TimeBudget
 
 
-def plan(
+def plan_jobs(
     groups: Sequence[str],
     *,
     threads: Sequence[int],
-    rivals: Sequence[str] = (),
+    baselines: Sequence[str] = (),
     only: str = "",
     seconds: float | None = None,
 ) -> list[Job]:
-    """List what there is to measure.
+    """List the cases to measure.
 
     Parameters
     ----------
@@ -65,8 +67,8 @@ def plan(
         Names of groups.
     threads
         Numbers of threads, each a run of its own.
-    rivals
-        Who takes part besides keywise; empty for all.
+    baselines
+        Names of the baselines; empty for all.
     only
         Part of the name of the cases wanted.
     seconds
@@ -75,25 +77,24 @@ def plan(
     Raises
     ------
     OptionError
-        If a name is unknown, or no case is left.
+        A name is unknown, or no case is left.
 
     Examples
     --------
-    >>> from benchmarks.attention import plan
-    >>> [job.rivals for job in plan(["sweep"], threads=[1], only="N=1 D=64")][:1]
+    >>> from benchmarks.attention import plan_jobs
+    >>> [job.backends for job in plan_jobs(["sweep"], threads=[1], only="N=1 D=64")][:1]
     [('keywise', 'torch')]
     """
-    for kind, names, known in (("GROUP", groups, GROUPS), ("--rival", rivals, RIVALS)):
-        if unknown := sorted(set(names) - set(known)):
-            raise OptionError(f"{kind} {unknown[0]!r} is not known; there are {', '.join(known)}")
+    check_choices("groups", groups, GROUPS)
+    check_choices("baseline", baselines, BACKENDS)
     jobs = [
         Job(
             case,
             group,
             count,
             GROUPS[group].target,
-            _taking_part(group, rivals),
-            Effort(GROUPS[group].seconds if seconds is None else seconds),
+            _select_backends(group, baselines),
+            TimeBudget(GROUPS[group].seconds if seconds is None else seconds),
         )
         for count in threads
         for group in groups
@@ -101,29 +102,33 @@ def plan(
         if only in case.name
     ]
     if not jobs:
-        raise OptionError(f"--only {only!r} is in the name of no case of {', '.join(groups)}")
+        raise OptionError("only", f"must be part of the name of a case of {', '.join(groups)}", got=only)
     return sorted(jobs, key=lambda job: (job.threads, job.target or ""))
 
 
-def _taking_part(group: str, rivals: Sequence[str]) -> tuple[str, ...]:
-    possible = GROUPS[group].rivals or tuple(RIVALS)
-    return tuple(name for name in possible if not rivals or name in rivals or name.startswith("keywise"))
+def _select_backends(group: str, baselines: Sequence[str]) -> tuple[str, ...]:
+    possible = GROUPS[group].backends or tuple(BACKENDS)
+    return tuple(name for name in possible if not baselines or name in baselines or name in KEYWISE_BACKENDS)
 
 
-def run(jobs: Sequence[Job]) -> Iterator[Limits | Timed]:
-    """Measure: yields the limits at the beginning of each process, then what each case gave.
+def run_jobs(jobs: Sequence[Job]) -> Iterator[Limits | Timing]:
+    """Measure jobs, in one process per number of threads and target.
 
-    Everyone takes turns in one process per number of threads and target.
+    Yields
+    ------
+    Limits or Timing
+        The limits at the beginning of each process, then the result of each case.
     """
-    for (threads, target), together in groupby(jobs, key=lambda job: (job.threads, job.target)):
-        yield from stream(_measure_all, list(together), target, threads=threads, environment=HELD_TO.get(target or ""))
+    for (threads, target), members in groupby(jobs, key=lambda job: (job.threads, job.target)):
+        environment = TARGET_ENVIRONMENT.get(target or "")
+        yield from run_in_process(_measure_jobs, list(members), target, threads=threads, environment=environment)
 
 
-def _measure_all(jobs: Sequence[Job], target: str | None) -> Iterator[Limits | Timed]:
+def _measure_jobs(jobs: Sequence[Job], target: str | None) -> Iterator[Limits | Timing]:
     with kw.using(target) if target else nullcontext():
         limits = measure_limits(kw.get_num_threads())
         yield limits
         for job in jobs:
-            timed = Timed(job.case, job.group, limits.threads, limits.target)
-            measure(timed, {name: RIVALS[name] for name in job.rivals}, job.effort)
-            yield timed
+            timing = Timing(job.case, job.group, limits.threads, limits.target)
+            measure_case(timing, {name: BACKENDS[name] for name in job.backends}, job.budget)
+            yield timing

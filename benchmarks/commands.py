@@ -1,58 +1,64 @@
-"""The commands of `keywise bench`."""
+"""The commands of ``python -m benchmarks``."""
 
 # ruff: noqa: PLC0415, PLR0917  (a command imports what it measures; each of its arguments is one of the user)
 
-import shlex
+import functools
+import inspect
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 import typer
 
 from benchmarks.cases import GROUPS
-from benchmarks.markdown import thread_count
+from benchmarks.console import record_run, report_errors
+from benchmarks.markdown import format_threads
 from keywise.errors import OptionError
-
-if TYPE_CHECKING:
-    from benchmarks.results import Run
 
 ATTENTION_HELP = (
     """
 Groups of cases:
 
 """
-    + "\n\n".join(f"  {name}  {group.what} ({len(group.cases)})" for name, group in GROUPS.items())
+    + "\n\n".join(f"  {name}  {group.description} ({len(group.cases)})" for name, group in GROUPS.items())
     + """
 
 Examples:
 
-  keywise bench attention
+  python -m benchmarks attention
 
-  keywise bench attention decode few-rows --threads 2 --json decode.json
+  python -m benchmarks attention decode few-queries --threads 2 --json decode.json
 
-  keywise bench attention prefill-fp32-full --only N=2048 --rival torch --rival OpenVINO
+  python -m benchmarks attention prefill-fp32-full --only N=2048 --baseline torch --baseline OpenVINO
 """
 )
+COMPARE_HELP = """
+Examples:
+
+  python -m benchmarks compare --before ../keywise-main/src --after src
+
+  python -m benchmarks compare --before ../keywise-main/src --after src small decode --seconds 0.5 --json compare.json
+"""
 TABLE_HELP = """
 Examples:
 
-  keywise bench table prefill.json decode.json
+  python -m benchmarks table prefill.json decode.json
 
-  keywise bench table --update docs/performance.md
+  python -m benchmarks table --update docs/performance.md
+
+  python -m benchmarks table
 """
-
 
 Json = Annotated[
     Path | None,
-    typer.Option("--json", metavar="FILE", help="Keep every sample in this file; it is whole after every case."),
+    typer.Option("--json", metavar="FILE", help="Keep every sample in this file; it is complete after every case."),
 ]
 Threads = Annotated[
     list[int] | None,
-    typer.Option(min=1, help="Number of threads; several are run one after the other. Default: 1 and all."),
+    typer.Option(min=1, help="Number of threads; several are measured one after the other. Default: 1 and all."),
 ]
-Dtype = Annotated[str | None, typer.Option(help="bfloat16 or float32. Default: as `ask` chooses.")]
+Dtype = Annotated[str | None, typer.Option(help="bfloat16 or float32. Default: as `keywise ask` chooses.")]
 Model = Annotated[str | None, typer.Option(help="Hub id, folder or .gguf file. Default: the default model.")]
 
 
@@ -62,8 +68,8 @@ def attention(
         typer.Argument(metavar="GROUP", help="Groups of cases, listed below. Default: all.", show_default=False),
     ] = None,
     threads: Threads = None,
-    rival: Annotated[
-        list[str] | None, typer.Option(help="Who takes part besides keywise, by the name in the tables.")
+    baseline: Annotated[
+        list[str] | None, typer.Option(help="Baseline to compare with, by its name in the tables. Default: all.")
     ] = None,
     only: Annotated[str, typer.Option(metavar="TEXT", help="Only cases whose name contains this.")] = "",
     seconds: Annotated[
@@ -71,38 +77,35 @@ def attention(
     ] = None,
     json: Json = None,
 ) -> None:
-    """Time attention alone against torch, ONNX Runtime, OpenVINO and JAX.
+    """Time attention alone, compared with torch, ONNX Runtime, OpenVINO and JAX.
 
-    Everyone's result is compared with the definition; who is wrong, absent or unable is named and not timed. The
-    others take turns in one process per number of threads, and medians are compared. Ctrl-C keeps what was
-    measured.
+    Every result is compared with the definition; a backend that is wrong, missing or does not support a case is
+    listed and not timed. The others are timed in turns, in one process per number of threads, and medians are
+    compared. Ctrl-C keeps the results so far.
     """
-    from benchmarks import attention as bench_attention
+    from benchmarks.attention import plan_jobs, run_jobs
     from benchmarks.backends import KEYWISE
     from benchmarks.machine import Limits
 
-    jobs = bench_attention.plan(
-        groups or list(GROUPS),
-        threads=_counts(threads),
-        rivals=rival or [],
-        only=only,
-        seconds=seconds,
+    jobs = plan_jobs(
+        groups or list(GROUPS), threads=_check_threads(threads), baselines=baseline or [], only=only, seconds=seconds
     )
-    with _run("attention", json, len(jobs)) as (run, done):
-        for found in bench_attention.run(jobs):
-            if isinstance(found, Limits):
-                run.limits.append(found.plain())
+    with record_run("attention", json, len(jobs)) as (run, report):
+        for result in run_jobs(jobs):
+            if isinstance(result, Limits):
+                run.limits.append(result.to_dict())
                 continue
-            run.add(found.plain())
-            took = f"{found.seconds(KEYWISE) * 1e3:.3f} ms" if KEYWISE in found.samples else "not timed"
-            done(f"{found.group}, {found.case.name}, {thread_count(found.threads)}: keywise {took}")
+            run.add(result.to_dict())
+            timed = KEYWISE in result.seconds_per_call
+            duration = f"{result.median_seconds(KEYWISE) * 1e3:.3f} ms" if timed else "not timed"
+            report(f"{result.group}, {result.case.name}, {format_threads(result.threads)}: keywise {duration}")
 
 
 def model(
     model: Model = None,
-    task: Annotated[list[str] | None, typer.Option(help="prefill, decode or readings. Default: all three.")] = None,
+    task: Annotated[list[str] | None, typer.Option(help="prefill, decode or statistics. Default: all three.")] = None,
     dtype: Annotated[list[str] | None, typer.Option(help="bfloat16 or float32. Default: both.")] = None,
-    most_tokens: Annotated[int, typer.Option(min=1, help="Leave out longer texts.")] = 8000,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Leave out longer texts.")] = 8000,
     threads: Threads = None,
     seconds: Annotated[
         float, typer.Option(min=0.0, help="Time for the rounds of one task; at least 3 are run.")
@@ -111,17 +114,19 @@ def model(
 ) -> None:
     """Time a language model with transformers' sdpa and eager attention, with keywise, and in llama.cpp.
 
-    Logits are compared first. Prefill of 2000 and 8000 tokens, decoding after 128, 2000 and 8000 tokens, and a
-    text of 4096 tokens with readings on every layer against sdpa without. `pip install llama-cpp-python` adds the last.
+    Logits are compared first. Tasks are prefill of 2000 and 8000 tokens, decoding after 128, 2000 and 8000 tokens,
+    and prefill of 4096 tokens with statistics of every layer, compared with sdpa without. llama.cpp needs
+    `pip install llama-cpp-python`.
     """
-    from benchmarks import model as bench_model
+    from benchmarks.model import run_tasks, select_tasks
 
-    tasks = bench_model.plan(task, dtype, most_tokens)
-    counts = _counts(threads)
-    with _run("model", json, len(tasks) * len(counts)) as (run, done):
-        for found in bench_model.run(model, tasks, counts, seconds):
-            run.add(found)
-            done(f"{found['task']}, {found['tokens']} tokens, {found['dtype']}, {thread_count(found['threads'])}")
+    tasks = select_tasks(task, dtype, max_tokens)
+    counts = _check_threads(threads)
+    with record_run("model", json, len(tasks) * len(counts)) as (run, report):
+        for result in run_tasks(model, tasks, counts, seconds):
+            run.add(result)
+            setting = f"{result['dtype']}, {format_threads(result['threads'])}"
+            report(f"{result['task']}, {result['tokens']} tokens, {setting}")
 
 
 def memory(
@@ -129,13 +134,13 @@ def memory(
     model: Model = None,
     json: Json = None,
 ) -> None:
-    """Measure the peak memory of a forward pass with readings on every layer, against sdpa without any."""
-    from benchmarks import memory as bench_memory
+    """Measure the peak memory of a forward pass with statistics of every layer, compared with sdpa without."""
+    from benchmarks.memory import BACKENDS, run_backends
 
-    with _run("memory", json, 2 * len(bench_memory.WAYS)) as (run, done):
-        for found in bench_memory.run(tokens, model):
-            run.add(found)
-            done(f"{found['way']}: {found['peak_bytes'] / 1e9:.2f} GB")
+    with record_run("memory", json, 2 * len(BACKENDS)) as (run, report):
+        for result in run_backends(tokens, model):
+            run.add(result)
+            report(f"{result['backend']}: {result['peak_bytes'] / 1e9:.2f} GB")
 
 
 def cache(
@@ -143,87 +148,123 @@ def cache(
         list[str] | None, typer.Option(help="question, step, int8 or perplexity. Default: all four.")
     ] = None,
     tokens: Annotated[
-        int, typer.Option(min=64, help="Length of the document that is asked about; of the text, the most.")
+        int, typer.Option(min=64, help="Length of the document that is asked about, and the most of the text.")
     ] = 4000,
     past: Annotated[int, typer.Option(min=1, help="Tokens in the cache before a decoding step.")] = 8000,
     text: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Text to take the perplexity of. Default: keywise's docs.")
+        Path | None, typer.Option(metavar="FILE", help="Text for the perplexity. Default: keywise's documentation.")
     ] = None,
     model: Model = None,
     json: Json = None,
 ) -> None:
-    """Measure what keeping keys and values saves, and what int8 changes.
+    """Measure the time that caching saves, and the effect of int8.
 
-    A first and a second question about a document, each in a process of its own; decoding steps with
-    keywise.hf.Cache and with transformers' DynamicCache; steps over keys in bfloat16 and in int8; perplexity over int8.
+    Tasks are a first and a second question about a document, each in a process of its own; decoding steps with
+    keywise.hf.Cache and with transformers' DynamicCache; steps over keys in bfloat16 and in int8; perplexity over
+    int8.
     """
-    from benchmarks import cache as bench_cache
+    from benchmarks.cache import count_results, read_text, run_tasks, select_tasks
 
-    tasks = bench_cache.plan(task)
-    content = bench_cache.read_text(text, tasks)
-    with _run("cache", json, bench_cache.count(tasks)) as (run, done):
-        for found in bench_cache.run(tasks, model, content, tokens, past):
-            run.add(found)
-            name = next(found[key] for key in ("question", "dtype", "shape", "text") if key in found)
-            done(f"{found['task']}: {name}")
+    tasks = select_tasks(task)
+    content = read_text(text, tasks)
+    with record_run("cache", json, count_results(tasks)) as (run, report):
+        for result in run_tasks(tasks, model, content, tokens, past):
+            run.add(result)
+            name = next(result[key] for key in ("question", "dtype", "shape", "text") if key in result)
+            report(f"{result['task']}: {name}")
 
 
 def evidence(
-    data: Annotated[Path, typer.Option(metavar="FILE", help="Questions with answer spans, SQuAD's format.")],
+    data: Annotated[Path, typer.Option(metavar="FILE", help="Questions with answer spans, in SQuAD's format.")],
     model: Model = None,
     dtype: Dtype = None,
     paragraphs: Annotated[int, typer.Option(min=1, help="Consecutive paragraphs per document.")] = 6,
-    documents: Annotated[int | None, typer.Option(min=2, help="Only the first so many documents.")] = None,
+    documents: Annotated[int | None, typer.Option(min=2, help="Only the first documents, this many.")] = None,
     answers: Annotated[
-        bool, typer.Option("--answers", help="Let the model answer too, and prove what is right.")
+        bool, typer.Option("--answers", help="Answer the questions too, and ablate the sentences of correct answers.")
     ] = False,
-    naive: Annotated[bool, typer.Option("--naive", help="With --answers: from the whole document too.")] = False,
+    naive: Annotated[
+        bool, typer.Option("--naive", help="With --answers: let the model write from the whole document too.")
+    ] = False,
     json: Json = None,
 ) -> None:
-    """Count how often the sentence that answers a question ranks first, against words, meaning and chance.
+    """Measure how often the sentence that answers a question ranks first, compared with BM25, MiniLM and chance.
 
-    Heads are tuned on the other articles than those they are judged on. Then evidence is timed on a document of about
+    Heads are tuned on other articles than those they are judged on. Then evidence is timed on a document of about
     4,000 tokens.
     """
-    from benchmarks import evidence as bench_evidence
+    from benchmarks.evidence import FOREIGN_QUESTIONS, judge_evidence, measure_cost
     from keywise.documents.labelled import labelled_documents
 
     if naive and not answers:
-        raise OptionError("--naive compares answers; give --answers too")
+        raise OptionError("naive", "must not be given without --answers")
     labelled = labelled_documents(data, paragraphs)[:documents]
-    asked = sum(len(document.questions) + bench_evidence.STRANGERS for document in labelled)
-    with _run("evidence", json, asked + 1) as (run, done):
-        for found in bench_evidence.judge(model, dtype, labelled, answers=answers, naive=naive, done=done):
-            run.add(found)
+    questions = sum(len(document.questions) + FOREIGN_QUESTIONS for document in labelled)
+    with record_run("evidence", json, questions + 1) as (run, report):
+        for result in judge_evidence(model, dtype, labelled, answers=answers, naive=naive, report=report):
+            run.add(result)
         longest = max(labelled_documents(data, 20), key=lambda document: len(document.text))
-        run.add(bench_evidence.cost(model, dtype, longest.text, longest.questions[0].text, rounds=7))
+        run.add(measure_cost(model, dtype, longest.text, longest.questions[0].text, rounds=7))
 
 
 def library(
     task: Annotated[
         list[str] | None, typer.Option(help="speed, cluster or evidence. Default: all, evidence only with --data.")
     ] = None,
-    rows: Annotated[int, typer.Option(min=1, help="Number of keys.")] = 1_000_000,
+    keys: Annotated[int, typer.Option(min=1, help="Number of keys.")] = 1_000_000,
     data: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Questions with answer spans, SQuAD's format, for evidence.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Questions with answer spans, in SQuAD's format, for the task evidence."),
     ] = None,
     questions: Annotated[
         int, typer.Option(min=1, help="Questions per article that the model reads passages for; all are searched.")
     ] = 2,
     json: Json = None,
 ) -> None:
-    """Time exact attention to a library of keys against FAISS, NumPy and Lance, and on a Ray cluster.
+    """Time exact attention to a library of keys, compared with FAISS, NumPy and Lance, and on a Ray cluster.
 
-    Everyone names the same ten rows first. With --data, every paragraph is a file of a library: how often the sentence
-    that answers a question is found by searching, and by letting the model read the passages found.
+    All backends must return the same ten rows first. With --data, every paragraph is a file of a library: the result
+    is how often the sentence that answers a question is found by searching, and by evidence in the passages found.
     """
-    from benchmarks import library as bench_library
+    from benchmarks.library import count_results, run_tasks, select_tasks
 
-    tasks = bench_library.plan(task, data)
-    with _run("library", json, bench_library.count(tasks)) as (run, done):
-        for found in bench_library.run(tasks, rows, data, questions):
-            run.add(found)
-            done(f"{found['task']} done")
+    tasks = select_tasks(task, data)
+    with record_run("library", json, count_results(tasks)) as (run, report):
+        for result in run_tasks(tasks, keys, data, questions):
+            run.add(result)
+            report(f"{result['task']} done")
+
+
+def compare(
+    before: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder that holds a built `keywise` package.")],
+    after: Annotated[Path, typer.Option(metavar="FOLDER", help="The same of the build to compare with it.")],
+    groups: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="GROUP", help="Groups of `attention`. Default: all but lengths and sweep.", show_default=False
+        ),
+    ] = None,
+    only: Annotated[str, typer.Option(metavar="TEXT", help="Only cases whose name contains this.")] = "",
+    threads: Annotated[int | None, typer.Option(min=1, help="Number of threads. Default: all.")] = None,
+    rounds: Annotated[int, typer.Option(min=3, help="Rounds per case; each has a sample of both builds.")] = 9,
+    seconds: Annotated[float, typer.Option(min=0.0, help="Time for the rounds of one case.")] = 1.0,
+    json: Json = None,
+) -> None:
+    """Compare the speed and the results of two builds of keywise.
+
+    Each build runs in a process of its own; both run the same cases in turns. The table has the ratio of the medians
+    with a 95 % interval, and says whether the results have the same bits.
+    """
+    from benchmarks.compare import check_folders, plan_cases, run_comparison
+
+    check_folders(before, after)
+    cases = plan_cases(groups or [], only)
+    count = threads or _check_threads(None)[-1]
+    _check_threads([count])
+    with record_run("compare", json, len(cases)) as (run, report):
+        for result in run_comparison(cases, before, after, threads=count, rounds=rounds, seconds=seconds):
+            run.add(result)
+            report(f"{result['name']}: after ÷ before {result['ratio']:.3f}")
 
 
 def table(
@@ -231,96 +272,49 @@ def table(
         list[Path] | None, typer.Argument(metavar="FILE", help="Files written with --json.", show_default=False)
     ] = None,
     update: Annotated[
-        Path | None, typer.Option(metavar="PAGE", help="Make the tables of this Markdown page anew.")
+        Path | None, typer.Option(metavar="PAGE", help="Generate the tables of this Markdown page again.")
     ] = None,
 ) -> None:
-    """Write runs as Markdown tables.
+    """Print runs as Markdown tables, or generate the tables of pages.
 
-    A page to update has lines <!-- keywise bench table FILE... --> and <!-- end of table -->; what stands between
-    them is replaced. File names count from the page's folder.
+    A page has lines <!-- python -m benchmarks table FILE... --> and <!-- end of table -->; the text between them is
+    replaced. File names are relative to the page's folder. Without FILE and PAGE, every generated page of the
+    repository is written: benchmarks/results/*/tables.md and the tables in docs/.
     """
-    from benchmarks.results import read_run
-    from benchmarks.table import tables, updated
-    from keywise.documents.report import write_text_file
+    from benchmarks.results import read_run, read_text_file, write_file
+    from benchmarks.tables import format_tables, update_tables, write_pages
 
-    if bool(files) == bool(update):
-        raise OptionError("give FILEs to write their tables, or --update PAGE to update a page's")
-    if update:
-        write_text_file(update, updated(_text(update), update.parent))
+    if files and update:
+        raise OptionError("update", "must not be given together with FILE")
+    if files:
+        sys.stdout.write(format_tables([read_run(path) for path in files]) + "\n")
+    elif update:
+        write_file(update, update_tables(read_text_file(update), update.parent))
     else:
-        sys.stdout.write(tables([read_run(path) for path in files or []]) + "\n")
+        for path in write_pages():
+            sys.stdout.write(f"{path}\n")
 
 
 def plot(
     files: Annotated[list[Path], typer.Argument(metavar="FILE", help="Files written with --json.")],
     out: Annotated[Path, typer.Option(metavar="PICTURE", help="An .svg, .png or .pdf file.")],
 ) -> None:
-    """Draw throughput against length from runs of `keywise bench attention lengths`."""
-    from benchmarks.plot import draw
+    """Draw throughput against length from runs of `python -m benchmarks attention lengths`."""
+    from benchmarks.plot import plot_throughput
     from benchmarks.results import read_run
-    from benchmarks.table import timings_of
+    from benchmarks.timings import collect_timings
 
-    draw(out, *timings_of([read_run(path) for path in files]))
+    plot_throughput(out, *collect_timings([read_run(path) for path in files]))
 
 
-def _counts(threads: list[int] | None) -> list[int]:
-    from benchmarks.machine import available_cpus
+def _check_threads(threads: list[int] | None) -> list[int]:
+    """Return the numbers of threads to measure; None means 1 and all CPUs."""
+    from keywise.util.machine import list_available_cpus
 
-    cpus = len(available_cpus())
+    cpus = len(list_available_cpus())
     if threads and max(threads) > cpus:
-        raise OptionError(f"--threads {max(threads)} is more than the {cpus} CPUs that this process may use")
+        raise OptionError("threads", f"must be at most {cpus}, the CPUs of this process", got=max(threads))
     return threads or sorted({1, cpus})
-
-
-def _text(page: Path) -> str:
-    try:
-        return page.read_text(encoding="utf-8")
-    except OSError as error:
-        raise OptionError(f"--update {str(page)!r} cannot be read: {error.strerror}") from error
-
-
-def _command(arguments: list[str]) -> str:
-    """Write the command again without the file that it fills, and other files by their names alone."""
-    kept = []
-    rest = iter(arguments)
-    for argument in rest:
-        if argument == "--json":
-            next(rest, None)
-        elif not argument.startswith("--json="):
-            kept.append(Path(argument).name if Path(argument).is_absolute() else argument)
-    return shlex.join(["keywise", *kept])
-
-
-@contextmanager
-def _run(kind: str, path: Path | None, total: int) -> Iterator[tuple["Run", Callable[[str], None]]]:
-    """Begin a run, show how far it is, and end it with its table, also when Ctrl-C ends it early."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    from benchmarks.results import Run
-    from benchmarks.table import tables
-    from keywise.util.terminal_text import replace_controls
-
-    run = Run(kind, _command(sys.argv[1:]), path)
-    run.save()
-    console = Console(stderr=True)
-    columns = (TextColumn("Measuring"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    try:
-        with Progress(*columns, console=console, transient=True) as bar:
-            task = bar.add_task("", total=total)
-
-            def done(line: str) -> None:
-                bar.advance(task)
-                console.print(replace_controls(line), style="dim", markup=False, highlight=False, soft_wrap=True)
-
-            yield run, done
-    except KeyboardInterrupt:
-        run.interrupted = True
-        raise
-    finally:
-        run.save()
-        if run.results:
-            sys.stdout.write(tables([run]) + "\n")
 
 
 COMMANDS = (
@@ -330,7 +324,34 @@ COMMANDS = (
     (cache, None),
     (evidence, None),
     (library, None),
+    (compare, COMPARE_HELP),
     (table, TABLE_HELP),
     (plot, None),
 )
-"""Every command with its epilogue."""
+"""Every command with the text below its help."""
+
+
+def make_application() -> typer.Typer:
+    """Return the command line.
+
+    Errors of keywise are printed in one line; the exit code is 2.
+    """
+    application = typer.Typer(
+        name="python -m benchmarks",
+        help="Time keywise against other implementations; results are checked first.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+    )
+    for command, epilog in COMMANDS:
+        application.command(epilog=epilog)(_report_errors_of(command))
+    return application
+
+
+def _report_errors_of(command: Callable[..., None]) -> Callable[..., None]:
+    @functools.wraps(command)
+    def wrapper(*arguments: Any, **options: Any) -> None:
+        with report_errors(inspect.signature(command).parameters):
+            command(*arguments, **options)
+
+    return wrapper

@@ -1,4 +1,4 @@
-"""Does the evidence hold the answer? Judged on questions whose answers are known, by heads tuned on other articles."""
+"""Evidence: ranks of the sentence that answers a question, for heads tuned on other articles."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from time import perf_counter
 from typing import Any, Final
 
 import numpy as np
+from keywise.documents.labelled import Labelled, Question
 from numpy.typing import NDArray
 
-from benchmarks.markdown import table
+from benchmarks.markdown import format_table
 from benchmarks.results import Run
 from keywise.documents.document import Document
 from keywise.documents.evidence import clue_odds, no_answer_share, sentence_shares
 from keywise.documents.files import Source
 from keywise.documents.heads import ATTENTION, MEANING, WORDS, Heads, untuned
-from keywise.documents.labelled import Labelled, Question
 from keywise.documents.reader import Reader
 from keywise.documents.tune import Observed, choose, every_head, fit_powers, observe, restricted
 from keywise.errors import OptionError
@@ -28,121 +28,130 @@ from keywise.models.loading import LoadedModel, load_model
 from keywise.util.optional_imports import require_modules
 
 FOLDS: Final = 6
-STRANGERS: Final = 15
-NAIVE_TOKENS: Final = 24
+FOREIGN_QUESTIONS: Final = 15
+"""Questions of other articles that are asked about each document."""
+
+WRITTEN_TOKENS: Final = 24
 RESAMPLES: Final = 1000
 TUNED, UNTUNED, LAST_LAYER = "attention, tuned heads", "attention, untuned", "attention, last layer"
 EVIDENCE, WITH_MEANING = "evidence: attention and words", "evidence with `--meaning`"
 BM25, MINILM, BOTH, CHANCE = "BM25", "MiniLM", "BM25 + MiniLM", "random"
-_NAMES = {WORDS: EVIDENCE, MEANING: WITH_MEANING, ATTENTION: TUNED}
+_RANKING_NAMES = {WORDS: EVIDENCE, MEANING: WITH_MEANING, ATTENTION: TUNED}
 _WORD = re.compile(r"\w+")
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
-_LEAST = 0.02
+_MIN_BM25_SHARE = 0.02
 
 Scores = NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
 class Fold:
-    """Heads tuned on the articles outside of a fold, and what was observed of those inside."""
+    """Heads tuned outside of a fold, and the observed questions inside and outside of it."""
 
     heads: Heads
     inside: Sequence[Observed]
     outside: Sequence[Observed]
 
 
-def judge(
+def judge_evidence(
     model: str | None,
     dtype: str | None,
     documents: Sequence[Labelled],
     *,
     answers: bool,
     naive: bool,
-    done: Callable[[str], None],
+    report: Callable[[str], None],
 ) -> Iterator[dict[str, Any]]:
-    """Yield, per question, where the gold sentence ranks for every method, and how the answers fared.
+    """Rank the sentences for every question by every method, and judge the answers.
 
-    No text of the data is among the findings: they are kept, and the data has a licence of its own.
+    The results hold no text of the data, which has a licence of its own.
 
     Parameters
     ----------
     model, dtype
-        As `keywise.models.loading.load_model` takes them.
+        As for `keywise.models.loading.load_model`.
     documents
         The documents with their questions.
     answers
-        Whether to answer each question, and to prove what was answered right.
+        Whether to answer each question, and to ablate the sentences of correct answers.
     naive
         Whether to let the model write an answer from the whole document too.
-    done
+    report
         Called with a line after every document.
+
+    Yields
+    ------
+    dict
+        The result of each question.
 
     Raises
     ------
     OptionError
-        If the questions come from fewer than two articles.
+        The questions come from fewer than two articles.
     """
-    loaded = load_model(model, dtype=dtype)
+    loaded = load_model(model, dtype=dtype, pack_linear=True)
     config = loaded.model.config.get_text_config()
     every = every_head(config.num_hidden_layers, config.num_attention_heads)
     require_modules("bench", "rank_bm25", "sentence_transformers")
     encoder = SentenceEncoder()
     reader = Reader(loaded, heads=every, encode=encoder.encode, keep=False)
-    observed = list(
-        observe(reader, documents, strangers=STRANGERS, progress=lambda n, of: done(f"document {n} of {of} looked at"))
-    )
-    words = _Words(documents, encoder)
-    for fold in _folds(observed, every):
-        fitted = _Fitted(fold, every, words)
-        asked = _Asker(loaded, documents, fold.heads) if answers else None
-        for one in fold.inside:
-            look = restricted(one.look, every.matching, fold.heads)
-            found: dict[str, Any] = {
-                "document": one.document,
-                "article": one.question.article,
+
+    def report_document(number: int, count: int) -> None:
+        report(f"document {number} of {count} observed")
+
+    observed = list(observe(reader, documents, strangers=FOREIGN_QUESTIONS, progress=report_document))
+    text_scores = _TextScores(documents, encoder)
+    for fold in _split_folds(observed, every):
+        rankings = _Rankings(fold, every, text_scores)
+        answering = _Answering(loaded, documents, fold.heads) if answers else None
+        for observation in fold.inside:
+            look = restricted(observation.look, every.matching, fold.heads)
+            result: dict[str, Any] = {
+                "document": observation.document,
+                "article": observation.question.article,
                 "no_answer_share": round(no_answer_share(look, fold.heads), 4),
             }
-            if one.gold:
-                scores = fitted.scores(one)
-                found["sentences"] = scores[EVIDENCE].size
-                found["share"] = round(float(scores[EVIDENCE].max()), 4)
-                found["ranks"] = {name: _rank(score, one.gold) for name, score in scores.items()}
-                if asked:
-                    found |= asked.ask(one, naive=naive)
-            yield found
-        done(f"{len(fold.inside)} questions judged with heads tuned on the others")
+            if observation.gold:
+                scores = rankings.compute_scores(observation)
+                result["sentences"] = scores[EVIDENCE].size
+                result["share"] = round(float(scores[EVIDENCE].max()), 4)
+                result["ranks"] = {name: _compute_rank(score, observation.gold) for name, score in scores.items()}
+                if answering:
+                    result |= answering.judge_answer(observation, naive=naive)
+            yield result
+        report(f"{len(fold.inside)} questions judged with heads tuned on other articles")
 
 
-def cost(model: str | None, dtype: str | None, text: str, question: str, *, rounds: int) -> dict[str, Any]:
-    """Time the evidence for a question on a document that was read, and a plain forward of the same tokens.
+def measure_cost(model: str | None, dtype: str | None, text: str, question: str, *, rounds: int) -> dict[str, Any]:
+    """Time the evidence for a question on a prefilled document, and a plain forward pass of the same tokens.
 
     Parameters
     ----------
     model, dtype
-        As `keywise.models.loading.load_model` takes them.
+        As for `keywise.models.loading.load_model`.
     text
         The document.
     question
         The question.
     rounds
-        How often to time each, in turn.
+        Number of measurements of each, in turns.
 
     Returns
     -------
     dict
         ``document_tokens, question_tokens, evidence_seconds, forward_seconds``, the last two lists.
     """
-    document = Reader(load_model(model, dtype=dtype), keep=False).read_whole(text)
+    document = Reader(load_model(model, dtype=dtype, pack_linear=True), keep=False).read_whole(text)
     samples: dict[str, list[float]] = {"evidence_seconds": [], "forward_seconds": []}
     tokens = 0
     for _ in range(rounds + 1):
         start = perf_counter()
         document.evidence(question)
-        between = perf_counter()
+        evidence_end = perf_counter()
         tokens = document.pass_over(question)
-        samples["forward_seconds"].append(perf_counter() - between)
-        samples["evidence_seconds"].append(between - start)
-    # The first round finds the memory cold.
+        samples["forward_seconds"].append(perf_counter() - evidence_end)
+        samples["evidence_seconds"].append(evidence_end - start)
+    # The first round warms the memory.
     return {
         "document_tokens": document.tokens,
         "question_tokens": tokens,
@@ -150,215 +159,224 @@ def cost(model: str | None, dtype: str | None, text: str, question: str, *, roun
     }
 
 
-class _Words:
-    """Scores of sentences by their words (BM25) and by their meaning (MiniLM), without any attention."""
+class _TextScores:
+    """Scores of sentences without attention: BM25, and MiniLM embeddings."""
 
     def __init__(self, documents: Sequence[Labelled], encoder: SentenceEncoder) -> None:
         from rank_bm25 import BM25Okapi  # noqa: PLC0415 - optional
 
-        self._bm25, self._vectors = [], []
+        self._bm25 = []
+        self._vectors = []
         for labelled in documents:
             sentences = [labelled.text[start:end] for start, end in Source("text", labelled.text).sentences]
-            self._bm25.append(BM25Okapi([_words(sentence) or [""] for sentence in sentences]))
+            self._bm25.append(BM25Okapi([_split_words(sentence) or [""] for sentence in sentences]))
             self._vectors.append(encoder.encode(sentences))
-        asked = list(dict.fromkeys(question.text for labelled in documents for question in labelled.questions))
-        self._asked = dict(zip(asked, encoder.encode(asked), strict=True))
+        questions = list(dict.fromkeys(question.text for labelled in documents for question in labelled.questions))
+        self._question_vectors = dict(zip(questions, encoder.encode(questions), strict=True))
 
-    def scores(self, one: Observed) -> tuple[Scores, Scores]:
-        lexical = self._bm25[one.document].get_scores(_words(one.question.text))
-        return np.maximum(lexical, 0.0), self._vectors[one.document] @ self._asked[one.question.text]
+    def compute_scores(self, observation: Observed) -> tuple[Scores, Scores]:
+        """Return the lexical and the semantic scores of a question's sentences."""
+        text = observation.question.text
+        lexical = self._bm25[observation.document].get_scores(_split_words(text))
+        return np.maximum(lexical, 0.0), self._vectors[observation.document] @ self._question_vectors[text]
 
 
-class _Fitted:
-    """Every way to rank, whatever it combines fitted outside of a fold."""
+class _Rankings:
+    """All methods of ranking, with parameters fitted outside of a fold."""
 
-    def __init__(self, fold: Fold, every: Heads, words: _Words) -> None:
-        self._heads, self._every, self._words = fold.heads, every, words
-        outside = [one for one in fold.outside if one.gold]
-        self._both = fit_powers([self._features(one) for one in outside], [one.gold for one in outside])
+    def __init__(self, fold: Fold, every: Heads, text_scores: _TextScores) -> None:
+        self._heads = fold.heads
+        self._every = every
+        self._text_scores = text_scores
+        outside = [observation for observation in fold.outside if observation.gold]
+        features = [self._compute_features(observation) for observation in outside]
+        self._powers = fit_powers(features, [observation.gold for observation in outside])
 
-    def scores(self, one: Observed) -> dict[str, Scores]:
-        look = restricted(one.look, self._every.matching, self._heads)
-        features = self._features(one)
+    def compute_scores(self, observation: Observed) -> dict[str, Scores]:
+        """Return the scores of a question's sentences by every method."""
+        look = restricted(observation.look, self._every.matching, self._heads)
+        features = self._compute_features(observation)
         last = max(layer for layer, _ in self._every.matching)
         layers = np.array([layer for layer, _ in self._every.matching])
         guess = untuned(last + 1, int((layers == 0).sum()))
         middle = np.isin(layers, guess.layers)
-        # A different order for every question, the same one every time.
-        chance = np.random.default_rng(len(one.question.text)).random(look.matching.shape[1])
-        odds = clue_odds(look, one.text, self._heads)
+        # The order differs between questions, and is the same in every run.
+        chance = np.random.default_rng(len(observation.question.text)).random(look.matching.shape[1])
+        odds = clue_odds(look, observation.text, self._heads)
         return {
-            **{name: sentence_shares(odds, self._heads.powers[ranking]) for ranking, name in _NAMES.items()},
-            UNTUNED: one.look.matching[middle].sum(axis=0),
-            LAST_LAYER: one.look.matching[layers == last].sum(axis=0),
+            **{name: sentence_shares(odds, self._heads.powers[ranking]) for ranking, name in _RANKING_NAMES.items()},
+            UNTUNED: observation.look.matching[middle].sum(axis=0),
+            LAST_LAYER: observation.look.matching[layers == last].sum(axis=0),
             BM25: features[0],
             MINILM: features[1],
-            BOTH: np.tensordot(self._both, features, 1),
+            BOTH: np.tensordot(self._powers, features, 1),
             CHANCE: chance,
         }
 
-    def _features(self, one: Observed) -> Scores:
-        lexical, meaning = self._words.scores(one)
-        return np.stack([np.log(lexical / max(lexical.sum(), 1e-9) + _LEAST), 5.0 * meaning])
+    def _compute_features(self, observation: Observed) -> Scores:
+        lexical, semantic = self._text_scores.compute_scores(observation)
+        return np.stack([np.log(lexical / max(lexical.sum(), 1e-9) + _MIN_BM25_SHARE), 5.0 * semantic])
 
 
-class _Asker:
-    """Answers questions with the heads of a fold."""
+class _Answering:
+    """Answers to questions with the heads of a fold."""
 
     def __init__(self, loaded: LoadedModel, documents: Sequence[Labelled], heads: Heads) -> None:
-        self._reader, self._documents = Reader(loaded, heads=heads, keep=False), documents
-        self._read: tuple[int, Document] | None = None
+        self._reader = Reader(loaded, heads=heads, keep=False)
+        self._documents = documents
+        self._prefilled: tuple[int, Document] | None = None
 
-    def ask(self, one: Observed, *, naive: bool) -> dict[str, Any]:
-        if self._read is None or self._read[0] != one.document:
-            self._read = one.document, self._reader.read_whole(self._documents[one.document].text)
-        document = self._read[1]
+    def judge_answer(self, observation: Observed, *, naive: bool) -> dict[str, Any]:
+        """Answer a question, and compare the answer with the gold answers."""
+        question, number = observation.question, observation.document
+        if self._prefilled is None or self._prefilled[0] != number:
+            self._prefilled = number, self._reader.read_whole(self._documents[number].text)
+        document = self._prefilled[1]
         start = perf_counter()
-        answer = document.ask(one.question.text)
-        found = {"seconds": round(perf_counter() - start, 3), **_judged(answer.text, one.question)}
+        answer = document.ask(question.text)
+        result = {"seconds": round(perf_counter() - start, 3), **_judge_text(answer.text, question)}
         if naive:
-            written = document.ask(one.question.text, sentences=0, max_tokens=NAIVE_TOKENS)
-            found["naive_right"] = one.question.right(written.text)
-        if found["right"]:
-            found["drops"] = [round(ablation.drop, 3) for ablation in document.ablate(answer)]
-        return found
+            written = document.ask(question.text, sentences=0, max_tokens=WRITTEN_TOKENS)
+            result["naive_correct"] = question.right(written.text)
+        if result["correct"]:
+            result["log_probability_drops"] = [round(ablation.drop, 3) for ablation in document.ablate(answer)]
+        return result
 
 
-def _folds(observed: Sequence[Observed], every: Heads) -> Iterator[Fold]:
-    articles = sorted({one.question.article for one in observed if one.gold})
+def _split_folds(observed: Sequence[Observed], every: Heads) -> Iterator[Fold]:
+    articles = sorted({observation.question.article for observation in observed if observation.gold})
     if len(articles) < 2:
         raise OptionError(
-            f"data holds {len(articles)} article; give two at least: heads are judged on articles of others"
+            "data",
+            f"must hold two articles or more: heads are judged on other articles than tuned on; it has {len(articles)}",
         )
     for part in np.array_split(articles, min(FOLDS, len(articles))):
-        within = set(part.tolist())
-        # A question that its document does not answer belongs to the fold of the article it was taken from.
-        inside = [one for one in observed if one.question.article in within]
-        outside = [one for one in observed if one.question.article not in within]
+        fold_articles = set(part.tolist())
+        # A question that its document does not answer belongs to the fold of its own article.
+        inside = [observation for observation in observed if observation.question.article in fold_articles]
+        outside = [observation for observation in observed if observation.question.article not in fold_articles]
         yield Fold(choose(outside, every.matching, answer_sentences=1, tuned_on="other articles"), inside, outside)
 
 
-def _rank(scores: Scores, gold: Sequence[int]) -> int:
+def _compute_rank(scores: Scores, gold: Sequence[int]) -> int:
     return 1 + int((scores > scores[list(gold)].max()).sum())
 
 
-def _words(text: str) -> list[str]:
+def _split_words(text: str) -> list[str]:
     return _WORD.findall(text.casefold())
 
 
-def _normal(text: str) -> list[str]:
-    """Bring an answer into SQuAD's normal form: no capitals, punctuation or articles."""
+def _normalize_answer(text: str) -> list[str]:
+    """Split an answer into words in SQuAD's normal form: no capitals, punctuation or articles."""
     bare = "".join(character for character in text.lower() if character not in string.punctuation)
     return _ARTICLES.sub(" ", bare).split()
 
 
-def _judged(answer: str, question: Question) -> dict[str, Any]:
-    said = _normal(answer)
-    best = 0.0
-    for gold in map(_normal, question.answers):
-        common = sum((Counter(said) & Counter(gold)).values())
-        best = max(best, 2 * common / (len(said) + len(gold)) if common else 0.0)
-    return {
-        "right": question.right(answer),
-        "exact": said in [_normal(gold) for gold in question.answers],
-        "f1": round(best, 3),
-    }
+def _judge_text(answer: str, question: Question) -> dict[str, Any]:
+    words = _normalize_answer(answer)
+    gold_answers = [_normalize_answer(gold) for gold in question.answers]
+    f1 = 0.0
+    for gold in gold_answers:
+        common = sum((Counter(words) & Counter(gold)).values())
+        if common:
+            f1 = max(f1, 2 * common / (len(words) + len(gold)))
+    return {"correct": question.right(answer), "exact_match": words in gold_answers, "f1": round(f1, 3)}
 
 
-def tables(runs: Sequence[Run]) -> str:
-    """Write how often the gold sentence is among the first, how the answers fared, and what evidence costs."""
-    return "\n\n".join(_tables(run.results) for run in runs)
+def format_tables(runs: Sequence[Run]) -> str:
+    """Format hit rates, calibration, the judged answers and the cost of evidence."""
+    return "\n\n".join(_format_run(run.results) for run in runs)
 
 
-def _tables(results: Sequence[dict[str, Any]]) -> str:
-    answered = [found for found in results if "ranks" in found]
+def _format_run(results: Sequence[dict[str, Any]]) -> str:
+    answerable = [result for result in results if "ranks" in result]
+    foreign = [result["no_answer_share"] for result in results if "no_answer_share" in result and "ranks" not in result]
     parts = []
-    if answered:
-        articles = np.array([found["article"] for found in answered])
-        rows = [
-            [name, *_hits(np.array([found["ranks"][name] for found in answered]), articles)]
-            for name in answered[0]["ranks"]
-        ]
-        heading = ["ranked by", "hit@1", "95 % by article", "hit@3", "hit@5", "MRR"]
-        sentences = np.mean([found["sentences"] for found in answered])
-        about = f"{len(answered)} questions of {len(set(articles))} articles, {sentences:.0f} sentences per document."
-        parts.append(f"{about}\n\n{table(heading, rows)}")
-        parts.append(_calibration(answered))
-    strange = [found["no_answer_share"] for found in results if "no_answer_share" in found and "ranks" not in found]
-    if answered and strange:
-        area = _area([found["no_answer_share"] for found in answered], strange)
+    if answerable:
+        parts += [_format_ranks(answerable), _format_calibration(answerable)]
+    if answerable and foreign:
+        area = _compute_auroc([result["no_answer_share"] for result in answerable], foreign)
         parts.append(
-            f'{len(strange)} questions of other articles: the share of "none of these" tells them from the document\'s '
-            f"own with an area under the curve (AUROC) of {area:.3f}."
+            f'{len(foreign)} questions of other articles: the share of "none of these" separates them from the '
+            f"document's own with an area under the curve (AUROC) of {area:.3f}."
         )
-    if told := [found for found in answered if "right" in found]:
-        parts.append(_answers(told))
-    parts += [_cost(found) for found in results if "evidence_seconds" in found]
+    if judged := [result for result in answerable if "correct" in result]:
+        parts.append(_format_answers(judged))
+    parts += [_format_cost(result) for result in results if "evidence_seconds" in result]
     return "\n\n".join(parts)
 
 
-def _hits(rank: NDArray[np.int64], articles: NDArray[np.int64]) -> list[str]:
-    first, *others = ((rank <= k).mean() for k in (1, 3, 5))
-    low, high = _interval((rank <= 1).astype(float), articles)
-    return [f"{first:.3f}", f"{low:.2f} to {high:.2f}", *(f"{hit:.3f}" for hit in others), f"{(1 / rank).mean():.3f}"]
+def _format_ranks(answerable: Sequence[dict[str, Any]]) -> str:
+    articles = np.array([result["article"] for result in answerable])
+    rows = []
+    for name in answerable[0]["ranks"]:
+        ranks = np.array([result["ranks"][name] for result in answerable])
+        low, high = _compute_interval((ranks <= 1).astype(float), articles)
+        hits = [f"{(ranks <= count).mean():.3f}" for count in (1, 3, 5)]
+        rows.append([name, hits[0], f"{low:.2f} to {high:.2f}", *hits[1:], f"{(1 / ranks).mean():.3f}"])
+    columns = ["ranked by", "hit@1", "95 % by article", "hit@3", "hit@5", "MRR"]
+    sentences = np.mean([result["sentences"] for result in answerable])
+    summary = f"{len(answerable)} questions of {len(set(articles))} articles, {sentences:.0f} sentences per document."
+    return f"{summary}\n\n{format_table(columns, rows)}"
 
 
-def _interval(values: Scores, articles: NDArray[np.int64]) -> tuple[float, float]:
-    """Give the middle 95 % of the mean under a bootstrap over articles."""
+def _compute_interval(values: Scores, articles: NDArray[np.int64]) -> tuple[float, float]:
+    """Return the middle 95 % of the mean under a bootstrap over articles."""
     names = np.unique(articles)
     sums = np.array([values[articles == name].sum() for name in names])
     counts = np.array([(articles == name).sum() for name in names])
-    drawn = np.random.default_rng(0).integers(0, names.size, (RESAMPLES, names.size))
-    low, high = np.quantile(sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1), [0.025, 0.975])
+    samples = np.random.default_rng(0).integers(0, names.size, (RESAMPLES, names.size))
+    low, high = np.quantile(sums[samples].sum(axis=1) / counts[samples].sum(axis=1), [0.025, 0.975])
     return float(low), float(high)
 
 
-def _calibration(answered: Sequence[dict[str, Any]]) -> str:
-    share = np.array([found["share"] for found in answered])
-    # The share is that of the first way to rank.
-    right = np.array([next(iter(found["ranks"].values())) == 1 for found in answered])
+def _format_calibration(answerable: Sequence[dict[str, Any]]) -> str:
+    shares = np.array([result["share"] for result in answerable])
+    correct = np.array([result["ranks"][EVIDENCE] == 1 for result in answerable])
     rows = []
     for low, high in ((0.0, 0.4), (0.4, 0.6), (0.6, 0.8), (0.8, 0.95), (0.95, 1.0001)):
-        inside = (share >= low) & (share < high)
+        inside = (shares >= low) & (shares < high)
         if inside.any():
-            cells = [f"{share[inside].mean():.2f}", f"{right[inside].mean():.2f}", f"{inside.sum()}"]
+            cells = [f"{shares[inside].mean():.2f}", f"{correct[inside].mean():.2f}", f"{inside.sum()}"]
             rows.append([f"{low:.2f} to {min(high, 1.0):.2f}", *cells])
-    drawn = table(["share", "mean", "right", "questions"], rows)
-    return f"The first sentence's share, and how often it is the gold one:\n\n{drawn}"
+    table = format_table(["share", "mean", "correct", "questions"], rows)
+    return f"The first sentence's share, and how often it is the gold sentence:\n\n{table}"
 
 
-def _area(own: Sequence[float], strange: Sequence[float]) -> float:
-    """Give the probability that a stranger's number is the larger, ties counting half."""
+def _compute_auroc(own: Sequence[float], foreign: Sequence[float]) -> float:
+    """Return the probability that a foreign question's share is the larger, ties counting half."""
     ordered = np.sort(np.asarray(own))
-    below = np.searchsorted(ordered, strange, side="left")
-    up_to = np.searchsorted(ordered, strange, side="right")
+    below = np.searchsorted(ordered, foreign, side="left")
+    up_to = np.searchsorted(ordered, foreign, side="right")
     return float((below + up_to).mean() / (2 * ordered.size))
 
 
-def _answers(found: Sequence[dict[str, Any]]) -> str:
-    mean = {key: float(np.mean([one[key] for one in found])) for key in ("right", "exact", "f1", "seconds")}
-    said = [
-        f"{mean['right']:.1%} of {len(found)} answers hold a gold answer; exact match {mean['exact']:.1%}, F1 "
-        f"{mean['f1']:.1%}, {mean['seconds']:.2f} s per question."
+def _format_answers(judged: Sequence[dict[str, Any]]) -> str:
+    fields = ("correct", "exact_match", "f1", "seconds")
+    means = {field: float(np.mean([result[field] for result in judged])) for field in fields}
+    parts = [
+        f"{means['correct']:.1%} of {len(judged)} answers contain a gold answer; exact match "
+        f"{means['exact_match']:.1%}, F1 {means['f1']:.1%}, {means['seconds']:.2f} s per question."
     ]
-    if naive := [one["naive_right"] for one in found if "naive_right" in one]:
-        said.append(f"Written from the whole document {np.mean(naive):.1%} of {len(naive)} do.")
-    drops = [one["drops"] for one in found if len(one.get("drops", ())) > 1]
+    if naive := [result["naive_correct"] for result in judged if "naive_correct" in result]:
+        parts.append(f"Written from the whole document, {np.mean(naive):.1%} of {len(naive)} do.")
+    drops = [result["log_probability_drops"] for result in judged if len(result.get("log_probability_drops", ())) > 1]
     if drops:
-        first = np.mean([each[0] > max(each[1:]) for each in drops])
-        typical = np.median([each[0] for each in drops])
-        behind = np.median([each[-1] for each in drops])
-        said.append(
-            f"Of {len(drops)} right ones, {first:.1%} lose most log-probability without the first sentence "
-            f"(median {typical:.2f} nats; without one from far behind {behind:.2f})."
+        share = np.mean([several[0] > max(several[1:]) for several in drops])
+        first = np.median([several[0] for several in drops])
+        last = np.median([several[-1] for several in drops])
+        parts.append(
+            f"Of {len(drops)} correct ones, {share:.1%} lose most log-probability without the first sentence "
+            f"(median {first:.2f} nats; without a low-ranked sentence {last:.2f})."
         )
-    return " ".join(said)
+    return " ".join(parts)
 
 
-def _cost(found: dict[str, Any]) -> str:
-    evidence, forward = (float(np.median(found[name])) for name in ("evidence_seconds", "forward_seconds"))
+def _format_cost(result: dict[str, Any]) -> str:
+    evidence_seconds = float(np.median(result["evidence_seconds"]))
+    forward_seconds = float(np.median(result["forward_seconds"]))
     return (
-        f"Evidence for a question of {found['question_tokens']} tokens on {found['document_tokens']:,} tokens read "
-        f"before: {evidence * 1e3:.0f} ms, {evidence / forward:.2f} of a plain forward of the same tokens "
-        f"({forward * 1e3:.0f} ms)."
+        f"Evidence for a question of {result['question_tokens']} tokens on {result['document_tokens']:,} prefilled "
+        f"tokens: {evidence_seconds * 1e3:.0f} ms, {evidence_seconds / forward_seconds:.2f} of a plain forward pass "
+        f"of the same tokens ({forward_seconds * 1e3:.0f} ms)."
     )

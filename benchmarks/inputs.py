@@ -1,4 +1,4 @@
-"""The numbers of a case, and the definition's answer to them."""
+"""The arrays of a case, and its result by the definition."""
 
 # ruff: noqa: PLC0415  (torch is slow to import, or absent: only calls need it)
 
@@ -12,15 +12,14 @@ from numpy.typing import NDArray
 
 import keywise as kw
 from benchmarks.cases import Case
-from keywise.attention import reference
-from keywise.attention.problem import make_problem
 
-CHECKED_ROWS = 64
+CHECKED_QUERIES = 64
+"""Queries whose outputs are compared with the definition, the last ones."""
 
 
 @dataclass(frozen=True, eq=False)
 class Inputs:
-    """A case's arrays, torch tensors [batch, heads, tokens, head_dim] of its dtype."""
+    """A case's arrays: torch tensors [batch, heads, tokens, head_dim] of its dtype."""
 
     case: Case
     query: Any
@@ -29,24 +28,26 @@ class Inputs:
 
     @property
     def mask(self) -> kw.Mask:
-        """What the queries may see, in keywise's words."""
+        """The visible keys, as keywise describes them."""
         window = self.case.window
         return kw.Mask(causal=self.case.causal, window=None if window is None else (window - 1, None))
 
     @property
     def arrays(self) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-        """Query, key and value as NumPy arrays that share the tensors' memory; bfloat16 through ml_dtypes."""
-        return as_numpy(self.query), as_numpy(self.key), as_numpy(self.value)
+        """Query, key and value as NumPy arrays that share the tensors' memory."""
+        return to_numpy(self.query), to_numpy(self.key), to_numpy(self.value)
 
 
-def as_numpy(tensor: Any) -> NDArray[Any]:
-    """Give a torch tensor as a NumPy array without a copy, bfloat16 through ml_dtypes.
+def to_numpy(tensor: Any) -> NDArray[Any]:
+    """Return a NumPy array over the memory of a torch tensor.
+
+    bfloat16 becomes the type of that name in ml_dtypes.
 
     Examples
     --------
     >>> import torch
-    >>> from benchmarks.inputs import as_numpy
-    >>> as_numpy(torch.ones(2, dtype=torch.bfloat16)).dtype
+    >>> from benchmarks.inputs import to_numpy
+    >>> to_numpy(torch.ones(2, dtype=torch.bfloat16)).dtype
     dtype(bfloat16)
     """
     import torch
@@ -59,10 +60,10 @@ def as_numpy(tensor: Any) -> NDArray[Any]:
 
 
 def make_inputs(case: Case) -> Inputs:
-    """Draw a case's inputs, always the same ones.
+    """Draw a case's inputs, the same ones at every call.
 
-    Every query's own key resembles it, as tokens' keys do in a model: whoever is off by one key, or puts the diagonal
-    elsewhere, gets another result.
+    Each query resembles its own key, as in a model: an implementation that is off by one key, or puts the diagonal
+    elsewhere, returns another result.
 
     Examples
     --------
@@ -75,45 +76,42 @@ def make_inputs(case: Case) -> Inputs:
 
     dtype = getattr(torch, case.dtype)
     generator = torch.Generator().manual_seed(0)
+    key_shape = (case.batch, case.key_heads, case.keys, case.head_dim)
     query = torch.randn(case.batch, case.query_heads, case.queries, case.head_dim, generator=generator)
-    key, value = (
-        torch.randn(case.batch, case.key_heads, case.keys, case.head_dim, generator=generator) for _ in range(2)
-    )
+    key = torch.randn(key_shape, generator=generator)
+    value = torch.randn(key_shape, generator=generator)
     key[:, :, case.keys - case.queries :] += query[:, :: case.query_heads // case.key_heads]
-    return Inputs(case, *(in_numpy_memory(array.to(dtype)) for array in (query, key, value)))
+    return Inputs(case, *(copy_to_numpy_memory(array.to(dtype)) for array in (query, key, value)))
 
 
-def in_numpy_memory(tensor: Any) -> Any:
-    """Give a torch tensor in memory that NumPy asked for.
+def copy_to_numpy_memory(tensor: Any) -> Any:
+    """Copy a torch tensor to memory that NumPy allocates.
 
-    NumPy asks for huge pages and torch does not; the arrays of the rivals that are not torch come from NumPy, and
-    everyone should read pages of the same size.
+    NumPy asks for huge pages and torch does not; every backend should read pages of the same size.
     """
     import torch
 
     return torch.from_numpy(tensor.view(torch.uint8).numpy().copy()).view(tensor.dtype)
 
 
-def definition(inputs: Inputs) -> NDArray[np.float64]:
-    """Evaluate the definition for the last rows: [batch, query_heads, at most CHECKED_ROWS, head_dim].
+def compute_reference(inputs: Inputs) -> NDArray[np.float64]:
+    """Compute the outputs of the last queries from the definition, in float64.
 
-    All rows would take queries x keys float64 numbers; one key head at a time keeps even these few small.
+    Returns
+    -------
+    array
+        Outputs [batch, query_heads, at most `CHECKED_QUERIES`, head_dim].
     """
     case = inputs.case
-    group = case.query_heads // case.key_heads
-    rows = min(case.queries, CHECKED_ROWS)
+    heads_per_key_head = case.query_heads // case.key_heads
+    first_query = max(case.queries - CHECKED_QUERIES, 0)
     outputs = []
-    for head in range(case.key_heads):
-        heads, own = slice(head * group, (head + 1) * group), slice(head, head + 1)
-        problem = make_problem(
-            inputs.query[:, heads, -rows:],
-            inputs.key[:, own],
-            inputs.value[:, own],
-            mask=inputs.mask,
-            bias=None,
-            scale=None,
-            softcap=None,
-            sinks=None,
-        )
-        outputs.append(reference.evaluate(problem).output)
+    # All queries, or all heads at once, would need queries x keys float64 numbers for each.
+    for key_head in range(case.key_heads):
+        heads = slice(key_head * heads_per_key_head, (key_head + 1) * heads_per_key_head)
+        query = inputs.query[:, heads, first_query:].double()
+        key = inputs.key[:, key_head : key_head + 1].double()
+        value = inputs.value[:, key_head : key_head + 1].double()
+        with kw.using("reference"):
+            outputs.append(kw.attend(query, key, value, mask=inputs.mask).numpy())
     return np.concatenate(outputs, axis=1)

@@ -1,4 +1,4 @@
-"""Where the gold sentence stands when a library is searched for a question, and when the passages found are read."""
+"""Ranks of the gold sentence in a library: by search, and by evidence in the passages that the search returns."""
 
 # ruff: noqa: PLC0415  (Lance and models are slow to import: only the process that measures needs them)
 
@@ -15,134 +15,171 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.markdown import table
-from keywise.errors import FormatError
+from benchmarks.markdown import format_table
+from keywise.errors import FormatError, MissingFileError
 
 Array = NDArray[Any]
 
 
 @dataclass(frozen=True)
-class _Asked:
+class _LocatedQuestion:
+    """A question, and the place of its answer."""
+
     text: str
     document: str
     position: int
 
 
-def read_paragraphs(data: Path, folder: Path) -> list[list[_Asked]]:
-    """Write every paragraph of a file in SQuAD's format to a file of its own; give the questions of each article.
+def read_paragraphs(data: Path, folder: Path) -> list[list[_LocatedQuestion]]:
+    """Write every paragraph of a file in SQuAD's format to a file of its own.
+
+    Parameters
+    ----------
+    data
+        A file in SQuAD's format.
+    folder
+        The folder for the paragraphs.
+
+    Returns
+    -------
+    list of list
+        The questions of each article.
 
     Raises
     ------
+    MissingFileError
+        The file does not exist.
     FormatError
-        If the file cannot be read, or has another format.
+        The file cannot be read, or has another format.
     """
-    asked = []
+    questions = []
     try:
         for article_number, article in enumerate(json.loads(data.read_text(encoding="utf-8"))["data"]):
-            asked.append(list[_Asked]())
+            questions.append(list[_LocatedQuestion]())
             for number, paragraph in enumerate(article["paragraphs"]):
                 path = folder / f"{article_number:03}-{number:03}.txt"
                 path.write_text(paragraph["context"], encoding="utf-8")
                 for item in paragraph["qas"]:
-                    asked[-1].append(_Asked(item["question"], str(path), item["answers"][0]["answer_start"]))
+                    position = item["answers"][0]["answer_start"]
+                    questions[-1].append(_LocatedQuestion(item["question"], str(path), position))
+    except FileNotFoundError as error:
+        raise MissingFileError("data", "must be an existing file", got=str(data)) from error
     except OSError as error:
-        raise FormatError(f"data={str(data)!r} cannot be read: {error.strerror}") from error
+        raise FormatError("data", f"cannot be read ({error.strerror})", got=str(data)) from error
     except (ValueError, KeyError, TypeError, IndexError) as error:
-        raise FormatError(f"data={str(data)!r} is not in SQuAD's format ({error!r}); give such a JSON file") from error
-    return asked
+        raise FormatError("data", f"must be a JSON file in SQuAD's format ({error!r})", got=str(data)) from error
+    return questions
 
 
-def measure(data: Path, questions: int, passage_tokens: int | None = None) -> Iterator[dict[str, Any]]:
-    """Ask all paragraphs of a collection as a library of files: where the gold sentence stands, searched and read.
+def measure_ranks(data: Path, questions: int, passage_tokens: int | None = None) -> Iterator[dict[str, Any]]:
+    """Measure the gold sentence's rank for every question to a library of all paragraphs.
 
-    All questions are searched; of each article so many, evenly spread, are read as well.
+    Parameters
+    ----------
+    data
+        A file in SQuAD's format.
+    questions
+        Questions of each article, evenly spread, that the model reads passages for; all are searched.
+    passage_tokens
+        Length of the passages; None for the default of `ask --library`.
+
+    Yields
+    ------
+    dict
+        One result.
     """
+    from keywise.library.asking import PASSAGE_TOKENS, passages_for
+
     import keywise as kw
     from keywise.documents import Reader
     from keywise.library import SentenceEncoder
-    from keywise.library.asking import PASSAGE_TOKENS, passages_for
     from keywise.library.passages import placed
     from keywise.models.loading import load_model
 
     budget = passage_tokens or PASSAGE_TOKENS
     with tempfile.TemporaryDirectory() as folder:
         articles = read_paragraphs(data, Path(folder))
-        asked = [question for article in articles for question in article]
+        all_questions = [question for article in articles for question in article]
         library = kw.Library.open(Path(folder) / "library", "a")
         added = library.add([folder])
         rows = library.dataset.to_table(columns=["text", "document", "start", "end"]).to_pylist()
         encoder = SentenceEncoder()
-        scores = encoder.encode([row["text"] for row in rows]) @ encoder.encode([each.text for each in asked]).T
-        alone, searched, weights = [], [], []
-        for question, score in zip(asked, scores.T, strict=True):
-            gold = next(number for number, row in enumerate(rows) if _holds(row, question))
-            alone.append(1 + int((score > score[gold]).sum()))
-            found = library.search(question.text, top=len(rows))
-            (sentence,) = (each for each in found if _is_at(each.document, each.start, each.end, question))
-            searched.append(sentence.rank)
-            weights.append(sentence.weight)
-        model = load_model()
+        scores = (
+            encoder.encode([row["text"] for row in rows])
+            @ encoder.encode([question.text for question in all_questions]).T
+        )
+        encoder_ranks, search_ranks, gold_weights = [], [], []
+        for question, score in zip(all_questions, scores.T, strict=True):
+            gold = next(number for number, row in enumerate(rows) if _holds_answer(row, question))
+            encoder_ranks.append(1 + int((score > score[gold]).sum()))
+            sentences = library.search(question.text, top=len(rows))
+            (sentence,) = (each for each in sentences if _spans_answer(each.document, each.start, each.end, question))
+            search_ranks.append(sentence.rank)
+            gold_weights.append(sentence.weight)
+        model = load_model(pack_linear=True)
         reader = Reader(model, keep=False)
-        read, before_reading, tokens = [], [], []
-        of_articles = [article[:: max(len(article) // questions, 1)][:questions] for article in articles]
-        for question in (each for some in of_articles for each in some):
+        evidence_ranks, ranks_before, tokens_read = [], [], []
+        selected = [article[:: max(len(article) // questions, 1)][:questions] for article in articles]
+        for question in (question for article in selected for question in article):
             passages = passages_for(library, question.text, model, passage_tokens=budget)
             document = reader.read([passage.source for passage in passages])
             evidence = placed(document.evidence(question.text), passages)
-            right = (item.rank for item in evidence if _is_at(item.source, item.start, item.end, question))
-            read.append(next(right, 0))
-            before_reading.append(searched[asked.index(question)])
-            tokens.append(document.tokens)
+            ranks = (item.rank for item in evidence if _spans_answer(item.source, item.start, item.end, question))
+            evidence_ranks.append(next(ranks, 0))
+            ranks_before.append(search_ranks[all_questions.index(question)])
+            tokens_read.append(document.tokens)
         yield {
             "documents": len(added.added),
             "sentences": len(rows),
             "temperature": library.temperature,
-            "searched": searched,
-            "alone": alone,
-            "gold_weights": weights,
+            "search_ranks": search_ranks,
+            "encoder_ranks": encoder_ranks,
+            "gold_weights": gold_weights,
             "passage_tokens": budget,
-            "read": read,
-            "searched_of_those_read": before_reading,
-            "tokens": tokens,
+            "evidence_ranks": evidence_ranks,
+            "search_ranks_before_evidence": ranks_before,
+            "tokens_read": tokens_read,
         }
 
 
-def _holds(row: dict[str, Any], question: _Asked) -> bool:
-    return _is_at(row["document"], row["start"], row["end"], question)
+def _holds_answer(row: dict[str, Any], question: _LocatedQuestion) -> bool:
+    return _spans_answer(row["document"], row["start"], row["end"], question)
 
 
-def _is_at(document: str, start: int, end: int, question: _Asked) -> bool:
+def _spans_answer(document: str, start: int, end: int, question: _LocatedQuestion) -> bool:
     return document == question.document and start <= question.position < end
 
 
-def table_of(results: Sequence[dict[str, Any]]) -> str:
-    """Write how often the gold sentence is among the first."""
+def format_ranks(results: Sequence[dict[str, Any]]) -> str:
+    """Format how often the gold sentence is among the first."""
+    labels = {
+        "search_ranks": "`library search`",
+        "encoder_ranks": "the encoder alone, float32",
+        "evidence_ranks": "`ask --library`, evidence in the passages read",
+        "search_ranks_before_evidence": "`library search`, the same questions",
+    }
     parts = []
-    for found in results:
+    for result in results:
         rows = [
-            [f"{name}, {len(found[key])} questions", *_hits(np.array(found[key]))]
-            for name, key in (
-                ("`library search`", "searched"),
-                ("the encoder alone, float32", "alone"),
-                ("`ask --library`, evidence in the passages read", "read"),
-                ("`library search`, the same questions", "searched_of_those_read"),
-            )
-            if found[key]
+            [f"{label}, {len(result[field])} questions", *_format_hits(np.array(result[field]))]
+            for field, label in labels.items()
+            if result[field]
         ]
-        likely = statistics.geometric_mean(max(weight, 1e-30) for weight in found["gold_weights"])
-        said = (
-            f"{found['documents']} files, {found['sentences']} sentences; temperature {found['temperature']:.3f}; the "
-            f"gold sentence's weight is {likely:.1%} (geometric mean)."
+        mean_weight = statistics.geometric_mean(max(weight, 1e-30) for weight in result["gold_weights"])
+        summary = (
+            f"{result['documents']} files, {result['sentences']} sentences; temperature {result['temperature']:.3f}; "
+            f"the gold sentence's weight is {mean_weight:.1%} (geometric mean)."
         )
-        if found["tokens"]:
-            said += (
-                f" Of at most {found['passage_tokens']} tokens, {np.mean(found['tokens']):.0f} were read per question."
-            )
-        parts.append(f"{said}\n\n{table(['gold sentence', 'hit@1', 'hit@5', 'MRR'], rows)}")
+        if result["tokens_read"]:
+            mean_tokens = np.mean(result["tokens_read"])
+            summary += f" Passages have {mean_tokens:.0f} tokens on average, {result['passage_tokens']} at most."
+        parts.append(f"{summary}\n\n{format_table(['gold sentence', 'hit@1', 'hit@5', 'MRR'], rows)}")
     return "\n\n".join(parts)
 
 
-def _hits(rank: Array) -> list[str]:
-    found = rank > 0
-    hits = [f"{(found & (rank <= k)).mean():.2f}" for k in (1, 5)]
-    return [*hits, f"{np.where(found, 1 / np.maximum(rank, 1), 0).mean():.2f}"]
+def _format_hits(ranks: Array) -> list[str]:
+    """Format hit rates and mean reciprocal rank; rank 0 means that the sentence is missing."""
+    present = ranks > 0
+    hit_rates = [f"{(present & (ranks <= count)).mean():.2f}" for count in (1, 5)]
+    reciprocal_ranks = np.where(present, 1 / np.maximum(ranks, 1), 0)
+    return [*hit_rates, f"{reciprocal_ranks.mean():.2f}"]

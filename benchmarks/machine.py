@@ -1,8 +1,7 @@
-"""The machine: what it is, and what it can do at most, measured in registers and over a large buffer."""
+"""The machine: its description, and its measured limits of arithmetic and memory."""
 
 from __future__ import annotations
 
-import os
 import platform
 import time
 from collections.abc import Callable, Iterable
@@ -10,17 +9,17 @@ from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import keywise as kw
 from benchmarks.cases import Case
-from keywise.attention.targets import sum_buffer, multiply_adds
+from keywise.attention.targets import multiply_adds, sum_buffer
+from keywise.util.machine import list_available_cpus, read_cpu_name
 
 BUFFER_BYTES = 2**29
-ROUNDS = 2_000_000
+MULTIPLY_ADD_ROUNDS = 2_000_000
 TRIES = 7
 PACKAGES = (
     "numpy",
@@ -37,7 +36,7 @@ PACKAGES = (
 
 @dataclass(frozen=True)
 class Limits:
-    """What a number of threads can do at most on this machine with one target.
+    """Measured limits of this machine for a target and a number of threads.
 
     Attributes
     ----------
@@ -46,9 +45,9 @@ class Limits:
     threads
         Number of threads.
     operations_per_second
-        Multiplications and additions per dtype in fused multiply-adds, or in dot products of bfloat16 pairs.
+        Multiplications and additions per dtype: fused multiply-adds, or dot products of bfloat16 pairs.
     read_bytes_per_second
-        Reading a buffer far larger than the caches.
+        Bandwidth of reading a buffer far larger than the caches.
     """
 
     target: str
@@ -56,12 +55,12 @@ class Limits:
     operations_per_second: dict[str, float]
     read_bytes_per_second: float
 
-    def plain(self) -> dict[str, Any]:
-        """Give the limits as plain values."""
+    def to_dict(self) -> dict[str, Any]:
+        """Return the limits as plain values."""
         return asdict(self)
 
-    def least_seconds(self, case: Case) -> float:
-        """Give the time that a case's operations take at least, or reading its keys and values from memory."""
+    def compute_min_seconds(self, case: Case) -> float:
+        """Return the least time of a case: its operations, or reading its keys and values from memory."""
         return max(
             case.operations / self.operations_per_second[case.dtype],
             case.key_value_bytes / self.read_bytes_per_second,
@@ -69,7 +68,7 @@ class Limits:
 
 
 def measure_limits(threads: int) -> Limits:
-    """Measure the limits of the chosen target; the best of several tries, since other work only slows them.
+    """Measure the limits of the current target, the best of several tries.
 
     Examples
     --------
@@ -85,26 +84,27 @@ def measure_limits(threads: int) -> Limits:
 
     with ThreadPoolExecutor(threads) as pool:
 
-        def best(work: Callable[[int], float]) -> float:
-            return max(_rate(pool, work, threads) for _ in range(TRIES))
+        def measure_best(work: Callable[[int], float]) -> float:
+            return max(_measure_rate(pool, work, threads) for _ in range(TRIES))
 
-        # float16 has no instructions of its own here: it is widened to float32.
-        plain = best(lambda _: multiply_adds(ROUNDS, "float32"))
-        pairs = best(lambda _: multiply_adds(ROUNDS, "bfloat16"))
+        # float16 is widened to float32: no target multiplies it directly.
+        single = measure_best(lambda _: multiply_adds(MULTIPLY_ADD_ROUNDS, "float32"))
+        pairs = measure_best(lambda _: multiply_adds(MULTIPLY_ADD_ROUNDS, "bfloat16"))
+        rates = {"float32": single, "float16": single, "bfloat16": pairs}
         target = str(kw.explain().target)
-        return Limits(target, threads, {"float32": plain, "float16": plain, "bfloat16": pairs}, best(read))
+        return Limits(target, threads, rates, measure_best(read))
 
 
-def _rate(pool: ThreadPoolExecutor, work: Callable[[int], float], threads: int) -> float:
-    # The chosen target is a context variable: each thread gets a copy of this context.
+def _measure_rate(pool: ThreadPoolExecutor, work: Callable[[int], float], threads: int) -> float:
+    # The current target is a context variable: each thread needs a copy of this context.
     contexts = [copy_context() for _ in range(threads)]
     start = time.perf_counter()
-    done = sum(pool.map(lambda part: contexts[part].run(work, part), range(threads)))
-    return done / (time.perf_counter() - start)
+    amount = sum(pool.map(lambda part: contexts[part].run(work, part), range(threads)))
+    return amount / (time.perf_counter() - start)
 
 
 def describe_machine() -> dict[str, Any]:
-    """Name the CPU, its targets, the system and the versions of what takes part.
+    """Describe the CPU, its targets, the system and the versions of the packages that are compared.
 
     Examples
     --------
@@ -113,42 +113,17 @@ def describe_machine() -> dict[str, Any]:
     ['cpu', 'cpus', 'system', 'targets', 'versions']
     """
     return {
-        "cpu": cpu_name(),
-        "cpus": len(available_cpus()),
+        "cpu": read_cpu_name(),
+        "cpus": len(list_available_cpus()),
         "targets": list(kw.targets()),
         "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
-        "versions": dict(_versions(("keywise", *PACKAGES))),
+        "versions": dict(_find_versions(("keywise", *PACKAGES))),
     }
 
 
-def _versions(packages: Iterable[str]) -> Iterable[tuple[str, str]]:
+def _find_versions(packages: Iterable[str]) -> Iterable[tuple[str, str]]:
     for package in packages:
         try:
             yield package, version(package)
         except PackageNotFoundError:
-            continue  # not installed: the rivals that need it say so
-
-
-def available_cpus() -> list[int]:
-    """Name the CPUs that this process may run on."""
-    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
-
-
-def cpu_name() -> str:
-    """Name the CPU.
-
-    Examples
-    --------
-    >>> from benchmarks.machine import cpu_name
-    >>> len(cpu_name()) > 0
-    True
-    """
-    # platform.processor() is empty or just the architecture on most Linux systems.
-    listing = Path("/proc/cpuinfo")
-    if listing.is_file():
-        first = listing.read_text(encoding="utf-8", errors="replace").partition("\n\n")[0]
-        facts = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in first.splitlines())}
-        if name := facts.get("model name"):
-            # Virtual machines often say the brand alone.
-            return f"{name} (family {facts['cpu family']}, model {facts['model']})" if "cpu family" in facts else name
-    return platform.processor() or platform.machine()
+            continue  # its baselines are excluded with a reason

@@ -1,4 +1,4 @@
-"""Peak memory of a forward pass with readings on every layer, against transformers' sdpa without any."""
+"""Peak memory of a forward pass with statistics of every layer, compared with transformers' sdpa."""
 
 # ruff: noqa: PLC0415  (torch is slow to import: only the processes that measure need it)
 
@@ -10,81 +10,109 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from benchmarks.machine import available_cpus
-from benchmarks.markdown import table
-from benchmarks.processes import stream
+from benchmarks.markdown import format_table
+from benchmarks.processes import run_in_process
 from benchmarks.results import Run
+from keywise.util.machine import list_available_cpus
 
-WAYS = {
-    "sdpa": "transformers sdpa, no readings",
-    "plain": "keywise, no readings",
-    "mass": "keywise, key mass, entropy and lse on every layer",
-    "full": "keywise, key mass, entropy, lse, top 8 and 64 segments on every layer",
+SDPA = "sdpa"
+KEYWISE = "keywise"
+KEY_MASS = "keywise with key mass"
+ALL_STATISTICS = "keywise with all statistics"
+BACKENDS = {
+    SDPA: "transformers' sdpa",
+    KEYWISE: "keywise",
+    KEY_MASS: "keywise; key mass, entropy and LSE of every layer",
+    ALL_STATISTICS: "keywise; key mass, entropy, LSE, top 8 keys and 64 segments of every layer",
 }
+"""What is measured, and its description in the table."""
+
 SEGMENTS = 64
-STEADY = {"MALLOC_MMAP_THRESHOLD_": "65536"}
-"""Freed tensors leave holes in glibc's heap, so that the peak of one and the same pass differs from run to run; with a
-fixed threshold it does not."""
+FIXED_THRESHOLD = {"MALLOC_MMAP_THRESHOLD_": "65536"}
+"""Environment that fixes glibc's mmap threshold.
+
+Freed tensors leave holes in glibc's heap, so that the peak of the same pass differs from run to run; with a fixed
+threshold it does not."""
 
 
-def run(tokens: int, model: str | None) -> Iterator[dict[str, Any]]:
-    """Measure every way in a process of its own, with glibc's own threshold and with a fixed one."""
-    for environment in ({}, STEADY):
-        for way in WAYS:
-            yield from stream(_measure, way, tokens, model, threads=len(available_cpus()), environment=environment)
+def run_backends(tokens: int, model: str | None) -> Iterator[dict[str, Any]]:
+    """Measure every backend in a process of its own, with glibc's own and with a fixed mmap threshold.
+
+    Parameters
+    ----------
+    tokens
+        Length of the text.
+    model
+        The language model; None for the default.
+    """
+    for environment in ({}, FIXED_THRESHOLD):
+        for backend in BACKENDS:
+            yield from run_in_process(
+                _measure_peak, backend, tokens, model, threads=len(list_available_cpus()), environment=environment
+            )
 
 
-def _measure(way: str, tokens: int, model_name: str | None) -> Iterator[dict[str, Any]]:
-    """Run one forward pass and report this process's peak memory, after loading and after the pass."""
+def _measure_peak(backend: str, tokens: int, model_name: str | None) -> Iterator[dict[str, Any]]:
+    """Run one forward pass, and report this process's peak memory after loading and after the pass."""
     import torch
 
     import keywise.hf
     from keywise.models.loading import load_model
 
     model = load_model(model_name, dtype="float32").model
-    if way != "sdpa":
-        keywise.hf.use(model)
-    else:
+    if backend == SDPA:
         model.set_attn_implementation("sdpa")
+    else:
+        keywise.hf.use(model)
     ids = torch.randint(100, 10000, (1, tokens), generator=torch.Generator().manual_seed(0))
-    segments = [tokens * i // SEGMENTS for i in range(SEGMENTS + 1)] if way == "full" else None
     with torch.no_grad():
         model(ids[:, :64])
-        loaded_bytes = _peak_bytes()
+        loaded_bytes = _get_peak_bytes()
         start = time.perf_counter()
-        if way in {"mass", "full"}:
-            with keywise.hf.record_stats(model, top_k=8 if way == "full" else 0, segment_bounds=segments):
+        if backend == KEY_MASS:
+            with keywise.hf.record_stats(model, top_k=0):
+                model(ids)
+        elif backend == ALL_STATISTICS:
+            bounds = [tokens * segment // SEGMENTS for segment in range(SEGMENTS + 1)]
+            with keywise.hf.record_stats(model, top_k=8, segment_bounds=bounds):
                 model(ids)
         else:
             model(ids)
+        seconds = time.perf_counter() - start
     yield {
-        "way": way,
+        "backend": backend,
         "tokens": tokens,
-        "fixed_threshold": "MALLOC_MMAP_THRESHOLD_" in os.environ,
-        "seconds": time.perf_counter() - start,
+        "fixed_mmap_threshold": "MALLOC_MMAP_THRESHOLD_" in os.environ,
+        "seconds": seconds,
         "loaded_bytes": loaded_bytes,
-        "peak_bytes": _peak_bytes(),
+        "peak_bytes": _get_peak_bytes(),
     }
 
 
-def _peak_bytes() -> int:
+def _get_peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def tables(runs: Sequence[Run]) -> str:
-    """Write one table of peaks."""
-    return "\n\n".join(_table(run.results) for run in runs)
+def format_tables(runs: Sequence[Run]) -> str:
+    """Format one table of peaks per run."""
+    return "\n\n".join(_format_peaks(run.results) for run in runs)
 
 
-def _table(results: Sequence[dict[str, Any]]) -> str:
-    peaks = {(found["way"], found["fixed_threshold"]): found["peak_bytes"] for found in results}
+def _format_peaks(results: Sequence[dict[str, Any]]) -> str:
+    peaks = {(result["backend"], result["fixed_mmap_threshold"]): result["peak_bytes"] for result in results}
 
-    def cells(way: str, *, fixed: bool) -> list[str]:
-        if (way, fixed) not in peaks:
+    def format_cells(backend: str, *, fixed: bool) -> list[str]:
+        peak = peaks.get((backend, fixed))
+        sdpa_peak = peaks.get((SDPA, fixed))
+        if peak is None:
             return ["", ""]
-        peak, plain = peaks[way, fixed], peaks.get(("sdpa", fixed))
-        against = "" if way == "sdpa" or plain is None else f"{(peak - plain) / 1e9:+.2f} GB"
-        return [f"{peak / 1e9:.2f} GB", against]
+        if backend == SDPA or sdpa_peak is None:
+            return [f"{peak / 1e9:.2f} GB", ""]
+        return [f"{peak / 1e9:.2f} GB", f"{(peak - sdpa_peak) / 1e9:+.2f} GB"]
 
-    columns = ["attention", "peak", "against sdpa", "peak, fixed threshold", "against sdpa"]
-    return table(columns, [[what, *cells(way, fixed=False), *cells(way, fixed=True)] for way, what in WAYS.items()])
+    columns = ["attention", "peak", "minus sdpa's", "peak, fixed threshold", "minus sdpa's"]
+    rows = [
+        [description, *format_cells(backend, fixed=False), *format_cells(backend, fixed=True)]
+        for backend, description in BACKENDS.items()
+    ]
+    return format_table(columns, rows)

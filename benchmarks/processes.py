@@ -1,4 +1,4 @@
-"""A process of its own for each number of threads: libraries size their thread pools once, by the CPUs they may use."""
+"""Processes that measure: libraries size their thread pools once, by the CPUs that a process may use."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from typing import Any
 
-from benchmarks.machine import available_cpus
 from keywise.errors import KeywiseError
+from keywise.util.machine import list_available_cpus
 
 ENVIRONMENT = {"JAX_PLATFORMS": "cpu", "TOKENIZERS_PARALLELISM": "false"}
-"""Set for every process: JAX does not look for accelerators, tokenizers start no threads."""
+"""Environment of every process: JAX does not look for accelerators, tokenizers start no threads."""
 
 
-def stream(
+def run_in_process(
     work: Callable[..., Iterable[Any]], *arguments: Any, threads: int, environment: Mapping[str, str] | None = None
 ) -> Iterator[Any]:
-    """Run a generator function in a fresh process on as many CPUs as threads, and yield what it yields.
+    """Run a generator function in a new process, and yield what it yields.
 
     Parameters
     ----------
     work
-        A generator function of some module; it and its arguments and findings are pickled.
+        A generator function of a module; it, its arguments and its results are pickled.
     threads
         Number of CPUs that the process may use, and of torch's and keywise's threads.
     environment
@@ -34,45 +34,54 @@ def stream(
     Raises
     ------
     KeywiseError
-        Whatever `work` raised of that kind, or that the process ended before it was done.
+        `work` raised it, or the process ended before `work` did.
     """
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_send_all, args=(sender, work, arguments, threads), daemon=True)
-    with _environment({**ENVIRONMENT, **(environment or {})}):
+    with set_environment({**ENVIRONMENT, **(environment or {})}):
         process.start()
     sender.close()
     try:
         while True:
             try:
-                found = receiver.recv()
+                result = receiver.recv()
             except EOFError:
                 break
-            if isinstance(found, KeywiseError):
-                raise found
-            yield found
+            if isinstance(result, KeywiseError):
+                raise result
+            yield result
         process.join()
         if process.exitcode:
-            ended = f"a process that measured ended with exit code {process.exitcode}"
-            raise KeywiseError(f"{ended}; what it said is above, and what was measured before is kept")
+            raise KeywiseError(
+                "process",
+                f"ended with exit code {process.exitcode}",
+                remedy="its own message is above; earlier results are kept",
+            )
     finally:
         process.terminate()
         process.join()
 
 
 @contextmanager
-def _environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """Set environment variables for the processes that begin meanwhile: some are read before Python's first line."""
-    before = {name: os.environ.get(name) for name in variables}
+def set_environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables for processes that start in the block; some are read before Python's first line."""
+    earlier = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
     try:
         yield
     finally:
-        for name, value in before.items():
+        for name, value in earlier.items():
             if value is None:
                 del os.environ[name]
             else:
                 os.environ[name] = value
+
+
+def restrict_cpus(count: int) -> None:
+    """Restrict this process to its first CPUs, where the system can."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, list_available_cpus()[:count])
 
 
 def _send_all(
@@ -81,10 +90,9 @@ def _send_all(
     arguments: tuple[Any, ...],
     threads: int,
 ) -> None:
-    # Ctrl-C reaches every process of the terminal; the parent ends this one when it has kept the results.
+    # Ctrl-C reaches every process of the terminal; the parent saves the results, then ends this one.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, available_cpus()[:threads])
+    restrict_cpus(threads)
     import torch  # noqa: PLC0415 - heavy, and after the CPUs are chosen
 
     import keywise as kw  # noqa: PLC0415
@@ -92,7 +100,7 @@ def _send_all(
     torch.set_num_threads(threads)
     kw.set_num_threads(threads)
     try:
-        for found in work(*arguments):
-            sender.send(found)
+        for result in work(*arguments):
+            sender.send(result)
     except KeywiseError as error:
         sender.send(error)

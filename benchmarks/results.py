@@ -1,4 +1,4 @@
-"""What a run found, as a JSON file: written whole after every finding, checked when it is read."""
+"""Results of a run in a JSON file: written as a whole after every result, checked when it is read."""
 
 from __future__ import annotations
 
@@ -8,31 +8,35 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import describe_machine
-from keywise.documents.report import write_text_file
-from keywise.errors import FormatError
+from keywise.errors import FormatError, MissingFileError
+from keywise.util.atomic_write import atomic_write
 
-FORMAT = "keywise bench 1"
-FACTS = ("kind", "command", "machine", "interrupted")
+FORMAT = "keywise benchmarks 2"
+EARLIER_FORMATS = ("keywise bench 1",)
+HEADER_FIELDS = ("kind", "command", "machine", "interrupted")
+CREATE_AGAIN = "delete it or create it again"
 
 
 @dataclass
 class Run:
-    """The findings of one run.
+    """The results of one run.
 
     Attributes
     ----------
     kind
-        ``"attention"``, ``"model"``, ``"memory"``, ``"cache"``, ``"evidence"`` or ``"library"``.
+        ``"attention"``, ``"model"``, ``"memory"``, ``"cache"``, ``"evidence"``, ``"library"`` or ``"compare"``.
     command
-        The command that does it again.
+        The command that repeats it.
     path
-        Where to keep it; None for nowhere.
+        File for the results; None for none.
+    machine
+        The machine, as `benchmarks.machine.describe_machine` returns it.
     limits
-        What the machine can do, per target and number of threads.
+        The measured limits of the machine, per target and number of threads.
     results
-        The findings, in plain values.
+        The results, in plain values.
     interrupted
-        Whether Ctrl-C ended the run before it was done.
+        Whether Ctrl-C ended the run before its end.
     """
 
     kind: str
@@ -44,28 +48,63 @@ class Run:
     interrupted: bool = False
 
     def add(self, result: dict[str, Any]) -> None:
-        """Add a finding and keep it."""
+        """Append a result and save the file."""
         self.results.append(result)
         self.save()
 
     def save(self) -> None:
-        """Write the file: aside, to the disk, then renamed, so that it is whole at every moment.
+        """Write the file, if there is one; it is complete at every moment.
 
         Raises
         ------
         FormatError
-            If it cannot be written.
+            The file cannot be written.
         """
         if self.path is None:
             return
-        facts = {"format": FORMAT} | {name: getattr(self, name) for name in FACTS}
-        lines = [f'"{name}": {json.dumps(value)}' for name, value in facts.items()]
-        # A line per finding: the files are kept, and changes to them read.
+        header = {"format": FORMAT} | {name: getattr(self, name) for name in HEADER_FIELDS}
+        lines = [f'"{name}": {json.dumps(value)}' for name, value in header.items()]
+        # A line per result: the files are under version control, and their changes are read.
         for name in ("limits", "results"):
-            findings = ",\n  ".join(json.dumps(finding) for finding in getattr(self, name))
-            lines.append(f'"{name}": [\n  {findings}\n ]' if findings else f'"{name}": []')
+            items = ",\n  ".join(json.dumps(item) for item in getattr(self, name))
+            lines.append(f'"{name}": [\n  {items}\n ]' if items else f'"{name}": []')
         body = ",\n ".join(lines)
-        write_text_file(self.path, f"{{\n {body}\n}}\n")
+        write_file(self.path, f"{{\n {body}\n}}\n")
+
+
+def write_file(path: Path, content: str | bytes) -> None:
+    """Write a file as a whole or not at all.
+
+    Raises
+    ------
+    FormatError
+        The file cannot be written.
+    """
+    try:
+        with atomic_write(path) as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+    except OSError as error:
+        raise FormatError("path", f"{str(path)!r} cannot be written: {error.strerror}") from error
+
+
+def read_text_file(path: Path) -> str:
+    """Return the text of a file.
+
+    Raises
+    ------
+    MissingFileError
+        The file does not exist.
+    FormatError
+        The file cannot be read as UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise MissingFileError("path", "must be an existing file", got=str(path)) from error
+    except OSError as error:
+        raise FormatError("path", f"{str(path)!r} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise FormatError("path", f"{str(path)!r} must be UTF-8 text: {error}") from error
 
 
 def read_run(path: Path) -> Run:
@@ -73,18 +112,22 @@ def read_run(path: Path) -> Run:
 
     Raises
     ------
+    MissingFileError
+        The file does not exist.
     FormatError
-        If the file is missing, or no such run.
+        The file holds no run, or one of an earlier build.
     """
+    text = read_text_file(path)
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise FormatError(f"{str(path)!r} cannot be read: {error.strerror}") from error
+        values = json.loads(text)
     except ValueError as error:
-        raise FormatError(f"{str(path)!r} is no JSON file: {error}") from error
-    if not isinstance(found, dict) or found.pop("format", None) != FORMAT:
-        raise FormatError(f"{str(path)!r} was not written by `keywise bench` of this version; measure again")
+        raise FormatError("path", f"{str(path)!r} must be a JSON file: {error}", remedy=CREATE_AGAIN) from error
+    file_format = values.pop("format", None) if isinstance(values, dict) else None
+    if file_format in EARLIER_FORMATS:
+        raise FormatError("path", f"{str(path)!r} was made by an earlier build", remedy=CREATE_AGAIN)
+    if file_format != FORMAT:
+        raise FormatError("path", f"{str(path)!r} must be a file written by `python -m benchmarks ... --json`")
     try:
-        return Run(path=path, **found)
+        return Run(path=path, **values)
     except TypeError as error:
-        raise FormatError(f"{str(path)!r} is damaged: {error}; measure again") from error
+        raise FormatError("path", f"{str(path)!r} is damaged: {error}", remedy=CREATE_AGAIN) from error

@@ -1,4 +1,4 @@
-"""Timing: everyone's result is checked against the definition, then those who were right take turns."""
+"""Timing: results are checked against the definition, then backends are timed in turns."""
 
 from __future__ import annotations
 
@@ -11,178 +11,198 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.backends import Backend, Baseline, CannotError
+from benchmarks.backends import Backend, Baseline, UnsupportedCaseError
 from benchmarks.cases import Case
-from benchmarks.inputs import definition, make_inputs
+from benchmarks.inputs import compute_reference, make_inputs
 from keywise.errors import FormatError
 
 TOLERANCE = {"float32": 2e-5, "bfloat16": 3e-2, "float16": 4e-3}
 """Largest error accepted, relative to the largest output of the definition."""
 
-SHORTEST_SAMPLE_SECONDS = 0.01
-LONGEST_WARMED_SECONDS = 0.1
+MIN_SAMPLE_SECONDS = 0.01
+MAX_WARMED_SECONDS = 0.1
 WARM_CALLS = 5
 PAUSE_SECONDS = 0.005
-LONGEST_PAUSE_SECONDS = 0.5
-BUSY_PART = 0.1
-DECIMALS = 9  # of a second: the clock tells no more
+MAX_PAUSE_SECONDS = 0.5
+BUSY_SHARE = 0.1
+CLOCK_DECIMALS = 9
+"""Digits of a second that the clock resolves."""
 
 
 @dataclass(frozen=True)
-class Effort:
-    """How long a case may take.
+class TimeBudget:
+    """How long a case may be timed.
 
     Attributes
     ----------
     seconds
         Time for the rounds of one case.
-    rounds
+    max_rounds
         Most rounds.
-    fewest
-        Rounds that are run whatever they take.
+    min_rounds
+        Rounds that are run however long they take.
     """
 
     seconds: float
-    rounds: int = 15
-    fewest: int = 5
+    max_rounds: int = 15
+    min_rounds: int = 5
 
-    def rounds_for(self, seconds: float) -> int:
-        """Give the number of rounds when one takes this long."""
-        return max(self.fewest, min(self.rounds, int(self.seconds / seconds)))
+    def count_rounds(self, round_seconds: float) -> int:
+        """Return the number of rounds that fit, each of this duration."""
+        return max(self.min_rounds, min(self.max_rounds, int(self.seconds / round_seconds)))
 
 
 @dataclass
-class Timed:
-    """What came out of one case.
+class Timing:
+    """The result of one case.
 
     Attributes
     ----------
     case
         The case.
     group
-        The group that it was run for.
+        The name of its group.
     threads
-        Threads of everyone.
+        Number of threads of every backend.
     target
         keywise's target.
-    calls
-        Calls per sample, of everyone.
-    samples
-        Per rival that was timed, the seconds of one call in each round.
-    errors
-        Per rival, its largest error against the definition, relative to the definition's largest output.
+    calls_per_sample
+        Calls per sample of every backend.
+    seconds_per_call
+        Per timed backend, the mean seconds of a call in each round.
+    relative_errors
+        Per backend, its largest error against the definition, relative to the definition's largest output.
     excluded
-        Per rival that was not timed, why.
+        Per backend that was not timed, the reason.
     """
 
     case: Case
     group: str
     threads: int
     target: str
-    calls: int = 1
-    samples: dict[str, list[float]] = field(default_factory=dict)
-    errors: dict[str, float] = field(default_factory=dict)
+    calls_per_sample: int = 1
+    seconds_per_call: dict[str, list[float]] = field(default_factory=dict)
+    relative_errors: dict[str, float] = field(default_factory=dict)
     excluded: dict[str, str] = field(default_factory=dict)
 
-    def plain(self) -> dict[str, Any]:
-        """Give the findings as plain values, the case's name among them."""
+    def to_dict(self) -> dict[str, Any]:
+        """Return the result as plain values, the case's name among them."""
         return {"name": self.case.name, **asdict(self)}
 
     @classmethod
-    def from_plain(cls, found: dict[str, Any]) -> Timed:
-        """Make the findings from what `plain` gave.
+    def from_dict(cls, values: dict[str, Any]) -> Timing:
+        """Return the result that `to_dict` converted.
 
         Raises
         ------
         FormatError
-            If something is missing or unknown.
+            A value is missing or unknown.
         """
         try:
-            fields = {name: value for name, value in found.items() if name != "name"}
+            fields = {name: value for name, value in values.items() if name != "name"}
             return cls(**{**fields, "case": Case(**fields["case"])})
         except (KeyError, TypeError, ValueError) as error:
-            raise FormatError(f"a result of the file is damaged: {error!r}; measure again") from error
+            raise FormatError("path", f"is damaged: {error!r}", remedy="delete it or create it again") from error
 
-    def seconds(self, name: str) -> float:
-        """Give the median of a rival's samples, in seconds per call."""
-        return statistics.median(self.samples[name])
+    def median_seconds(self, name: str) -> float:
+        """Return the median of a backend's seconds per call."""
+        return statistics.median(self.seconds_per_call[name])
 
-    def spread(self, name: str) -> float:
-        """Give the distance between the quartiles of a rival's samples, relative to their median."""
-        lower, upper = np.quantile(self.samples[name], [0.25, 0.75])
-        return float(upper - lower) / self.seconds(name)
-
-
-def measure(timed: Timed, rivals: Mapping[str, Baseline], effort: Effort) -> None:
-    """Check and time one case; `timed` takes the findings."""
-    if ways := _right_ones(timed, rivals):
-        timed.calls, timed.samples = take_turns(ways, effort)
+    def relative_spread(self, name: str) -> float:
+        """Return the interquartile range of a backend's samples, relative to their median."""
+        lower, upper = np.quantile(self.seconds_per_call[name], [0.25, 0.75])
+        return float(upper - lower) / self.median_seconds(name)
 
 
-def _right_ones(timed: Timed, rivals: Mapping[str, Baseline]) -> dict[str, Backend]:
-    """Get everyone ready, and keep those whose last rows are those of the definition."""
-    inputs = make_inputs(timed.case)
-    truth = definition(inputs)
-    largest = np.abs(truth).max()
-    ways: dict[str, Backend] = {}
-    for name, rival in rivals.items():
-        if missing := rival.missing():
-            timed.excluded[name] = f"not installed: {', '.join(missing)}"
+def measure_case(timing: Timing, baselines: Mapping[str, Baseline], budget: TimeBudget) -> None:
+    """Check and time one case, and store the results in `timing`.
+
+    Parameters
+    ----------
+    timing
+        The case; its results are filled in.
+    baselines
+        The implementations by name.
+    budget
+        How long to time them.
+    """
+    if backends := _prepare_correct_backends(timing, baselines):
+        timing.calls_per_sample, timing.seconds_per_call = time_interleaved(backends, budget)
+
+
+def _prepare_correct_backends(timing: Timing, baselines: Mapping[str, Baseline]) -> dict[str, Backend]:
+    """Prepare every backend, and return those whose last outputs agree with the definition."""
+    inputs = make_inputs(timing.case)
+    expected = compute_reference(inputs)
+    largest = np.abs(expected).max()
+    backends: dict[str, Backend] = {}
+    for name, baseline in baselines.items():
+        if missing := baseline.find_missing_modules():
+            timing.excluded[name] = f"not installed: {', '.join(missing)}"
             continue
         try:
-            way = rival.prepare(inputs, timed.threads)
-        except CannotError as error:
-            timed.excluded[name] = str(error)
+            backend = baseline.prepare(inputs, timing.threads)
+        except UnsupportedCaseError as error:
+            timing.excluded[name] = str(error)
             continue
-        output = way.output(way.call())[:, :, -truth.shape[2] :].astype(np.float64)
-        off = timed.errors[name] = float(np.abs(output - truth).max() / largest)
-        if off <= TOLERANCE[timed.case.dtype]:
-            ways[name] = way
+        output = backend.get_output(backend.call())[:, :, -expected.shape[2] :].astype(np.float64)
+        relative_error = float(np.abs(output - expected).max() / largest)
+        timing.relative_errors[name] = relative_error
+        if relative_error <= TOLERANCE[timing.case.dtype]:
+            backends[name] = backend
         else:
-            timed.excluded[name] = f"wrong: off by {off:.2g} of the largest output"
-    return ways
+            timing.excluded[name] = f"wrong: off by {relative_error:.2g} of the largest output"
+    return backends
 
 
-def take_turns(ways: Mapping[str, Backend], effort: Effort) -> tuple[int, dict[str, list[float]]]:
-    """Time everyone in turns, one sample of each per round: calls per sample, and everyone's seconds per call."""
-    once = {}
-    for name, way in ways.items():
-        way.reset()
-        once[name] = _seconds_once(way)
-    fastest = min(once.values())
-    calls = max(1, math.ceil(SHORTEST_SAMPLE_SECONDS / fastest))
-    # One call warms the caches and wakes the threads, wherever calls are short enough to feel it.
-    warm = fastest < LONGEST_WARMED_SECONDS
-    rounds = effort.rounds_for(sum(once.values()) * (calls + warm))
-    samples: dict[str, list[float]] = {name: [] for name in ways}
+def time_interleaved(backends: Mapping[str, Backend], budget: TimeBudget) -> tuple[int, dict[str, list[float]]]:
+    """Time backends in turns, one sample of each per round.
+
+    Returns
+    -------
+    tuple
+        The number of calls per sample, and each backend's seconds per call in every round.
+    """
+    single_seconds = {}
+    for name, backend in backends.items():
+        backend.reset()
+        single_seconds[name] = _time_single_call(backend)
+    fastest = min(single_seconds.values())
+    calls = max(1, math.ceil(MIN_SAMPLE_SECONDS / fastest))
+    # A call before the sample warms the caches and wakes the threads, where calls are short enough to depend on it.
+    warm = fastest < MAX_WARMED_SECONDS
+    rounds = budget.count_rounds(sum(single_seconds.values()) * (calls + warm))
+    samples: dict[str, list[float]] = {name: [] for name in backends}
     for _ in range(rounds):
-        for name, way in ways.items():
-            _wait_until_quiet()
-            way.reset()
+        for name, backend in backends.items():
+            wait_until_idle()
+            backend.reset()
             if warm:
-                way.call()
-            samples[name].append(round(_seconds_per_call(way, calls), DECIMALS))
+                backend.call()
+            samples[name].append(round(_time_calls(backend, calls), CLOCK_DECIMALS))
     return calls, samples
 
 
-def _seconds_once(way: Backend) -> float:
-    """Time single calls: the first one wakes threads and fills caches, and short ones take many times less after it."""
-    seconds = _seconds_per_call(way, 1)
-    return seconds if seconds > LONGEST_WARMED_SECONDS else min(_seconds_per_call(way, 1) for _ in range(WARM_CALLS))
+def _time_single_call(backend: Backend) -> float:
+    """Time single calls: the first one wakes threads and fills caches, and short ones are far faster after it."""
+    seconds = _time_calls(backend, 1)
+    if seconds > MAX_WARMED_SECONDS:
+        return seconds
+    return min(_time_calls(backend, 1) for _ in range(WARM_CALLS))
 
 
-def _wait_until_quiet() -> None:
-    """Wait until the threads of whoever came before sleep; some go on freeing memory long after their call."""
-    end = time.perf_counter() + LONGEST_PAUSE_SECONDS
+def wait_until_idle() -> None:
+    """Wait until the threads of the previous backend sleep; some free memory long after their call."""
+    deadline = time.perf_counter() + MAX_PAUSE_SECONDS
     busy = True
-    while busy and time.perf_counter() < end:
-        before = time.process_time()
+    while busy and time.perf_counter() < deadline:
+        cpu_seconds = time.process_time()
         time.sleep(PAUSE_SECONDS)
-        busy = time.process_time() - before > BUSY_PART * PAUSE_SECONDS
+        busy = time.process_time() - cpu_seconds > BUSY_SHARE * PAUSE_SECONDS
 
 
-def _seconds_per_call(way: Backend, calls: int) -> float:
+def _time_calls(backend: Backend, calls: int) -> float:
     start = time.perf_counter()
     for _ in range(calls):
-        way.call()
+        backend.call()
     return (time.perf_counter() - start) / calls

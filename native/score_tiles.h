@@ -78,7 +78,7 @@ static inline void store_scores(Vec values, int64_t count, float* scores) {
   __builtin_memcpy(scores, lanes, std::size_t(count) * sizeof(float));
 }
 
-static inline void prefetch_keys(const char* key, int64_t bytes) {
+KEYWISE_INLINE void prefetch_keys(const char* key, int64_t bytes) {
   for (int64_t byte = 0; byte < bytes; byte += kCacheLineBytes)
     prefetch(key + kKeyPrefetchBytes + byte);
 }
@@ -134,7 +134,8 @@ KEYWISE_INLINE void sum_key_products(const Problem& problem, const char* const* 
     if (R == 1 && full_lanes * kLaneBytes >= kSequentialKeyBytes) {
 #pragma GCC unroll 16
       for (int k = 0; k < kPairwiseVectors; ++k) {
-        if (is_contiguous) prefetch_keys(keys[k], full_lanes * kLaneBytes);
+        // Expected, so that the loop over a key's elements is entered without a jump.
+        if (__builtin_expect(is_contiguous, true)) prefetch_keys(keys[k], full_lanes * kLaneBytes);
         for (int64_t d = 0; d < full_lanes; d += kLanes) {
           const Vec query = load(queries + d);
           const Vec element = load_key<kDtype, kPairs>(keys[k], d);

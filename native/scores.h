@@ -57,8 +57,8 @@ static inline Vec update_lane_max(const float* scores, int64_t begin, int64_t en
   return max(other_max, lane_max);
 }
 
-static void prefetch_scales(const TaskContext& context, Tensor Chunk::* side, int64_t first_key,
-                            int64_t last_key) {
+KEYWISE_INLINE void prefetch_scales(const TaskContext& context, Tensor Chunk::* side,
+                                    int64_t first_key, int64_t last_key) {
   constexpr int64_t kScalesPerLine = kCacheLineBytes / int64_t(sizeof(float));
   ChunkRows rows;
   for (int64_t key = first_key; key < last_key; key += rows.count) {

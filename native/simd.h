@@ -114,7 +114,8 @@ static inline Vec reduce_add_each(const Vec* vectors) {
 }
 
 // Prefetches into the second-level cache: the first level waits for too few lines at a time to keep
-// the memory busy.
-static inline void prefetch(const char* place) { __builtin_prefetch(place, 0, 2); }
+// the memory busy. Functions that prefetch and do nothing else must be inlined: GCC takes them for
+// functions without effects and drops the calls.
+KEYWISE_INLINE void prefetch(const char* place) { __builtin_prefetch(place, 0, 2); }
 
 }  // namespace keywise::KEYWISE_TARGET

@@ -1,21 +1,38 @@
-"""Everyone who takes part, each in its best mode."""
+"""The implementations that are compared, each in its fastest mode."""
 
 from benchmarks.backends import jax_xla, keywise_backend, onnx_runtime, open_vino, pytorch
-from benchmarks.backends.backend import Backend, Baseline, CannotError
+from benchmarks.backends.backend import Backend, Baseline, UnsupportedCaseError
 
-__all__ = ["KEYWISE", "OURS", "READ", "RIVALS", "TORCH", "Backend", "Baseline", "CannotError"]
+__all__ = [
+    "BACKENDS",
+    "BASELINES",
+    "KEYWISE",
+    "KEYWISE_BACKENDS",
+    "KEYWISE_STATISTICS",
+    "TORCH",
+    "Backend",
+    "Baseline",
+    "UnsupportedCaseError",
+]
 
-KEYWISE, READ, TORCH = "keywise", "keywise read", "torch"
-OURS = (KEYWISE, READ)
-RIVALS = {
-    KEYWISE: Baseline(("torch",), keywise_backend.attend),
-    READ: Baseline(("torch",), keywise_backend.attention_stats),
-    TORCH: Baseline(("torch",), pytorch.sdpa),
-    "torch eager": Baseline(("torch",), pytorch.eager),
-    "ONNX Runtime MHA": Baseline(("onnxruntime", "onnx"), onnx_runtime.multi_head),
-    "ONNX Runtime GQA": Baseline(("onnxruntime", "onnx"), onnx_runtime.group_query),
-    "OpenVINO": Baseline(("openvino",), open_vino.plain),
-    "OpenVINO cache": Baseline(("openvino",), open_vino.cached),
-    "JAX": Baseline(("jax",), jax_xla.attention),
+KEYWISE, KEYWISE_STATISTICS = "keywise", "keywise with statistics"
+TORCH = "torch"
+KEYWISE_BACKENDS = {
+    KEYWISE: Baseline(("torch",), keywise_backend.prepare_attend),
+    KEYWISE_STATISTICS: Baseline(("torch",), keywise_backend.prepare_attention_stats),
 }
-"""Everyone who takes part, in the order of the tables."""
+"""keywise itself, without and with statistics."""
+
+BASELINES = {
+    TORCH: Baseline(("torch",), pytorch.prepare_sdpa),
+    "torch eager": Baseline(("torch",), pytorch.prepare_eager),
+    "ONNX Runtime MHA": Baseline(("onnxruntime", "onnx"), onnx_runtime.prepare_multi_head),
+    "ONNX Runtime GQA": Baseline(("onnxruntime", "onnx"), onnx_runtime.prepare_group_query),
+    "OpenVINO": Baseline(("openvino",), open_vino.prepare_operator),
+    "OpenVINO cache": Baseline(("openvino",), open_vino.prepare_cached_operator),
+    "JAX": Baseline(("jax",), jax_xla.prepare_attention),
+}
+"""The implementations that keywise is compared with, in the order of the tables."""
+
+BACKENDS = KEYWISE_BACKENDS | BASELINES
+"""Every implementation under its name in the tables."""

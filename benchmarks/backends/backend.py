@@ -1,4 +1,4 @@
-"""What a rival is: something that gets ready for a case, is checked, and then called under the clock."""
+"""A backend: one implementation, prepared for a case, checked and then timed."""
 
 # ruff: noqa: PLC0415  (torch is slow to import, or absent: only calls need it)
 
@@ -11,68 +11,69 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from benchmarks.inputs import Inputs, as_numpy
+from benchmarks.inputs import Inputs, to_numpy
 
-MOST_WEIGHTS_BYTES = 2**30
-"""A rival that stores every weight is left out where they take more than this in float32: it holds several copies."""
-
-
-class CannotError(Exception):
-    """A rival cannot do a case; the message says why."""
+MAX_WEIGHTS_BYTES = 2**30
+"""Limit of the float32 weights of a baseline that stores them all: it holds several copies."""
 
 
-def nothing() -> None:
-    """Reset nothing: most rivals leave their inputs as they were."""
+class UnsupportedCaseError(Exception):
+    """A baseline does not support a case; the message says why."""
+
+
+def keep_inputs() -> None:
+    """Do nothing: most backends leave their inputs unchanged."""
 
 
 @dataclass(frozen=True)
 class Backend:
-    """One way to compute a case.
+    """One implementation prepared for a case.
 
     Attributes
     ----------
     call
-        What is timed.
-    output
-        Turns what `call` gave into the output [batch, query_heads, queries, head_dim].
+        The function that is timed.
+    get_output
+        Converts the result of `call` to the output [batch, query_heads, queries, head_dim].
     reset
-        Puts the inputs back as they were, before a sample and outside the clock.
+        Restores the inputs before a sample; it is not timed.
     """
 
     call: Callable[[], Any]
-    output: Callable[[Any], NDArray[Any]] = as_numpy
-    reset: Callable[[], None] = nothing
+    get_output: Callable[[Any], NDArray[Any]] = to_numpy
+    reset: Callable[[], None] = keep_inputs
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """Someone who takes part.
+    """An implementation that can be prepared for cases.
 
     Attributes
     ----------
-    packages
+    modules
         Modules that it needs.
     prepare
-        Gets ready for a case on a number of threads, with inputs in the rival's own layout; raises `CannotError`.
+        Prepares a case for a number of threads, its inputs in the implementation's own layout; raises
+        `UnsupportedCaseError`.
     """
 
-    packages: tuple[str, ...]
+    modules: tuple[str, ...]
     prepare: Callable[[Inputs, int], Backend]
 
-    def missing(self) -> list[str]:
-        """Name the modules that are not installed."""
-        return [package for package in self.packages if find_spec(package) is None]
+    def find_missing_modules(self) -> list[str]:
+        """Return the names of the modules that are not installed."""
+        return [module for module in self.modules if find_spec(module) is None]
 
 
 def refuse_large_weights(inputs: Inputs) -> None:
-    """Refuse a case whose weights would not fit, for a rival that stores them all."""
-    size = inputs.case.weights_bytes
-    if size > MOST_WEIGHTS_BYTES:
-        raise CannotError(f"stores every weight: {size / 1e9:.1f} GB in float32")
+    """Raise an error if the weights of a case are too large to store."""
+    weights_bytes = inputs.case.weights_bytes
+    if weights_bytes > MAX_WEIGHTS_BYTES:
+        raise UnsupportedCaseError(f"stores every weight: {weights_bytes / 1e9:.1f} GB in float32")
 
 
-def visible(inputs: Inputs) -> Any:
-    """Give the mask of a causal case as a torch tensor [queries, keys], True where a query may see."""
+def make_visible_mask(inputs: Inputs) -> Any:
+    """Return the mask of a causal case as a torch tensor [queries, keys], True where a key is visible."""
     import torch
 
     case = inputs.case
@@ -81,6 +82,6 @@ def visible(inputs: Inputs) -> Any:
     return mask if case.window is None else mask.triu(past - case.window + 1)
 
 
-def one_line(error: Exception) -> str:
-    """Give the beginning of an error's message in one line."""
+def shorten_message(error: Exception) -> str:
+    """Return the beginning of an error's message in one line."""
     return " ".join(str(error).split())[:160]

@@ -1,4 +1,4 @@
-"""torch: its fused attention, and the plain one that keeps the weights."""
+"""torch: its fused attention, and eager attention that keeps the weights."""
 
 # ruff: noqa: PLC0415  (torch is slow to import, or absent: only calls need it)
 
@@ -6,41 +6,48 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.backends.backend import Backend, refuse_large_weights, visible
-from benchmarks.inputs import Inputs, as_numpy
+from benchmarks.backends.backend import Backend, make_visible_mask, refuse_large_weights
+from benchmarks.inputs import Inputs, to_numpy
 
 
-def sdpa(inputs: Inputs, _threads: int) -> Backend:
-    """Take scaled_dot_product_attention; its `is_causal` counts from the first key: few rows and windows get a mask."""
+def prepare_sdpa(inputs: Inputs, _threads: int) -> Backend:
+    """Prepare `scaled_dot_product_attention`.
+
+    Its `is_causal` is aligned to the upper left: few queries after many keys, and windows, need a mask.
+    """
     from torch.nn.functional import scaled_dot_product_attention
 
     case = inputs.case
-    options: dict[str, Any] = {"enable_gqa": case.grouped}
-    if case.square_causal:
+    options: dict[str, Any] = {"enable_gqa": case.has_grouped_heads}
+    if case.is_square_causal:
         options["is_causal"] = True
-    elif case.hides:
-        options["attn_mask"] = visible(inputs)
+    elif case.has_hidden_keys:
+        options["attn_mask"] = make_visible_mask(inputs)
     return Backend(lambda: scaled_dot_product_attention(inputs.query, inputs.key, inputs.value, **options))
 
 
-def eager(inputs: Inputs, _threads: int) -> Backend:
-    """Do what people do for the weights: scores, softmax in float32, weights times values; the weights are kept."""
+def prepare_eager(inputs: Inputs, _threads: int) -> Backend:
+    """Prepare eager attention as models compute it to return their weights."""
     import torch
 
     refuse_large_weights(inputs)
     case = inputs.case
-    scale, group = case.head_dim**-0.5, case.query_heads // case.key_heads
-    hidden = None
-    if case.hides:
-        hidden = torch.zeros(case.queries, case.keys, dtype=inputs.query.dtype)
-        hidden.masked_fill_(~visible(inputs), -torch.inf)
+    scale = case.head_dim**-0.5
+    heads_per_key_head = case.query_heads // case.key_heads
+    bias = None
+    if case.has_hidden_keys:
+        bias = torch.zeros(case.queries, case.keys, dtype=inputs.query.dtype)
+        bias.masked_fill_(~make_visible_mask(inputs), -torch.inf)
 
     def call() -> Any:
-        key, value = (x.repeat_interleave(group, dim=1) if group > 1 else x for x in (inputs.key, inputs.value))
+        key, value = inputs.key, inputs.value
+        if heads_per_key_head > 1:
+            key = key.repeat_interleave(heads_per_key_head, dim=1)
+            value = value.repeat_interleave(heads_per_key_head, dim=1)
         scores = inputs.query @ key.transpose(2, 3) * scale
-        if hidden is not None:
-            scores = scores + hidden
+        if bias is not None:
+            scores = scores + bias
         weights = scores.softmax(-1, dtype=torch.float32).to(inputs.query.dtype)
         return weights @ value, weights
 
-    return Backend(call, lambda result: as_numpy(result[0]))
+    return Backend(call, lambda result: to_numpy(result[0]))

@@ -1,6 +1,6 @@
-"""Identical keys: every weight is 1/n, the output is the mean of the values, and the query no longer matters."""
+"""Identical keys have equal weights: the output is the mean of the values for every query."""
 
-# %% Eight keys that differ, and what they have in common.
+# %% Make eight different keys, and their mean.
 import numpy as np
 from pictures import BLUE, GREY, panels, save
 
@@ -11,27 +11,27 @@ count = 8
 key = random.normal(size=(1, 1, count, 32)).astype(np.float32)
 value = random.normal(size=(1, 1, count, 32)).astype(np.float32)
 query = random.normal(size=(1, 1, 1, 32)).astype(np.float32)
-common = key.mean(axis=2, keepdims=True)
+mean_key = key.mean(axis=2, keepdims=True)
 
-# %% The keys are drawn together until all of them are the same.
+# %% Move the keys towards their mean until they are identical.
 differences = np.linspace(1, 0, 41, dtype=np.float32)
 records = [
-    kw.attention_stats(query, common + left * (key - common), value, segment_ids=np.arange(count))
-    for left in differences
+    kw.attention_stats(query, mean_key + difference * (key - mean_key), value, segment_ids=np.arange(count))
+    for difference in differences
 ]
 weights = np.stack([stats.segment_mass[0, 0, 0] for stats in records])
 entropy = np.stack([stats.entropy[0, 0, 0] for stats in records])
 
-# %% Identical keys cannot be told apart: each gets 1/n, the entropy is ln n, the output is the mean.
+# %% Identical keys have the weight 1/n each, the entropy is ln n, and the output is the mean of the values.
 assert np.allclose(weights[-1], 1 / count)
 assert np.isclose(entropy[-1], np.log(count))
 assert np.allclose(records[-1].output[0, 0, 0], value[0, 0].mean(axis=0), atol=1e-6)
-assert (np.diff(entropy) > 0).all(), "the closer the keys, the flatter the weights"
+assert (np.diff(entropy) > 0).all(), "the entropy rises as the keys become more similar"
 
-# %% Whatever is asked, the answer is the same.
-others = 10 * random.normal(size=(1, 1, 100, 32)).astype(np.float32)
-answers = kw.attend(others, np.repeat(common, count, axis=2), value)
-assert np.ptp(answers, axis=2).max() < 1e-5
+# %% The output is the same for every query.
+other_queries = 10 * random.normal(size=(1, 1, 100, 32)).astype(np.float32)
+outputs = kw.attend(other_queries, np.repeat(mean_key, count, axis=2), value)
+assert np.ptp(outputs, axis=2).max() < 1e-5
 
 # %%
 figure, axis = panels(width=7.6, height=3.6)

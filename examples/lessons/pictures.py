@@ -1,4 +1,4 @@
-"""What the lessons' pictures share: one look, grids of weights, and where a picture is saved."""
+"""Shared parts of the lessons' pictures: style, grids of weights, and saving."""
 
 from __future__ import annotations
 
@@ -28,43 +28,43 @@ plt.rcParams |= {
     "axes.spines.right": False,
     "figure.constrained_layout.use": True,
     "svg.fonttype": "none",
-    "svg.hashsalt": "keywise",  # the same picture is the same file
+    "svg.hashsalt": "keywise",  # equal pictures give equal files
 }
 
 
 def panels(rows: int = 1, columns: int = 1, *, width: float = 8, height: float = 3.4, **options: Any) -> Any:
-    """Give a figure and its axes."""
+    """Return a figure and its axes."""
     return plt.subplots(rows, columns, figsize=(width, height), **options)
 
 
-def grid(axis: Axes, weights: Any, title: str, *, visible: Any = None, most: float = 1) -> None:
-    """Draw weights as a grid, a row per query and a column per key; what is hidden is grey."""
+def draw_grid(axis: Axes, weights: Any, title: str, *, visible: Any = None, max_weight: float = 1) -> None:
+    """Draw weights as a grid: a row per query, a column per key, hidden keys in grey."""
     weights = np.asarray(weights)
     if visible is not None:
         weights = np.ma.masked_array(weights, ~np.asarray(visible))
     axis.set_facecolor(HIDDEN)
-    # As pixels: a path per cell would make the file ten times as large.
-    axis.pcolormesh(weights, cmap="Blues", vmin=0, vmax=most, edgecolors="white", linewidth=0.6, rasterized=True)
+    # Pixels: a path per cell makes the file ten times as large.
+    axis.pcolormesh(weights, cmap="Blues", vmin=0, vmax=max_weight, edgecolors="white", linewidth=0.6, rasterized=True)
     axis.set(title=title, aspect="equal", xlabel="key", ylabel="query")
     axis.invert_yaxis()
     axis.spines[:].set_visible(False)
     axis.tick_params(length=0)
 
 
-def name_ticks(axis: Axes, queries: Sequence[str], keys: Sequence[str], *, rotation: float = 90) -> None:
-    """Write words in place of the numbers of queries and keys."""
+def label_ticks(axis: Axes, queries: Sequence[str], keys: Sequence[str], *, rotation: float = 90) -> None:
+    """Label queries and keys by words."""
     axis.set_yticks(np.arange(len(queries)) + 0.5, queries)
-    slanted = {"ha": "right", "rotation_mode": "anchor"} if rotation < 90 else {}
-    axis.set_xticks(np.arange(len(keys)) + 0.5, keys, rotation=rotation, **slanted)
+    alignment = {"ha": "right", "rotation_mode": "anchor"} if rotation < 90 else {}
+    axis.set_xticks(np.arange(len(keys)) + 0.5, keys, rotation=rotation, **alignment)
 
 
 def save(figure: Figure) -> None:
-    """Save a lesson's picture under its own name in the folder given as ``--pictures``; in a notebook it is shown."""
+    """Save the lesson's picture in the folder given by ``--pictures``; do nothing in a notebook."""
     if "ipykernel" in sys.modules:
         return
-    options = argparse.ArgumentParser(description="Check what this lesson claims and, if asked to, draw its picture.")
-    options.add_argument("--pictures", type=Path, metavar="FOLDER", help="where to save the picture (default: nowhere)")
-    folder = options.parse_args().pictures
+    parser = argparse.ArgumentParser(description="Run this lesson and check its claims.")
+    parser.add_argument("--pictures", type=Path, metavar="FOLDER", help="save the picture in this folder")
+    folder = parser.parse_args().pictures
     if folder is None:
         return
     folder.mkdir(parents=True, exist_ok=True)

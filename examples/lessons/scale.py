@@ -1,6 +1,6 @@
-"""Scale and saturation: why scores are divided by the square root of the number of dimensions."""
+"""Scores are divided by the square root of the head size to keep the softmax from saturating."""
 
-# %% Random queries and keys, 64 keys each time, in more and more dimensions.
+# %% Use random queries and 64 random keys in 4 to 1024 dimensions.
 import numpy as np
 from pictures import BLUE, GREEN, GREY, RED, panels, save
 
@@ -11,7 +11,7 @@ dimensions = [4, 8, 16, 32, 64, 128, 256, 512, 1024]
 count = 64
 scales = {"no scale": lambda d: 1.0, "1/√d": lambda d: d**-0.5, "1/d": lambda d: 1 / d}
 
-# %% A score is a sum of d products: without a scale its spread grows like √d. What does that do to the weights?
+# %% A score is a sum of d products. Without a scale its standard deviation grows like √d.
 heaviest = {name: [] for name in scales}
 for d in dimensions:
     query, key = random.normal(size=(2, 1, 1, 256, d)).astype(np.float32)
@@ -21,26 +21,26 @@ for d in dimensions:
         heaviest[name].append(float(stats.top_weights.mean()))
     assert np.isclose((query @ key.swapaxes(2, 3)).std() / np.sqrt(d), 1, atol=0.1)
 
-# %% With 1/√d the weights look alike in every size, and 1/√d is what keywise takes unless told otherwise.
+# %% With 1/√d, the default of keywise, the weights are similar in every size.
 assert max(heaviest["1/√d"]) - min(heaviest["1/√d"]) < 0.05
 assert np.array_equal(kw.attend(query, key, key), kw.attend(query, key, key, scale=1024**-0.5))
 
-# %% Without a scale one key takes everything (saturation: small changes of the others no longer matter).
+# %% Without a scale one key takes almost all the weight (saturation: changes of the other keys have no effect).
 assert heaviest["no scale"][-1] > 0.9
-# With 1/d the keys can hardly be told apart.
+# With 1/d all keys have nearly the same weight.
 assert heaviest["1/d"][-1] < 1.2 / count
 
 # %%
 figure, axis = panels(width=7.6, height=3.8)
-looks = {"no scale": (RED, "no scale: one key takes all"), "1/√d": (BLUE, "1/√d: the same in every size")}
-looks["1/d"] = (GREEN, "1/d: all keys alike")
-for name, (colour, label) in looks.items():
+styles = {"no scale": (RED, "no scale: one key takes all"), "1/√d": (BLUE, "1/√d: the same in every size")}
+styles["1/d"] = (GREEN, "1/d: all keys alike")
+for name, (colour, label) in styles.items():
     axis.plot(dimensions, heaviest[name], marker="o", markersize=4, linewidth=2.2, color=colour)
-    below = name == "no scale"
+    label_offset = -26 if name == "no scale" else 8
     axis.annotate(
         label,
         (1024, heaviest[name][-1]),
-        (0, -26 if below else 8),
+        (0, label_offset),
         textcoords="offset points",
         color=colour,
         ha="right",

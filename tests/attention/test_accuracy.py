@@ -59,7 +59,7 @@ def test_errors_are_at_most_twice_plain_ones(kernel: str, dtype: str, head_dim: 
 
 
 def test_the_exponential_errs_by_no_more_than_it_says(kernel: str) -> None:
-    """native/exp.inl.h states the bounds over [-126, 0]; with scale ln 2 a score is its own exponent of 2."""
+    """native/exp.h states the bounds over [-126, 0]; with scale ln 2 a score is its own exponent of 2."""
     stated = 1.1e-7 if kernel == "portable" else 8e-8
     exponent = -np.random.default_rng(0).uniform(0, 126, 100_000).astype(np.float32)
     key = np.stack([np.zeros_like(exponent), exponent], axis=1)[:, None, :, None]

@@ -1,4 +1,4 @@
-"""The benchmarks of whole models, their memory and cache, and of evidence."""
+"""Benchmarks of whole models, their memory and cache, and of evidence."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from keywise.documents.labelled import labelled_documents
 
 from benchmarks import cache, evidence, memory, model
 from benchmarks.backends import Backend
 from benchmarks.results import Run
-from benchmarks.table import tables
-from benchmarks.timing import Effort
-from keywise.documents.labelled import labelled_documents
+from benchmarks.tables import format_tables
+from benchmarks.timing import TimeBudget
 from keywise.errors import FormatError, OptionError
-from keywise.models.loading import find_model
+from keywise.models import find_model
 
-ONCE = Effort(seconds=0.0, rounds=1, fewest=1)
+ONCE = TimeBudget(seconds=0.0, max_rounds=1, min_rounds=1)
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 needs_model = pytest.mark.skipif(
@@ -28,50 +28,57 @@ needs_model = pytest.mark.skipif(
 
 
 @needs_model
-def test_the_model_is_timed_after_its_logits_agree() -> None:
-    tasks = [model.Task("decode", 12, "float32"), model.Task("readings", 16, "float32")]
-    decoding, records = model._measure_all(None, tasks, 1, ONCE)
-    assert {"sdpa", "eager", "keywise", "keywise and its cache"} <= set(decoding["samples"])
-    assert set(records["samples"]) == {"sdpa", "keywise with readings"}
-    for found in (decoding, records):
-        assert 0 <= max(found["differences"].values()) < 1e-3
-    text = tables([Run("model", "keywise bench model", results=[decoding, records])])
+def test_model_is_timed_once_its_logits_agree() -> None:
+    tasks = [model.Task("decode", 12, "float32"), model.Task("statistics", 16, "float32")]
+    decoding, records = model._measure_tasks(None, tasks, 1, ONCE)
+    assert {"sdpa", "eager", "keywise", "keywise with its cache"} <= set(decoding["seconds_per_call"])
+    assert set(records["seconds_per_call"]) == {"sdpa", "keywise with statistics"}
+    for result in (decoding, records):
+        assert 0 <= max(result["logit_differences"].values()) < 1e-3
+    text = format_tables([Run("model", "python -m benchmarks model", results=[decoding, records])])
     assert "decoding after 12 tokens, ms/token" in text
-    assert "| sdpa ÷ keywise | sdpa ÷ keywise and its cache |" in text
+    assert "| sdpa ÷ keywise | sdpa ÷ keywise with its cache |" in text
     assert "llama.cpp (has one precision" in text
 
 
-def test_a_model_that_disagrees_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_model_that_disagrees_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     def disagreeing(*_: Any) -> Any:
         logits = {"sdpa": torch.tensor([1.0, 2.0]), "keywise": torch.tensor([1.0, 2.1])}
-        return {name: Backend(lambda found=found: found) for name, found in logits.items()}, {}
+        return {name: Backend(lambda values=values: values) for name, values in logits.items()}, {}
 
-    monkeypatch.setattr(model, "_ways", disagreeing)
-    found = model.measure_task(None, None, model.Task("prefill", 8, "float32"), 1, ONCE)
-    assert list(found["samples"]) == ["sdpa"]
-    assert "disagrees" in found["excluded"]["keywise"]
+    monkeypatch.setattr(model, "_prepare_backends", disagreeing)
+    result = model.measure_task(None, None, model.Task("prefill", 8, "float32"), 1, ONCE)
+    assert list(result["seconds_per_call"]) == ["sdpa"]
+    assert "disagrees" in result["excluded"]["keywise"]
 
 
-def test_the_table_of_memory() -> None:
-    peaks = {"sdpa": 2.0e9, "plain": 2.1e9}
+def test_memory_table_has_peaks_and_their_difference_from_sdpa() -> None:
+    peaks = {memory.SDPA: 2.0e9, memory.KEYWISE: 2.1e9}
     results = [
-        {"way": way, "tokens": 64, "fixed_threshold": fixed, "seconds": 1.0, "loaded_bytes": 1, "peak_bytes": peak}
-        for way, peak in peaks.items()
+        {
+            "backend": backend,
+            "tokens": 64,
+            "fixed_mmap_threshold": fixed,
+            "seconds": 1.0,
+            "loaded_bytes": 1,
+            "peak_bytes": peak,
+        }
+        for backend, peak in peaks.items()
         for fixed in (False, True)
     ]
-    text = tables([Run("memory", "keywise bench memory", results=results)])
-    assert f"| {memory.WAYS['plain']} | 2.10 GB | +0.10 GB | 2.10 GB | +0.10 GB |" in text
+    text = format_tables([Run("memory", "python -m benchmarks memory", results=results)])
+    assert f"| {memory.BACKENDS[memory.KEYWISE]} | 2.10 GB | +0.10 GB | 2.10 GB | +0.10 GB |" in text
 
 
 @needs_model
-def test_what_the_cache_saves_is_measured(tmp_path: Path) -> None:
+def test_cache_benchmark_measures_reuse_steps_and_perplexity(tmp_path: Path) -> None:
     first, second = (next(cache.measure_question(None, "float32", 64, str(tmp_path), name)) for name in cache.QUESTIONS)
     assert first["document_tokens"] == second["document_tokens"] == second["reused_tokens"] == 64
     assert first["reused_tokens"] == 0
     (step,) = cache.measure_step(None, 200, "float32", ONCE)
-    assert set(step["samples"]) == set(cache.CACHES)
-    assert 0 <= max(step["differences"].values()) < 1e-3
-    # transformers copies the past of 30 layers, 3 heads and 64 numbers, twice; keywise does not.
+    assert set(step["seconds_per_call"]) == set(cache.CACHES)
+    assert 0 <= max(step["logit_differences"].values()) < 1e-3
+    # transformers copies keys and values of 30 layers, 3 heads and 64 numbers; keywise does not.
     past_bytes = 30 * 2 * 200 * 3 * 64 * 4
     assert step["torch_bytes"][cache.DYNAMIC] > past_bytes + step["torch_bytes"][cache.KEYWISE]
     assert 0 < step["numpy_peak_bytes"][cache.KEYWISE] < past_bytes
@@ -79,39 +86,40 @@ def test_what_the_cache_saves_is_measured(tmp_path: Path) -> None:
     assert perplexity["tokens"] == 40
     assert perplexity["int8_perplexity"] == pytest.approx(perplexity["perplexity"], rel=0.05)
     assert perplexity["int8_perplexity"] != perplexity["perplexity"]
-    with pytest.raises(OptionError, match="--text 'none' has 0 tokens"):
+    with pytest.raises(OptionError, match="text must have 2 tokens or more; 'none' has 0"):
         next(cache.measure_perplexity(None, "none", "", 40))
 
-    found = {"question": [first, second], "step": [step], "perplexity": [perplexity]}
-    results = [{"task": task, **finding} for task, findings in found.items() for finding in findings]
-    text = tables([Run("cache", "keywise bench cache", results=results)])
+    by_task = {"question": [first, second], "step": [step], "perplexity": [perplexity]}
+    results = [{"task": task, **result} for task, members in by_task.items() for result in members]
+    text = format_tables([Run("cache", "python -m benchmarks cache", results=results)])
     assert "| second, in another process | float32 | 64 | 64 |" in text
     assert f"| {cache.KEYWISE}, float32 |" in text
     assert "| words | 40 |" in text
 
 
-def test_int8_is_timed_against_bfloat16() -> None:
-    (found,) = cache.measure_int8("SmolLM2-135M", layers=2, keys=64, effort=ONCE)
-    assert 0 < found["difference"] < 0.05
-    found["samples"] = {"bfloat16": [0.004], "int8": [0.002]}
-    text = tables([Run("cache", "keywise bench cache", results=[{"task": "int8", **found}])])
+def test_int8_is_compared_with_bfloat16() -> None:
+    (result,) = cache.measure_int8("SmolLM2-135M", layers=2, keys=64, budget=ONCE)
+    assert 0 < result["largest_difference"] < 0.05
+    result["seconds_per_call"] = {"bfloat16": [0.004], "int8": [0.002]}
+    text = format_tables([Run("cache", "python -m benchmarks cache", results=[{"task": "int8", **result}])])
     assert "| SmolLM2-135M, 64 keys | 2.00 | 1.00 | 2.00 |" in text
 
 
 def squad(folder: Path, articles: int) -> Path:
     """Write articles of one paragraph each, with two questions."""
-    found = []
+    data = []
     for number in range(articles):
         name, year = f"Jo{'abcdefgh'[number]}", 1862 + number
         context = f"The cook was {name} Low. The lamp was lit in {year}. It rained for days."
-        asked = [("Who was the cook?", f"{name} Low"), ("When was the lamp lit?", str(year))]
+        questions = [("Who was the cook?", f"{name} Low"), ("When was the lamp lit?", str(year))]
         qas = [
-            {"question": text, "answers": [{"text": gold, "answer_start": context.index(gold)}]} for text, gold in asked
+            {"question": text, "answers": [{"text": gold, "answer_start": context.index(gold)}]}
+            for text, gold in questions
         ]
-        found.append({"paragraphs": [{"context": context, "qas": qas}]})
-    data = folder / "squad.json"
-    data.write_text(json.dumps({"data": found}), encoding="utf-8")
-    return data
+        data.append({"paragraphs": [{"context": context, "qas": qas}]})
+    path = folder / "squad.json"
+    path.write_text(json.dumps({"data": data}), encoding="utf-8")
+    return path
 
 
 def test_labelled_documents_are_consecutive_paragraphs(tmp_path: Path) -> None:
@@ -131,42 +139,42 @@ def test_labelled_documents_are_consecutive_paragraphs(tmp_path: Path) -> None:
 
 
 @needs_model
-def test_evidence_is_judged_by_heads_of_other_articles(tmp_path: Path) -> None:
+def test_evidence_is_judged_with_heads_of_other_articles(tmp_path: Path) -> None:
     pytest.importorskip("rank_bm25", reason="ranks by words; it comes with keywise[bench]")
     documents = labelled_documents(squad(tmp_path, 8), 2)
-    found = list(evidence.judge(None, None, documents, answers=True, naive=False, done=lambda line: None))
-    own = [one for one in found if "ranks" in one]
-    assert len(own) == 16
-    assert set(own[0]["ranks"]) >= {
+    results = list(evidence.judge_evidence(None, None, documents, answers=True, naive=False, report=lambda line: None))
+    answerable = [result for result in results if "ranks" in result]
+    assert len(answerable) == 16
+    assert set(answerable[0]["ranks"]) >= {
         evidence.EVIDENCE,
         evidence.WITH_MEANING,
         evidence.TUNED,
         evidence.BM25,
         evidence.CHANCE,
     }
-    # Sentences of the other paragraph say nearly the same: the first two ranks are theirs.
-    assert np.mean([one["ranks"][evidence.EVIDENCE] <= 2 for one in own]) > 0.8
-    assert any(one["right"] for one in own)
-    assert all(len(one["drops"]) > 1 for one in own if one["right"])
-    text = tables([Run("evidence", "keywise bench evidence", results=found)])
+    # Sentences of the other paragraph are nearly the same: either may rank first.
+    assert np.mean([result["ranks"][evidence.EVIDENCE] <= 2 for result in answerable]) > 0.8
+    assert any(result["correct"] for result in answerable)
+    assert all(len(result["log_probability_drops"]) > 1 for result in answerable if result["correct"])
+    text = format_tables([Run("evidence", "python -m benchmarks evidence", results=results)])
     assert f"| {evidence.EVIDENCE} |" in text
-    assert "hold a gold answer" in text
+    assert "contain a gold answer" in text
     assert "AUROC" in text
     alone = labelled_documents(squad(tmp_path, 1), 1)
-    with pytest.raises(OptionError, match="1 article"):
-        list(evidence.judge(None, None, alone, answers=False, naive=False, done=lambda line: None))
+    with pytest.raises(OptionError, match="data must hold two articles or more"):
+        list(evidence.judge_evidence(None, None, alone, answers=False, naive=False, report=lambda line: None))
 
 
-def test_areas_and_intervals() -> None:
-    assert evidence._area([0.1, 0.2], [0.3, 0.4]) == 1.0
-    assert evidence._area([0.1, 0.2], [0.1, 0.2]) == 0.5
-    low, high = evidence._interval(np.array([1.0, 1.0, 0.0, 0.0]), np.array([0, 0, 1, 1]))
+def test_auroc_and_bootstrap_interval_of_known_values() -> None:
+    assert evidence._compute_auroc([0.1, 0.2], [0.3, 0.4]) == 1.0
+    assert evidence._compute_auroc([0.1, 0.2], [0.1, 0.2]) == 0.5
+    low, high = evidence._compute_interval(np.array([1.0, 1.0, 0.0, 0.0]), np.array([0, 0, 1, 1]))
     assert (low, high) == (0.0, 1.0)
 
 
 @needs_model
-def test_the_cost_of_evidence_is_measured() -> None:
-    found = evidence.cost(None, None, "The lamp was lit in 1862. Ann Low kept it.", "Who kept it?", rounds=1)
-    assert found["question_tokens"] > 10
-    assert len(found["evidence_seconds"]) == len(found["forward_seconds"]) == 1
-    assert "of a plain forward" in tables([Run("evidence", "keywise bench evidence", results=[found])])
+def test_cost_of_evidence_is_measured() -> None:
+    result = evidence.measure_cost(None, None, "The lamp was lit in 1862. Ann Low kept it.", "Who kept it?", rounds=1)
+    assert result["question_tokens"] > 10
+    assert len(result["evidence_seconds"]) == len(result["forward_seconds"]) == 1
+    assert "of a plain forward" in format_tables([Run("evidence", "python -m benchmarks evidence", results=[result])])

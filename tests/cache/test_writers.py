@@ -1,4 +1,4 @@
-"""Killed writers of cache files, and readers beside a writer: a file is always the old or the new one, whole."""
+"""Killed writers and concurrent readers of cache files: a file is always the old one or the new one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from keywise.cache import file
 from keywise.errors import FormatError
 
-LIGHT = """
+FUNCTIONS = """
 import os, sys, time
 import numpy as np
 import keywise as kw
@@ -28,84 +28,85 @@ def write(path, number):
 def number_in(path):
     opened = file.open(path, {"made": "by"})
     opened.verify()
-    (number,) = set(opened.head.token_ids.ravel().tolist())
+    (number,) = set(opened.header.token_ids.ravel().tolist())
     for layer in range(4):
-        for array in opened.cache.pieces(layer)[0]:
+        for array in opened.cache.chunks(layer)[0]:
             assert (array.data == number).all()
     return number
 """
 
 KILLED = (
-    LIGHT
+    FUNCTIONS
     + """
 path = sys.argv[1]
 write(path, 1)
 
 
 def writing(number):
-    ready, told = os.pipe()
+    ready, signal = os.pipe()
     child = os.fork()
     if not child:
-        os.write(told, b"x")
+        os.write(signal, b"x")
         write(path, number)
         os._exit(0)
     os.read(ready, 1)
-    os.close(ready), os.close(told)
+    os.close(ready)
+    os.close(signal)
     return child
 
 
-spans = []
+durations = []
 for _ in range(5):
     child = writing(1)
     begin = time.perf_counter()
     os.waitpid(child, 0)
-    spans.append(time.perf_counter() - begin)
-chance = np.random.default_rng(0)
+    durations.append(time.perf_counter() - begin)
+random = np.random.default_rng(0)
 last, ends = 1, []
 for number in range(2, 252):
     child = writing(number)
-    time.sleep(chance.uniform(0, 1.3) * np.median(spans))
+    time.sleep(random.uniform(0, 1.3) * np.median(durations))
     os.kill(child, 9)
     os.waitpid(child, 0)
-    found = number_in(path)
-    assert found in (last, number), (found, last, number)
-    ends.append(found == number)
-    last = found
+    stored = number_in(path)
+    assert stored in (last, number), (stored, last, number)
+    ends.append(stored == number)
+    last = stored
 print(sum(ends), len(ends))
 """
 )
 
 
-def run_light(code: str, *arguments: Any) -> subprocess.Popen[str]:
+def run_python(code: str, *arguments: Any) -> subprocess.Popen[str]:
     command = [sys.executable, "-c", code, *map(str, arguments)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def test_killing_a_writer_leaves_the_old_file_or_the_new_one(tmp_path: Path) -> None:
-    process = run_light(KILLED, tmp_path / "cache")
+    process = run_python(KILLED, tmp_path / "cache")
     output, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
     written, tries = map(int, output.split())
     assert tries == 250
-    # Kills fell before and after the rename, else the loop showed nothing.
+    # Writers must have been killed before and after the rename, else the loop proves nothing.
     assert 10 < written < 240
-    # A killed writer leaves at most one file aside: refused, or whole where it was killed right before the rename.
-    left = list(tmp_path.glob(".keywise-unfinished-*"))
-    assert len(left) <= tries - written
-    for aside in left:
+    # A killed writer leaves at most one unfinished file. It is complete if the writer was killed before the rename.
+    unfinished_files = list(tmp_path.glob(".keywise-unfinished-*"))
+    assert len(unfinished_files) <= tries - written
+    for unfinished in unfinished_files:
         try:
-            opened = file.open(aside, {"made": "by"})
+            opened = file.open(unfinished, {"made": "by"})
             opened.verify()
         except FormatError:
             continue
-        assert len(set(opened.head.token_ids.ravel().tolist())) == 1
+        assert len(set(opened.header.token_ids.ravel().tolist())) == 1
 
 
 def test_two_processes_read_while_one_writes(tmp_path: Path) -> None:
     path = tmp_path / "cache"
-    first = run_light(LIGHT + "write(sys.argv[1], 0)", path)
+    first = run_python(FUNCTIONS + "write(sys.argv[1], 0)", path)
     assert first.wait(timeout=60) == 0, first.communicate()[1]
-    writer = run_light(LIGHT + "[write(sys.argv[1], n) for n in range(1, 101)]", path)
+    writer = run_python(FUNCTIONS + "[write(sys.argv[1], n) for n in range(1, 101)]", path)
     stats = """
 seen = [number_in(sys.argv[1])]
 while seen[-1] < 100 and len(seen) < 100_000:
@@ -113,7 +114,7 @@ while seen[-1] < 100 and len(seen) < 100_000:
 assert seen == sorted(seen), seen
 print(len(set(seen)))
 """
-    readers = [run_light(LIGHT + stats, path) for _ in range(2)]
+    readers = [run_python(FUNCTIONS + stats, path) for _ in range(2)]
     for process in (writer, *readers):
         output, errors = process.communicate(timeout=120)
         assert process.returncode == 0, errors

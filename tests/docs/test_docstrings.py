@@ -26,6 +26,10 @@ PACKAGES = (
 NOT_IMPERATIVE = {"Give", "Gives", "The", "A", "An", "Returns", "Computes", "What", "Where", "Whether", "Says", "Say"}
 
 
+def is_error(value: Any) -> bool:
+    return inspect.isclass(value) and issubclass(value, Exception)
+
+
 def list_public_names() -> Iterator[tuple[str, Any]]:
     """Yield every public function, class and public method by its dotted name."""
     seen = set()
@@ -42,7 +46,7 @@ def list_public_names() -> Iterator[tuple[str, Any]]:
                 continue
             seen.add(value)
             yield f"{package}.{name}", value
-            if inspect.isclass(value) and not issubclass(value, Exception):
+            if inspect.isclass(value) and not is_error(value):
                 for method, attribute in vars(value).items():
                     function = getattr(attribute, "__func__", attribute)  # a class method's function
                     if not method.startswith("_") and inspect.isfunction(function):
@@ -58,11 +62,7 @@ def list_sections(value: Any) -> docstring_parser.Docstring:
 
 def list_documented_arguments(value: Any) -> set[str]:
     """Return the names in the Parameters and Attributes sections; one entry may name several."""
-    return {
-        name.strip().lstrip("*")
-        for entry in list_sections(value).params
-        for name in entry.arg_name.split(",")
-    }
+    return {name.strip().lstrip("*") for entry in list_sections(value).params for name in entry.arg_name.split(",")}
 
 
 def list_arguments(value: Any) -> set[str]:
@@ -92,7 +92,7 @@ def test_the_first_line_is_an_imperative_sentence(name: str) -> None:
 @pytest.mark.parametrize("name", PUBLIC)
 def test_every_argument_is_documented(name: str) -> None:
     value = PUBLIC[name]
-    if inspect.isclass(value) and issubclass(value, Exception):
+    if is_error(value):
         return
     documented = list_documented_arguments(value)
     assert not list_arguments(value) - documented, f"documented are {sorted(documented)}"
@@ -128,10 +128,11 @@ def test_documented_errors_exist(name: str) -> None:
     for entry in list_sections(PUBLIC[name]).raises:
         for error in (entry.type_name or "").split(","):
             kind = getattr(keywise.errors, error.strip(), None) or getattr(builtins, error.strip(), None)
-            assert inspect.isclass(kind) and issubclass(kind, Exception), error
+            assert inspect.isclass(kind), error
+            assert issubclass(kind, Exception), error
 
 
-@pytest.mark.parametrize("name", [name for name, value in PUBLIC.items() if not isinstance(value, type(Exception)) or not issubclass(value, Exception)])
+@pytest.mark.parametrize("name", [name for name, value in PUBLIC.items() if not is_error(value)])
 def test_there_is_an_example(name: str) -> None:
     owner = PUBLIC.get(name.rpartition(".")[0])
     examples = (inspect.getdoc(PUBLIC[name]) or "") + (inspect.getdoc(owner) or "" if owner is not None else "")

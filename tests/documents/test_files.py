@@ -1,4 +1,4 @@
-"""Files become text with exact offsets, or a clear error; text becomes sentences that lose nothing."""
+"""Files become text with exact offsets or are refused; text becomes sentences without loss."""
 
 import io
 import itertools
@@ -7,8 +7,9 @@ import zipfile
 
 import pytest
 
-from keywise.documents.files import LONGEST_SENTENCE_CHARACTERS, Source, read_file, split_sentences
-from keywise.errors import FormatError
+from keywise.documents.files import Source, read_file
+from keywise.documents.sentences import MAX_SENTENCE_CHARACTERS, split_sentences
+from keywise.errors import FormatError, MissingFileError
 
 
 def pdf_bytes(text: str) -> bytes:
@@ -85,20 +86,20 @@ def sentences(text):
         ("---\n\n***", []),
     ],
 )
-def test_sentences(text, expected):
+def test_text_is_split_into_sentences(text, expected):
     assert sentences(text) == expected
 
 
-def test_long_runs_are_cut_at_spaces():
+def test_text_without_end_marks_is_cut_at_spaces():
     text = "word " * 1000
-    found = sentences(text)
-    assert len(found) > 1
-    assert all(len(sentence) <= LONGEST_SENTENCE_CHARACTERS for sentence in found)
-    assert " ".join(found).split() == text.split()
+    parts = sentences(text)
+    assert len(parts) > 1
+    assert all(len(part) <= MAX_SENTENCE_CHARACTERS for part in parts)
+    assert " ".join(parts).split() == text.split()
     assert [len(sentence) for sentence in sentences("x" * 2500)] == [1000, 1000, 500]
 
 
-def test_no_letter_is_lost_and_no_span_overlaps():
+def test_sentences_contain_every_letter_and_do_not_overlap():
     chunks = [
         "# ",
         "- ",
@@ -124,12 +125,12 @@ def test_no_letter_is_lost_and_no_span_overlaps():
         spans = list(split_sentences(text))
         assert all(start < end for start, end in spans), seed
         assert all(before[1] <= after[0] for before, after in itertools.pairwise(spans)), seed
-        kept = "".join(text[start:end] for start, end in spans)
-        assert [c for c in kept if c.isalnum()] == [c for c in text if c.isalnum()], seed
+        inside = "".join(text[start:end] for start, end in spans)
+        assert [c for c in inside if c.isalnum()] == [c for c in text if c.isalnum()], seed
         assert all(text[start:end] == text[start:end].strip() for start, end in spans), seed
 
 
-def test_text_keeps_its_characters(tmp_path):
+def test_a_text_file_keeps_its_characters(tmp_path):
     content = "\ufeffOne é.\r\nTwo 😀 here.\r\n".encode()
     path = tmp_path / "note.txt"
     path.write_bytes(content)
@@ -139,85 +140,88 @@ def test_text_keeps_its_characters(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", [".txt", ".md", ".MD", ".rst", ""])
-def test_text_files_by_any_name(tmp_path, suffix):
+def test_other_suffixes_are_read_as_text(tmp_path, suffix):
     path = tmp_path / f"note{suffix}"
     path.write_text("It is dry.", encoding="utf-8")
     assert read_file(str(path)).text == "It is dry."
 
 
 @pytest.mark.parametrize("suffix", [".html", ".htm", ".xhtml"])
-def test_html(tmp_path, suffix):
+def test_html_is_converted_without_scripts(tmp_path, suffix):
     path = tmp_path / f"page{suffix}"
     path.write_text(HTML, encoding="utf-8")
     source = read_file(path)
-    found = [source.text[start:end] for start, end in source.sentences]
-    assert found == ["# The café", "It opened in 1901.", "**Ana** ran it & slept above it."]
+    texts = [source.text[start:end] for start, end in source.sentences]
+    assert texts == ["# The café", "It opened in 1901.", "**Ana** ran it & slept above it."]
     assert "hidden" not in source.text
 
 
-def test_html_in_another_encoding(tmp_path):
+def test_html_in_latin_1_is_decoded(tmp_path):
     path = tmp_path / "page.html"
     path.write_bytes(HTML.replace("utf-8", "iso-8859-1").encode("iso-8859-1"))
     assert "The café" in read_file(path).text
 
 
-def test_html_in_utf16(tmp_path):
+def test_html_in_utf16_is_decoded(tmp_path):
     path = tmp_path / "page.html"
     path.write_bytes(HTML.replace("utf-8", "utf-16").encode("utf-16"))
     assert "The café" in read_file(path).text
 
 
-def test_pdf(tmp_path):
+def test_pdf_is_converted_to_sentences(tmp_path):
     path = tmp_path / "paper.PDF"
     path.write_bytes(pdf_bytes("The lamp was lit. Ann kept it."))
     source = read_file(path)
     assert [source.text[start:end] for start, end in source.sentences] == ["The lamp was lit.", "Ann kept it."]
 
 
-def test_docx(tmp_path):
+def test_docx_is_converted_to_sentences(tmp_path):
     path = tmp_path / "letter.docx"
     path.write_bytes(docx_bytes("The lamp was lit. Ann kept it.", "Second paragraph"))
     source = read_file(path)
-    found = [source.text[start:end] for start, end in source.sentences]
-    assert found == ["The lamp was lit.", "Ann kept it.", "Second paragraph"]
+    texts = [source.text[start:end] for start, end in source.sentences]
+    assert texts == ["The lamp was lit.", "Ann kept it.", "Second paragraph"]
 
 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("blank.pdf", pdf_bytes(""), "no text in it; it may be scanned"),
-        ("broken.pdf", pdf_bytes("text")[:200], "is not a PDF that can be read; is it whole"),
-        ("broken.docx", docx_bytes("text")[:300], "is not a DOCX that can be read; is it whole"),
-        ("other.docx", b"PK but no archive", "is not a DOCX that can be read"),
-        ("blank.html", b"<html><body><script>x</script></body></html>", "no text in it"),
-        ("empty.txt", b"", "is empty"),
-        ("empty.pdf", b"", "is empty"),
-        ("spaces.md", b" \n\t\n", "no text in it"),
-        ("zeros.txt", b"text\0text", "binary file"),
-        ("picture.png", b"\x89PNG\r\n\x1a\n\0\0", "binary file"),
-        ("renamed.txt", pdf_bytes("text"), "binary file"),
-        ("latin.txt", "caf\u00e9".encode("latin-1"), "not UTF-8 (byte 3 is 0xe9)"),
-        ("wide.txt", "wide".encode("utf-16"), "in UTF-16; save it as UTF-8"),
-        ("noise.html", random.Random(1).randbytes(3000), "binary file"),
-        ("noise.htm", random.Random(1).randbytes(3000).replace(b"\0", b"x"), "binary file"),
-        ("noise.md", random.Random(1).randbytes(3000), "binary file"),
-        ("noise.pdf", random.Random(1).randbytes(3000), "is not a PDF"),
-        ("controls.txt", b"ab\1\2\3" * 99, "binary file"),
+        ("blank.pdf", pdf_bytes(""), "a scanned PDF needs text recognition"),
+        ("broken.pdf", pdf_bytes("text")[:200], "must be a PDF file that can be read"),
+        ("broken.docx", docx_bytes("text")[:300], "must be a DOCX file that can be read"),
+        ("other.docx", b"PK but no archive", "must be a DOCX file that can be read"),
+        ("blank.html", b"<html><body><script>x</script></body></html>", "must be a file with text in it"),
+        ("empty.txt", b"", "the file is empty"),
+        ("empty.pdf", b"", "the file is empty"),
+        ("spaces.md", b" \n\t\n", "must be a file with text in it"),
+        ("zeros.txt", b"text\0text", "binary"),
+        ("picture.png", b"\x89PNG\r\n\x1a\n\0\0", "binary"),
+        ("renamed.txt", pdf_bytes("text"), "binary"),
+        ("latin.txt", "caf\u00e9".encode("latin-1"), "byte 3 is 0xe9: save it as UTF-8"),
+        ("wide.txt", "wide".encode("utf-16"), "in UTF-16: save it as UTF-8"),
+        ("noise.html", random.Random(1).randbytes(3000), "binary"),
+        ("noise.htm", random.Random(1).randbytes(3000).replace(b"\0", b"x"), "binary"),
+        ("noise.md", random.Random(1).randbytes(3000), "binary"),
+        ("noise.pdf", random.Random(1).randbytes(3000), "must be a PDF"),
+        ("controls.txt", b"ab\1\2\3" * 99, "binary"),
     ],
 )
-def test_bad_files(tmp_path, name, content, message):
+def test_unreadable_files_are_refused_with_the_reason(tmp_path, name, content, message):
     path = tmp_path / name
     path.write_bytes(content)
     with pytest.raises(FormatError, match=name) as caught:
         read_file(path)
+    assert caught.value.argument == "path"
     assert message in str(caught.value)
     assert "Converter" not in str(caught.value)
 
 
-def test_missing_file_folder_and_impossible_name(tmp_path):
-    with pytest.raises(FormatError, match=r"gone\.txt.*no such file"):
+def test_missing_files_folders_and_impossible_names_are_refused(tmp_path):
+    with pytest.raises(MissingFileError, match=r"path must name an existing file, got '.*gone\.txt'") as caught:
         read_file(tmp_path / "gone.txt")
-    with pytest.raises(FormatError, match="is a folder"):
+    assert isinstance(caught.value, FileNotFoundError)
+    assert caught.value.describe("FILE").startswith("FILE must name an existing file")
+    with pytest.raises(FormatError, match="it is a folder"):
         read_file(tmp_path)
-    with pytest.raises(FormatError, match="cannot be opened"):
+    with pytest.raises(FormatError, match="path must name a file that can be opened"):
         read_file("nul\0name.txt")

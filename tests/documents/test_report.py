@@ -1,4 +1,4 @@
-"""Reports: JSON with fixed keys, a table that draws any text, a page that stands alone and escapes everything."""
+"""Reports: JSON with fixed keys, a table of any text, a self-contained page that escapes everything."""
 
 import io
 import json
@@ -8,8 +8,8 @@ from html.parser import HTMLParser
 import pytest
 from rich.console import Console
 
-from keywise.documents import Answer, AnswerWord, Evidence, Source
-from keywise.documents.report import answer_runs, evidence_table, to_html, to_json, with_sources, write_html
+from keywise.documents import Ablation, Answer, AnswerWord, Evidence, Source
+from keywise.documents.report import make_evidence_table, mark_sources, split_by_sources, to_html, to_json, write_html
 from keywise.errors import FormatError, OptionError
 
 HOSTILE = 'It is <script>alert("x")</script> here. The [red]rest[/red] & more\n\n  is {{ 7 * 7 }}. Third.'
@@ -60,7 +60,7 @@ class Page(HTMLParser):
             self.texts[-1] += data
 
 
-def test_json_keys_and_values():
+def test_json_has_fixed_keys_and_the_values_of_the_answer():
     report = json.loads(json.dumps(to_json(ANSWER, top=2)))
     numbers = [
         "document_tokens",
@@ -74,14 +74,32 @@ def test_json_keys_and_values():
     assert list(report) == ["question", "text", "complete", "model", *numbers, "words", "evidence"]
     assert len(report["evidence"]) == 2
     first = report["evidence"][0]
-    clues = ["attention", "matching", "copying", "mass", "words", "paragraph_words", "meaning", "paragraph_meaning"]
-    assert list(first) == ["rank", "share", *clues, "source", "start", "end", "text"]
-    assert [first[clue] for clue in clues] == [0.2, 0.4, 0.3, 0.49, 0.1, 0.2, 0.5, 0.4]
+    scores = [
+        "attention",
+        "matching",
+        "copying",
+        "mass",
+        "lexical",
+        "paragraph_lexical",
+        "semantic",
+        "paragraph_semantic",
+    ]
+    assert list(first) == ["rank", "share", *scores, "source", "start", "end", "text"]
+    assert [first[name] for name in scores] == [0.2, 0.4, 0.3, 0.49, 0.1, 0.2, 0.5, 0.4]
     assert HOSTILE[first["start"] : first["end"]] == first["text"]
     assert len(to_json(ANSWER)["evidence"]) == len(ANSWER.evidence)
 
 
-def test_page_escapes_everything_and_loads_nothing():
+def test_json_lists_ablations():
+    ablations = [Ablation(ANSWER.evidence[0], 7.5, control=False), Ablation(ANSWER.evidence[3], -0.5, control=True)]
+    assert "ablation" not in to_json(ANSWER)
+    assert to_json(ANSWER, ablations=ablations)["ablation"] == [
+        {"rank": 1, "drop_nats": 7.5, "control": False},
+        {"rank": 4, "drop_nats": -0.5, "control": True},
+    ]
+
+
+def test_page_escapes_its_input_and_loads_nothing():
     page = Page(to_html(ANSWER, SOURCES))
     assert "script" not in page.tags
     assert "img" not in page.tags
@@ -105,7 +123,7 @@ def test_page_shades_by_share():
         assert (marks[item.rank] in page) == (item.share > 0)
 
 
-def test_page_is_written_whole_or_not_at_all(tmp_path):
+def test_a_page_that_cannot_be_written_leaves_no_file(tmp_path):
     path = tmp_path / "answer.html"
     write_html(path, ANSWER, SOURCES)
     assert path.read_text(encoding="utf-8") == to_html(ANSWER, SOURCES)
@@ -114,7 +132,7 @@ def test_page_is_written_whole_or_not_at_all(tmp_path):
     folder.mkdir()
     with pytest.raises(FormatError, match=r"folder\.html"):
         write_html(folder, ANSWER, SOURCES)
-    with pytest.raises(FormatError, match=r"gone.*cannot be written"):
+    with pytest.raises(FormatError, match=r"must name a file that can be written, got .*gone"):
         write_html(tmp_path / "gone" / "answer.html", ANSWER, SOURCES)
     with pytest.raises(FormatError) as caught:
         write_html(folder, ANSWER, SOURCES)
@@ -122,20 +140,20 @@ def test_page_is_written_whole_or_not_at_all(tmp_path):
     assert sorted(tmp_path.iterdir()) == [path, folder]
 
 
-def test_table_draws_bars_by_share_and_takes_no_markup():
+def test_table_draws_bars_by_share_and_ignores_markup():
     console = Console(file=io.StringIO(), width=100, color_system=None)
-    console.print(evidence_table(ANSWER.evidence, top=3))
+    console.print(make_evidence_table(ANSWER.evidence, top=3))
     drawn = console.file.getvalue()
     assert "[red]rest[/red]" in drawn
     assert f"characters {ANSWER.evidence[0].start} to {ANSWER.evidence[0].end}" in drawn
     assert [line.count("█") for line in drawn.splitlines() if "%" in line] == [16, 8, 4]
 
 
-def test_table_of_no_evidence_at_all():
+def test_table_without_any_share_says_that_no_sentence_stands_out():
     nothing = [evidence("It rains.", 0, 9, "note", 0.0, 1)]
     console = Console(file=io.StringIO(), width=60, color_system=None)
-    console.print(evidence_table(nothing))
-    assert console.file.getvalue() == "no sentence stood out\n"
+    console.print(make_evidence_table(nothing))
+    assert console.file.getvalue() == "no sentence stands out\n"
     assert "note" in to_html(Answer("?", nothing, "?", "m", True, 1, 1), [Source("note", "It rains.")])
 
 
@@ -143,40 +161,40 @@ def test_table_leaves_out_sentences_without_share():
     shares = [0.997, 0.003, 0.0, 0.0]
     items = [evidence(f"No {i}.", i, i + 1, "note", share, i + 1) for i, share in enumerate(shares)]
     console = Console(file=io.StringIO(), width=60, color_system=None)
-    console.print(evidence_table(items))
+    console.print(make_evidence_table(items))
     assert [line.split()[0] for line in console.file.getvalue().splitlines() if "%" in line] == ["100%", "<1%"]
 
 
-def test_controls_of_a_document_do_not_reach_the_terminal():
+def test_table_replaces_control_characters_of_a_document():
     from keywise.util.terminal_text import replace_controls
 
     assert replace_controls("a\x1b[31m\x07\x9b\x7f\r\n\tb é😀") == "a\ufffd[31m\ufffd\ufffd\ufffd\n\tb é😀"
     hostile = [evidence("Red \x1b[31mtext\x07.", 0, 15, "no\x1bte\x9b", 1.0, 1)]
     console = Console(file=io.StringIO(), width=60, color_system=None)
-    console.print(evidence_table(hostile))
+    console.print(make_evidence_table(hostile))
     assert not [c for c in console.file.getvalue() if c != "\n" and (c < " " or "\x7f" <= c <= "\x9f")]
 
 
 def test_words_of_an_answer_are_marked_with_their_sources():
     words = [AnswerWord(0, 3, (1,)), AnswerWord(4, 7, (1,)), AnswerWord(8, 11, ()), AnswerWord(12, 16, (2, 1))]
     two = replace(ANSWER, text="Ann Low and <Jo>!.", words=words)
-    assert answer_runs(two) == [("Ann Low", (1,)), (" and", ()), (" <Jo>", (2, 1)), ("!.", ())]
-    assert with_sources(two) == "Ann Low [1] and <Jo> [2] [1]!."
+    assert split_by_sources(two) == [("Ann Low", (1,)), (" and", ()), (" <Jo>", (2, 1)), ("!.", ())]
+    assert mark_sources(two) == "Ann Low [1] and <Jo> [2] [1]!."
     page = to_html(two, SOURCES)
     assert 'href="#rank-1" title="from sentence 1">Ann Low<sup>1</sup></a> and' in page
     assert 'title="from sentence 2, sentence 1"> &lt;Jo&gt;<sup>2</sup><sup>1</sup></a>!.' in page
-    assert with_sources(ANSWER) == ANSWER.text
+    assert mark_sources(ANSWER) == ANSWER.text
 
 
-def test_a_page_says_what_to_doubt():
+def test_a_page_tells_when_the_answer_is_doubtful():
     assert "no heads are tuned for model m&amp;m" in to_html(ANSWER, SOURCES)
     tuned = replace(ANSWER, tuned_on="questions", no_answer_share=0.4)
-    assert 'class="caveat"' not in to_html(tuned, SOURCES)
+    assert 'class="doubt"' not in to_html(tuned, SOURCES)
     assert "probably not in the document" in to_html(replace(tuned, no_answer_share=0.6), SOURCES)
 
 
-def test_bad_top():
-    with pytest.raises(OptionError, match="top=0"):
+def test_a_top_below_1_is_refused():
+    with pytest.raises(OptionError, match=r"top must be .* got 0"):
         to_json(ANSWER, top=0)
-    with pytest.raises(OptionError, match="top=-1"):
-        evidence_table(ANSWER.evidence, top=-1)
+    with pytest.raises(OptionError, match=r"top must be .* got -1"):
+        make_evidence_table(ANSWER.evidence, top=-1)

@@ -1,40 +1,44 @@
-"""Every mask that transformers can ask for says the same as the boolean tensor transformers would make."""
+"""Masks: the same visible keys as in the boolean tensor that transformers would make."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from transformers import masking_utils as theirs
+from transformers import masking_utils
 
 import keywise
-from keywise.hf.masks import lazy_mask_class, make_mask
+from keywise.hf.masks import LazyMask, make_mask
 
 BATCH, KEYS = 3, 12
 
 
-def positions(*lengths):
+def make_positions(*lengths):
     return torch.cat([torch.arange(length) for length in lengths])[None].expand(BATCH, -1)
 
 
-def packed(function):
-    own = positions(5, 4, 3)
-    return theirs.packed_sequence_compatibility_function(function, own, theirs.find_packed_sequence_indices(own))
+def pack_documents(function):
+    positions = make_positions(5, 4, 3)
+    documents = masking_utils.find_packed_sequence_indices(positions)
+    return masking_utils.packed_sequence_compatibility_function(function, positions, documents)
 
 
-# name: closure, whether a mask of linear size must come of it
+# name: closure, whether there is a mask of linear size
 PATTERNS = {
-    "causal": (theirs.causal_mask_function, True),
-    "window": (theirs.sliding_window_causal_mask_function(4), True),
-    "window of one": (theirs.sliding_window_causal_mask_function(1), True),
-    "both ways": (theirs.bidirectional_mask_function, True),
-    "window both ways": (theirs.sliding_window_bidirectional_mask_function(2), True),
-    "chunked": (theirs.chunked_causal_mask_function(5, torch.tensor([0, 1, 2])), False),
-    "prefix": (theirs.or_masks(theirs.causal_mask_function, lambda b, h, q, k: k < 3), False),
-    "every other": (theirs.and_masks(theirs.causal_mask_function, lambda b, h, q, k: (q - k) % 2 == 0), False),
+    "causal": (masking_utils.causal_mask_function, True),
+    "window": (masking_utils.sliding_window_causal_mask_function(4), True),
+    "window of one": (masking_utils.sliding_window_causal_mask_function(1), True),
+    "both ways": (masking_utils.bidirectional_mask_function, True),
+    "window both ways": (masking_utils.sliding_window_bidirectional_mask_function(2), True),
+    "chunked": (masking_utils.chunked_causal_mask_function(5, torch.tensor([0, 1, 2])), False),
+    "prefix": (masking_utils.or_masks(masking_utils.causal_mask_function, lambda b, h, q, k: k < 3), False),
+    "every other": (
+        masking_utils.and_masks(masking_utils.causal_mask_function, lambda b, h, q, k: (q - k) % 2 == 0),
+        False,
+    ),
 }
 PACKED = {
-    "packed": packed(theirs.causal_mask_function),
-    "packed window": packed(theirs.sliding_window_causal_mask_function(3)),
+    "packed": pack_documents(masking_utils.causal_mask_function),
+    "packed window": pack_documents(masking_utils.sliding_window_causal_mask_function(3)),
 }
 # queries, keys, position of the first query, of the first key
 PLACES = {
@@ -55,91 +59,104 @@ PADDINGS = {
 }
 
 
-def padding(name, keys):
+def make_padding(name, keys):
     if PADDINGS[name] is None:
         return None
-    real = torch.ones(BATCH, keys, dtype=torch.bool)
+    padding = torch.ones(BATCH, keys, dtype=torch.bool)
     for row, count in enumerate(PADDINGS[name]):
         if count > 0:
-            real[row, :count] = False
+            padding[row, :count] = False
         elif count < 0:
-            real[row, count:] = False
-    return real
+            padding[row, count:] = False
+    return padding
 
 
-def visible(mask, queries, keys):
-    """Which keys each query sees, by attention itself: equal scores, one value axis per key."""
+def find_visible(mask, queries, keys):
+    """Return which keys each query sees, by attention itself: equal scores, one value axis per key."""
     query, key = torch.zeros(BATCH, 1, queries, 4), torch.zeros(BATCH, 1, keys, 4)
     value = torch.eye(keys).expand(BATCH, 1, -1, -1)
     return keywise.attend(query, key, value, mask=mask) > 0
 
 
-def check(function, place, real):
+def check_mask(function, place, padding):
     queries, keys, first_query, first_key = place
-    asked = {"q_offset": first_query, "kv_offset": first_key, "mask_function": function, "attention_mask": real}
-    expected = theirs.sdpa_mask(BATCH, queries, keys, **asked, allow_is_causal_skip=False)
-    mask = make_mask(BATCH, queries, keys, **asked, allow_is_causal_skip=False)
+    arguments = {
+        "q_offset": first_query,
+        "kv_offset": first_key,
+        "mask_function": function,
+        "attention_mask": padding,
+        "allow_is_causal_skip": False,
+    }
+    expected = masking_utils.sdpa_mask(BATCH, queries, keys, **arguments)
+    mask = make_mask(BATCH, queries, keys, **arguments)
     assert mask.shape == expected.shape
-    assert torch.equal(visible(mask.mask, queries, keys), expected)
+    assert torch.equal(find_visible(mask.mask, queries, keys), expected)
     return mask
 
 
-@pytest.mark.parametrize("spared", PADDINGS)
+@pytest.mark.parametrize("padding_name", PADDINGS)
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("name", PATTERNS)
-def test_the_mask_is_transformers_mask(name, place, spared):
+def test_visible_keys_equal_those_of_transformers(name, place, padding_name):
     function, _ = PATTERNS[name]
-    check(function, PLACES[place], padding(spared, PLACES[place][3] + KEYS))
+    check_mask(function, PLACES[place], make_padding(padding_name, PLACES[place][3] + KEYS))
 
 
 @pytest.mark.parametrize("name", PACKED)
-@pytest.mark.parametrize("spared", PADDINGS)
-def test_packed_documents(name, spared):
-    mask = check(PACKED[name], PLACES["prefill"], padding(spared, KEYS))
+@pytest.mark.parametrize("padding_name", PADDINGS)
+def test_packed_documents_stay_apart(name, padding_name):
+    mask = check_mask(PACKED[name], PLACES["prefill"], make_padding(padding_name, KEYS))
     assert mask.mask.documents is not None
 
 
-def test_documents_whose_positions_jump():
-    """Causal order is by a document's own positions, so where these do not rise one by one the tensor decides."""
-    own = torch.tensor([0, 2, 4, 1, 3, 5, 0, 1, 2, 3, 4, 5]).expand(BATCH, -1)
+def test_documents_whose_positions_jump_are_evaluated():
+    """Causal order goes by a document's own positions; where these do not rise by one, the tensor decides."""
+    positions = torch.tensor([0, 2, 4, 1, 3, 5, 0, 1, 2, 3, 4, 5]).expand(BATCH, -1)
     documents = torch.tensor([0] * 6 + [1] * 6).expand(BATCH, -1)
-    function = theirs.packed_sequence_compatibility_function(theirs.causal_mask_function, own, documents)
-    check(function, PLACES["prefill"], None)
+    function = masking_utils.packed_sequence_compatibility_function(
+        masking_utils.causal_mask_function, positions, documents
+    )
+    check_mask(function, PLACES["prefill"], None)
 
 
-def test_a_padding_mask_shorter_than_the_cache():
-    check(theirs.causal_mask_function, PLACES["static prefill"], padding("left", 5 + 4)[:, :5])
-    check(theirs.bidirectional_mask_function, PLACES["other side"], torch.ones(BATCH, 7, dtype=torch.bool))
+def test_a_padding_mask_may_be_shorter_than_the_cache():
+    check_mask(masking_utils.causal_mask_function, PLACES["static prefill"], make_padding("left", 5 + 4)[:, :5])
+    check_mask(masking_utils.bidirectional_mask_function, PLACES["other side"], torch.ones(BATCH, 7, dtype=torch.bool))
 
 
-def linear(mask):
+def is_linear(mask):
     allowed = mask.mask.allowed
     return allowed is None or allowed.shape[2] == 1
 
 
-@pytest.mark.parametrize("spared", PADDINGS)
+@pytest.mark.parametrize("padding_name", PADDINGS)
 @pytest.mark.parametrize("name", PATTERNS)
-def test_size_is_linear_where_it_can_be(name, spared):
+def test_masks_of_linear_size_are_found(name, padding_name):
     function, expected = PATTERNS[name]
     mask = make_mask(
-        BATCH, KEYS, KEYS, mask_function=function, attention_mask=padding(spared, KEYS), allow_is_causal_skip=False
+        BATCH,
+        KEYS,
+        KEYS,
+        mask_function=function,
+        attention_mask=make_padding(padding_name, KEYS),
+        allow_is_causal_skip=False,
     )
-    assert linear(mask) == expected
+    assert is_linear(mask) == expected
 
 
-def test_padding_holes_stay_linear():
-    real = torch.ones(BATCH, KEYS, dtype=torch.bool)
-    real[:, 4:6] = False
-    assert linear(check(theirs.causal_mask_function, PLACES["prefill"], real))
+def test_padding_with_holes_is_linear():
+    padding = torch.ones(BATCH, KEYS, dtype=torch.bool)
+    padding[:, 4:6] = False
+    assert is_linear(check_mask(masking_utils.causal_mask_function, PLACES["prefill"], padding))
 
 
 @pytest.mark.parametrize(
-    ("none", "asked"),
+    ("is_none", "options"),
     [
         (True, {}),
         (True, {"attention_mask": torch.ones(BATCH, KEYS, dtype=torch.bool)}),
         (True, {"local_size": KEYS}),
-        (False, {"attention_mask": padding("left", KEYS)}),
+        (False, {"attention_mask": make_padding("left", KEYS)}),
         (False, {"local_size": KEYS - 1}),
         (False, {"allow_is_causal_skip": False}),
         (False, {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": True}),
@@ -147,15 +164,15 @@ def test_padding_holes_stay_linear():
         (False, {"kv_offset": 2, "q_offset": 2}),
     ],
 )
-def test_none_means_causal_at_the_last_key_and_nothing_else(none, asked):
-    arguments = {"batch_size": BATCH, "q_length": KEYS, "kv_length": KEYS, **asked}
-    assert (make_mask(**arguments) is None) == none
+def test_none_means_causal_at_the_last_key_and_nothing_else(is_none, options):
+    arguments = {"batch_size": BATCH, "q_length": KEYS, "kv_length": KEYS, **options}
+    assert (make_mask(**arguments) is None) == is_none
 
 
-def test_in_the_hands_of_a_model_it_is_the_tensor():
-    asked = {"mask_function": theirs.causal_mask_function, "attention_mask": padding("left", KEYS)}
-    expected = theirs.sdpa_mask(BATCH, KEYS, KEYS, **asked, allow_is_causal_skip=False)
-    mask = make_mask(BATCH, KEYS, KEYS, **asked)
+def test_operations_on_a_lazy_mask_equal_those_on_the_tensor():
+    arguments = {"mask_function": masking_utils.causal_mask_function, "attention_mask": make_padding("left", KEYS)}
+    expected = masking_utils.sdpa_mask(BATCH, KEYS, KEYS, **arguments, allow_is_causal_skip=False)
+    mask = make_mask(BATCH, KEYS, KEYS, **arguments)
     assert isinstance(mask, torch.Tensor)
     assert mask.dtype == torch.bool
     assert mask.contiguous() is mask
@@ -167,9 +184,9 @@ def test_in_the_hands_of_a_model_it_is_the_tensor():
     torch.testing.assert_close(attend(*tensors, attn_mask=mask), attend(*tensors, attn_mask=expected), equal_nan=True)
 
 
-def test_what_a_model_writes_into_it_counts():
-    mask = make_mask(BATCH, KEYS, KEYS, attention_mask=padding("left", KEYS))
+def test_elements_written_to_a_lazy_mask_count():
+    mask = make_mask(BATCH, KEYS, KEYS, attention_mask=make_padding("left", KEYS))
     mask[:, :, 0, 5] = True
-    seen = visible(mask.mask, KEYS, KEYS)
-    assert seen[:, 0, 0].nonzero().tolist() == [[0, 0], [0, 5], [1, 5], [2, 5]]
-    assert isinstance(mask, lazy_mask_class())
+    visible = find_visible(mask.mask, KEYS, KEYS)
+    assert visible[:, 0, 0].nonzero().tolist() == [[0, 0], [0, 5], [1, 5], [2, 5]]
+    assert isinstance(mask, LazyMask)

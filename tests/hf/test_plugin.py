@@ -1,7 +1,8 @@
-"""The plug-in against transformers' own eager attention: the same numbers, the same tokens, and clear refusals."""
+"""The plug-in against transformers' eager attention: equal logits, equal tokens, refusals of what is not supported."""
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import logging
 import subprocess
@@ -12,7 +13,7 @@ import torch
 import transformers as hf
 
 import keywise
-from keywise.hf import attention, masks
+from keywise.hf import attention, masks, plugin
 from tests.support.models import DECODERS, ENCODER_DECODERS, FAMILIES, TOKENS, inputs, make, padded_tokens
 
 TOLERANCE = 2e-5
@@ -21,21 +22,21 @@ pytestmark = pytest.mark.usefixtures("one_torch_thread")
 SIDES = (None, "left", "right")
 
 
-def logits(model, given):
+def compute_logits(model, model_inputs):
     with torch.no_grad():
-        return model(**given).logits
+        return model(**model_inputs).logits
 
 
-def both(model, given):
-    """Give the logits by eager and by keywise."""
+def compute_both_logits(model, model_inputs):
+    """Return the logits by eager and by keywise."""
     model.set_attn_implementation("eager")
-    expected = logits(model, given)
+    expected = compute_logits(model, model_inputs)
     keywise.hf.use(model)
-    return expected, logits(model, given)
+    return expected, compute_logits(model, model_inputs)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_models_are_peaky(name):
+def test_models_have_heavy_keys(name):
     model = make(name)
     model.set_attn_implementation("eager")
     with torch.no_grad():
@@ -56,22 +57,24 @@ def test_models_are_peaky(name):
     ("name", "side"), [(name, side) for name in FAMILIES for side in SIDES if side is None or FAMILIES[name].padded]
 )
 def test_logits_equal_eager(name, side):
-    given = inputs(name, side)
-    expected, found = both(make(name), given)
+    model_inputs = inputs(name, side)
+    expected, actual = compute_both_logits(make(name), model_inputs)
     if side is not None and FAMILIES[name].takes == "text":
-        real = given["attention_mask"].bool()
-        expected, found = expected[real], found[real]
+        real = model_inputs["attention_mask"].bool()
+        expected, actual = expected[real], actual[real]
     assert expected.std() > 0.3
-    torch.testing.assert_close(found, expected, rtol=0, atol=TOLERANCE)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("name", [name for name, family in FAMILIES.items() if family.padded])
-def test_padding_matters(name):
-    """Without its mask a padded model gives other logits, so equality above is not for want of padding."""
-    given = inputs(name, "left")
+def test_logits_without_the_padding_mask_differ(name):
+    """Otherwise the equality of padded logits above would prove nothing."""
+    model_inputs = inputs(name, "left")
     model = keywise.hf.use(make(name))
-    bare = {key: value for key, value in given.items() if key != "attention_mask"}
-    difference = (logits(model, given) - logits(model, bare))[1, -TOKENS // 2 :].abs().max()
+    without_mask = {key: value for key, value in model_inputs.items() if key != "attention_mask"}
+    difference = (
+        (compute_logits(model, model_inputs) - compute_logits(model, without_mask))[1, -TOKENS // 2 :].abs().max()
+    )
     assert difference > 100 * TOLERANCE
 
 
@@ -79,29 +82,29 @@ def test_padding_matters(name):
 @pytest.mark.parametrize("side", [None, "left"])
 @pytest.mark.parametrize("name", DECODERS)
 def test_chunked_prefill_equals_eager(name, side, cache):
-    given = inputs(name, side)
+    model_inputs = inputs(name, side)
     model = make(name)
     model.set_attn_implementation("eager")
-    expected = logits(model, given)
+    expected = compute_logits(model, model_inputs)
     keywise.hf.use(model)
     past = (
         hf.DynamicCache(config=model.config)
         if cache == "dynamic"
         else hf.StaticCache(config=model.config, max_cache_len=TOKENS + 4)
     )
-    start, found = 0, []
+    start, actual = 0, []
     for size in (7, 1, 2, 1, 5, 4):
-        chunk = {key: value[:, start : start + size] for key, value in given.items() if key != "attention_mask"}
+        chunk = {key: value[:, start : start + size] for key, value in model_inputs.items() if key != "attention_mask"}
         if side is not None:
-            chunk["attention_mask"] = given["attention_mask"][:, : start + size]
-        found.append(logits(model, {**chunk, "past_key_values": past, "use_cache": True}))
+            chunk["attention_mask"] = model_inputs["attention_mask"][:, : start + size]
+        actual.append(compute_logits(model, {**chunk, "past_key_values": past, "use_cache": True}))
         start += size
-    real = given.get("attention_mask", torch.ones(2, TOKENS)).bool()
-    torch.testing.assert_close(torch.cat(found, 1)[real], expected[real], rtol=0, atol=TOLERANCE)
+    real = model_inputs.get("attention_mask", torch.ones(2, TOKENS)).bool()
+    torch.testing.assert_close(torch.cat(actual, 1)[real], expected[real], rtol=0, atol=TOLERANCE)
 
 
-def generate(model, given, **options):
-    prompt = {key: value for key, value in given.items() if key not in {"position_ids", "decoder_input_ids"}}
+def generate(model, model_inputs, **options):
+    prompt = {key: value for key, value in model_inputs.items() if key not in {"position_ids", "decoder_input_ids"}}
     return model.generate(**prompt, max_new_tokens=12, do_sample=False, **options)
 
 
@@ -115,24 +118,24 @@ def generate(model, given, **options):
     ],
 )
 def test_greedy_generation_equals_eager(name, side):
-    given = inputs(name, side)
+    model_inputs = inputs(name, side)
     model = make(name)
     model.set_attn_implementation("eager")
-    expected = generate(model, given)
+    expected = generate(model, model_inputs)
     keywise.hf.use(model)
-    assert torch.equal(generate(model, given), expected)
+    assert torch.equal(generate(model, model_inputs), expected)
     assert len(set(expected[0, -12:].tolist())) > 2
 
 
 @pytest.mark.parametrize("name", ["llama", "mistral", "gpt_oss"])
 def test_generation_with_static_cache_and_with_beams(name):
-    given = inputs(name, "left")
+    model_inputs = inputs(name, "left")
     model = make(name)
     for options in ({"cache_implementation": "static"}, {"num_beams": 3}):
         model.set_attn_implementation("eager")
-        expected = generate(model, given, **options)
+        expected = generate(model, model_inputs, **options)
         keywise.hf.use(model)
-        assert torch.equal(generate(model, given, **options), expected)
+        assert torch.equal(generate(model, model_inputs, **options), expected)
 
 
 @pytest.mark.parametrize("name", ["llama", "mistral", "gemma2"])
@@ -140,18 +143,18 @@ def test_packed_documents_do_not_see_each_other(name):
     model = keywise.hf.use(make(name))
     ids, _ = padded_tokens((TOKENS,), "left")
     positions = torch.cat([torch.arange(12), torch.arange(8)])[None]
-    packed = logits(model, {"input_ids": ids, "position_ids": positions, "use_cache": False})
-    alone = [logits(model, {"input_ids": part}) for part in (ids[:, :12], ids[:, 12:])]
+    packed = compute_logits(model, {"input_ids": ids, "position_ids": positions, "use_cache": False})
+    alone = [compute_logits(model, {"input_ids": part}) for part in (ids[:, :12], ids[:, 12:])]
     torch.testing.assert_close(packed, torch.cat(alone, 1), rtol=0, atol=TOLERANCE)
-    together = logits(model, {"input_ids": ids})
+    together = compute_logits(model, {"input_ids": ids})
     assert (together - packed)[:, 12:].abs().max() > 100 * TOLERANCE
 
 
 @pytest.mark.parametrize("name", ["llama", "bert"])
 @pytest.mark.parametrize("kind", ["boolean", "hiding", "adding"])
-def test_masks_of_the_users_own(name, kind):
-    """A prefix of five tokens sees itself in both directions, and in "adding" some keys are made heavier."""
-    given = inputs(name)
+def test_custom_masks_equal_eager(name, kind):
+    """A prefix of five tokens sees itself in both directions; "adding" also makes some keys heavier."""
+    model_inputs = inputs(name)
     model = make(name)
     visible = torch.ones(TOKENS, TOKENS).tril().bool()
     visible[:5, :5] = True
@@ -160,26 +163,28 @@ def test_masks_of_the_users_own(name, kind):
     generator = torch.Generator().manual_seed(3)
     added = torch.where(visible, torch.randn(visible.shape, generator=generator), hiding)
     model.set_attn_implementation("eager")
-    expected = logits(model, {**given, "attention_mask": added if kind == "adding" else hiding})
+    expected = compute_logits(model, {**model_inputs, "attention_mask": added if kind == "adding" else hiding})
     keywise.hf.use(model)
-    found = logits(model, {**given, "attention_mask": {"boolean": visible, "hiding": hiding, "adding": added}[kind]})
-    torch.testing.assert_close(found, expected, rtol=0, atol=TOLERANCE)
+    actual = compute_logits(
+        model, {**model_inputs, "attention_mask": {"boolean": visible, "hiding": hiding, "adding": added}[kind]}
+    )
+    torch.testing.assert_close(actual, expected, rtol=0, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt_oss"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_as_close_as_eager(name, dtype):
-    given = inputs(name, "left")
+    model_inputs = inputs(name, "left")
     model = make(name)
     model.set_attn_implementation("eager")
-    real = given["attention_mask"].bool()
-    exact = logits(model, given)[real]
-    expected, found = (out[real].float() for out in both(model.to(dtype), given))
-    assert found.dtype == torch.float32
-    assert (found - exact).abs().mean() <= 1.5 * (expected - exact).abs().mean()
+    real = model_inputs["attention_mask"].bool()
+    exact = compute_logits(model, model_inputs)[real]
+    expected, actual = (out[real].float() for out in compute_both_logits(model.to(dtype), model_inputs))
+    assert actual.dtype == torch.float32
+    assert (actual - exact).abs().mean() <= 1.5 * (expected - exact).abs().mean()
 
 
-def test_a_row_without_keys_gives_zero_not_the_mean():
+def test_a_query_without_keys_has_output_zero():
     model = keywise.hf.use(make("llama"))
     layer = model.model.layers[0].self_attn
     tensors = [torch.randn(2, heads, 4, 8) for heads in (4, 2, 2)]
@@ -193,26 +198,26 @@ def test_a_row_without_keys_gives_zero_not_the_mean():
     assert out[1, 1].any()
 
 
-def test_one_learned_query_for_the_whole_batch():
+def test_one_query_serves_the_whole_batch():
     layer = make("llama").model.layers[0].self_attn
     query, key, value = torch.randn(1, 4, 3, 8), torch.randn(2, 2, 5, 8), torch.randn(2, 2, 5, 6)
-    found, _ = attention.forward(layer, query, key, value, None, is_causal=False)
+    actual, _ = attention.forward(layer, query, key, value, None, is_causal=False)
     for item in range(2):
         alone, _ = attention.forward(layer, query, key[item : item + 1], value[item : item + 1], None, is_causal=False)
-        torch.testing.assert_close(found[item], alone[0])
+        torch.testing.assert_close(actual[item], alone[0])
 
 
 @pytest.mark.parametrize("name", ["llama", "mistral", "bert", "marian"])
 @pytest.mark.parametrize("side", SIDES)
 def test_no_n_by_n_mask_is_made(name, side, monkeypatch):
-    """Causal, windowed and padded attention never asks for the elements of a mask."""
+    """Causal, windowed and padded attention never needs the elements of a mask."""
 
-    def elements(layout):
+    def fail(layout):
         raise AssertionError(f"a mask of {layout.queries} x {layout.keys} was made")
 
-    monkeypatch.setattr(masks.Layout, "dense", elements)
+    monkeypatch.setattr(masks.Layout, "make_dense", fail)
     model = keywise.hf.use(make(name))
-    logits(model, inputs(name, side))
+    compute_logits(model, inputs(name, side))
     if FAMILIES[name].generates:
         generate(model, inputs(name, side))
 
@@ -227,7 +232,7 @@ def test_registering_twice_changes_nothing():
     assert again.config._attn_implementation == "keywise"
 
 
-def test_import_needs_no_torch():
+def test_import_without_torch_works_and_register_names_the_remedy():
     code = (
         "import sys; sys.modules['torch'] = None; sys.modules['transformers'] = None\n"
         "import keywise.hf\n"
@@ -238,23 +243,40 @@ def test_import_needs_no_torch():
     assert "pip install 'keywise[hf]'" in done.stdout
 
 
-def tiny_gptj():
+def make_tiny_gptj():
     return hf.GPTJForCausalLM(hf.GPTJConfig(vocab_size=16, n_embd=16, n_layer=1, n_head=2, rotary_dim=4))
 
 
 def test_a_model_with_attention_of_its_own_is_refused(caplog):
-    model = tiny_gptj()
+    model = make_tiny_gptj()
     with (
         caplog.at_level(logging.ERROR, logger="transformers"),
-        pytest.raises(keywise.ModelError, match=r"GPTJ.*'eager'"),
+        pytest.raises(keywise.ModelError, match=r"model must have attention .*GPTJ.*'eager'"),
     ):
         keywise.hf.use(model)
     assert model.config._attn_implementation == "eager"
 
 
-def test_what_is_no_model_is_refused():
-    with pytest.raises(keywise.DtypeError, match="model is a Linear"):
+def test_a_module_that_is_not_a_transformers_model_is_refused():
+    with pytest.raises(keywise.DtypeError, match=r"model must be a loaded transformers model .*got 'Linear'") as caught:
         keywise.hf.use(torch.nn.Linear(2, 2))
+    assert caught.value.argument == "model"
+
+
+def test_supported_lists_the_types_that_use_accepts():
+    types = keywise.hf.supported()
+    assert types == sorted(types)
+    assert {make(name).config.model_type for name in FAMILIES} <= set(types)
+    assert "gptj" not in types
+
+
+def test_attention_is_restored_after_temporary_use():
+    model = make("llama")
+    model.set_attn_implementation("eager")
+    with contextlib.suppress(ZeroDivisionError), plugin.use_temporarily(model):
+        assert model.config._attn_implementation == "keywise"
+        raise ZeroDivisionError
+    assert model.config._attn_implementation == "eager"
 
 
 def test_dropout_in_training_is_refused():
@@ -262,47 +284,50 @@ def test_dropout_in_training_is_refused():
     model.train()
     for layer in model.model.layers:
         layer.self_attn.attention_dropout = 0.1
-    with pytest.raises(keywise.ModelError, match=r"LlamaAttention: dropout=0\.1.*model\.eval\(\)"):
-        logits(model, inputs("llama"))
+    with pytest.raises(keywise.ModelError, match=r"dropout must be 0 in LlamaAttention, got 0\.1; .*model\.eval"):
+        compute_logits(model, inputs("llama"))
 
 
 def test_gradients_are_refused():
     model = keywise.hf.use(make("llama"))
-    with pytest.raises(keywise.ModelError, match=r"query requires gradients.*torch\.no_grad\(\)"):
+    with pytest.raises(keywise.ModelError, match=r"query must not require gradients .*torch\.no_grad\(\)"):
         model(**inputs("llama"))
     with torch.inference_mode():
         assert model(**inputs("llama")).logits.isfinite().all()
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_asking_for_weights_is_refused(name):
+def test_output_attentions_is_refused(name):
     model = keywise.hf.use(make(name))
-    with pytest.raises(keywise.ModelError, match=r"output_attentions=True.*keywise\.hf\.reading"):
-        logits(model, {**inputs(name), "output_attentions": True})
+    with pytest.raises(keywise.ModelError, match=r"output_attentions must be left out .*got True; .*record_stats"):
+        compute_logits(model, {**inputs(name), "output_attentions": True})
 
 
 def test_integer_masks_are_refused():
     model = keywise.hf.use(make("llama"))
     mask = torch.ones(2, 1, TOKENS, TOKENS, dtype=torch.int64).tril()
-    with pytest.raises(keywise.ModelError, match=r"attention_mask has dtype torch\.int64.*mask\.bool\(\)"):
-        logits(model, {**inputs("llama"), "attention_mask": mask})
+    with pytest.raises(
+        keywise.ModelError,
+        match=r"attention_mask must be boolean or floating point in LlamaAttention, got 'torch\.int64'.*mask\.bool\(\)",
+    ):
+        compute_logits(model, {**inputs("llama"), "attention_mask": mask})
 
 
 @pytest.mark.parametrize("name", ["indices", "block_indices", "cu_seq_lens_q", "something_new"])
 def test_keywords_that_may_change_the_result_are_refused(name):
     model = keywise.hf.use(make("llama"))
-    with pytest.raises(keywise.ModelError, match=f"LlamaAttention: {name}=<Tensor>"):
-        logits(model, {**inputs("llama"), name: torch.arange(3)})
+    with pytest.raises(keywise.ModelError, match=f"{name} must be left out in LlamaAttention, got 'Tensor'"):
+        compute_logits(model, {**inputs("llama"), name: torch.arange(3)})
 
 
-def test_a_cache_of_the_prefix_is_reused():
-    given = inputs("llama")
+def test_generation_from_a_cached_prefix_equals_eager():
+    model_inputs = inputs("llama")
     model = make("llama")
     model.set_attn_implementation("eager")
-    expected = generate(model, given)
+    expected = generate(model, model_inputs)
     keywise.hf.use(model)
     past = hf.DynamicCache(config=model.config)
     with torch.no_grad():
-        model(input_ids=given["input_ids"][:, :15], past_key_values=past)
+        model(input_ids=model_inputs["input_ids"][:, :15], past_key_values=past)
     for _ in range(2):
-        assert torch.equal(generate(model, given, past_key_values=copy.deepcopy(past)), expected)
+        assert torch.equal(generate(model, model_inputs, past_key_values=copy.deepcopy(past)), expected)

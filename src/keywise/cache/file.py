@@ -1,42 +1,45 @@
-"""A KVCache in a file: written whole or not at all, mapped instead of read, verified before it is used."""
+"""Cache files: a `KVCache` on disk, written atomically, mapped into memory, and verified before it is used.
+
+The files are safetensors files; docs/format.md describes what they hold.
+"""
 
 from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-from numpy.lib.array_utils import byte_bounds
 
 from keywise.attention.arrays import Array, HostArray, as_host_array
 from keywise.attention.problem import Chunk
-from keywise.cache.head import (
+from keywise.cache.header import (
     ALIGN_BYTES,
-    CHECK_BYTES,
-    DTYPES,
-    PAGE_BYTES,
-    PREAMBLE_BYTES,
-    Head,
-    Stored,
+    EXTRA_PREFIX,
+    PADDING_PREFIX,
+    POSITIONS,
+    START_BYTES,
+    TOKEN_IDS,
+    Header,
+    HeaderFields,
     StoredLayer,
+    as_token_arrays,
     decode,
-    head_bytes_of,
-    round_up,
-    token_arrays,
+    encode,
+    hash_tokens,
+    measure_header,
+    name_layer_tensor,
+    verify_tokens,
 )
 from keywise.cache.kvcache import KVCache
 from keywise.cache.layer import Layer
-from keywise.errors import DtypeError, FormatError, OptionError, ShapeError
+from keywise.cache.payload import MappedPayload, PayloadWriter, count_checksums
+from keywise.cache.safetensors_header import DTYPES, PAGE_BYTES, HeaderError, TensorEntry, place_tensor
+from keywise.errors import DtypeError, FormatError, MissingFileError, OptionError, ShapeError
 from keywise.util.atomic_write import atomic_write
-
-try:
-    from zlib_ng.zlib_ng import crc32
-except ImportError:  # the same sums, six times slower
-    from zlib import crc32
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,17 +49,30 @@ class Opened:
     Attributes
     ----------
     cache : KVCache
-        Its keys and values, mapped: they are read from the disk, and verified, when a layer is first used.
-    head : Head
-        Tokens, positions, fingerprint.
+        Its keys and values, mapped: they are read from the disk and verified when a layer is first used.
+    header : Header
+        Tokens, positions and fingerprint, verified.
     extra : dict of str to array
-        What was saved beside them, verified.
+        The arrays that were saved beside the keys and values, verified.
+
+    Examples
+    --------
+    >>> import tempfile, numpy as np, keywise as kw
+    >>> from keywise.cache import file
+    >>> cache = kw.KVCache(layers=1)
+    >>> cache.append(0, np.ones((1, 2, 3, 8), np.float32), np.ones((1, 2, 3, 8), np.float32))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     file.save(f"{folder}/cache", cache, fingerprint={"weights": "1f"}, token_ids=[7, 8, 9])
+    ...     opened = file.open(f"{folder}/cache", {"weights": "1f"})
+    >>> opened.header.common_tokens([7, 8, 10])
+    2
+    >>> opened.cache.truncate(2)
     """
 
     cache: KVCache
-    head: Head
+    header: Header
     extra: dict[str, Array]
-    _file: _Mapped = field(repr=False)
+    _payload: MappedPayload = field(repr=False)
 
     def verify(self) -> None:
         """Read and verify the whole file now.
@@ -64,9 +80,19 @@ class Opened:
         Raises
         ------
         FormatError
-            When a byte of it is not what was written.
+            A byte of the file is not what was written.
+
+        Examples
+        --------
+        >>> import tempfile, numpy as np, keywise as kw
+        >>> from keywise.cache import file
+        >>> cache = kw.KVCache(layers=1)
+        >>> cache.append(0, np.ones((1, 2, 3, 8), np.float32), np.ones((1, 2, 3, 8), np.float32))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     file.save(f"{folder}/cache", cache, fingerprint={"weights": "1f"}, token_ids=[7, 8, 9])
+        ...     file.open(f"{folder}/cache", {"weights": "1f"}).verify()
         """
-        self._file.check(0, self.head.payload_bytes)
+        self._payload.verify(0, self.header.payload_bytes)
 
 
 def save(
@@ -78,31 +104,32 @@ def save(
     positions: Any = None,
     extra: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a cache to a file, which takes the place of the one that is there only when it is whole.
+    """Write a cache to a file, which replaces an existing file atomically.
 
-    Readers of the old file keep it, also when the cache itself is mapped from it.
+    Processes that have the old file open keep it, also when the cache itself is mapped from it. Only the owner may
+    read and write the file, because it contains the tokens.
 
     Parameters
     ----------
     path : path
-        Its folder exists. The file can be read and written by its owner alone: it tells what the tokens were.
+        A file in an existing folder.
     cache : KVCache
-        All layers in use hold the same tokens.
+        All layers with keys have the same number of tokens.
     fingerprint : mapping of str to str
-        Names and digests of everything the keys and values depend on (weights, configuration, tokenizer, ...).
-    token_ids : whole numbers [N] or [B, N]
-        The tokens of the cache, dropped ones included.
-    positions : whole numbers of that shape, optional
-        Where the tokens stand; default 0, 1, 2, ...
+        Names and digests of everything that the keys and values depend on: weights, configuration, tokenizer, ...
+    token_ids : integers [N] or [B, N]
+        The tokens of the cache, including those that a window has dropped.
+    positions : integers of that shape, optional
+        Positions of the tokens; default 0, 1, 2, ...
     extra : mapping of str to arrays, optional
-        Small arrays of numbers to keep beside the keys and values.
+        Small arrays of numbers to save beside the keys and values; bfloat16 is not accepted.
 
     Raises
     ------
     FormatError
-        When the file cannot be written: the disk is full, say. What was there before is untouched.
+        The file cannot be written, for example because the disk is full; an existing file is unchanged.
     ShapeError, DtypeError, OptionError
-        When the arguments do not fit each other.
+        The arguments do not agree with each other.
 
     Examples
     --------
@@ -115,264 +142,313 @@ def save(
     ...     len(file.open(f"{folder}/cache", {"weights": "1f"}).cache)
     3
     """
-    head, arrays = _plan(cache, _fingerprint(fingerprint), *_tokens(cache, token_ids, positions), _extra(extra or {}))
+    _check_fingerprint(fingerprint)
+    ids, token_positions = _check_tokens(cache, token_ids, positions)
+    layout = _Layout()
+    layout.add_tensor(TOKEN_IDS, "int64", ids.shape, [ids])
+    layout.add_tensor(POSITIONS, "int64", ids.shape, [token_positions])
+    for name, array in _check_extra(extra or {}).items():
+        layout.add_tensor(EXTRA_PREFIX + name, array.dtype.name, array.shape, [array])
+    layers = tuple(layout.add_layer(number, cache) for number in range(cache.layers))
+    hashes = hash_tokens(ids, token_positions)
+
+    def encode_with(checksums: Array) -> bytes:
+        return encode(
+            fingerprint=fingerprint, layers=layers, hashes=hashes, checksums=checksums, tensors=layout.tensors
+        )
+
     try:
+        # All checksums have the same number of digits: the header's length is known before they are.
+        header_bytes = len(encode_with(np.zeros(count_checksums(layout.end), np.uint32)))
         with atomic_write(path, private=True) as file:
-            file.seek(head.head_bytes)
-            payload = _Payload(file)
-            for stored, runs in arrays:
-                payload.skip_to(stored.offset)
-                for run in runs:
-                    payload.write(run)
-            payload.skip_to(head.payload_bytes)
-            checksums = payload.checksums()
+            file.seek(header_bytes)
+            payload = PayloadWriter(file)
+            for arrays in layout.arrays:
+                payload.write(arrays)
             file.seek(0)
-            file.write(head.encode(checksums))
+            file.write(encode_with(payload.checksums()))
+    except HeaderError as error:
+        raise FormatError("cache", str(error)) from error
     except OSError as error:
         raise FormatError(
-            f"{path}: cannot be written ({error.strerror}); what was there before is untouched"
+            "path", f"{os.fspath(path)!r} cannot be written ({error.strerror}); an existing file is unchanged"
         ) from error
 
 
 def open(path: str | os.PathLike[str], fingerprint: Mapping[str, str]) -> Opened:
-    """Open a cache file that the same fingerprint made, without reading its keys and values.
+    """Open a cache file with the same fingerprint, without reading its keys and values.
+
+    Damage in the keys and values of a layer is detected when the layer is first used, or by `Opened.verify`.
 
     Parameters
     ----------
     path : path
+        The file.
     fingerprint : mapping of str to str
         As given to `save`; every field must agree.
 
-    Raises
-    ------
-    FormatError
-        When the file is missing, damaged, cut, of another version or of another fingerprint, with the reason. Damage
-        in the keys and values of a layer is found when the layer is first used, or by `Opened.verify`.
-    """
-    wanted = _fingerprint(fingerprint)
-    head, file = _mapped(path)
-    for name in sorted(wanted.keys() | head.fingerprint.keys()):
-        found, asked = head.fingerprint.get(name), wanted.get(name)
-        if found != asked:
-            raise FormatError(f"{path}: made with another {name}: the file has {found!r}, wanted is {asked!r}")
-    layers = [Layer() if stored is None else _layer(file, stored) for stored in head.layers]
-    extra = {name: file.checked(stored) for name, stored in head.extra.items()}
-    int8 = any(stored is not None and stored.arrays["key"].dtype == "int8" for stored in head.layers)
-    cache = KVCache.of_layers(layers, dtype="int8" if int8 else None)
-    return Opened(cache, head, extra, file)
-
-
-def peek(path: str | os.PathLike[str]) -> Head:
-    """Read and verify the head of a cache file alone: its tokens, fingerprint and sizes.
+    Returns
+    -------
+    Opened
+        With the mapped cache and the header.
 
     Raises
     ------
+    MissingFileError
+        There is no such file.
     FormatError
-        When the file is missing, or its head is damaged.
+        The file is damaged, cut, of another version or of another fingerprint; the message gives the reason.
+
+    Examples
+    --------
+    >>> import tempfile, numpy as np, keywise as kw
+    >>> from keywise.cache import file
+    >>> cache = kw.KVCache(layers=1)
+    >>> cache.append(0, np.ones((1, 2, 3, 8), np.float32), np.ones((1, 2, 3, 8), np.float32))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     file.save(f"{folder}/cache", cache, fingerprint={"weights": "1f"}, token_ids=[7, 8, 9])
+    ...     file.open(f"{folder}/cache", {"weights": "1f"}).cache
+    KVCache(1 layers, 3 tokens)
     """
-    with _opened(path) as file:
-        return _head(path, file)[0]
+    _check_fingerprint(fingerprint)
+    header, payload = _map_file(os.fspath(path))
+    for name in sorted(fingerprint.keys() | header.fingerprint.keys()):
+        stored, expected = header.fingerprint.get(name), fingerprint.get(name)
+        if stored != expected:
+            raise FormatError(
+                "path",
+                f"{os.fspath(path)!r} must have the same fingerprint: {name} must be {expected!r}, got {stored!r}",
+            )
+    layers = [Layer() if stored is None else _map_layer(payload, stored) for stored in header.layers]
+    extra = {}
+    for name, entry in header.extra.items():
+        payload.verify(entry.begin, entry.end)
+        extra[name] = payload.tensor(entry)
+    int8 = any(stored is not None and stored.tensors["key"].dtype == "int8" for stored in header.layers)
+    return Opened(KVCache.from_layers(layers, dtype="int8" if int8 else None), header, extra, payload)
 
 
-class _Payload:
-    """Writes the payload and sums it up, block by block."""
+def read_header(path: str | os.PathLike[str]) -> Header:
+    """Read and verify the header of a cache file and its tokens, without keys and values.
 
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
-        self._sums: list[int] = []
-        self._written = 0
+    Parameters
+    ----------
+    path : path
+        The file.
 
-    def write(self, array: Array) -> None:
-        data = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
-        while data:
-            filled = self._written % CHECK_BYTES
-            if not filled:
-                self._sums.append(0)
-            here = data[: CHECK_BYTES - filled]
-            self._file.write(here)
-            self._sums[-1] = crc32(here, self._sums[-1])
-            self._written += len(here)
-            data = data[len(here) :]
+    Returns
+    -------
+    Header
+        Tokens, positions, fingerprint and sizes.
 
-    def skip_to(self, offset: int) -> None:
-        self.write(np.zeros(offset - self._written, np.uint8))
+    Raises
+    ------
+    MissingFileError
+        There is no such file.
+    FormatError
+        The header is damaged, or the file is no cache file of this version.
 
-    def checksums(self) -> Array:
-        return np.array(self._sums, np.uint32)
-
-
-@dataclass(eq=False)
-class _Mapped:
-    """The payload of a file in memory; a private mapping, so that nothing written to it reaches the file."""
-
-    path: str
-    data: mmap.mmap
-    start: int
-    payload_bytes: int
-    checksums: Array
-    verified: set[int] = field(default_factory=set)
-
-    def array(self, stored: Stored) -> Array:
-        count = (stored.end - stored.offset) // DTYPES[stored.dtype].itemsize
-        made = np.frombuffer(self.data, DTYPES[stored.dtype], count, self.start + stored.offset)
-        return made.reshape(stored.shape)
-
-    def checked(self, stored: Stored) -> Array:
-        self.check(stored.offset, stored.end)
-        return self.array(stored)
-
-    def check_view(self, view: Array) -> None:
-        """Verify what is left of keys, values or scales [batch, heads, tokens, ...] after a cut along the tokens."""
-        payload = byte_bounds(np.frombuffer(self.data, np.uint8, offset=self.start))[0]
-        runs = [view] if view.flags.c_contiguous else [view[at] for at in np.ndindex(view.shape[:2])]
-        for run in runs:
-            begin, end = byte_bounds(run)
-            self.check(begin - payload, end - payload)
-
-    def check(self, begin: int, end: int) -> None:
-        """Verify the blocks that hold some bytes of the payload, once each.
-
-        In one thread: those of the model's last operation are awake and would be in the way of others.
-        """
-        blocks = [block for block in range(begin // CHECK_BYTES, -(-end // CHECK_BYTES)) if block not in self.verified]
-        with memoryview(self.data) as view:
-            for block in blocks:
-                first = self.start + block * CHECK_BYTES
-                last = min(first + CHECK_BYTES, self.start + self.payload_bytes)
-                if crc32(view[first:last]) != self.checksums[block]:
-                    raise FormatError(f"{self.path}: damaged: the checksum of bytes {first} to {last - 1} differs")
-                self.verified.add(block)
+    Examples
+    --------
+    >>> import tempfile, numpy as np, keywise as kw
+    >>> from keywise.cache import file
+    >>> cache = kw.KVCache(layers=1)
+    >>> cache.append(0, np.ones((1, 2, 3, 8), np.float32), np.ones((1, 2, 3, 8), np.float32))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     file.save(f"{folder}/cache", cache, fingerprint={"weights": "1f"}, token_ids=[7, 8, 9])
+    ...     file.read_header(f"{folder}/cache").fingerprint
+    {'weights': '1f'}
+    """
+    with _open_binary(os.fspath(path)) as file:
+        return _read_header(os.fspath(path), file)[0]
 
 
-def _opened(path: str | os.PathLike[str]) -> IO[bytes]:
-    try:
-        return Path(path).open("rb")
-    except (FileNotFoundError, IsADirectoryError) as error:
-        raise FormatError(f"{path}: {error.strerror}") from error
+class _Layout:
+    """Places tensors one after the other, with padding tensors between them.
 
+    Attributes
+    ----------
+    tensors : dict of str to TensorEntry
+        All tensors, padding included, in order of their places.
+    arrays : list of iterables of arrays
+        The elements of each tensor, in runs of contiguous memory.
+    end : int
+        Bytes so far.
+    """
 
-def _head(path: str | os.PathLike[str], file: IO[bytes]) -> tuple[Head, Array]:
-    file_bytes = os.fstat(file.fileno()).st_size
-    start = file.read(PREAMBLE_BYTES)
-    try:
-        head_bytes = head_bytes_of(start, file_bytes)
-        return decode(start + file.read(head_bytes - len(start)), file_bytes)
-    except FormatError as error:
-        raise FormatError(f"{path}: {error}") from error
+    def __init__(self) -> None:
+        self.tensors: dict[str, TensorEntry] = {}
+        self.arrays: list[Iterable[Array]] = []
+        self.end = 0
+        self._paddings = 0
 
+    def add_tensor(
+        self, name: str, dtype: str, shape: tuple[int, ...], arrays: Iterable[Array], *, align_bytes: int = ALIGN_BYTES
+    ) -> TensorEntry:
+        padding_bytes = -self.end % align_bytes
+        if padding_bytes:
+            self._add(
+                f"{PADDING_PREFIX}{self._paddings}",
+                place_tensor("uint8", (padding_bytes,), self.end),
+                [np.zeros(padding_bytes, np.uint8)],
+            )
+            self._paddings += 1
+        entry = place_tensor(dtype, shape, self.end)
+        self._add(name, entry, arrays)
+        return entry
 
-def _mapped(path: str | os.PathLike[str]) -> tuple[Head, _Mapped]:
-    with _opened(path) as file:
-        head, checksums = _head(path, file)
-        data = mmap.mmap(file.fileno(), head.file_bytes, access=mmap.ACCESS_COPY)
-    return head, _Mapped(str(path), data, head.head_bytes, head.payload_bytes, checksums)
+    def _add(self, name: str, entry: TensorEntry, arrays: Iterable[Array]) -> None:
+        self.tensors[name] = entry
+        self.arrays.append(arrays)
+        self.end = entry.end
 
-
-def _layer(file: _Mapped, stored: StoredLayer) -> Layer:
-    arrays = {name: file.array(array) for name, array in stored.arrays.items()}
-    key, value = (
-        HostArray(arrays[name], stored.arrays[name].dtype, None, arrays.get(f"{name}_scale"))
-        for name in ("key", "value")
-    )
-
-    whole = False
-
-    def check(left: Chunk) -> None:
-        nonlocal whole
-        for _, array in () if whole else _arrays(left).values():
-            file.check_view(array)
-        whole |= left.tokens == stored.arrays["key"].shape[2]
-
-    return Layer(stored.window, first=stored.first, shared=Chunk(key, value), check=check)
-
-
-def _plan(
-    cache: KVCache, fingerprint: dict[str, str], token_ids: Array, positions: Array, extra: dict[str, Array]
-) -> tuple[Head, list[tuple[Stored, Iterator[Array]]]]:
-    """Say where everything lies, and give the arrays in that order, each in runs of contiguous memory."""
-    arrays: list[tuple[Stored, Iterator[Array]]] = []
-    end = 0
-
-    def place(dtype: str, shape: tuple[int, ...], runs: Iterator[Array]) -> Stored:
-        nonlocal end
-        stored = Stored(dtype, shape, round_up(end, ALIGN_BYTES))
-        arrays.append((stored, runs))
-        end = stored.end
-        return stored
-
-    placed = {name: place(array.dtype.name, array.shape, iter([array])) for name, array in extra.items()}
-    layers: list[StoredLayer | None] = []
-    for number in range(cache.layers):
+    def add_layer(self, number: int, cache: KVCache) -> StoredLayer | None:
         chunks = cache.chunks(number)
         if not chunks:
-            layers.append(None)
-            continue
-        end = round_up(end, PAGE_BYTES)
+            return None
         tokens = sum(chunk.tokens for chunk in chunks)
-        stored = {}
-        for name, (dtype, first) in _arrays(chunks[0]).items():
-            shape = (*first.shape[:2], tokens, *first.shape[3:])
-            stored[name] = place(dtype, shape, _runs([_arrays(chunk)[name][1] for chunk in chunks]))
-        layers.append(StoredLayer(cache.windows[number], cache.first_key(number), stored))
-    return Head(fingerprint, token_ids, positions, tuple(layers), placed, end), arrays
+        entries: dict[str, TensorEntry] = {}
+        for name, (dtype, first) in _named_arrays(chunks[0]).items():
+            entries[name] = self.add_tensor(
+                name_layer_tensor(number, name),
+                dtype,
+                (*first.shape[:2], tokens, *first.shape[3:]),
+                _runs([_named_arrays(chunk)[name][1] for chunk in chunks]),
+                align_bytes=ALIGN_BYTES if entries else PAGE_BYTES,  # a layer begins on a page
+            )
+        return StoredLayer(cache.windows[number], cache.first_key(number), entries)
 
 
-def _arrays(chunk: Chunk) -> dict[str, tuple[str, Array]]:
-    """Give element type and array by the names that the file uses."""
-    sides = {"key": chunk.key, "value": chunk.value}
-    scales = {f"{name}_scale": ("float32", held.scale) for name, held in sides.items() if held.scale is not None}
-    return {name: (held.dtype, held.data) for name, held in sides.items()} | scales
+def _named_arrays(chunk: Chunk) -> dict[str, tuple[str, Array]]:
+    """Return dtype and array of keys, values and their scales by their names in the file."""
+    named = {"key": (chunk.key.dtype, chunk.key.data), "value": (chunk.value.dtype, chunk.value.data)}
+    if chunk.key.scale is not None:
+        named["key_scale"] = ("float32", chunk.key.scale)
+    if chunk.value.scale is not None:
+        named["value_scale"] = ("float32", chunk.value.scale)
+    return named
 
 
-def _runs(chunks: list[Array]) -> Iterator[Array]:
-    """Give arrays [batch, heads, tokens, ...] as one, in order: item by item, head by head, piece by piece."""
-    for item, head in np.ndindex(*chunks[0].shape[:2]):
-        for chunk in chunks:
-            yield chunk[item, head]
+def _runs(arrays: list[Array]) -> Iterator[Array]:
+    """Yield arrays [batch, heads, tokens, ...] as one concatenated along the tokens would lie in memory."""
+    for item, head in np.ndindex(*arrays[0].shape[:2]):
+        for array in arrays:
+            yield array[item, head]
 
 
-def _fingerprint(fingerprint: Mapping[str, str]) -> dict[str, str]:
+def _open_binary(path: str) -> IO[bytes]:
+    try:
+        return Path(path).open("rb")
+    except FileNotFoundError as error:
+        raise MissingFileError("path", "must be an existing cache file", got=path) from error
+    except IsADirectoryError as error:
+        raise FormatError("path", "must be a cache file, not a folder", got=path) from error
+
+
+def _read_header(path: str, file: IO[bytes]) -> tuple[Header, HeaderFields]:
+    file_bytes = os.fstat(file.fileno()).st_size
+    try:
+        start = file.read(START_BYTES)
+        header_bytes = measure_header(start, file_bytes)
+        fields = decode(start + file.read(header_bytes - len(start)), file_bytes)
+        token_ids = _read_tensor(file, header_bytes, fields.token_ids)
+        positions = _read_tensor(file, header_bytes, fields.positions)
+        verify_tokens(fields, token_ids, positions)
+    except HeaderError as error:
+        raise FormatError("path", f"{path!r} {error}") from error
+    header = Header(
+        fingerprint=fields.fingerprint,
+        token_ids=token_ids,
+        positions=positions,
+        layers=fields.layers,
+        extra=fields.extra,
+        header_bytes=header_bytes,
+        payload_bytes=fields.payload_bytes,
+    )
+    return header, fields
+
+
+def _read_tensor(file: IO[bytes], header_bytes: int, entry: TensorEntry) -> Array:
+    file.seek(header_bytes + entry.begin)
+    data = file.read(entry.end - entry.begin)
+    if len(data) != entry.end - entry.begin:
+        raise HeaderError("was cut while it was read")
+    return np.frombuffer(data, DTYPES[entry.dtype]).reshape(entry.shape)
+
+
+def _map_file(path: str) -> tuple[Header, MappedPayload]:
+    with _open_binary(path) as file:
+        header, fields = _read_header(path, file)
+        data = mmap.mmap(file.fileno(), header.header_bytes + header.payload_bytes, access=mmap.ACCESS_COPY)
+    return header, MappedPayload(path, data, header.header_bytes, header.payload_bytes, fields.checksums)
+
+
+def _map_layer(payload: MappedPayload, stored: StoredLayer) -> Layer:
+    arrays = {name: payload.tensor(entry) for name, entry in stored.tensors.items()}
+    key, value = (
+        HostArray(arrays[name], stored.tensors[name].dtype, None, arrays.get(f"{name}_scale"))
+        for name in ("key", "value")
+    )
+    stored_tokens = stored.tensors["key"].shape[2]
+    all_verified = False
+
+    def verify(remaining: Chunk) -> None:
+        nonlocal all_verified
+        if all_verified:
+            return
+        for _, array in _named_arrays(remaining).values():
+            payload.verify_view(array)
+        all_verified = remaining.tokens == stored_tokens
+
+    return Layer(stored.window, first_key=stored.first_key, chunk=Chunk(key, value), verify=verify)
+
+
+def _check_fingerprint(fingerprint: Mapping[str, str]) -> None:
     if not isinstance(fingerprint, Mapping):
-        raise DtypeError(f"fingerprint is a {type(fingerprint).__name__}; give a mapping of names to digests")
+        raise DtypeError("fingerprint", f"must be a mapping of names to digests, got a {type(fingerprint).__name__}")
     for name, digest in fingerprint.items():
         if not isinstance(name, str) or not isinstance(digest, str):
-            raise DtypeError(f"fingerprint[{name!r}]={digest!r}: names and digests are strings")
-    return dict(fingerprint)
+            raise DtypeError("fingerprint", f"must have strings as names and digests, got {name!r}: {digest!r}")
 
 
-def _whole_numbers(name: str, value: Any) -> Array:
-    taken = as_host_array(name, np.asarray(value) if isinstance(value, (list, tuple)) else value)
-    if not taken.dtype.startswith(("int", "uint")):
-        raise DtypeError(f"{name} has dtype {taken.dtype}; it holds whole numbers")
-    return taken.data
+def _check_integers(name: str, value: Any) -> Array:
+    array = as_host_array(name, np.asarray(value) if isinstance(value, (list, tuple)) else value)
+    if not array.dtype.startswith(("int", "uint")):
+        raise DtypeError(name, f"must have an integer dtype, got {array.dtype}")
+    return array.data
 
 
-def _tokens(cache: KVCache, token_ids: Any, positions: Any) -> tuple[Array, Array]:
-    ids = _whole_numbers("token_ids", token_ids)
-    places = None if positions is None else _whole_numbers("positions", positions)
-    if places is not None and places.shape != ids.shape:
-        raise ShapeError(f"positions has shape {list(places.shape)} and token_ids {list(ids.shape)}; they must agree")
-    batches = {chunk.key.data.shape[0] for number in range(cache.layers) for chunk in cache.chunks(number)[:1]}
-    counts = {cache.tokens(number) for number in range(cache.layers) if cache.tokens(number)}
-    if not counts or any(cache.tokens(number) and not cache.chunks(number) for number in range(cache.layers)):
-        raise OptionError("the cache, or one of its layers, holds no keys; there is nothing to go on from")
+def _check_tokens(cache: KVCache, token_ids: Any, positions: Any) -> tuple[Array, Array]:
+    """Return token ids and positions that fit a cache, int64 [B, N]."""
+    ids = _check_integers(TOKEN_IDS, token_ids)
+    token_positions = None if positions is None else _check_integers(POSITIONS, positions)
+    if token_positions is not None and token_positions.shape != ids.shape:
+        raise ShapeError(
+            POSITIONS, f"must have the shape of token_ids, {list(ids.shape)}, got {list(token_positions.shape)}"
+        )
+    used_layers = [number for number in range(cache.layers) if cache.tokens(number)]
+    first_chunks = [cache.chunks(number)[:1] for number in used_layers]
+    if not used_layers or not all(first_chunks):
+        raise OptionError("cache", "must have keys in every layer that is used", remedy="append some first")
+    batches = {chunk.key.data.shape[0] for chunks in first_chunks for chunk in chunks}
+    counts = {cache.tokens(number) for number in used_layers}
     if len(counts) > 1 or len(batches) > 1:
         raise OptionError(
-            f"the layers of the cache hold {sorted(counts)} tokens of {sorted(batches)} items; they must agree"
+            "cache",
+            "must have the same tokens and batch in every layer, "
+            f"got {sorted(counts)} tokens and batches of {sorted(batches)}",
         )
-    wanted = (*batches, *counts)
-    if np.atleast_2d(ids).shape != wanted:
-        raise ShapeError(f"token_ids has shape {list(ids.shape)}; the cache holds {list(wanted)} tokens")
-    return token_arrays(ids, places)
+    shape = [*batches, *counts]
+    if list(np.atleast_2d(ids).shape) != shape:
+        raise ShapeError(TOKEN_IDS, f"must have the shape of the cache's tokens, {shape}, got {list(ids.shape)}")
+    return as_token_arrays(ids, token_positions)
 
 
-def _extra(extra: Mapping[str, Any]) -> dict[str, Array]:
+def _check_extra(extra: Mapping[str, Any]) -> dict[str, Array]:
     arrays = {}
     for name, value in extra.items():
-        taken = as_host_array(f"extra[{name!r}]", value)
-        if not isinstance(name, str) or taken.dtype not in DTYPES or taken.dtype == "bfloat16":
-            raise DtypeError(
-                f"extra[{name!r}] has dtype {taken.dtype}; it holds numbers that NumPy knows, under a name"
-            )
-        arrays[name] = taken.data
+        array = as_host_array(f"extra[{name!r}]", value)
+        if not isinstance(name, str) or array.dtype not in DTYPES or array.dtype == "bfloat16":
+            raise DtypeError(f"extra[{name!r}]", f"must be an array of numbers under a string, got {array.dtype}")
+        arrays[name] = array.data
     return arrays

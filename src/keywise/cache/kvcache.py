@@ -1,4 +1,4 @@
-"""KVCache: the keys and values of every layer, appended to, attended to, cut and shared."""
+"""`KVCache`: the keys and values of every layer, appended to, attended to, truncated and shared."""
 
 from __future__ import annotations
 
@@ -13,33 +13,36 @@ from keywise.attention.mask import Mask
 from keywise.attention.operation import Chunks, StatsRequest, run
 from keywise.attention.problem import Chunk
 from keywise.attention.stats import AttentionStats
+from keywise.cache.int8 import quantise
 from keywise.cache.layer import Layer
-from keywise.cache.quantised import quantised
 from keywise.errors import DtypeError, OptionError, ShapeError
 from keywise.util.checks import check_int
 
 
 class KVCache:
-    """Keep the keys and values of every layer; appending copies nothing of what is there, forking nothing at all.
+    """Keep the keys and values of every layer; appending copies no past tokens, forking copies nothing.
 
-    A layer is an ordered list of pieces: read-only ones, shared with forks and files, and one private piece that
-    grows. Attention reads them where they are, with the result of one array, bit for bit.
+    A layer is an ordered list of chunks: read-only ones, shared with forks and files, and one private chunk that grows.
+    Attention reads the chunks in place; the result has the same bits as over one array.
 
     Parameters
     ----------
     layers : int
         Number of layers.
     windows : sequence of (int or None), optional
-        Per layer, the keys to the left of its own position that a query sees (``Mask.window[0]``): older keys are
-        dropped as tokens are appended. None keeps all, for that layer or for every layer.
+        Per layer, the number of keys to the left of its own position that a query sees (``Mask.window[0]``); older keys
+        are dropped as tokens are appended. None keeps all, for that layer or for every layer.
     dtype : str, optional
-        ``"int8"`` keeps keys and values as whole multiples of a float32 scale per token and head: half the bytes of
-        bfloat16, the error of an element at most 1/254 of the largest of its token and head. Default: as they come.
+        ``"int8"`` keeps keys and values as multiples of a float32 scale per token and head. That is half the bytes of
+        bfloat16, with an error of at most 1/254 of the largest element of the token and head. Default: the dtype of
+        what is appended.
 
     Raises
     ------
-    DtypeError, OptionError
-        When an argument is of the wrong type or out of range.
+    DtypeError
+        An argument has the wrong type.
+    OptionError
+        An argument is out of range.
 
     Examples
     --------
@@ -58,67 +61,186 @@ class KVCache:
     def __init__(self, layers: int, *, windows: Sequence[int | None] | None = None, dtype: str | None = None) -> None:
         count = check_int("layers", layers, minimum=1)
         if dtype not in {None, "int8"}:
-            raise OptionError(f"dtype={dtype!r}: a cache keeps keys and values as they come (None) or as 'int8'")
+            raise OptionError("dtype", "must be None or 'int8'", got=dtype)
         self._dtype = dtype
         self._layers = [Layer() for _ in range(count)]
         if windows is not None:
             self.windows = tuple(windows)
 
     @classmethod
-    def of_layers(cls, layers: Sequence[Layer], *, dtype: str | None = None) -> KVCache:
-        """Make a cache of layers that are there already."""
+    def from_layers(cls, layers: Sequence[Layer], *, dtype: str | None = None) -> KVCache:
+        """Return a cache of existing layers.
+
+        Parameters
+        ----------
+        layers : sequence of keywise.cache.layer.Layer
+            One or more.
+        dtype : str, optional
+            ``"int8"`` if the layers hold int8.
+
+        Examples
+        --------
+        >>> from keywise.cache.kvcache import KVCache
+        >>> from keywise.cache.layer import Layer
+        >>> KVCache.from_layers([Layer(), Layer(window=4)]).windows
+        (None, 4)
+        """
         cache = cls(len(layers), dtype=dtype)
         cache._layers = list(layers)
         return cache
 
     @property
     def layers(self) -> int:
-        """Number of layers."""
+        """Number of layers.
+
+        Examples
+        --------
+        >>> import keywise as kw
+        >>> kw.KVCache(layers=2).layers
+        2
+        """
         return len(self._layers)
 
     @property
     def dtype(self) -> str | None:
-        """``"int8"``, or None where keys and values are kept as they come."""
+        """``"int8"``, or None where keys and values keep the dtype that they were appended with.
+
+        Examples
+        --------
+        >>> import keywise as kw
+        >>> kw.KVCache(layers=2, dtype="int8").dtype
+        'int8'
+        """
         return self._dtype
 
     @property
     def windows(self) -> tuple[int | None, ...]:
-        """Per layer, the keys kept to the left of the next query; None keeps all. What was dropped does not return."""
+        """Per layer, the number of keys kept to the left of the next query; None keeps all.
+
+        Setting it changes what later appends drop; dropped keys do not come back.
+
+        Raises
+        ------
+        DtypeError, OptionError
+            Setting something else than one window per layer.
+
+        Examples
+        --------
+        >>> import keywise as kw
+        >>> cache = kw.KVCache(layers=2, windows=[4, None])
+        >>> cache.windows = [None, None]
+        >>> cache.windows
+        (None, None)
+        """
         return tuple(layer.window for layer in self._layers)
 
     @windows.setter
     def windows(self, windows: Sequence[int | None]) -> None:
         if len(windows) != self.layers:
-            raise OptionError(f"windows={windows}: it needs one entry per layer: {self.layers}")
+            raise OptionError("windows", f"must have one entry per layer, {self.layers}", got=windows)
         checked = [None if window is None else check_int("windows", window, minimum=0) for window in windows]
         for layer, window in zip(self._layers, checked, strict=True):
             layer.window = window
 
     def __len__(self) -> int:
-        """Give the number of tokens that every layer in use holds, dropped ones included."""
+        """Return the number of tokens that every layer in use has, dropped ones included."""
         return min((layer.tokens for layer in self._layers if layer.tokens), default=0)
 
     def __repr__(self) -> str:
         return f"KVCache({self.layers} layers, {len(self)} tokens)"
 
     def tokens(self, layer: int) -> int:
-        """Give the number of tokens appended to a layer so far, dropped ones included."""
+        """Return the number of tokens appended to a layer, dropped ones included.
+
+        Parameters
+        ----------
+        layer : int
+            Number of the layer, from 0.
+
+        Returns
+        -------
+        int
+            The position of the next token.
+
+        Raises
+        ------
+        DtypeError, OptionError
+            There is no such layer.
+
+        Examples
+        --------
+        >>> import numpy as np, keywise as kw
+        >>> cache = kw.KVCache(layers=2)
+        >>> cache.append(1, np.ones((1, 2, 3, 8), np.float32), np.ones((1, 2, 3, 8), np.float32))
+        >>> cache.tokens(0), cache.tokens(1)
+        (0, 3)
+        """
         return self._layer(layer).tokens
 
     def first_key(self, layer: int) -> int:
-        """Give the position of the first key that a layer still holds."""
-        return self._layer(layer).first
+        """Return the position of the first key of a layer that was not dropped.
+
+        Parameters
+        ----------
+        layer : int
+            Number of the layer, from 0.
+
+        Returns
+        -------
+        int
+            0 where nothing was dropped.
+
+        Raises
+        ------
+        DtypeError, OptionError
+            There is no such layer.
+
+        Examples
+        --------
+        >>> import numpy as np, keywise as kw
+        >>> cache = kw.KVCache(layers=1, windows=[2])
+        >>> for _ in range(2):
+        ...     cache.append(0, np.ones((1, 2, 3, 8), np.float32), np.ones((1, 2, 3, 8), np.float32))
+        >>> cache.first_key(0)
+        1
+        """
+        return self._layer(layer).first_key
 
     def chunks(self, layer: int) -> tuple[Chunk, ...]:
-        """Give a layer's keys and values [batch, heads, tokens, head_dim] piece by piece, in order, without a copy.
+        """Return the keys and values of a layer as views, chunk by chunk in order.
 
-        They are views that hold until the cache changes, and are not to be written to. bfloat16 comes as uint16;
-        `keywise.attention.arrays.give` makes torch tensors of them.
+        The views are valid until the cache changes and must not be written to. bfloat16 is held as uint16;
+        `keywise.attention.arrays.to_library` converts to torch tensors.
+
+        Parameters
+        ----------
+        layer : int
+            Number of the layer, from 0.
+
+        Returns
+        -------
+        tuple of Chunk
+            ``chunk.key.data`` and ``chunk.value.data`` are arrays [batch, heads, tokens, head_dim].
+
+        Raises
+        ------
+        DtypeError, OptionError
+            There is no such layer.
+        FormatError
+            The layer comes from a file and is damaged.
+
+        Examples
+        --------
+        >>> import numpy as np, keywise as kw
+        >>> cache = kw.KVCache(layers=1)
+        >>> cache.append(0, np.ones((1, 2, 3, 8), np.float32), np.ones((1, 2, 3, 8), np.float32))
+        >>> [chunk.key.data.shape for chunk in cache.chunks(0)]
+        [(1, 2, 3, 8)]
         """
         return self._layer(layer).chunks()
 
     def append(self, layer: int, key: Any, value: Any) -> None:
-        """Add the keys and values of new tokens behind the last ones of a layer.
+        """Append the keys and values of new tokens to a layer.
 
         Parameters
         ----------
@@ -126,29 +248,40 @@ class KVCache:
             Number of the layer, from 0.
         key : [B, Hkv, T, D]
             NumPy array, torch CPU tensor or DLPack array; every append to a layer has the same B, Hkv, D and dtype
-            (over int8 keys any dtype).
+            (any float dtype in an int8 cache).
         value : [B, Hkv, T, Dv]
+            Of the dtype of the keys.
 
         Raises
         ------
         ShapeError, DtypeError, OptionError, TargetError
-            Naming the argument, its value and what would work; the cache is then as before.
+            An argument does not fit; the cache is unchanged.
+
+        Examples
+        --------
+        >>> import numpy as np, keywise as kw
+        >>> cache = kw.KVCache(layers=1)
+        >>> cache.append(0, np.ones((1, 2, 3, 8), np.float32), np.ones((1, 2, 3, 8), np.float32))
+        >>> len(cache)
+        3
         """
-        into = self._layer(layer)
-        chunk = Chunk(_tokens("key", key), _tokens("value", value))
+        target = self._layer(layer)
+        chunk = Chunk(_check_tokens("key", key), _check_tokens("value", value))
         if chunk.key.dtype != chunk.value.dtype:
-            raise DtypeError(f"value has dtype {chunk.value.dtype} and key has {chunk.key.dtype}; the two share one")
+            raise DtypeError("value", f"must have the dtype of key, {chunk.key.dtype}, got {chunk.value.dtype}")
         if chunk.key.data.shape[:3] != chunk.value.data.shape[:3]:
             raise ShapeError(
-                f"key has shape {list(chunk.key.data.shape)} and value has {list(chunk.value.data.shape)}; "
-                "batch, heads and tokens must agree"
+                "value",
+                "must have the batch, heads and tokens of key, "
+                f"{list(chunk.key.data.shape[:3])}, got {list(chunk.value.data.shape[:3])}",
             )
         if self._dtype == "int8":
-            chunk = Chunk(quantised("key", chunk.key), quantised("value", chunk.value))
-        if (held := into.held) is not None:
-            _fit(layer, held, chunk)
+            chunk = Chunk(quantise("key", chunk.key), quantise("value", chunk.value))
+        example = target.example_chunk()
+        if example is not None:
+            _check_like(layer, example, chunk)
         if chunk.tokens:
-            into.append(chunk)
+            target.append(chunk)
 
     def attend(
         self,
@@ -161,26 +294,37 @@ class KVCache:
         softcap: float | None = None,
         sinks: Any = None,
     ) -> Any:
-        """Compute attention of some queries over a layer, as `keywise.attend` does over one array.
+        """Compute attention of queries over a layer, as `keywise.attend` does over one array.
 
         Parameters
         ----------
         layer : int
-            Number of the layer.
+            Number of the layer, from 0.
         query : [B, Hq, Q, D]
-            Of the dtype of the keys; over int8 keys any.
+            Of the dtype of the keys; any float dtype in an int8 cache.
         mask, bias, scale, softcap, sinks
             As in `keywise.attend`. Positions in a `Mask` count from the very first token; a layer with a window is
-            always masked by it. Arrays (a boolean mask, bias) cover the keys that are held, from `first_key(layer)`.
+            always masked by it. Arrays (a boolean mask, bias) cover the keys from `first_key(layer)` on.
 
         Returns
         -------
         [B, Hq, Q, Dv]
+            In the array library and dtype of the query.
 
         Raises
         ------
         ShapeError, DtypeError, OptionError, TargetError
-            Also when a query would see keys that the window has dropped.
+            As in `keywise.attend`; also if a query would see keys that the window has dropped.
+        FormatError
+            The layer comes from a file and is damaged.
+
+        Examples
+        --------
+        >>> import numpy as np, keywise as kw
+        >>> cache = kw.KVCache(layers=1)
+        >>> cache.append(0, np.ones((1, 2, 3, 8), np.float32), np.ones((1, 2, 3, 8), np.float32))
+        >>> cache.attend(0, np.ones((1, 4, 1, 8), np.float32), mask=kw.Mask(causal=True)).shape
+        (1, 4, 1, 8)
         """
         arguments = self._arguments(layer, query, mask)
         return run(**arguments, bias=bias, scale=scale, softcap=softcap, sinks=sinks)
@@ -200,112 +344,187 @@ class KVCache:
         segment_ids: Any = None,
         query_weights: Any = None,
     ) -> AttentionStats:
-        """Compute attention over a layer and, in the same pass, which keys mattered, as `keywise.read` does.
+        """Compute attention over a layer and its statistics, as `keywise.attention_stats` does.
 
         Parameters
         ----------
         layer, query, mask, bias, scale, softcap, sinks
             As in `KVCache.attend`.
         top_k, segment_bounds, segment_ids, query_weights
-            As in `keywise.read`. Keys are numbered from the first one held, at position `first_key(layer)`.
+            As in `keywise.attention_stats`. Keys are numbered from the first one that was not dropped, at position
+            `first_key(layer)`.
+
+        Returns
+        -------
+        AttentionStats
+            The output and which keys received the attention.
+
+        Raises
+        ------
+        ShapeError, DtypeError, OptionError, TargetError, FormatError
+            As in `KVCache.attend`.
+
+        Examples
+        --------
+        >>> import numpy as np, keywise as kw
+        >>> cache = kw.KVCache(layers=1)
+        >>> cache.append(0, np.eye(4, dtype=np.float32)[None, None], np.ones((1, 1, 4, 2), np.float32))
+        >>> query = np.array([[[[0, 0, 9, 0]]]], np.float32)
+        >>> cache.attention_stats(0, query, top_k=1).top_keys.tolist()
+        [[[[2]]]]
         """
-        want = StatsRequest(
+        request = StatsRequest(
             top_k=top_k, segment_bounds=segment_bounds, segment_ids=segment_ids, query_weights=query_weights
         )
         arguments = self._arguments(layer, query, mask)
-        stats = run(**arguments, bias=bias, scale=scale, softcap=softcap, sinks=sinks, stats=want)
+        stats = run(**arguments, bias=bias, scale=scale, softcap=softcap, sinks=sinks, stats=request)
         assert isinstance(stats, AttentionStats)
         return stats
 
     def truncate(self, tokens: int) -> None:
-        """Forget all tokens from a position on, in every layer; nothing is copied.
+        """Remove all tokens from a position on, in every layer; nothing is copied.
 
-        Layers that nothing was ever appended to are left alone.
-
-        Raises
-        ------
-        OptionError
-            When a layer has fewer tokens, or its window has dropped keys that the next token would see.
-        """
-        tokens = check_int("tokens", tokens, minimum=0)
-        used = [(number, layer) for number, layer in enumerate(self._layers) if layer.tokens]
-        for number, layer in used:
-            if layer.tokens < tokens:
-                raise OptionError(f"tokens={tokens}: layer {number} has {layer.tokens} tokens only")
-            if layer.tokens > tokens and layer.misses(tokens):
-                raise OptionError(
-                    f"tokens={tokens}: the window of layer {number} has dropped the keys before position "
-                    f"{layer.first}; keep a fork from before, or use no windows"
-                )
-        for _, layer in used:
-            layer.truncate(tokens)
-
-    def fork(self) -> KVCache:
-        """Give a cache with the same tokens that goes its own way from here; nothing is copied."""
-        return KVCache.of_layers([layer.fork() for layer in self._layers], dtype=self._dtype)
-
-    def select(self, items: Any) -> None:
-        """Make the batch of some of its items: for beams, or to repeat or drop items.
+        Layers without tokens are unchanged.
 
         Parameters
         ----------
-        items : whole numbers
-            Item i of the new batch is item ``items[i]`` of the old one; items may repeat or be left out. What a batch
-            of one shares stays one in memory however often it is repeated.
+        tokens : int
+            Number of tokens that remain.
+
+        Raises
+        ------
+        DtypeError
+            The number is not an integer.
+        OptionError
+            A layer has fewer tokens, or its window has dropped keys that the next query would see.
+
+        Examples
+        --------
+        >>> import numpy as np, keywise as kw
+        >>> cache = kw.KVCache(layers=1)
+        >>> cache.append(0, np.ones((1, 2, 3, 8), np.float32), np.ones((1, 2, 3, 8), np.float32))
+        >>> cache.truncate(2)
+        >>> len(cache)
+        2
+        """
+        tokens = check_int("tokens", tokens, minimum=0)
+        used_layers = [(number, layer) for number, layer in enumerate(self._layers) if layer.tokens]
+        for number, layer in used_layers:
+            if layer.tokens < tokens:
+                raise OptionError("tokens", f"must be at most {layer.tokens}, the tokens of layer {number}", got=tokens)
+            if layer.tokens > tokens and not layer.can_truncate(tokens):
+                raise OptionError(
+                    "tokens",
+                    f"must not need keys before position {layer.first_key}, which the window of layer {number} has "
+                    "dropped",
+                    got=tokens,
+                    remedy="truncate a fork from before, or use no windows",
+                )
+        for _, layer in used_layers:
+            layer.truncate(tokens)
+
+    def fork(self) -> KVCache:
+        """Return a cache with the same tokens that changes independently; nothing is copied.
+
+        Returns
+        -------
+        KVCache
+            Shares the memory of the tokens so far.
+
+        Examples
+        --------
+        >>> import numpy as np, keywise as kw
+        >>> cache = kw.KVCache(layers=1)
+        >>> cache.append(0, np.ones((1, 2, 3, 8), np.float32), np.ones((1, 2, 3, 8), np.float32))
+        >>> fork = cache.fork()
+        >>> fork.truncate(1)
+        >>> len(cache), len(fork)
+        (3, 1)
+        """
+        return KVCache.from_layers([layer.fork() for layer in self._layers], dtype=self._dtype)
+
+    def select(self, items: Any) -> None:
+        """Replace the batch by some of its items, for example in beam search.
+
+        Parameters
+        ----------
+        items : integers [B]
+            Item i of the new batch is item ``items[i]`` of the old one; items may repeat or be left out. A batch of one
+            is repeated without a copy.
 
         Raises
         ------
         DtypeError, OptionError
-            When items are not whole numbers below the batch size.
+            The items are not integers below the batch size.
+        FormatError
+            A layer comes from a file and is damaged.
+
+        Examples
+        --------
+        >>> import numpy as np, keywise as kw
+        >>> cache = kw.KVCache(layers=1)
+        >>> cache.append(0, np.ones((1, 2, 3, 8), np.float32), np.ones((1, 2, 3, 8), np.float32))
+        >>> cache.select([0, 0, 0])
+        >>> cache.chunks(0)[0].key.data.shape
+        (3, 2, 3, 8)
         """
-        chosen = np.asarray(items)
-        if chosen.ndim != 1 or chosen.dtype.kind not in "iu" or not chosen.size:
-            raise DtypeError(f"items={items!r}: items is a row of one or more whole numbers")
+        indices = np.asarray(items)
+        if indices.ndim != 1 or indices.dtype.kind not in "iu" or not indices.size:
+            raise DtypeError("items", "must be a list of one or more integers", got=items)
         batches = {chunk.key.data.shape[0] for layer in self._layers for chunk in layer.chunks()[:1]}
         for batch in batches:
-            if chosen.min() < 0 or chosen.max() >= batch:
-                raise OptionError(f"items={chosen.tolist()}: the batch has items 0 to {batch - 1}")
+            if indices.min() < 0 or indices.max() >= batch:
+                raise OptionError("items", f"must be between 0 and {batch - 1}", got=indices.tolist())
         for layer in self._layers:
-            layer.select(chosen)
+            layer.select(indices)
 
     def _layer(self, number: int) -> Layer:
         return self._layers[check_int("layer", number, minimum=0, maximum=self.layers - 1)]
 
     def _arguments(self, number: int, query: Any, mask: Any) -> dict[str, Any]:
+        """Return the arguments of `run` that describe a layer."""
         layer = self._layer(number)
         chunks = layer.chunks()
         if not chunks:
-            raise OptionError(f"layer={number} holds no keys; append some first")
-        taken = as_host_array("query", query)
+            raise OptionError("layer", "must have keys", got=number, remedy="append some first")
+        host_query = as_host_array("query", query)
         if layer.window is not None:
-            mask = _narrowed(mask, layer.window)
-        if layer.first:
-            _check_reach(number, layer, mask, taken)
+            mask = _narrow(mask, layer.window)
+        if layer.first_key:
+            _check_reach(number, layer, mask, host_query)
         keys, values = zip(*chunks, strict=True)
         return {
-            "query": taken, "key": Chunks(keys), "value": Chunks(values), "mask": mask, "first_key": layer.first
-        }  # fmt: skip
+            "query": host_query,
+            "key": Chunks(keys),
+            "value": Chunks(values),
+            "mask": mask,
+            "first_key": layer.first_key,
+        }
 
 
-def _tokens(name: str, array: Any) -> HostArray:
-    taken = as_host_array(name, array)
-    if taken.dtype not in FLOATS:
-        raise DtypeError(f"{name} has dtype {taken.dtype}; a cache takes {', '.join(FLOATS)}")
-    if taken.data.ndim != 4 or 0 in (taken.data.shape[0], taken.data.shape[1], taken.data.shape[3]):
-        raise ShapeError(f"{name} has shape {list(taken.data.shape)}; it needs [batch, heads, tokens, head_dim]")
-    return taken
+def _check_tokens(name: str, array: Any) -> HostArray:
+    host = as_host_array(name, array)
+    if host.dtype not in FLOATS:
+        raise DtypeError(name, f"must have one of the dtypes {', '.join(FLOATS)}, got {host.dtype}")
+    shape = host.data.shape
+    if host.data.ndim != 4 or 0 in (shape[0], shape[1], shape[3]):
+        raise ShapeError(name, f"must have shape [batch, heads, tokens, head_dim], got {list(shape)}")
+    return host
 
 
-def _fit(layer: int, held: Chunk, new: Chunk) -> None:
-    for name, old, array in zip(("key", "value"), held, new, strict=True):
-        if array.dtype != old.dtype:
-            raise DtypeError(f"{name} has dtype {array.dtype} and layer {layer} holds {old.dtype}; they must agree")
-        wanted = [*old.data.shape[:2], array.data.shape[2], old.data.shape[3]]
-        if list(array.data.shape) != wanted:
-            raise ShapeError(f"{name} has shape {list(array.data.shape)}; for layer {layer} it needs {wanted}")
+def _check_like(layer: int, example: Chunk, new: Chunk) -> None:
+    """Refuse new tokens that do not fit those of the layer."""
+    for name, present, array in zip(("key", "value"), example, new, strict=True):
+        if array.dtype != present.dtype:
+            raise DtypeError(name, f"must have the dtype of layer {layer}, {present.dtype}, got {array.dtype}")
+        batch, heads, _, width = present.data.shape
+        expected = [batch, heads, array.data.shape[2], width]
+        if list(array.data.shape) != expected:
+            raise ShapeError(name, f"must have shape {expected} for layer {layer}, got {list(array.data.shape)}")
 
 
-def _narrowed(mask: Any, window: int) -> Mask:
+def _narrow(mask: Any, window: int) -> Mask:
+    """Return a mask that hides what the window hides, too."""
     rule = mask if isinstance(mask, Mask) else Mask(allowed=mask)
     left, right = (None, None) if rule.window is None else rule.window
     return replace(rule, window=(window if left is None else min(left, window), right))
@@ -313,14 +532,17 @@ def _narrowed(mask: Any, window: int) -> Mask:
 
 def _check_reach(number: int, layer: Layer, mask: Any, query: HostArray) -> None:
     """Refuse queries that would see keys which the window has dropped."""
-    remedy = f"layer {number} holds the keys from position {layer.first} on; use a cache without windows"
+    remedy = f"layer {number} has the keys from position {layer.first_key} on; use a cache without windows"
     rule = mask if isinstance(mask, Mask) else Mask()
     if rule.keep_first:
-        raise OptionError(f"mask.keep_first={rule.keep_first}: {remedy}")
+        raise OptionError("mask.keep_first", "must be 0 after keys were dropped", got=rule.keep_first, remedy=remedy)
     left = None if rule.window is None else rule.window[0]
     length = layer.tokens if rule.lengths is None else int(np.min(np.asarray(rule.lengths)))
-    earliest = 0 if left is None else length - query.data.shape[2] - left
-    if earliest < layer.first:
+    queries = query.data.shape[2]
+    first_visible = 0 if left is None else max(length - queries - left, 0)
+    if first_visible < layer.first_key:
         raise OptionError(
-            f"the first of {query.data.shape[2]} queries sees keys from position {max(earliest, 0)} on, and {remedy}"
+            "query",
+            f"must not see dropped keys; the first of {queries} queries sees keys from position {first_visible} on",
+            remedy=remedy,
         )

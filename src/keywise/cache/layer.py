@@ -1,4 +1,4 @@
-"""One layer's keys and values: pieces that nobody writes to any more, then one private piece that grows."""
+"""Keys and values of one layer: read-only chunks, then one private chunk that grows."""
 
 from __future__ import annotations
 
@@ -9,213 +9,271 @@ import numpy as np
 from keywise.attention.arrays import Array, HostArray
 from keywise.attention.problem import Chunk
 
-FEWEST_TOKENS = 64
-"""Room of the smallest private piece."""
+MIN_CAPACITY_TOKENS = 64
+"""Capacity of the smallest private chunk, beyond the tokens that it must hold."""
 
 
 class Layer:
-    """Keys and values of consecutive tokens; in memory each head's tokens lie together, as the kernels read them.
+    """Keys and values of consecutive tokens.
+
+    The tokens of a head lie together in memory, as the kernels read them.
 
     Parameters
     ----------
     window : int, optional
         Keys before the next query's own position that it may still need; older ones are dropped when tokens are
         appended. None keeps all.
-    first : int
-        Position of the first token kept.
-    shared : Piece, optional
-        Tokens that are there already.
-    check : callable, optional
-        Called with what is left of them before they are first looked at; raises when it is not what it should be.
+    first_key : int
+        Position of the first key.
+    chunk : Chunk, optional
+        Tokens to begin with; they are never written to.
+    verify : callable, optional
+        Called with what remains of `chunk` before it is first used; raises where it is damaged.
+
+    Attributes
+    ----------
+    window, first_key
+        As given; `first_key` grows when tokens are dropped.
     """
 
     def __init__(
         self,
         window: int | None = None,
         *,
-        first: int = 0,
-        shared: Chunk | None = None,
-        check: Callable[[Chunk], None] | None = None,
+        first_key: int = 0,
+        chunk: Chunk | None = None,
+        verify: Callable[[Chunk], None] | None = None,
     ) -> None:
         self.window = window
-        self.first = first
-        self._shared: tuple[Chunk, ...] = () if shared is None else (shared,)
-        self._check = check
+        self.first_key = first_key
+        self._shared: tuple[Chunk, ...] = () if chunk is None else (chunk,)
+        self._verify_chunk = verify
         self._private: Chunk | None = None
-        self._begin = self._end = 0
-        self._lent = 0
-        """Tokens of the private piece before this one may be seen by forks: they are never overwritten."""
+        # The tokens of the private chunk that are in use: `_begin` to `_end - 1`.
+        self._begin = 0
+        self._end = 0
+        # Tokens of the private chunk before this one may be seen by forks: they are never overwritten.
+        self._forked_end = 0
 
     @property
     def tokens(self) -> int:
-        """Number of tokens so far, dropped ones included: the position of the next one."""
-        return self.first + sum(chunk.tokens for chunk in self._shared) + self._end - self._begin
+        """Number of tokens so far, dropped ones included: the position of the next token."""
+        return self.first_key + sum(chunk.tokens for chunk in self._shared) + self._end - self._begin
 
     def chunks(self) -> tuple[Chunk, ...]:
-        """Give the tokens kept as views in order; they hold until the next change."""
+        """Return verified views of the tokens in order; they are valid until the next change."""
         self._verify()
         return self._views()
 
-    @property
-    def held(self) -> Chunk | None:
-        """A piece that new tokens must be like, its room included; None where nothing is kept."""
+    def example_chunk(self) -> Chunk | None:
+        """Return a verified chunk that new tokens must agree with in dtype and shape.
+
+        None if the layer has no tokens.
+        """
         self._verify()
-        return self._shared[0] if self._shared else None if self._begin == self._end else self._private
+        if self._shared:
+            return self._shared[0]
+        return None if self._begin == self._end else self._private
 
     def _verify(self) -> None:
-        if self._check is not None and self._shared:
-            # Nothing is appended without a look at what is held, so these are still the first and only ones.
-            self._check(self._shared[0])
-        self._check = None
+        if self._verify_chunk is not None and self._shared:
+            # `append` verifies before it adds a chunk, so this is still the chunk that the layer began with.
+            self._verify_chunk(self._shared[0])
+        self._verify_chunk = None
 
     def _views(self) -> tuple[Chunk, ...]:
         if self._private is None or self._begin == self._end:
             return self._shared
-        return (*self._shared, cut(self._private, self._begin, self._end))
+        return (*self._shared, slice_chunk(self._private, self._begin, self._end))
 
     def append(self, chunk: Chunk) -> None:
-        """Write new tokens behind the last; the caller has seen to it that they fit."""
+        """Write new tokens behind the last ones.
+
+        Parameters
+        ----------
+        chunk : Chunk
+            Agrees with `example_chunk()`; the caller has checked that.
+        """
         if self.window is not None:
-            self._drop(self.tokens - self.window - self.first)
-        room = self._room_for(chunk)  # which may move the tokens
-        _write(room, self._end, chunk)
+            self._drop(self.tokens - self.window - self.first_key)
+        private = self._reserve(chunk)  # may move the tokens and change `_end`
+        _write(private, self._end, chunk)
         self._end += chunk.tokens
 
-    def misses(self, tokens: int) -> bool:
-        """Tell whether going back to this many tokens would need tokens that the window has dropped."""
-        return tokens > 0 and self.first > 0 and (self.window is None or tokens - self.window < self.first)
+    def can_truncate(self, tokens: int) -> bool:
+        """Return whether the next query after a truncation sees only keys that were not dropped.
+
+        Parameters
+        ----------
+        tokens : int
+            Number of tokens that would remain.
+        """
+        if tokens == 0 or self.first_key == 0:
+            return True
+        return self.window is not None and tokens - self.window >= self.first_key
 
     def truncate(self, tokens: int) -> None:
-        """Forget the tokens from this position on."""
+        """Remove the tokens from a position on.
+
+        Parameters
+        ----------
+        tokens : int
+            Number of tokens that remain, dropped ones included.
+        """
         if tokens == 0:
-            self._drop(self.tokens - self.first)
-            self.first = 0
+            self._drop(self.tokens - self.first_key)
+            self.first_key = 0
             return
-        kept = tokens - self.first
+        remaining = tokens - self.first_key
         shared: list[Chunk] = []
         for chunk in self._shared:
-            shared.append(chunk if chunk.tokens <= kept else cut(chunk, 0, kept))
-            kept -= shared[-1].tokens
+            shared.append(chunk if chunk.tokens <= remaining else slice_chunk(chunk, 0, remaining))
+            remaining -= shared[-1].tokens
         self._shared = tuple(chunk for chunk in shared if chunk.tokens)
-        self._end = self._begin + kept
-        if self._end < self._lent:
+        self._end = self._begin + remaining
+        if self._end < self._forked_end:
             self._shared = self._views()
-            self._let_go()
+            self._release_private()
 
     def fork(self) -> Layer:
-        """Give a layer with the same tokens; nothing is copied, and neither writes over what the other sees."""
-        other = Layer(self.window, first=self.first, check=self._check)
+        """Return a layer with the same tokens; nothing is copied, and neither layer changes the other."""
+        other = Layer(self.window, first_key=self.first_key, verify=self._verify_chunk)
         other._shared = self._views()
-        self._lent = self._end
+        self._forked_end = self._end
         return other
 
     def select(self, items: Array) -> None:
-        """Make the batch of some of its items, in any order and as often as wanted."""
-        chunks, private = self.chunks(), self._private
-        if private is None or items.size != private.key.data.shape[0] or self._lent > self._begin:
-            self._shared = tuple(_selected(chunk, items) for chunk in chunks)
-            self._let_go()
-            return
-        self._shared = tuple(_selected(chunk, items) for chunk in self._shared)
-        changed = np.flatnonzero(items != np.arange(items.size))
-        for live in _arrays(cut(private, self._begin, self._end)):
-            live[changed] = live[items[changed]]
+        """Replace the batch by some of its items.
 
-    def _let_go(self) -> None:
+        Parameters
+        ----------
+        items : integers [B]
+            Numbers of items, in any order; they may repeat.
+        """
+        chunks = self.chunks()
+        private = self._private
+        if private is None or items.size != private.key.data.shape[0] or self._forked_end > self._begin:
+            self._shared = tuple(_select_items(chunk, items) for chunk in chunks)
+            self._release_private()
+            return
+        self._shared = tuple(_select_items(chunk, items) for chunk in self._shared)
+        changed = np.flatnonzero(items != np.arange(items.size))
+        for array in _arrays(slice_chunk(private, self._begin, self._end)):
+            array[changed] = array[items[changed]]
+
+    def _release_private(self) -> None:
         self._private = None
-        self._begin = self._end = self._lent = 0
+        self._begin = 0
+        self._end = 0
+        self._forked_end = 0
 
     def _drop(self, tokens: int) -> None:
+        """Drop tokens at the front."""
         if tokens <= 0:
             return
-        self.first += tokens
+        self.first_key += tokens
         while tokens and self._shared:
-            whole = self._shared[0].tokens
-            here = min(tokens, whole)
+            first = self._shared[0]
+            dropped = min(tokens, first.tokens)
             rest = self._shared[1:]
-            self._shared = rest if here == whole else (cut(self._shared[0], here, whole), *rest)
-            tokens -= here
+            self._shared = rest if dropped == first.tokens else (slice_chunk(first, dropped, first.tokens), *rest)
+            tokens -= dropped
         self._begin += tokens
 
-    def _room_for(self, chunk: Chunk) -> Chunk:
-        """Give the private piece with room for `piece` behind its last token."""
+    def _reserve(self, new: Chunk) -> Chunk:
+        """Return the private chunk with capacity for new tokens behind the last one."""
         private = self._private
         if private is None:
-            return self._fill(cut(chunk, 0, 0), chunk)
-        count = self._end - self._begin
-        if not count and not _alike(private, chunk):
-            return self._fill(cut(chunk, 0, 0), chunk)
-        needed, capacity = count + chunk.tokens, private.tokens
-        roomy = capacity > 4 * max(needed, FEWEST_TOKENS)
-        if self._end + chunk.tokens <= capacity and not roomy:
+            return self._grow(slice_chunk(new, 0, 0), new)
+        tokens = self._end - self._begin
+        if not tokens and not _same_layout(private, new):
+            return self._grow(slice_chunk(new, 0, 0), new)
+        needed = tokens + new.tokens
+        capacity = private.tokens
+        too_large = capacity > 4 * max(needed, MIN_CAPACITY_TOKENS)
+        if self._end + new.tokens <= capacity and not too_large:
             return private
-        live = cut(private, self._begin, self._end)
-        if 2 * needed <= capacity and not roomy and not self._lent:
-            # A window moves through its piece: what is left of it goes back to the start.
+        live = slice_chunk(private, self._begin, self._end)
+        if 2 * needed <= capacity and not too_large and not self._forked_end:
+            # A window has moved through its chunk: its tokens go back to the start, which is free.
             _write(private, 0, live)
-            self._begin, self._end = 0, count
+            self._begin = 0
+            self._end = tokens
             return private
-        return self._fill(live, chunk)
+        return self._grow(live, new)
 
-    def _fill(self, live: Chunk, new: Chunk) -> Chunk:
-        """Start a private piece with `live`, room for `new` and a share more."""
+    def _grow(self, live: Chunk, new: Chunk) -> Chunk:
+        """Replace the private chunk by a larger one that begins with the tokens of `live`."""
         needed = live.tokens + new.tokens
-        capacity = needed + max(needed // 2, FEWEST_TOKENS)
-        self._private = Chunk(_room(new.key, capacity), _room(new.value, capacity))
+        capacity = needed + max(needed // 2, MIN_CAPACITY_TOKENS)
+        self._private = Chunk(_allocate(new.key, capacity), _allocate(new.value, capacity))
         if live.tokens:
             _write(self._private, 0, live)
-        self._begin, self._end, self._lent = 0, live.tokens, 0
+        self._begin = 0
+        self._end = live.tokens
+        self._forked_end = 0
         return self._private
 
 
-def cut(chunk: Chunk, begin: int, end: int) -> Chunk:
-    """Give a view of tokens `begin` to `end - 1`."""
-    return _each(chunk, lambda array: array[:, :, begin:end])
+def slice_chunk(chunk: Chunk, begin: int, end: int) -> Chunk:
+    """Return a view of a range of tokens.
+
+    Parameters
+    ----------
+    chunk : Chunk
+        Keys and values.
+    begin, end : int
+        Number of the first token, and of the token behind the last one.
+    """
+    return _map_arrays(chunk, lambda array: array[:, :, begin:end])
 
 
-def _each(chunk: Chunk, change: Callable[[Array], Array]) -> Chunk:
-    """Change numbers [batch, heads, tokens, head_dim] and scales [batch, heads, tokens] alike."""
-    return Chunk(
-        *[
-            HostArray(change(data), dtype, None, None if scale is None else change(scale))
-            for data, dtype, _, scale in chunk
-        ]
-    )
+def _map_arrays(chunk: Chunk, change: Callable[[Array], Array]) -> Chunk:
+    """Apply a function to elements [batch, heads, tokens, head_dim] and scales [batch, heads, tokens]."""
+    sides = [
+        HostArray(change(data), dtype, None, None if scale is None else change(scale))
+        for data, dtype, _, scale in chunk
+    ]
+    return Chunk(*sides)
 
 
 def _arrays(chunk: Chunk) -> list[Array]:
-    return [array for held in chunk for array in (held.data, held.scale) if array is not None]
+    return [array for side in chunk for array in (side.data, side.scale) if array is not None]
 
 
-def _write(into: Chunk, first: int, chunk: Chunk) -> None:
-    """Write tokens over those of another piece from its token `first` on."""
-    last = first + chunk.tokens
-    for place, array in zip(_arrays(into), _arrays(chunk), strict=True):
-        place[:, :, first:last] = array
+def _write(target: Chunk, begin: int, chunk: Chunk) -> None:
+    """Write tokens into another chunk from its token `begin` on."""
+    end = begin + chunk.tokens
+    for destination, source in zip(_arrays(target), _arrays(chunk), strict=True):
+        destination[:, :, begin:end] = source
 
 
-def _room(new: HostArray, capacity: int) -> HostArray:
-    """Give memory for more tokens like `new`: NumPy's, which asks for huge pages, and these are read much faster."""
-    batch, heads, _, width = new.data.shape
-    scale = None if new.scale is None else np.empty((batch, heads, capacity), np.float32)
-    return HostArray(np.empty((batch, heads, capacity, width), new.data.dtype), new.dtype, None, scale)
+def _allocate(like: HostArray, capacity: int) -> HostArray:
+    """Return uninitialised memory for `capacity` tokens.
+
+    NumPy's allocator asks for huge pages, which are read much faster.
+    """
+    batch, heads, _, width = like.data.shape
+    scale = None if like.scale is None else np.empty((batch, heads, capacity), np.float32)
+    return HostArray(np.empty((batch, heads, capacity, width), like.data.dtype), like.dtype, None, scale)
 
 
-def _alike(one: Chunk, other: Chunk) -> bool:
+def _same_layout(left: Chunk, right: Chunk) -> bool:
+    """Return whether chunks agree in everything but the number of tokens."""
     return all(
         a.dtype == b.dtype and a.data.shape[:2] == b.data.shape[:2] and a.data.shape[3] == b.data.shape[3]
-        for a, b in zip(one, other, strict=True)
+        for a, b in zip(left, right, strict=True)
     )
 
 
-def _selected(chunk: Chunk, items: Array) -> Chunk:
+def _select_items(chunk: Chunk, items: Array) -> Chunk:
     if np.array_equal(items, np.arange(chunk.key.data.shape[0])):
         return chunk
-    return _each(chunk, lambda array: _items_of(array, items))
+    return _map_arrays(chunk, lambda array: _take_items(array, items))
 
 
-def _items_of(array: Array, items: Array) -> Array:
+def _take_items(array: Array, items: Array) -> Array:
     if array.shape[0] == 1 or array.strides[0] == 0:
-        # All items are one in memory, and stay one.
+        # All items share one memory and keep sharing it.
         return np.lib.stride_tricks.as_strided(array, (items.size, *array.shape[1:]), (0, *array.strides[1:]))
     return np.ascontiguousarray(array[items])

@@ -8,7 +8,7 @@ import keywise
 from keywise.cli import cache, library
 from keywise.cli.ask import ASK_EXAMPLES, ask
 from keywise.cli.check import CHECK_EXAMPLES, check
-from keywise.cli.exits import report_errors
+from keywise.cli.command import Command
 from keywise.cli.info import info
 from keywise.cli.terminal import write
 from keywise.cli.tune import TUNE_EXAMPLES, tune
@@ -20,19 +20,19 @@ def make_application() -> typer.Typer:
         name="keywise", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
     )
     application.callback()(define_common_options)
-    application.command(epilog=ASK_EXAMPLES)(report_errors()(ask))
-    application.command(epilog=CHECK_EXAMPLES)(report_errors()(check))
-    application.command()(report_errors()(info))
-    application.command(epilog=TUNE_EXAMPLES)(report_errors()(tune))
+    application.command(cls=Command, epilog=ASK_EXAMPLES)(ask)
+    application.command(cls=Command, epilog=CHECK_EXAMPLES)(check)
+    application.command(cls=Command)(info)
+    application.command(cls=Command, epilog=TUNE_EXAMPLES)(tune)
 
     library_commands = typer.Typer(no_args_is_help=True, help=library.HELP, epilog=library.EXAMPLES)
-    for command in library.COMMANDS:
-        library_commands.command()(report_errors()(command))
+    for name, command in library.COMMANDS.items():
+        library_commands.command(name, cls=Command)(command)
     application.add_typer(library_commands, name="library")
 
     cache_commands = typer.Typer(no_args_is_help=True, help=cache.HELP)
-    for command in cache.COMMANDS:
-        cache_commands.command()(report_errors()(command))
+    for name, command in cache.COMMANDS.items():
+        cache_commands.command(name, cls=Command)(command)
     application.add_typer(cache_commands, name="cache")
     return application
 

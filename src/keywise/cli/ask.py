@@ -1,4 +1,4 @@
-"""`keywise ask`: an answer about files, or from a library, with the sentences that mattered."""
+"""`keywise ask`: answer a question about files or a library, with the sentences that support the answer."""
 
 import os
 import tempfile
@@ -12,20 +12,20 @@ from rich.console import Console
 
 import keywise
 from keywise.cli.options import AsJson, Dtype, MaxTokens, Model, Threads, Top, use_threads
-from keywise.cli.terminal import progress_bar, write, write_json
-from keywise.documents import Ablation, Answer, Reader, read_file
+from keywise.cli.terminal import show_progress, write, write_json
+from keywise.documents import Ablation, Answer, Reader, Source, read_file
 from keywise.documents.report import (
-    answer_runs,
-    caveat,
-    evidence_table,
+    describe_doubt,
+    make_evidence_table,
+    mark_sources,
+    split_by_sources,
     to_json,
-    with_sources,
     write_html,
 )
-from keywise.errors import FormatError, OptionError
-from keywise.library.asking import passages_for
+from keywise.errors import FormatError, MissingFileError, OptionError
+from keywise.library.answer import choose_passages_for
 from keywise.library.encoder import SentenceEncoder
-from keywise.library.passages import placed
+from keywise.library.passages import locate_evidence
 from keywise.models.loading import load_model
 from keywise.util.terminal_text import replace_controls
 
@@ -43,7 +43,7 @@ Examples:
   keywise ask "Who kept the light?" --library papers.library
 """
 
-PROVED_SENTENCES = 3
+ABLATED_SENTENCES = 3
 
 
 def ask(  # noqa: PLR0917 - each is an argument or option of the command
@@ -51,7 +51,7 @@ def ask(  # noqa: PLR0917 - each is an argument or option of the command
         str,
         typer.Argument(
             metavar="QUESTION",
-            help="What you want to know. Put -- before one that begins with a dash.",
+            help="A question in natural language. Put -- before one that begins with a dash.",
             show_default=False,
         ),
     ],
@@ -61,7 +61,7 @@ def ask(  # noqa: PLR0917 - each is an argument or option of the command
     ] = None,
     library: Annotated[
         str | None,
-        typer.Option(metavar="LIBRARY", help="Ask this library of documents, instead of FILEs; see `library`."),
+        typer.Option(metavar="LIBRARY", help="Ask this library of documents instead of FILEs; see `library`."),
     ] = None,
     model: Model = None,
     as_json: AsJson = False,
@@ -74,114 +74,130 @@ def ask(  # noqa: PLR0917 - each is an argument or option of the command
         int | None,
         typer.Option(
             min=0,
-            help="Sentences to quote the answer from; 0 lets the model write it from everything. Default: tuned.",
+            help="Number of best sentences to quote the answer from; 0 writes it from the whole document. "
+            "Default: as tuned.",
         ),
     ] = None,
     ablate: Annotated[
-        bool, typer.Option("--prove", help="Also tell how much the answer loses without each top sentence.")
-    ] = False,
-    meaning: Annotated[
         bool,
-        typer.Option("--meaning", help="Rank sentences by a sentence encoder too, not by attention and words alone."),
+        typer.Option("--ablate", help="Also measure how much less likely the answer is without each top sentence."),
+    ] = False,
+    semantic: Annotated[
+        bool,
+        typer.Option("--semantic", help="Also rank sentences by a sentence encoder; needs keywise[library]."),
     ] = False,
     dtype: Dtype = None,
     threads: Threads = None,
-    no_cache: Annotated[
-        bool, typer.Option("--no-cache", help="Read everything anew, and keep nothing of it on disk.")
-    ] = False,
+    no_cache: Annotated[bool, typer.Option("--no-cache", help="Neither reuse nor store prefilled documents.")] = False,
 ) -> None:
-    """Answer a QUESTION about FILEs, with the sentences that mattered.
+    """Answer a QUESTION about FILEs, with the sentences that support the answer.
 
-    A language model on this machine reads the files and answers. Below the answer stand the sentences that the
-    question's attention and words point to, each with its share, its file and its span in characters. What was read
-    is kept on disk (see `keywise cache`): the next question about the same files need not wait for the reading.
+    A language model on this machine answers. Below the answer stand the best sentences, ranked by the question's
+    attention and by common words, each with its share, its file and its span in characters. Prefilled documents are
+    stored (see `keywise cache`), so that the next question about the same files starts at once.
     """
     files = files or []
     if not question.strip():
-        raise OptionError("QUESTION is empty; ask in words")
+        raise OptionError("question", "must not be empty", got=question)
     if bool(files) == (library is not None):
-        raise OptionError("name one or more FILEs to ask, or a library with --library")
+        raise OptionError("files", "must be one or more FILEs to ask, or a library with --library, but not both")
     _check_files(question, files)
     if html is not None:
         _check_page(html, files)
-    sources = [read_file(name) for name in files]
-    opened = None if library is None else keywise.Library.open(library)
+    sources = _read_files(files)
+    opened_library = None if library is None else keywise.Library.open(library)
 
-    console, notices = Console(), Console(stderr=True)
+    console = Console()
+    notices = Console(stderr=True)
     use_threads(threads)
 
     def notify(line: str) -> None:
         notices.print(replace_controls(line), style="dim", markup=False, highlight=False)
 
-    encode = SentenceEncoder().encode if meaning else None
-    loaded = load_model(model, dtype=dtype, status=notify)
-    passages = [] if opened is None else passages_for(opened, question, loaded)
-    reader = Reader(loaded, encode=encode, keep=not no_cache, status=notify)
-    with progress_bar(notices, "AttentionStats", "tokens") as progress:
-        document = reader.read([*sources, *(passage.source for passage in passages)], progress=progress)
-    notify(f"Read {document.tokens - document.reused_tokens:,} tokens, took {document.reused_tokens:,} from the cache")
-
-    def said(piece: str) -> None:
+    def write_token(text: str) -> None:
         if not as_json:
-            write(piece)
+            write(text)
 
-    answer = document.ask(question, max_tokens=max_tokens, sentences=sentences, on_token=said)
-    proofs = document.ablate(answer, top=PROVED_SENTENCES) if ablate and answer.text else []
-    shown = replace(answer, evidence=placed(answer.evidence, passages)) if passages else answer
-    _show_answer(shown, proofs, console, top=top, as_json=as_json)
+    loaded = load_model(model, dtype=dtype, pack_linear=True, status=notify)
+    passages = [] if opened_library is None else choose_passages_for(opened_library, question, loaded)
+    encode = SentenceEncoder().encode if semantic else None
+    reader = Reader(loaded, keep=not no_cache, encode=encode, status=notify)
+    with show_progress(notices, "Reading", "tokens") as progress:
+        document = reader.read([*sources, *(passage.source for passage in passages)], progress=progress)
+    notify(f"Computed {document.tokens - document.reused_tokens:,} tokens, reused {document.reused_tokens:,}")
+
+    answer = document.ask(question, max_tokens=max_tokens, sentences=sentences, on_token=write_token)
+    ablations = document.ablate(answer, top=ABLATED_SENTENCES) if ablate and answer.text else []
+    # Evidence of a library names the documents that its passages come from.
+    reported = replace(answer, evidence=locate_evidence(answer.evidence, passages)) if passages else answer
+    if as_json:
+        write_json(to_json(reported, top=top, ablations=ablations))
+    else:
+        _write_report(reported, ablations, console, top=top)
     if html is not None:
         write_html(html, answer, document.sources)
         notify(f"Wrote {html}")
 
 
-def _show_answer(answer: Answer, proofs: Sequence[Ablation], console: Console, *, top: int, as_json: bool) -> None:
-    """Show what stands below an answer that was written out as it came; or all of it as JSON."""
-    if as_json:
-        proved = [{"rank": each.evidence.rank, "drop": each.drop, "compared": each.compared} for each in proofs]
-        write_json({**to_json(answer, top=top), **({"proof": proved} if proofs else {})})
-        return
-    runs = answer_runs(answer)
-    marks = "".join(f" [{rank}]" for rank in runs[0][1]) if len(runs) == 1 else ""
+def _write_report(answer: Answer, ablations: Sequence[Ablation], console: Console, *, top: int) -> None:
+    """Write what follows an answer whose text was written as it came."""
+    parts = split_by_sources(answer)
+    marks = "".join(f" [{rank}]" for rank in parts[0][1]) if len(parts) == 1 else ""
     write(f"{marks}{'' if answer.complete else ' …'}\n\n")
-    if not marks and (marked := with_sources(answer)) != answer.text:
-        write(f"{marked}\n\n")
-    if (warning := caveat(answer)) is not None:
-        write(f"{warning}\n\n")
-    console.print(evidence_table(answer.evidence, top=top))
-    for each in proofs:
-        behind = ", from far behind" if each.compared else ""
-        write(f"without sentence {each.evidence.rank}{behind} the answer loses {each.drop:.1f} nats\n")
+    marked_text = mark_sources(answer)
+    if not marks and marked_text != answer.text:
+        write(f"{marked_text}\n\n")
+    doubt = describe_doubt(answer)
+    if doubt is not None:
+        write(f"{doubt}\n\n")
+    console.print(make_evidence_table(answer.evidence, top=top))
+    for each in ablations:
+        control = " (control)" if each.control else ""
+        write(f"without sentence {each.evidence.rank}{control} the answer loses {each.drop_nats:.1f} nats\n")
 
 
 def _check_files(question: str, files: list[str]) -> None:
     # os.path takes a question of any length, where Path raises.
-    if os.path.isfile(question) and (gone := [name for name in files if not os.path.exists(name)]):
-        raise FormatError(
-            f"{gone[0]!r}: there is no such file, but the question {question!r} is one; the question comes first"
-        )
-    names: dict[str, str] = {}
+    if os.path.isfile(question):
+        for name in files:
+            if not os.path.exists(name):
+                remedy = f"there is no such file, but the question {question!r} is one: the question comes first"
+                raise MissingFileError("files", "must name existing files", got=name, remedy=remedy)
+    first_names: dict[str, str] = {}
     for name in files:
-        first = names.setdefault(os.path.realpath(name), name)
-        if first is not name:
-            raise FormatError(f"{name!r} is named twice (first as {first!r}); name each file once")
+        first_name = first_names.setdefault(os.path.realpath(name), name)
+        if first_name is not name:
+            remedy = f"it is the same file as {first_name!r}"
+            raise FormatError("files", "must not name a file twice", got=name, remedy=remedy)
+
+
+def _read_files(files: list[str]) -> list[Source]:
+    try:
+        return [read_file(name) for name in files]
+    except FormatError as error:
+        error.argument = "files"  # as the command names the paths
+        raise
 
 
 def _check_page(html: str, files: list[str]) -> None:
-    """Refuse an --html that cannot be written, or would replace a document, before the model is at work."""
+    """Raise if the page cannot be written or would replace a document, before the model is loaded."""
     page = Path(html)
     if not html.strip():
-        raise OptionError(f"--html {html!r} names no file; give a name such as answer.html")
+        raise OptionError("html", "must name a file", got=html)
     try:
         if page.is_dir():
-            raise OptionError(f"--html {html!r} is a folder; name a file in it")
+            raise OptionError("html", "must name a file", got=html, remedy="it is a folder: name a file in it")
         if not page.absolute().parent.is_dir():
-            raise OptionError(f"--html {html!r}: there is no folder {str(page.parent)!r}; make it first")
+            remedy = f"there is no folder {str(page.parent)!r}: make it first"
+            raise OptionError("html", "must name a file in an existing folder", got=html, remedy=remedy)
         if page.exists():
             if any(os.path.exists(name) and page.samefile(name) for name in files):
-                raise OptionError(f"--html {html!r} is a document to read and would be replaced; name another file")
+                remedy = "the document would be replaced"
+                raise OptionError("html", "must not name one of the FILEs", got=html, remedy=remedy)
             if not page.is_file() or not os.access(page, os.W_OK):
-                raise OptionError(f"--html {html!r} is no file that can be replaced; name another file")
+                raise OptionError("html", "must name a file that can be replaced", got=html)
         with tempfile.TemporaryFile(dir=page.absolute().parent):
-            pass  # the folder takes new files
+            pass  # raises if the folder takes no new files
     except OSError as error:
-        raise OptionError(f"--html {html!r} cannot be written: {error.strerror}; name another file") from error
+        rule = "must name a file that can be written"
+        raise OptionError("html", rule, got=html, remedy=str(error.strerror)) from error

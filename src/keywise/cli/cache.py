@@ -1,4 +1,4 @@
-"""`keywise cache`: the documents that were read and are kept."""
+"""`keywise cache`: the prefilled documents on disk."""
 
 import re
 import time
@@ -12,73 +12,79 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from keywise.cli.options import AsJson
-from keywise.cli.terminal import say, write, write_json
-from keywise.documents.store import Store
+from keywise.cli.terminal import print_notice, write, write_json
+from keywise.documents.store import PrefillStore
 from keywise.errors import OptionError
 from keywise.util.terminal_text import replace_controls
 
-HELP = "Documents that were read, kept on disk for the next question about them."
+HELP = "Prefilled documents, stored on disk for further questions."
 
 UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _SIZE = re.compile(rf"(?P<number>\d+(\.\d+)?) *(?P<unit>{'|'.join(UNITS)})?", re.ASCII | re.IGNORECASE)
 
 
-def ls(as_json: AsJson = False) -> None:
-    """List what is kept, the last used first."""
-    store = Store(status=say)
-    kept = store.kept()
-    size_bytes, limit_bytes = sum(item.size_bytes for item in kept), store.limit_bytes
+def list_documents(as_json: AsJson = False) -> None:
+    """List the stored documents, the last used first."""
+    store = PrefillStore(status=print_notice)
+    documents = store.kept()
+    size_bytes = sum(document.size_bytes for document in documents)
+    limit_bytes = store.limit_bytes
     if as_json:
-        listed = [asdict(item) for item in kept]
-        write_json({"folder": store.folder, "limit_bytes": limit_bytes, "size_bytes": size_bytes, "kept": listed})
+        records = [asdict(document) for document in documents]
+        write_json({"folder": store.folder, "limit_bytes": limit_bytes, "size_bytes": size_bytes, "kept": records})
         return
-    table = Table(
-        *(Column(name, overflow="fold") for name in ("used", "tokens", "size", "model", "documents")), box=None
-    )
-    for item in kept:
-        used = time.strftime("%Y-%m-%d %H:%M", time.localtime(item.used))
-        cells = (used, f"{item.tokens:,}", _size(item.size_bytes), item.model, ", ".join(item.sources))
+    columns = [Column(name, overflow="fold") for name in ("used", "tokens", "size", "model", "documents")]
+    table = Table(*columns, box=None)
+    for document in documents:
+        cells = (
+            time.strftime("%Y-%m-%d %H:%M", time.localtime(document.used)),
+            f"{document.tokens:,}",
+            _format_size(document.size_bytes),
+            document.model,
+            ", ".join(document.sources),
+        )
         table.add_row(*(Text(replace_controls(cell)) for cell in cells))
     Console().print(table)
-    write(f"{_size(size_bytes)} of {_size(limit_bytes)} in {store.folder}\n")
+    write(f"{_format_size(size_bytes)} of {_format_size(limit_bytes)} in {store.folder}\n")
 
 
 def clear(as_json: AsJson = False) -> None:
-    """Remove everything that is kept. Models stay."""
-    freed_bytes = Store(status=say).clear()
+    """Remove all stored documents. Models stay."""
+    freed_bytes = PrefillStore(status=print_notice).clear()
     if as_json:
         write_json({"freed_bytes": freed_bytes})
     else:
-        write(f"{_size(freed_bytes)} freed\n")
+        write(f"{_format_size(freed_bytes)} freed\n")
 
 
 def limit(
     size: Annotated[
         str | None,
-        typer.Argument(metavar="SIZE", help="Such as 500MB or 10GB; 0 keeps nothing.", show_default=False),
+        typer.Argument(metavar="SIZE", help="For example 500MB or 10GB; 0 stores nothing.", show_default=False),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show how much may be kept, or set it to SIZE; what was not used for longest goes first."""
-    store = Store(status=say)
+    """Show how many bytes may be stored, or set it to SIZE; the least recently used documents are removed first."""
+    store = PrefillStore(status=print_notice)
     if size is not None:
-        store.limit_bytes = _bytes(size)
+        store.limit_bytes = _parse_size(size)
     if as_json:
         write_json({"limit_bytes": store.limit_bytes})
     else:
-        write(f"{_size(store.limit_bytes)}\n")
+        write(f"{_format_size(store.limit_bytes)}\n")
 
 
-COMMANDS: tuple[Callable[..., None], ...] = (ls, clear, limit)
+COMMANDS: dict[str, Callable[..., None]] = {"list": list_documents, "clear": clear, "limit": limit}
 
 
-def _bytes(size: str) -> int:
-    match = _SIZE.fullmatch(size.strip())
+def _parse_size(text: str) -> int:
+    match = _SIZE.fullmatch(text.strip())
     if match is None:
-        raise OptionError(f"SIZE={size!r} is no size; give a number of {', '.join(UNITS)}, such as 10GB")
+        raise OptionError(f"invalid size {text!r}: use a number and a unit, for example 500MB")
     return round(float(match["number"]) * UNITS[(match["unit"] or "B").upper()])
 
 
-def _size(size_bytes: int) -> str:
-    unit = max((unit for unit, worth in UNITS.items() if worth <= size_bytes), key=UNITS.__getitem__, default="B")
+def _format_size(size_bytes: int) -> str:
+    fitting = [unit for unit, unit_bytes in UNITS.items() if unit_bytes <= size_bytes]
+    unit = fitting[-1] if fitting else "B"
     return f"{size_bytes / UNITS[unit]:.4g} {unit}"

@@ -1,4 +1,4 @@
-"""`keywise check`: what is wrong with a model's attention."""
+"""`keywise check`: diagnose a model's attention."""
 
 from typing import Annotated
 
@@ -7,7 +7,7 @@ import typer
 import keywise
 from keywise.cli.exits import FINDINGS
 from keywise.cli.options import AsJson, Threads, use_threads
-from keywise.cli.terminal import say, write, write_json
+from keywise.cli.terminal import print_notice, write, write_json
 from keywise.documents import read_file
 from keywise.errors import ModelError, OptionError
 from keywise.models.loading import load_model
@@ -20,8 +20,8 @@ Examples:
   keywise check ./my-model --text contract.pdf --attention eager --json
 """
 
-ATTENTIONS = ("eager", "sdpa", "keywise")
-CHECKED_TEXT = (
+IMPLEMENTATIONS = ("eager", "sdpa", "keywise")
+DEFAULT_TEXT = (
     "The lamp in the tower was lit for the first time on a cold evening in October. For years the keeper carried oil "
     "up the stairs twice a night, wrote down the wind and the ships he saw, and slept by day. When the harbour was "
     "moved, nobody needed the light any more; the glass went to a museum, and the tower became a place for birds."
@@ -39,7 +39,7 @@ def check(  # noqa: PLR0917 - each is an argument or option of the command
     ] = None,
     text: Annotated[
         str | None,
-        typer.Option(metavar="FILE", help="Text, Markdown, HTML, PDF or DOCX file to run the model on."),
+        typer.Option(metavar="FILE", help="Run the model on this text, Markdown, HTML, PDF or DOCX file."),
     ] = None,
     attention: Annotated[
         str | None,
@@ -48,29 +48,31 @@ def check(  # noqa: PLR0917 - each is an argument or option of the command
     dtype: Annotated[
         str,
         typer.Option(
-            metavar="DTYPE", help="What the model computes in: float32, which shows more, or bfloat16, half as large."
+            metavar="DTYPE",
+            help="Precision of the model: float32, which detects more, or bfloat16, which needs half the memory.",
         ),
     ] = "float32",
     as_json: AsJson = False,
     threads: Threads = None,
 ) -> None:
-    """Say what is wrong with the attention of MODEL.
+    """Diagnose the attention of MODEL.
 
-    The model is run on a text and on small inputs made for the purpose; every attention call is held against the
-    definition, and tokens are changed that may not matter. Exit code 0: healthy, 3: something was found.
+    Runs the model on a text and on small random inputs, compares every attention call with the definition of attention,
+    and changes tokens that must not matter. Exit code 0: healthy; 3: errors or warnings were found.
     """
-    if attention not in {None, *ATTENTIONS}:
-        raise OptionError(f"--attention {attention!r}: it is one of {', '.join(ATTENTIONS)}")
-    words = CHECKED_TEXT if text is None else read_file(text).text
+    if attention not in {None, *IMPLEMENTATIONS}:
+        raise OptionError("attention", f"must be one of {', '.join(IMPLEMENTATIONS)}", got=attention)
+    content = DEFAULT_TEXT if text is None else read_file(text).text
     use_threads(threads)
-    loaded = load_model(model, dtype=dtype, status=say)
+    loaded = load_model(model, dtype=dtype, status=print_notice)
     if attention is not None:
         keywise.hf.register()
         try:
             loaded.model.set_attn_implementation(attention)
         except ValueError as error:
-            raise ModelError(f"--attention {attention!r}: {type(loaded.model).__name__} cannot use it") from error
-    diagnosis = keywise.diagnosis.check_model(loaded.model, loaded.tokenizer, words)
+            supporter = type(loaded.model).__name__
+            raise ModelError("attention", f"must be supported by {supporter}", got=attention) from error
+    diagnosis = keywise.diagnosis.check_model(loaded.model, loaded.tokenizer, content)
     if as_json:
         write_json({"model": loaded.name, **diagnosis.to_json()})
     else:

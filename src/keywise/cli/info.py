@@ -1,24 +1,24 @@
-"""`keywise info`: what runs here."""
+"""`keywise info`: show the version, the CPU, the kernels and the models."""
 
 from dataclasses import asdict
 
 import keywise
-from benchmarks.machine import available_cpus, cpu_name
 from keywise.cli.options import AsJson
 from keywise.cli.terminal import write, write_json
 from keywise.errors import ModelError
-from keywise.models.loading import HOW_TO_GET_THE_DEFAULT, models_found
+from keywise.models.sources import HOW_TO_GET_THE_DEFAULT, list_models
+from keywise.util.machine import list_available_cpus, read_cpu_name
 
 
 def info(as_json: AsJson = False) -> None:
-    """Show version, CPU, kernels that run here and why the others do not, threads, and models found."""
+    """Show the version, the CPU, which kernels can run and why others cannot, threads, and models."""
     explanation = keywise.explain()
-    cpu = f"{cpu_name()}, {len(available_cpus())} CPUs"
+    cpu = f"{read_cpu_name()}, {len(list_available_cpus())} CPUs"
     model_error = None
     try:
-        models = models_found()
+        models = list_models()
     except ModelError as error:
-        models, model_error = models_found(environment=False), str(error)
+        models, model_error = list_models(environment=False), str(error)
     if as_json:
         write_json(
             {
@@ -27,15 +27,15 @@ def info(as_json: AsJson = False) -> None:
                 "target": explanation.target,
                 "targets": explanation.reasons,
                 "threads": explanation.threads,
-                "models": [asdict(found) for found in models],
+                "models": [asdict(model) for model in models],
                 "model_error": model_error,
             }
         )
         return
     write(f"keywise {keywise.__version__}\ncpu     {cpu}\n{explanation}\nmodels\n")
-    for found in models:
-        size = f"{found.size_bytes / 1e6:,.0f} MB" if found.size_bytes is not None else "on the hub"
-        write(f"  {found.name}  ({found.origin}, {size})\n")
+    for model in models:
+        size = "on the hub" if model.size_bytes is None else f"{model.size_bytes / 1e6:,.0f} MB"
+        write(f"  {model.name}  ({model.origin}, {size})\n")
     if model_error:
         write(f"  {model_error}\n")
     elif not models:

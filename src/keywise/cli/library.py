@@ -1,6 +1,6 @@
-"""`keywise library`: sentences of many documents, searched and asked."""
+"""`keywise library`: sentences of many documents, to search and to ask."""
 
-# ruff: noqa: PLR0917  (each argument of a command is one of the user)
+# ruff: noqa: PLR0917  (each argument of a command is an argument or option of its user)
 
 from collections.abc import Callable
 from dataclasses import asdict
@@ -10,12 +10,12 @@ import typer
 from rich.console import Console
 
 import keywise
-from keywise.cli.ask import ask as keywise_ask
+from keywise.cli.ask import ask as ask_documents
 from keywise.cli.exits import FAILURE
 from keywise.cli.options import AsJson, MaxTokens, Model, Top
-from keywise.cli.terminal import progress_bar, say, write, write_json
+from keywise.cli.terminal import print_notice, show_progress, write, write_json
 
-HELP = "A library of sentences from many documents: add files once, then search and ask all of them."
+HELP = "Add documents to a library, search their sentences and ask questions about them."
 EXAMPLES = """
 Examples:
 
@@ -26,102 +26,129 @@ Examples:
   keywise library ask papers.library "Who kept the light?"
 """
 
-Path = Annotated[str, typer.Argument(metavar="LIBRARY", help="A folder, or an address such as s3://bucket/library.")]
-EncoderName = Annotated[
-    str | None, typer.Option(help="Sentence encoder: hub id or folder. Default: the library's, else all-MiniLM-L6-v2.")
+LibraryPath = Annotated[
+    str, typer.Argument(metavar="LIBRARY", help="A folder, or an address such as s3://bucket/library.")
 ]
-Where = Annotated[str | None, typer.Option(metavar="SQL", help="Only sentences for which this holds (Lance's SQL).")]
-Version = Annotated[int | None, typer.Option(min=1, help="Open the library as it was. Default: the latest version.")]
+EncoderName = Annotated[
+    str | None,
+    typer.Option(help="Hub id or folder of a sentence encoder. Default: the library's own, else all-MiniLM-L6-v2."),
+]
+Where = Annotated[str | None, typer.Option(metavar="SQL", help="Use only sentences for which this Lance SQL holds.")]
+Version = Annotated[int | None, typer.Option(min=1, help="Open this version. Default: the latest.")]
 
 
 def add(
-    library: Path,
-    paths: Annotated[list[str], typer.Argument(metavar="FILE", help="Files, and folders with all files in them.")],
+    path: LibraryPath,
+    paths: Annotated[list[str], typer.Argument(metavar="FILE", help="Files, and folders whose files are all added.")],
     encoder: EncoderName = None,
-    engine: Annotated[str, typer.Option(help="local, or ray to encode on a cluster.")] = "local",
+    engine: Annotated[str, typer.Option(help="local, or ray to encode on a Ray cluster.")] = "local",
     as_json: AsJson = False,
 ) -> None:
-    """Add documents; those whose content is there already are left alone, changed ones are replaced.
+    """Add documents, and update those that changed.
 
-    What cannot be read is skipped and named, and the exit code is 1 then.
+    Documents whose content is stored already are left unchanged. Files that cannot be read are skipped and listed; the
+    exit code is then 1.
     """
-    opened = keywise.Library.open(library, "a", encoder=encoder)
-    with progress_bar(Console(stderr=True), "Encoding", "sentences") as progress:
-        done = opened.add(paths, progress=progress, engine=engine)  # type: ignore[arg-type]  # checked there
+    opened_library = keywise.Library.open(path, "a", encoder=encoder)
+    with show_progress(Console(stderr=True), "Encoding", "sentences") as progress:
+        result = opened_library.add(paths, progress=progress, engine=engine)  # type: ignore[arg-type]  # checked there
     if as_json:
-        write_json(asdict(done))
+        write_json(asdict(result))
     else:
-        counts = [(done.added, "added"), (done.updated, "updated"), (done.unchanged, "unchanged")]
-        said = ", ".join(f"{len(names)} {what}" for names, what in counts)
-        write(f"{said}; {done.sentences:,} sentences encoded, version {done.version}\n")
-    for reason in done.skipped.values():
-        say(f"skipped: {reason}")
-    if done.skipped:
+        counts = f"{len(result.added)} added, {len(result.updated)} updated, {len(result.unchanged)} unchanged"
+        write(f"{counts}; {result.sentences:,} sentences encoded, version {result.version}\n")
+    for reason in result.skipped.values():
+        print_notice(f"skipped: {reason}")
+    if result.skipped:
         raise typer.Exit(FAILURE)
 
 
-def search(
-    library: Path,
-    question: Annotated[str, typer.Argument(metavar="QUESTION", help="What to look for, in words.")],
-    top: Top = 5,
-    where: Where = None,
-    version: Version = None,
-    encoder: EncoderName = None,
-    as_json: AsJson = False,
-) -> None:
-    """Show the sentences that a question attends to most, each with its share of all attention."""
-    found = keywise.Library.open(library, encoder=encoder, version=version).search(question, top=top, where=where)
-    top_mass = sum(sentence.weight for sentence in found)
-    if as_json:
-        write_json({"top_mass": top_mass, "sentences": [asdict(sentence) for sentence in found]})
-        return
-    for sentence in found:
-        text = " ".join(sentence.text.split())
-        place = f"{sentence.document}, characters {sentence.start} to {sentence.end}"
-        write(f"{sentence.weight:7.2%}  {text}\n         {place}\n")
-    write(f"{top_mass:7.2%}  of all attention\n")
-
-
-def info(library: Path, version: Version = None, as_json: AsJson = False) -> None:
-    """Show what a library holds, and its versions."""
-    opened = keywise.Library.open(library, version=version)
-    facts = {**asdict(opened.info()), "versions": opened.versions(), "document_names": sorted(opened.documents())}
-    if as_json:
-        write_json(facts)
-        return
-    versions, names = facts.pop("versions"), facts.pop("document_names")
-    for name, value in facts.items():
-        said = ", ".join(value) if isinstance(value, list) else value
-        write(f"{name:<12} {said}\n")
-    write(f"versions     {versions[0]['version']} to {versions[-1]['version']}, since {versions[0]['timestamp']}\n")
-    for name in names:
-        write(f"  {name}\n")
-
-
 def remove(
-    library: Path,
-    documents: Annotated[list[str], typer.Argument(metavar="FILE", help="Documents, or folders of them.")],
+    path: LibraryPath,
+    documents: Annotated[
+        list[str], typer.Argument(metavar="FILE", help="Documents, or folders whose documents are all removed.")
+    ],
     as_json: AsJson = False,
 ) -> None:
-    """Remove documents from a library; the files stay, and so do older versions of the library."""
-    opened = keywise.Library.open(library)  # a library that is not there must not be made
-    removed = keywise.Library.open(opened.path, "a").remove(documents)
+    """Remove documents from a library.
+
+    Their files are not touched, and older versions of the library still contain them.
+    """
+    existing_library = keywise.Library.open(path)  # with mode 'a' a missing library would be created
+    removed = keywise.Library.open(existing_library.path, "a").remove(documents)
     if as_json:
         write_json({"removed": removed})
     else:
         write(f"{len(removed)} removed\n")
 
 
+def search(
+    path: LibraryPath,
+    text: Annotated[str, typer.Argument(metavar="QUESTION", help="A question, or other text.")],
+    top: Top = 5,
+    where: Where = None,
+    version: Version = None,
+    encoder: EncoderName = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show the sentences that a question attends to most, with their weights."""
+    opened_library = keywise.Library.open(path, encoder=encoder, version=version)
+    hits = opened_library.search(text, top=top, where=where)
+    top_mass = sum(hit.weight for hit in hits)
+    if as_json:
+        write_json({"top_mass": top_mass, "sentences": [asdict(hit) for hit in hits]})
+        return
+    for hit in hits:
+        sentence = " ".join(hit.text.split())
+        write(f"{hit.weight:7.2%}  {sentence}\n         {hit.document}, characters {hit.start} to {hit.end}\n")
+    write(f"{top_mass:7.2%}  of all attention\n")
+
+
 def ask(
-    library: Path,
-    question: Annotated[str, typer.Argument(metavar="QUESTION", help="What you want to know.")],
+    path: LibraryPath,
+    question: Annotated[str, typer.Argument(metavar="QUESTION", help="A question in natural language.")],
     model: Model = None,
     as_json: AsJson = False,
     top: Top = 5,
     max_tokens: MaxTokens = 128,
 ) -> None:
-    """Answer a QUESTION from a library: `keywise ask --library`, which has more options."""
-    keywise_ask(question, library=library, model=model, as_json=as_json, top=top, max_tokens=max_tokens)
+    """Answer a QUESTION from the documents of a library.
+
+    `keywise ask --library` does the same and has more options.
+    """
+    ask_documents(question, library=path, model=model, as_json=as_json, top=top, max_tokens=max_tokens)
 
 
-COMMANDS: tuple[Callable[..., None], ...] = (add, search, info, remove, ask)
+def info(path: LibraryPath, version: Version = None, as_json: AsJson = False) -> None:
+    """Show the size, encoder and versions of a library."""
+    opened_library = keywise.Library.open(path, version=version)
+    description = asdict(opened_library.info())
+    versions = opened_library.versions()
+    if as_json:
+        write_json({**description, "versions": versions})
+        return
+    for name, value in description.items():
+        cell = ", ".join(value) if name == "columns" else value
+        write(f"{name:<12} {cell}\n")
+    first, last = versions[0], versions[-1]
+    write(f"versions     {first['version']} to {last['version']}, since {first['timestamp']}\n")
+
+
+def list_documents(path: LibraryPath, version: Version = None, as_json: AsJson = False) -> None:
+    """List the documents of a library."""
+    documents = keywise.Library.open(path, version=version).documents()
+    if as_json:
+        write_json({"documents": [{"name": name, "hash": documents[name]} for name in sorted(documents)]})
+        return
+    for name in sorted(documents):
+        write(f"{name}\n")
+
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "add": add,
+    "list": list_documents,
+    "remove": remove,
+    "search": search,
+    "ask": ask,
+    "info": info,
+}

@@ -1,22 +1,22 @@
-"""`keywise tune`: choose the heads of a model that find evidence."""
+"""`keywise tune`: choose the evidence heads of a model."""
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import Progress
 
 from keywise.cli.options import AsJson, Dtype, Model
-from keywise.documents.heads import save
-from keywise.documents.labelled import labelled_documents
-from keywise.documents.reader import Reader
-from keywise.documents.tune import choose, every_head, observe
+from keywise.cli.terminal import show_progress, write, write_json
+from keywise.documents import Reader
+from keywise.documents.heads import locate_own_heads
+from keywise.documents.squad import load_squad
+from keywise.documents.tune import choose_heads, observe_questions, select_all_heads
 from keywise.library.encoder import SentenceEncoder
 from keywise.models import fingerprint
 from keywise.models.loading import load_model
+from keywise.util.terminal_text import replace_controls
 
 TUNE_EXAMPLES = """
 Examples:
@@ -25,66 +25,67 @@ Examples:
 
   keywise tune --model ./my-model --data questions.json --answer-sentences 0
 
-  keywise tune --data questions.json --meaning
+  keywise tune --data questions.json --semantic
 """
 
 
 def tune(  # noqa: PLR0917 - each is an option of the command
     data: Annotated[
-        Path, typer.Option(help="Questions with answers in SQuAD's JSON format, 10 at least, better hundreds.")
+        Path, typer.Option(help="Questions with answers in SQuAD's JSON format: at least 10, better hundreds.")
     ],
     model: Model = None,
     dtype: Dtype = None,
     paragraphs: Annotated[int, typer.Option(min=1, help="Consecutive paragraphs that make one document.")] = 6,
     answer_sentences: Annotated[
         int,
-        typer.Option(min=0, help="Sentences that answers are quoted from; 0 lets the model write from the document."),
+        typer.Option(min=0, help="Sentences that answers are quoted from; 0 writes them from the whole document."),
     ] = 1,
-    meaning: Annotated[
+    semantic: Annotated[
         bool,
-        typer.Option("--meaning", help="Also tune ranking by meaning, for `ask --meaning`; needs keywise[library]."),
+        typer.Option("--semantic", help="Also tune the ranking of `ask --semantic`; needs keywise[library]."),
     ] = False,
     out: Annotated[
         Path | None, typer.Option(help="Write the heads here. Default: where keywise looks for this model's.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Choose the heads of a model that find evidence, from questions whose answers are known.
+    """Choose the evidence heads of a model, from questions whose answers are known.
 
-    Every head of every layer is read while the model reads each question about its document, and questions of other
-    articles, which the document does not answer. Chosen are the heads that look most at the sentences that hold the
-    answers, and with what power attention, words and meaning count. From then on every question to this model in this
-    dtype uses them.
+    The attention of all heads is recorded for each document's own questions and for questions of other articles, which
+    the document does not answer. The heads that attend most to the sentences with the answers are chosen, and the
+    weights of attention, words and, with --semantic, embeddings are fitted. All later questions to this model in this
+    dtype use them.
     """
-    documents = labelled_documents(data, paragraphs)
-    encode = SentenceEncoder().encode if meaning else None
+    documents = load_squad(data, paragraphs)
     notices = Console(stderr=True)
-    loaded = load_model(model, dtype=dtype, status=lambda line: notices.print(line, markup=False, highlight=False))
+
+    def notify(line: str) -> None:
+        notices.print(replace_controls(line), markup=False, highlight=False)
+
+    encode = SentenceEncoder().encode if semantic else None
+    loaded = load_model(model, dtype=dtype, pack_linear=True, status=notify)
     config = loaded.model.config.get_text_config()
-    every = every_head(config.num_hidden_layers, config.num_attention_heads)
-    strangers = sum(len(document.questions) for document in documents) // max(len(documents), 1)
-    with Progress(console=notices, transient=True) as bar:
-        task = bar.add_task("Reading documents", total=len(documents))
-        observed = list(
-            observe(
-                Reader(loaded, heads=every, encode=encode, keep=False),
-                documents,
-                strangers=strangers,
-                progress=lambda done, _: bar.update(task, completed=done),
-            )
-        )
-    answered = sum(bool(one.gold) for one in observed)
-    heads = choose(
-        observed, every.matching, answer_sentences=answer_sentences, tuned_on=f"{data.name}, {answered} questions"
+    all_heads = select_all_heads(config.num_hidden_layers, config.num_attention_heads)
+    reader = Reader(loaded, keep=False, encode=encode, heads=all_heads)
+    unanswerable = sum(len(document.questions) for document in documents) // max(len(documents), 1)
+    with show_progress(notices, "Reading", "documents") as progress:
+        observations = list(observe_questions(reader, documents, unanswerable=unanswerable, progress=progress))
+    answered = sum(bool(each.gold) for each in observations)
+    heads = choose_heads(
+        observations,
+        all_heads.matching,
+        answer_sentences=answer_sentences,
+        tuned_on=f"{data.name}, {answered} questions",
     )
-    made = fingerprint(loaded.model, loaded.tokenizer, folder=loaded.folder)
-    path = save(heads, made, loaded.name, path=out)
+    model_fingerprint = fingerprint(loaded.model, loaded.tokenizer, folder=loaded.folder)
+    path = out
+    if path is None:
+        path = locate_own_heads(model_fingerprint)
+        path.parent.mkdir(parents=True, exist_ok=True)
+    heads.save(path, model=loaded.name, weights=model_fingerprint["weights"])
     if as_json:
-        typer.echo(json.dumps({"file": str(path), "questions": answered, "heads": asdict(heads)}, indent=2))
+        write_json({"file": str(path), "questions": answered, "heads": asdict(heads)})
         return
-    named = {
-        kind: ", ".join(f"{layer}.{head}" for layer, head in group)
-        for kind, group in (("matching", heads.matching), ("copying", heads.copying))
-    }
-    typer.echo(f"matching heads  {named['matching']}\ncopying heads   {named['copying']}")
-    typer.echo(f"rankings        {', '.join(heads.powers)}\nwritten to      {path}")
+    for kind, chosen in (("matching", heads.matching), ("copying", heads.copying)):
+        write(f"{f'{kind} heads':<16}{', '.join(f'{layer}.{head}' for layer, head in chosen)}\n")
+    write(f"{'rankings':<16}{', '.join(heads.powers)}\n{'written to':<16}{path}\n")

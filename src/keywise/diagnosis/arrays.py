@@ -1,4 +1,4 @@
-"""Examines one call of attention from its arrays, and somebody's output of it."""
+"""Examine one attention call from its arrays: `check`."""
 
 from __future__ import annotations
 
@@ -10,14 +10,16 @@ import numpy as np
 from keywise.attention import reference
 from keywise.attention.arrays import FLOATS, Array, as_host_array
 from keywise.attention.problem import Problem, make_problem
-from keywise.diagnosis.finding import Diagnosis, Examination, Where
-from keywise.diagnosis.judge import finite_inputs, judge
-from keywise.diagnosis.sample import UNITS, at_rows, choose_rows, truth
-from keywise.diagnosis.statistics import inspect
+from keywise.diagnosis.definition import ROUNDING_UNITS, choose_queries, compute_expected, select_queries
+from keywise.diagnosis.explanation import check_output
+from keywise.diagnosis.findings import Diagnosis, Location
+from keywise.diagnosis.inspection import check_finite_inputs, inspect_call
+from keywise.diagnosis.results import CheckResults
 from keywise.errors import DtypeError, ShapeError
 from keywise.util.checks import check_int
 
-ROWS = 64
+SAMPLED_QUERIES = 64
+PLACE = "the arrays"
 
 
 def check(
@@ -32,22 +34,22 @@ def check(
     sinks: Any = None,
     output: Any = None,
     lse: Any = None,
-    rows: int = ROWS,
+    rows: int = SAMPLED_QUERIES,
 ) -> Diagnosis:
-    """Say what is wrong with one call of attention, and with somebody's output of it.
+    """Diagnose one call of attention from its inputs and its output.
 
-    A sample of the query rows is compared with the float64 definition, so memory is linear in the number of keys.
+    A sample of the queries is compared with the float64 definition, so memory is linear in the number of keys.
 
     Parameters
     ----------
     query, key, value, mask, bias, scale, softcap, sinks
-        As in `keywise.attend`: what should be computed.
-    output : [B, Hq, Q, Dv], optional
-        What somebody computed from them, in the query's dtype or a wider one.
-    lse : [B, Hq, Q], optional
-        Their log-sum-exp of the scores, in nats, sinks included.
+        What should be computed, as in `keywise.attend`.
+    output : float array [B, Hq, Q, Dv], optional
+        The output to check, in the query's dtype or a wider one.
+    lse : float array [B, Hq, Q], optional
+        The log-sum-exp of the scores to check, in nats, sinks included.
     rows : int
-        Most query rows to look at.
+        Largest number of queries to compare.
 
     Returns
     -------
@@ -56,7 +58,7 @@ def check(
     Raises
     ------
     ShapeError, DtypeError, OptionError, TargetError
-        Naming the argument, its value and what would work.
+        An argument cannot be used.
 
     Examples
     --------
@@ -69,59 +71,56 @@ def check(
     problem = make_problem(
         query, key, value, mask=mask, bias=bias, scale=scale, softcap=softcap, sinks=sinks, first_key=0
     )
-    chosen = choose_rows(problem.shape.queries, check_int("rows", rows, minimum=1))
-    given = {
-        name: _given(name, array, shape)
-        for name, array, shape in (
-            ("output", output, (*_rows_shape(problem), problem.shape.value_dim)),
-            ("lse", lse, _rows_shape(problem)),
-        )
-        if array is not None
-    }
-    examination = Examination()
-    batch, query_heads, _, queries, keys, head_dim, _ = problem.shape
-    subject = f"attention [{batch}, {query_heads}, {queries}, {head_dim}] over {keys} keys in {problem.dtype}"
-    if keys and queries:
-        finite = finite_inputs(examination, problem, chosen, "the arrays")
-        right = truth(at_rows(problem, chosen))
-        if "output" in given:
-            judge(examination, problem, chosen, given["output"][:, :, chosen], "output", right=right)
+    shape = problem.shape
+    queries = choose_queries(shape.queries, check_int("rows", rows, minimum=1))
+    lse_shape = (shape.batch, shape.query_heads, shape.queries)
+    observed_output = None if output is None else _read_array("output", output, (*lse_shape, shape.value_dim))
+    observed_lse = None if lse is None else _read_array("lse", lse, lse_shape)
+    results = CheckResults()
+    if shape.keys and shape.queries:
+        finite_results, finite = check_finite_inputs(problem, queries, PLACE)
+        results.merge(finite_results)
+        expected = compute_expected(select_queries(problem, queries))
+        if observed_output is not None:
+            explained = check_output(problem, queries, observed_output[:, :, queries], "output", expected=expected)
+            results.merge(explained.results)
         if finite:
-            inspect(examination, problem, right, "the arrays")
-            if "lse" in given:
-                _lse(examination, problem, chosen, given["lse"][:, :, chosen])
-    return examination.diagnosis(subject)
+            results.merge(inspect_call(problem, expected, PLACE))
+        if finite and observed_lse is not None:
+            results.merge(_check_lse(problem, queries, observed_lse[:, :, queries]))
+    query_shape = f"[{shape.batch}, {shape.query_heads}, {shape.queries}, {shape.head_dim}]"
+    return results.make_diagnosis(f"attention {query_shape} over {shape.keys} keys in {problem.dtype}")
 
 
-def _rows_shape(problem: Problem) -> tuple[int, int, int]:
-    return problem.shape.batch, problem.shape.query_heads, problem.shape.queries
+def _read_array(name: str, value: Any, shape: tuple[int, ...]) -> Array:
+    """Return an observed array as float64."""
+    array = as_host_array(name, value)
+    if array.dtype not in FLOATS:
+        raise DtypeError(name, f"must have dtype {', '.join(FLOATS)}", got=array.dtype)
+    if array.data.shape != shape:
+        raise ShapeError(name, f"must have shape {list(shape)}", got=list(array.data.shape))
+    return array.floats(np.float64)
 
 
-def _given(name: str, array: Any, shape: tuple[int, ...]) -> Array:
-    taken = as_host_array(name, array)
-    if taken.dtype not in FLOATS:
-        raise DtypeError(f"{name} has dtype {taken.dtype}; it is one of {', '.join(FLOATS)}")
-    if taken.data.shape != shape:
-        raise ShapeError(f"{name} has shape {list(taken.data.shape)}; it needs {list(shape)}")
-    return taken.floats(np.float64)
-
-
-def _lse(examination: Examination, problem: Problem, rows: Array, observed: Array) -> None:
-    sample = at_rows(problem, rows)
-    right = reference.evaluate(sample).lse
-    assert right is not None
-    alive = np.isfinite(right)
-    largest = float(np.abs(reference.raw_scores(sample)).max(initial=0.0))
-    unit = max(UNITS[problem.dtype], UNITS["float32"])
-    tolerance = (4 + problem.shape.head_dim) * unit * (1 + largest)
-    error = float(np.abs(observed[alive] - right[alive]).max(initial=0.0))
-    if error <= tolerance and np.isneginf(observed[~alive]).all():
-        examination.clean("lse-base", "lse-differs")
-        return
-    base_two = float(np.abs(observed[alive] * math.log(2) - right[alive]).max(initial=0.0))
-    if base_two <= tolerance:
-        measured = f"lse is {1 / math.log(2):.4f} times that of the scores: within {base_two:.2g} of base 2"
-        examination.found("lse-base", measured, Where(("lse",)), error=error, error_in_base_2=base_two)
+def _check_lse(problem: Problem, queries: Array, observed: Array) -> CheckResults:
+    """Compare a log-sum-exp with that of the scores, in base e and in base 2."""
+    results = CheckResults()
+    sample = select_queries(problem, queries)
+    expected = reference.evaluate(sample).lse
+    assert expected is not None
+    finite = np.isfinite(expected)
+    largest_score = float(np.abs(reference.raw_scores(sample)).max(initial=0.0))
+    unit = max(ROUNDING_UNITS[problem.dtype], ROUNDING_UNITS["float32"])
+    tolerance = (4 + problem.shape.head_dim) * unit * (1 + largest_score)
+    error = float(np.abs(observed[finite] - expected[finite]).max(initial=0.0))
+    if error <= tolerance and np.isneginf(observed[~finite]).all():
+        results.add_clean("lse-base", "lse-differs")
+        return results
+    base_2_error = float(np.abs(observed[finite] * math.log(2) - expected[finite]).max(initial=0.0))
+    if base_2_error <= tolerance:
+        measured = f"lse is {1 / math.log(2):.4f} times that of the scores: within {base_2_error:.2g} of base 2"
+        results.add_finding("lse-base", measured, Location(("lse",)), error=error, error_in_base_2=base_2_error)
     else:
         measured = f"lse is up to {error:.3g} from that of the scores; rounding explains {tolerance:.2g}"
-        examination.found("lse-differs", measured, Where(("lse",)), error=error, tolerance=tolerance)
+        results.add_finding("lse-differs", measured, Location(("lse",)), error=error, tolerance=tolerance)
+    return results

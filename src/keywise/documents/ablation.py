@@ -1,4 +1,4 @@
-"""Does an answer depend on its evidence? Each sentence is removed, and the answer's probability looked at again."""
+"""Ablation: the answer's probability with one sentence of its evidence removed."""
 
 from __future__ import annotations
 
@@ -6,53 +6,76 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from keywise.documents.answer import Answer, in_order, joined
+from keywise.documents.answer import Answer, join_sentences, sort_by_place
 from keywise.documents.evidence import Evidence
-from keywise.documents.passage import log_probability
+from keywise.documents.spans import compute_quote_log_probability
 from keywise.errors import OptionError
 
 if TYPE_CHECKING:
     from keywise.documents.files import Source
-    from keywise.documents.prompt import Prompt
-    from keywise.models.loading import LoadedModel
+    from keywise.documents.model import EvidenceModel
 
 
 @dataclass(frozen=True)
 class Ablation:
-    """What removing a sentence does to an answer.
+    """The effect of removing a sentence on an answer.
 
     Attributes
     ----------
     evidence
         The sentence.
-    drop
-        How much the natural logarithm of the answer's probability falls without it; below 0 if it rises.
-    compared
-        Whether this is the sentence from far behind that the others are compared with.
+    drop_nats
+        Fall of the natural logarithm of the answer's probability; below 0 if it rises.
+    control
+        Whether this is the low-ranked sentence that the others are compared with.
+
+    Examples
+    --------
+    >>> document.ablate(document.ask("Who was the keeper?"))[0].drop_nats > 1  # doctest: +SKIP
+    True
     """
 
     evidence: Evidence
-    drop: float
-    compared: bool
+    drop_nats: float
+    control: bool
 
 
-def ablate(
-    loaded: LoadedModel, prompt: Prompt, sources: Sequence[Source], answer: Answer, *, top: int
-) -> list[Ablation]:
-    """Remove each of the first `top` sentences of an answer's evidence, and one from the middle of the rest."""
+def ablate_evidence(model: EvidenceModel, sources: Sequence[Source], answer: Answer, *, top: int) -> list[Ablation]:
+    """Remove each of an answer's best sentences, and one from the middle of the others.
+
+    The model reads these sentences alone, in the order of the text, so that nothing of a removed one is left.
+
+    Parameters
+    ----------
+    model
+        The model that answered.
+    sources
+        The texts.
+    answer
+        The answer.
+    top
+        Number of best sentences to remove, one at a time.
+
+    Raises
+    ------
+    OptionError
+        The answer is empty.
+    """
     if not answer.text:
-        raise OptionError(f"answer to {answer.question!r} is empty; there is nothing to prove")
+        raise OptionError("answer", "must have a text", got=answer.text)
     tested = list(answer.evidence[:top])
-    behind = answer.evidence[top:]
-    if behind:
-        tested.append(behind[len(behind) // 2])
-    ordered = in_order(sources, tested)
+    others = answer.evidence[top:]
+    if others:
+        tested.append(others[len(others) // 2])
+    ordered = sort_by_place(sources, tested)
 
-    def said(evidence: Sequence[Evidence]) -> float:
-        return log_probability(loaded, prompt, joined(evidence)[0], answer.question.strip(), answer.text)
+    def answer_log_probability(evidence: Sequence[Evidence]) -> float:
+        text, _ = join_sentences(evidence)
+        return compute_quote_log_probability(model, text, answer.question, answer.text)
 
-    whole = said(ordered)
-    return [
-        Ablation(item, whole - said([other for other in ordered if other is not item]), compared=number >= top)
-        for number, item in enumerate(tested)
-    ]
+    complete = answer_log_probability(ordered)
+    ablations: list[Ablation] = []
+    for number, removed in enumerate(tested):
+        without = answer_log_probability([item for item in ordered if item is not removed])
+        ablations.append(Ablation(removed, complete - without, control=number >= top))
+    return ablations

@@ -1,36 +1,52 @@
-"""An answer, and for each of its words the sentences that it came from."""
+"""Answers: quoted from the best sentences, or written by the model from the whole document."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from keywise.documents.evidence import Evidence, Mass
-    from keywise.documents.files import Source
+from keywise.documents.model import EvidenceModel, record_sentence_mass
+from keywise.documents.scoring import Continuation, SentenceMass, average_sentence_mass, forward_question
+from keywise.documents.spans import find_best_span
 
-# A word has this part of its attention on a sentence that is named as its source; at most two sentences are.
-SOURCE_PART: Final = 0.3
-SOURCES_OF_A_WORD: Final = 2
+if TYPE_CHECKING:
+    from keywise.documents.evidence import Evidence
+    from keywise.documents.files import Source
+    from keywise.documents.prefill import PrefilledContext
+    from keywise.documents.prompt import QuestionTokens
+
+# A sentence is the source of a word if it has this share of the word's attention; a word has at most two sources.
+MIN_SOURCE_SHARE: Final = 0.3
+MAX_WORD_SOURCES: Final = 2
+
 _WORD = re.compile(r"\S+")
+# What incomplete UTF-8 decodes to.
+_REPLACEMENT_CHARACTER: Final = "\ufffd"
 
 
 @dataclass(frozen=True)
 class AnswerWord:
-    """A word of an answer and where it came from.
+    """A word of an answer and its sources.
 
     Attributes
     ----------
     start, end
         Its span in the answer's text, in characters.
     sources
-        Ranks of the sentences it came from, the most likely first. For a quoted answer they are where the words stand;
-        for a written one, where the model looked when it wrote the word. Empty if no sentence stood out.
+        Ranks of the sentences that it comes from, the most likely first. For a quoted answer this is the sentence that
+        contains it, for a written one the sentences that the model attended to. Empty if no sentence stands out.
+
+    Examples
+    --------
+    >>> from keywise.documents import AnswerWord
+    >>> word = AnswerWord(4, 7, sources=(1,))
+    >>> "Ann Low"[word.start : word.end]
+    'Low'
     """
 
     start: int
@@ -40,34 +56,40 @@ class AnswerWord:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model answered, and which sentences the question looked at.
+    """A model's answer to a question, and the sentences ranked as evidence.
 
     Attributes
     ----------
     text
         The answer.
     evidence
-        All sentences, the likeliest to answer first.
+        All sentences, best first.
     question
         The question as asked.
     model
         The model's name.
     complete
-        Whether the answer is whole; False if `max_tokens` cut it.
+        Whether the answer ended by itself; False if `max_tokens` cut it.
     document_tokens, answer_tokens
-        Their lengths in tokens.
+        Lengths in tokens.
     reused_tokens
-        How many of the document's tokens were not read this time, but taken from disk.
-    none_share
-        How likely it is that no sentence answers; with the shares of all sentences it sums to 1.
+        Number of the document's tokens that were loaded from the store instead of computed.
+    no_answer_share
+        Probability that no sentence answers; with the shares of all sentences it sums to 1.
     sentences
-        From how many of the first sentences the answer was quoted; 0 if it was written from the whole document.
+        Number of sentences that the answer was quoted from; 0 if it was written from the whole document.
     words
         The answer's words with their sources.
     tuned_on
-        What the heads that were read were chosen on; None if they are a guess from the model's depth.
+        The data that the heads were chosen on; None if they are a guess from the model's depth.
     windows
-        In how many windows the document was read; 1 if it fits into the model's context.
+        Number of windows that the document was split into; 1 if it fits into the model's context.
+
+    Examples
+    --------
+    >>> answer = document.ask("Who was the keeper?")  # doctest: +SKIP
+    >>> answer.text, answer.evidence[0].text, answer.no_answer_share < 0.5  # doctest: +SKIP
+    ('Ann Low', 'Its keeper was Ann Low.', True)
     """
 
     text: str
@@ -85,12 +107,155 @@ class Answer:
     windows: int = 1
 
 
-def words_of(text: str, sources_of: Callable[[int, int], Sequence[int]]) -> list[AnswerWord]:
-    """Cut an answer into words; `sources_of` gives the ranks of the sentences that a span of it came from.
+@dataclass(frozen=True)
+class AnswerText:
+    """The text of an answer.
+
+    Attributes
+    ----------
+    text
+        The text.
+    words
+        Its words with their sources.
+    tokens
+        Its length in tokens.
+    complete
+        Whether it ended by itself.
+    """
+
+    text: str
+    words: list[AnswerWord]
+    tokens: int
+    complete: bool
+
+
+def quote_answer(
+    model: EvidenceModel,
+    context: PrefilledContext,
+    question: QuestionTokens,
+    sources: Sequence[Source],
+    evidence: Sequence[Evidence],
+    *,
+    max_tokens: int,
+) -> AnswerText:
+    """Return the words of some sentences that the model would most likely quote as its answer.
+
+    The model reads the sentences alone, in the order of the text.
+
+    Parameters
+    ----------
+    model
+        The model.
+    context
+        The prefilled document; only its template is used.
+    question
+        The question's tokens, with an answer begun.
+    sources
+        The texts.
+    evidence
+        The sentences to quote from.
+    max_tokens
+        Longest answer, in tokens.
+    """
+    passage, ends = join_sentences(sort_by_place(sources, evidence))
+
+    def find_span(cache: Any) -> Any:
+        cache.truncate(len(model.prompt.before_ids))
+        return find_best_span(model, cache, passage, question, max_tokens=max_tokens)
+
+    span = context.run(find_span)
+    if span is None:
+        return AnswerText("", [], 0, complete=True)
+    text = passage[span.start : span.end]
+
+    def sources_of(start: int, _end: int) -> list[int]:
+        return [next(item.rank for end, item in ends if span.start + start < end)]
+
+    return AnswerText(text, split_words(text, sources_of), span.tokens, complete=span.tokens < max_tokens)
+
+
+def write_answer(
+    model: EvidenceModel,
+    context: PrefilledContext,
+    question: QuestionTokens,
+    sources: Sequence[Source],
+    evidence: Sequence[Evidence],
+    *,
+    max_tokens: int,
+    continuation: Continuation | None = None,
+    on_token: Callable[[str], None] | None = None,
+) -> AnswerText:
+    """Write an answer from the whole document, always the most probable next token.
+
+    Parameters
+    ----------
+    model
+        The model.
+    context
+        The prefilled document.
+    question
+        The question's tokens, without an answer begun.
+    sources
+        The texts.
+    evidence
+        All sentences of the document.
+    max_tokens
+        Longest answer, in tokens.
+    continuation
+        Where the model continues after the question; default runs the question.
+    on_token
+        Called with each new part of the answer's text.
+    """
+    if continuation is None:
+        continuation = forward_question(model, context, question)
+    if model.starts_answer:
+        heads, null_mass = model.heads.copying, context.null_stats.copying
+    else:
+        heads, null_mass = model.heads.matching, context.null_stats.matching
+    cache, token = continuation.cache, continuation.next_token
+    token_ids: list[int] = []
+    text_ends: list[int] = []
+    masses: list[SentenceMass] = []
+    emitted = 0
+    while token not in model.prompt.end_ids and len(token_ids) < max_tokens:
+        token_ids.append(token)
+        text = model.prompt.decode(token_ids)
+        text_ends.append(len(text))
+        # A character can take several tokens.
+        if on_token and not text.endswith(_REPLACEMENT_CHARACTER):
+            on_token(text[emitted:])
+            emitted = len(text)
+        logits, records = record_sentence_mass(model, cache, [token], context.segment_ids, stop=False)
+        mass = average_sentence_mass(records, heads, context.document.sentences, slice(None))
+        masses.append((mass - null_mass).sum(axis=0))
+        token = int(logits.argmax())
+    text = model.prompt.decode(token_ids)
+    leading_spaces = len(text) - len(text.lstrip())
+    ranks = [item.rank for item in sort_by_place(sources, evidence)]
+
+    def sources_of(start: int, end: int) -> list[int]:
+        first = int(np.searchsorted(text_ends, start + leading_spaces, side="right"))
+        last = int(np.searchsorted(text_ends, end + leading_spaces, side="left"))
+        return [ranks[number] for number in find_heaviest_sentences(np.sum(masses[first : last + 1], axis=0))]
+
+    text = text.strip()
+    complete = token in model.prompt.end_ids
+    return AnswerText(text, split_words(text, sources_of), len(token_ids), complete)
+
+
+def split_words(text: str, sources_of: Callable[[int, int], Sequence[int]]) -> list[AnswerWord]:
+    """Split an answer into words.
+
+    Parameters
+    ----------
+    text
+        The answer.
+    sources_of
+        Returns the ranks of the sentences that a span of the answer comes from.
 
     Examples
     --------
-    >>> [(word.start, word.sources) for word in words_of("Ann Low", lambda start, end: [1])]
+    >>> [(word.start, word.sources) for word in split_words("Ann Low", lambda start, end: [1])]
     [(0, (1,)), (4, (1,))]
     """
     return [
@@ -99,42 +264,43 @@ def words_of(text: str, sources_of: Callable[[int, int], Sequence[int]]) -> list
     ]
 
 
-def heaviest_sentences(mass: Mass) -> NDArray[np.intp]:
-    """Give the sentences with much of a mass, the heaviest first, by number.
+def find_heaviest_sentences(mass: SentenceMass) -> NDArray[np.intp]:
+    """Return the numbers of the sentences with much of a mass, the heaviest first.
 
     Examples
     --------
     >>> import numpy as np
-    >>> heaviest_sentences(np.array([0.1, -0.2, 0.5, 0.4])).tolist()
+    >>> find_heaviest_sentences(np.array([0.1, -0.2, 0.5, 0.4])).tolist()
     [2, 3]
     """
     positive = np.maximum(mass, 0.0)
-    first = np.argsort(-positive, kind="stable")[:SOURCES_OF_A_WORD]
-    heavy: NDArray[np.intp] = first[positive[first] > SOURCE_PART * positive.sum()]
+    first = np.argsort(-positive, kind="stable")[:MAX_WORD_SOURCES]
+    heavy: NDArray[np.intp] = first[positive[first] > MIN_SOURCE_SHARE * positive.sum()]
     return heavy
 
 
-def in_order(sources: Sequence[Source], evidence: Sequence[Evidence]) -> list[Evidence]:
-    """Give sentences in the order of the text.
+def sort_by_place(sources: Sequence[Source], evidence: Sequence[Evidence]) -> list[Evidence]:
+    """Return sentences in the order of the text.
 
     Examples
     --------
-    >>> in_order([], [])
+    >>> sort_by_place([], [])
     []
     """
-    place = {source.name: number for number, source in enumerate(sources)}
-    return sorted(evidence, key=lambda item: (place[item.source], item.start))
+    order = {source.name: number for number, source in enumerate(sources)}
+    return sorted(evidence, key=lambda item: (order[item.source], item.start))
 
 
-def joined(evidence: Sequence[Evidence]) -> tuple[str, list[tuple[int, Evidence]]]:
-    """Write sentences one after the other, and give for each the character of that text at which it ends.
+def join_sentences(evidence: Sequence[Evidence]) -> tuple[str, list[tuple[int, Evidence]]]:
+    """Join sentences by spaces, and return for each the character after its last.
 
     Examples
     --------
-    >>> joined([])
+    >>> join_sentences([])
     ('', [])
     """
-    text, ends = "", list[tuple[int, "Evidence"]]()
+    text = ""
+    ends: list[tuple[int, Evidence]] = []
     for item in evidence:
         text = f"{text} {item.text}" if text else item.text
         ends.append((len(text), item))

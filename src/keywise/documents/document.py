@@ -1,140 +1,102 @@
-"""A document that a model has read: its sentences ranked for a question, answers, and their proof."""
+"""A document that a model has prefilled: ranked sentences, answers and ablations."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from functools import cached_property
-from typing import TYPE_CHECKING, Any, Final
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
 
-import numpy as np
-from numpy.typing import NDArray
-
-from keywise.documents.ablation import Ablation, ablate
-from keywise.documents.answer import Answer, AnswerWord, heaviest_sentences, in_order, joined, words_of
-from keywise.documents.evidence import Evidence, Look, Mass, no_answer_share, rank_sentences
-from keywise.documents.files import Source
-from keywise.documents.heads import Heads
-from keywise.documents.meaning import Encode, Meaning
-from keywise.documents.passage import likeliest_span
-from keywise.documents.prefilled_context import PrefilledContext, Progress
-from keywise.documents.prompt import Encoded, Prompt
-from keywise.documents.store import PrefillStore
-from keywise.documents.words import Words, rarity
+from keywise.documents.ablation import Ablation, ablate_evidence
+from keywise.documents.answer import Answer, quote_answer, write_answer
+from keywise.documents.ranking import rank_document
+from keywise.documents.scoring import forward_question
 from keywise.errors import DtypeError, OptionError
-from keywise.models.loading import LoadedModel
+from keywise.util.checks import check_int
 
 if TYPE_CHECKING:
-    from keywise.hf import LayerStats
+    from keywise.documents.evidence import Evidence
+    from keywise.documents.files import Source
+    from keywise.documents.prompt import QuestionTokens
+    from keywise.documents.reader import Reader
+    from keywise.documents.windows import Window
 
 ANSWER_TOKENS: Final = 128
-# Kept free when a document is read, so that what could be read can also be asked about.
-RESERVED_TOKENS: Final = 256
-
-# How much more the rare words of a question tell than its common ones.
-RARITY_POWER: Final = 2.0
 
 
 class Document:
-    """Texts that a model has read. Made by `Reader.read`.
+    """Texts that a model has prefilled, made by `Reader.read`.
+
+    Parameters
+    ----------
+    reader
+        The reader that made it.
+    sources
+        The texts.
+    windows
+        The prefilled windows; one if the model's context holds the document.
 
     Attributes
     ----------
-    sources
+    reader : Reader
+        The reader that made it.
+    sources : tuple of Source
         The texts, in the order in which they were read.
-    tokens
-        Length of the document in tokens.
+    windows : tuple of Window
+        The prefilled windows.
+
+    Examples
+    --------
+    >>> from keywise.documents import Reader
+    >>> document = Reader().read("The lamp was lit in 1862. Its keeper was Ann Low.")  # doctest: +SKIP
+    >>> document.ask("Who was the keeper?").text  # doctest: +SKIP
+    'Ann Low'
     """
 
-    def __init__(
-        self,
-        loaded: LoadedModel,
-        prompt: Prompt,
-        heads: Heads,
-        sources: Sequence[Source],
-        encoded: Encoded,
-        *,
-        encode: Encode | None,
-        shelf: PrefillStore | None,
-        progress: Progress | None,
-    ) -> None:
-        self._loaded, self._prompt, self._heads, self._encode = loaded, prompt, heads, encode
-        config = loaded.model.config.get_text_config()
-        self._context_tokens: int | None = getattr(config, "max_position_embeddings", None)
+    def __init__(self, reader: Reader, sources: Sequence[Source], windows: Sequence[Window]) -> None:
+        self.reader = reader
         self.sources = tuple(sources)
-        self.tokens = len(encoded.ids)
-        self._check_length()
-        self._sentences = sum(len(source.sentences) for source in sources)
-        said = encoded.sentence_of >= 0
-        self._said, self._said_in = np.array(encoded.ids)[said], encoded.sentence_of[said]
-        self._words = Words(sources)
-        self._past = PrefilledContext(
-            loaded,
-            prompt,
-            heads,
-            encoded,
-            sentences=self._sentences,
-            names=[source.name for source in sources],
-            shelf=shelf,
-            progress=progress,
-        )
+        self.windows = tuple(windows)
+        self._model = reader.evidence_model
+
+    @property
+    def tokens(self) -> int:
+        """Length in tokens. Sentences in two windows count twice."""
+        return sum(len(window.context.document.token_ids) for window in self.windows)
 
     @property
     def reused_tokens(self) -> int:
-        """How many of the document's tokens were taken from disk instead of being read."""
-        return self._past.reused_tokens
+        """Number of tokens that were loaded from the store instead of computed."""
+        return sum(window.context.reused_tokens for window in self.windows)
 
     def evidence(self, question: str) -> list[Evidence]:
-        """Rank all sentences by how likely they answer a question, without answering it.
+        """Rank the document's sentences by how likely they answer a question.
 
-        What speaks for a sentence is the attention that the question gives to it and the words that they share, and
-        the meaning of both if the reader was given an encoder.
+        Combines the attention of the question's tokens, BM25 and, if the reader has an encoder, cosine similarity.
+
+        Parameters
+        ----------
+        question
+            A question in natural language.
+
+        Returns
+        -------
+        list of Evidence
+            One entry per sentence, best first. Their shares and `Answer.no_answer_share` sum to 1.
 
         Raises
         ------
+        DtypeError
+            The question is not a str.
         OptionError
-            If the question is empty, or too long for what the document leaves of the model's context.
+            The question is empty, or does not fit into the model's context after the document.
 
         Examples
         --------
         >>> document.evidence("Who was the keeper?")[0].rank  # doctest: +SKIP
         1
         """
-        return rank_sentences(self.sources, self.look(question), self.clues(question), self._heads)
-
-    def clues(self, question: str) -> dict[str, Mass]:
-        """Give what the document's text says about a question without any attention.
-
-        Returns
-        -------
-        dict of float64 arrays [sentences]
-            ``words`` and ``paragraph_words``, and if the reader was given an encoder ``meaning`` and
-            ``paragraph_meaning``; see `Evidence`.
-
-        Examples
-        --------
-        >>> sorted(document.clues("Who was the keeper?"))  # doctest: +SKIP
-        ['paragraph_words', 'words']
-        """
-        found = {"words": self._words.sentences(question), "paragraph_words": self._words.paragraphs(question)}
-        if self._meaning is not None:
-            found["meaning"] = self._meaning.sentences(question)
-            found["paragraph_meaning"] = self._meaning.paragraphs(question)
-        return found
-
-    def look(self, question: str) -> Look:
-        """Give the mass that each head read puts on each sentence for a question, a null question's subtracted.
-
-        Raises
-        ------
-        OptionError
-            As `evidence` does.
-
-        Examples
-        --------
-        >>> document.look("Who was the keeper?").matching.shape  # doctest: +SKIP
-        (4, 2)
-        """
-        return self._look(self._question_ids(question, answer_tokens=0))
+        tokens = self._encode_question(question, answer_tokens=0)
+        return rank_document(self._model, self.sources, self.windows, tokens).evidence
 
     def ask(
         self,
@@ -144,268 +106,214 @@ class Document:
         sentences: int | None = None,
         on_token: Callable[[str], None] | None = None,
     ) -> Answer:
-        """Answer a question about the document, and tell which sentences it looked at.
+        """Answer a question, with the sentences that support the answer.
 
-        A small model answers better from the sentence that its attention finds than from the whole document: it reads
-        the first `sentences` of the evidence alone, and the answer is the words of them that it would most likely
-        quote. From the whole document it writes freely, always its likeliest next token. Both ways the same question
-        gets the same answer.
+        A small model locates sentences better than it phrases answers. With tuned heads it therefore reads the best
+        sentences alone, and the answer is the span of them that it would most likely quote. With ``sentences=0`` it
+        writes the answer from the whole document, always the most probable next token. Answers are deterministic.
 
         Parameters
         ----------
         question
-            The question.
+            A question in natural language.
         max_tokens
             Longest answer, in tokens.
         sentences
-            How many sentences to answer from, 0 for the whole document; default is what was measured to be best when
-            the model's heads were tuned, and the whole document for a model without tuned heads.
+            Number of best sentences to quote from; 0 writes the answer from the whole document. Default: the number
+            that the heads were tuned with, 0 for a model without tuned heads.
         on_token
-            Called with each new piece of the answer's text.
+            Called with each new part of the answer's text.
+
+        Returns
+        -------
+        Answer
 
         Raises
         ------
+        DtypeError
+            The question is not a str, or a number is not an integer.
         OptionError
-            If the question is empty, `max_tokens` is no positive integer, both together do not fit into what the
-            document leaves of the model's context, or `sentences` is negative, or not 0 without tuned heads.
+            The question is empty, a number is out of range, question and answer do not fit into the model's context
+            after the document, or `sentences` is above 0 and the model has no tuned heads.
 
         Examples
         --------
         >>> document.ask("Who was the keeper?").text  # doctest: +SKIP
         'Ann Low'
         """
-        wanted = self._heads.answer_sentences if sentences is None else _count("sentences", sentences, least=0)
-        if wanted and not self._past.started:
-            raise OptionError(
-                f"sentences={sentences}: no heads are tuned for model {self._loaded.name!r}; tune them with `keywise "
-                "tune`, or let it answer from the whole document (sentences=0)"
-            )
-        answer_tokens = _count("max_tokens", max_tokens, least=1)
-        turn = self._question_ids(question, answer_tokens=answer_tokens)
-        if self._past.started:
-            look = self._look(turn)
+        model = self._model
+        quoted_sentences = self._count_quoted_sentences(sentences)
+        max_tokens = check_int("max_tokens", max_tokens, minimum=1)
+        tokens = self._encode_question(question, answer_tokens=max_tokens)
+
+        # Without copying heads an answer follows the scored question directly.
+        keep_cache = not model.starts_answer and len(self.windows) == 1
+        ranking = rank_document(model, self.sources, self.windows, tokens, keep_cache=keep_cache)
+        window = ranking.window
+        self._check_room(window, tokens, max_tokens)
+        if quoted_sentences:
+            best = ranking.window_evidence[:quoted_sentences]
+            text = quote_answer(model, window.context, tokens, window.sources, best, max_tokens=max_tokens)
+            if on_token is not None:
+                on_token(text.text)
         else:
-            cache, token, records = self._go_on(turn)
-            look = self._look_of(records, turn)
-        evidence = rank_sentences(self.sources, look, self.clues(question), self._heads)
-        if wanted:
-            text, words, answer_ids, complete = self._past.after(
-                lambda cache: self._quote(cache, question, evidence[:wanted], max_tokens)
+            text = write_answer(
+                model,
+                window.context,
+                model.prompt.encode_question(question, start_answer=False),
+                window.sources,
+                ranking.window_evidence,
+                max_tokens=max_tokens,
+                continuation=ranking.continuation,
+                on_token=on_token,
             )
-            if on_token:
-                on_token(text)
-        else:
-            if self._past.started:
-                cache, token, _ = self._go_on(self._prompt.question_ids(question.strip()))
-            text, words, answer_ids, complete = self._write(cache, token, evidence, max_tokens, on_token)
+        words = [replace(word, sources=tuple(ranking.ranks[rank] for rank in word.sources)) for word in text.words]
         return Answer(
-            text=text,
-            evidence=evidence,
+            text=text.text,
+            evidence=ranking.evidence,
             question=question,
-            model=self._loaded.name,
-            complete=complete,
+            model=model.loaded.name,
+            complete=text.complete,
             document_tokens=self.tokens,
-            answer_tokens=answer_ids,
+            answer_tokens=text.tokens,
             reused_tokens=self.reused_tokens,
-            no_answer_share=no_answer_share(look, self._heads),
-            sentences=wanted,
+            no_answer_share=ranking.no_answer_share,
+            sentences=quoted_sentences,
             words=words,
-            tuned_on=self._heads.tuned_on,
+            tuned_on=model.heads.tuned_on,
+            windows=len(self.windows),
         )
-
-    def ablate(self, answer: Answer, *, top: int = 3, sources: Sequence[Source] | None = None) -> list[Ablation]:
-        """Tell how much less likely an answer becomes without each of its first sentences, and without another one.
-
-        The model reads the first `top` sentences and one that stands far behind them, in the text's order and without
-        the rest of the document, then again without each of them: nothing of a removed sentence is left.
-
-        Parameters
-        ----------
-        answer
-            What `ask` gave for this document.
-        top
-            How many of the first sentences to remove, one at a time.
-        sources
-            The texts in their order; default those of this document.
-
-        Raises
-        ------
-        OptionError
-            If `top` is no positive integer, or the answer is empty.
-
-        Examples
-        --------
-        >>> document.prove(document.ask("Who was the keeper?"))[0].drop > 0  # doctest: +SKIP
-        True
-        """
-        return ablate(self._loaded, self._prompt, sources or self.sources, answer, top=_count("top", top, least=1))
-
-    def pass_over(self, question: str) -> int:
-        """Run a question's turn after the document without reading attention, and give the number of its tokens.
-
-        It is what the cost of evidence is compared with.
-
-        Raises
-        ------
-        OptionError
-            As `evidence` does.
-
-        Examples
-        --------
-        >>> document.pass_over("Who was the keeper?")  # doctest: +SKIP
-        21
-        """
-        ids = self._question_ids(question, answer_tokens=0)
-        self._past.after(lambda cache: self._past.forward(cache, ids))
-        return len(ids)
-
-    def _quote(
-        self, begun: Any, question: str, evidence: Sequence[Evidence], max_tokens: int
-    ) -> tuple[str, list[AnswerWord], int, bool]:
-        """Give the likeliest words of some sentences: text, words, tokens, and whether there was room for more."""
-        passage, ends = joined(in_order(self.sources, evidence))
-        begun.truncate(len(self._prompt.before_ids))
-        span = likeliest_span(
-            self._loaded,
-            self._prompt,
-            self._heads.copying,
-            passage,
-            question.strip(),
-            most_tokens=max_tokens,
-            begun=begun,
-        )
-        if span is None:
-            return "", [], 0, True
-        text = passage[span.start : span.end]
-        words = words_of(text, lambda start, _: [next(item.rank for end, item in ends if span.start + start < end)])
-        return text, words, span.tokens, span.tokens < max_tokens
-
-    def _write(
-        self,
-        cache: Any,
-        token: int,
-        evidence: Sequence[Evidence],
-        max_tokens: int,
-        on_token: Callable[[str], None] | None,
-    ) -> tuple[str, list[AnswerWord], int, bool]:
-        """Write an answer token by token: text, words, tokens, and whether the model ended it itself."""
-        heads, null = (
-            (self._heads.copying, self._past.null.copying)
-            if self._past.started
-            else (self._heads.matching, self._past.null.matching)
-        )
-        ids: list[int] = []
-        ends: list[int] = []
-        masses: list[Mass] = []
-        said = 0
-        while token not in self._prompt.end_ids and len(ids) < max_tokens:
-            ids.append(token)
-            text = self._prompt.text(ids)
-            ends.append(len(text))
-            # A character can take several tokens; until it is whole it decodes to the replacement character.
-            if on_token and not text.endswith("\ufffd"):
-                on_token(text[said:])
-                said = len(text)
-            token, records = self._past.step(cache, [token])
-            masses.append((self._past.mass(records, heads, slice(None)) - null).sum(axis=0))
-        text = self._prompt.text(ids)
-        margin = len(text) - len(text.lstrip())
-        ranks = [item.rank for item in in_order(self.sources, evidence)]
-
-        def sources_of(start: int, end: int) -> list[int]:
-            first = int(np.searchsorted(ends, start + margin, side="right"))
-            last = int(np.searchsorted(ends, end + margin, side="left"))
-            return [ranks[number] for number in heaviest_sentences(np.sum(masses[first : last + 1], axis=0))]
-
-        text = text.strip()
-        return text, words_of(text, sources_of), len(ids), token in self._prompt.end_ids
 
     def ask_many(self, questions: Iterable[str], *, max_tokens: int = ANSWER_TOKENS) -> list[Answer]:
-        """Answer several questions, one after the other, each as `ask` does.
+        """Answer several questions, one after the other.
 
-        They share the document's keys and values, which none of them reads again or copies; what each adds is its own.
+        All share the document's keys and values.
 
         Parameters
         ----------
         questions
-            The questions.
+            Questions in natural language.
         max_tokens
             Longest answer to each, in tokens.
 
+        Returns
+        -------
+        list of Answer
+            One per question, in order.
+
         Raises
         ------
-        DtypeError
-            If `questions` is one text.
-        OptionError
-            As `ask` does, before any question is answered.
+        DtypeError, OptionError
+            `questions` is one text, or `ask` raises for a question; no question is answered then.
 
         Examples
         --------
         >>> [answer.text for answer in document.ask_many(["Who?", "When?"])]  # doctest: +SKIP
-        ['Ann Low.', 'In 1862.']
+        ['Ann Low', 'in 1862']
         """
         if isinstance(questions, str):
-            raise DtypeError(f"questions={questions!r} is one text; give a list of questions, or use ask()")
-        asked = list(questions)
-        for question in asked:
-            self._question_ids(question, answer_tokens=_count("max_tokens", max_tokens, least=1))
-        return [self.ask(question, max_tokens=max_tokens) for question in asked]
+            raise DtypeError("questions", "must be a list of questions", got=questions, remedy="use ask() for one")
+        listed = list(questions)
+        answer_tokens = check_int("max_tokens", max_tokens, minimum=1)
+        for question in listed:
+            self._encode_question(question, answer_tokens=answer_tokens)
+        return [self.ask(question, max_tokens=answer_tokens) for question in listed]
 
-    def _go_on(self, ids: list[int]) -> tuple[Any, int, Sequence[LayerStats]]:
-        """Run a question's turn after the document; give the cache with it, the likeliest next token, and readings."""
-        return self._past.after(lambda cache: (cache, *self._past.step(cache, ids)))
+    def ablate(self, answer: Answer, *, top: int = 3) -> list[Ablation]:
+        """Return how much less likely an answer is with each of its best sentences removed.
 
-    def _look(self, ids: list[int]) -> Look:
-        """Run a question's turn only as far as needed, and give where it looked, less where a null question does."""
-        return self._look_of(self._past.glance(ids), ids)
+        The model reads the first `top` sentences and one from the middle of the others, without the rest of the
+        document, then again without each of them.
 
-    def _look_of(self, records: Iterable[LayerStats], ids: list[int]) -> Look:
-        """Give where a question looked, less where a null question does; its rare words tell more."""
-        asked = self._prompt.asked_rows(ids, started=self._past.started)
-        return self._past.look(records, ids, asked, self._rarities(ids[asked])) - self._past.null
+        Parameters
+        ----------
+        answer
+            An answer of this document.
+        top
+            Number of best sentences to remove, one at a time.
 
-    def _rarities(self, ids: Sequence[int]) -> NDArray[np.float64]:
-        """Give how much each token of a question tells: little if it stands in many sentences."""
-        holding = [np.unique(self._said_in[self._said == token]).size for token in ids]
-        return np.array([rarity(sentences, self._sentences) ** RARITY_POWER for sentences in holding])
+        Returns
+        -------
+        list of Ablation
+            One per removed sentence, best first; the last is the control.
 
-    @cached_property
-    def _meaning(self) -> Meaning | None:
-        """The meanings of the sentences, made at the first question."""
-        return self._encode and Meaning(self._encode, self.sources, self._words.paragraph_of)
+        Raises
+        ------
+        DtypeError
+            `top` is not an integer.
+        OptionError
+            `top` is below 1, or the answer is empty.
 
-    def _question_ids(self, question: str, *, answer_tokens: int) -> list[int]:
-        """Give the tokens of a question's turn, after asking whether it and its answer fit."""
+        Examples
+        --------
+        >>> document.ablate(document.ask("Who was the keeper?"))[0].drop_nats > 0  # doctest: +SKIP
+        True
+        """
+        return ablate_evidence(self._model, self.sources, answer, top=check_int("top", top, minimum=1))
+
+    def forward_question(self, question: str) -> int:
+        """Run a question after the document without recording attention.
+
+        The cost of evidence is measured against this.
+
+        Parameters
+        ----------
+        question
+            A question in natural language.
+
+        Returns
+        -------
+        int
+            Number of tokens that were run after the document.
+
+        Raises
+        ------
+        DtypeError, OptionError
+            As for `evidence`.
+
+        Examples
+        --------
+        >>> document.forward_question("Who was the keeper?")  # doctest: +SKIP
+        21
+        """
+        tokens = self._encode_question(question, answer_tokens=0)
+        for window in self.windows:
+            forward_question(self._model, window.context, tokens)
+        return len(tokens.token_ids)
+
+    def _count_quoted_sentences(self, sentences: int | None) -> int:
+        heads = self._model.heads
+        if sentences is None:
+            sentences = heads.answer_sentences
+        quoted_sentences = check_int("sentences", sentences, minimum=0)
+        if quoted_sentences and not heads.copying:
+            remedy = f"no heads are tuned for model {self._model.loaded.name!r}: tune them with `keywise tune`"
+            raise OptionError("sentences", "must be 0 for a model without tuned heads", got=sentences, remedy=remedy)
+        return quoted_sentences
+
+    def _encode_question(self, question: str, *, answer_tokens: int) -> QuestionTokens:
+        """Return a question's tokens; raise if they or the answer cannot fit into the model's context."""
         if not isinstance(question, str):
-            raise DtypeError(f"question={question!r} is no text; ask in words")
+            raise DtypeError("question", "must be a str", got=question)
         if not question.strip():
-            raise OptionError(f"question={question!r} is empty; ask in words")
-        ids = self._prompt.question_ids(question.strip(), started=self._past.started)
-        if self._context_tokens is not None:
-            left = self._context_tokens - len(self._prompt.before_ids) - self.tokens
-            if len(ids) + answer_tokens > left:
-                raise OptionError(
-                    f"the question takes {len(ids)} tokens and its answer up to max_tokens={answer_tokens}, but the "
-                    f"document leaves {left} of the model's {self._context_tokens}; ask shorter, or "
-                    "allow a shorter answer"
-                )
-        return ids
+            raise OptionError("question", "must not be empty", got=question)
+        tokens = self._model.prompt.encode_question(question, start_answer=self._model.starts_answer)
+        for window in self.windows:
+            self._check_room(window, tokens, answer_tokens=0)
+        shortest = min(self.windows, key=lambda window: len(window.context.document.token_ids))
+        self._check_room(shortest, tokens, answer_tokens)
+        return tokens
 
-    def _check_length(self) -> None:
-        if self._context_tokens is None:
+    def _check_room(self, window: Window, tokens: QuestionTokens, answer_tokens: int) -> None:
+        max_document_tokens = self._model.max_document_tokens
+        if max_document_tokens is None:
             return
-        possible = self._context_tokens - len(self._prompt.before_ids) - RESERVED_TOKENS
-        if self.tokens > possible:
-            characters = sum(len(source.text) for source in self.sources)
-            raise OptionError(
-                f"the document is {self.tokens:,} tokens ({characters:,} characters) long, but model "
-                f"{self._loaded.name!r} can read {possible:,} (about {characters * possible // self.tokens:,} "
-                "characters of it at once, in whole sentences); give a shorter one or a model with a longer context"
-            )
-
-
-def _count(name: str, number: int, *, least: int) -> int:
-    if isinstance(number, bool) or not isinstance(number, int) or number < least:
-        kind = "a positive integer" if least else "a whole number, 0 or more"
-        raise OptionError(f"{name}={number!r}: give {kind}")
-    return number
+        left = max_document_tokens - len(window.context.document.token_ids)
+        question_tokens = len(tokens.token_ids)
+        context = f"(the model's context has {self._model.context_tokens:,} tokens)"
+        if question_tokens > left:
+            rule = f"must be at most {left:,} tokens long after this document {context}, got {question_tokens:,}"
+            raise OptionError("question", f"{rule}; ask a shorter one")
+        if question_tokens + answer_tokens > left:
+            rule = f"must be at most {left - question_tokens:,} after this document and question {context}"
+            raise OptionError("max_tokens", rule, got=answer_tokens)

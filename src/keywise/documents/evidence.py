@@ -1,38 +1,33 @@
-"""From attention readings and words to ranked sentences. Knows no model: it works on arrays of clues per sentence.
-
-The mass that the rows of a question give to the document is compared with what the rows of a null question give to it:
-only the difference tells about this question. What both share (sinks, favoured positions) falls away.
-"""
+"""Sentences ranked by attention and text: arrays of scores in, a list of evidence out."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from keywise.documents.heads import ATTENTION, MEANING, WORDS, Head, Heads
+from keywise.documents.heads import ATTENTION, LEXICAL, SEMANTIC, Heads
 
 if TYPE_CHECKING:
     from keywise.documents.files import Source
-    from keywise.hf import LayerStats
+    from keywise.documents.scoring import EvidenceStats
 
-NULL_QUESTION: Final = "N/A"
-# Added to a share before its logarithm: one kind of head that saw nothing must not rule a sentence out.
-LEAST_SHARE: Final = 0.02
-# Clues that are logarithms of odds.
-COSINES: Final = ("meaning", "paragraph_meaning")
+# Added to every share before its power is taken, so that one kind of heads that missed a sentence does not exclude it.
+SMOOTHING: Final = 0.02
+# Features that are logarithms of odds; the others are shares.
+COSINE_FEATURES: Final = ("semantic", "paragraph_semantic")
 
 _TINY: Final = 1e-9
 
-Mass = NDArray[np.float64]
+Scores = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """A sentence with what speaks for it as the answer to a question.
+    """A sentence and its scores as the answer to a question.
 
     Attributes
     ----------
@@ -41,25 +36,31 @@ class Evidence:
     start, end
         Its span in the text of its source, in characters.
     source
-        The name of its source.
+        Name of its source.
     share
-        How likely it is the one that answers, from 0 to 1. The shares of all sentences and that of none of them sum
-        to 1; see docs/evidence.md for how true they are.
+        Probability that this sentence answers, from 0 to 1. The shares of all sentences and `Answer.no_answer_share`
+        sum to 1. docs/evidence.md shows how well they are calibrated.
     attention
-        The share that it would have by attention alone; these too sum to 1 with that of none.
+        The share by attention alone. These sum to 1 with `Answer.no_answer_share` too.
     matching, copying
-        Its part of the mass of the heads that match the question's words, and of those that look for an answer's
-        first word; each sums to 1 over the document. 0 where no such heads are read.
+        Share of the attention mass of the matching and of the copying heads; each sums to 1 over the document, or is 0
+        where there are no such heads.
     mass
-        Attention mass of the question's rows, averaged over them and summed over the matching heads, above the mass
-        that a null question gives. Negative if the null question looks here more.
-    words, paragraph_words
-        Its part of the matches with the question's words (BM25), and its paragraph's part of those of all paragraphs.
-    meaning, paragraph_meaning
-        Cosine of the meanings of the question and of the sentence with the one before it, and the mean over its
-        paragraph; None unless the reader was given an encoder.
+        Attention mass of the question's tokens above the null question's: mean over tokens, sum over matching heads.
+        It is negative if the null question attends more to this sentence.
+    lexical, paragraph_lexical
+        BM25 share of the sentence, and of its paragraph among all paragraphs.
+    semantic, paragraph_semantic
+        Cosine similarity of the question and the sentence with the one before it, and its mean over the paragraph;
+        None unless the reader has an encoder.
     rank
         1 for the sentence with the largest share.
+
+    Examples
+    --------
+    >>> best = document.evidence("Who was the keeper?")[0]  # doctest: +SKIP
+    >>> best.text, best.share > 0.5  # doctest: +SKIP
+    ('Its keeper was Ann Low.', True)
     """
 
     text: str
@@ -71,206 +72,166 @@ class Evidence:
     matching: float
     copying: float
     mass: float
-    words: float
-    paragraph_words: float
-    meaning: float | None
-    paragraph_meaning: float | None
+    lexical: float
+    paragraph_lexical: float
+    semantic: float | None
+    paragraph_semantic: float | None
     rank: int
 
 
-@dataclass(frozen=True, eq=False)
-class Look:
-    """Where one question looked: mass per head and sentence, averaged over the rows of each kind.
+def rank_sentences(
+    sources: Sequence[Source], stats: EvidenceStats, text_scores: Mapping[str, Scores], heads: Heads
+) -> list[Evidence]:
+    """Return all sentences, those with the largest shares first.
 
-    Attributes
-    ----------
-    matching
-        float64 [matching heads, sentences], of the question's rows, rare words counting most.
-    copying
-        float64 [copying heads, sentences], of the rows that begin an answer.
-    """
-
-    matching: Mass
-    copying: Mass
-
-    def __sub__(self, other: Look) -> Look:
-        return Look(self.matching - other.matching, self.copying - other.copying)
-
-
-def mass_of_heads(
-    records: Iterable[LayerStats],
-    heads: Sequence[Head],
-    sentences: int,
-    rows: slice,
-    weights: NDArray[np.float64] | None = None,
-) -> Mass:
-    """Give the mass of heads on sentences, averaged over some of the rows of one call of a model.
+    Sentences with equal shares keep their order. Semantic scores count if `text_scores` has them.
 
     Parameters
     ----------
-    records
-        Readings of one call with a batch of one, `segment_mass` of the document's sentences included.
+    sources
+        The texts; their sentences are numbered in order.
+    stats
+        Attention mass per head and sentence, above the null question's.
+    text_scores
+        Scores from the text alone: see `keywise.documents.text_index.TextIndex.score`.
     heads
-        (layer, head) of each.
-    sentences
-        Number of sentences.
-    rows
-        Which rows of the call.
-    weights
-        How much each of these rows counts: float64 [rows]; default all the same.
+        The heads of `stats`, and the power of each feature.
+    """
+    matching, copying = pool_heads(stats, heads)
+    odds = compute_feature_odds(stats, text_scores, heads)
+    any_answer_share = 1.0 - estimate_no_answer_share(stats, heads)
+    ranking = SEMANTIC if "semantic" in text_scores else LEXICAL
+    shares = combine_odds(odds, heads.powers[ranking]) * any_answer_share
+    columns = {
+        "share": shares,
+        "attention": combine_odds(odds, heads.powers[ATTENTION]) * any_answer_share,
+        "matching": matching,
+        "copying": copying,
+        "mass": stats.matching.sum(axis=0),
+        **text_scores,
+    }
+    spans = [(source, start, end) for source in sources for start, end in source.sentences]
+    # Lists, because single numbers are picked from them.
+    scores: dict[str, list[float | None]] = {name: [None] * len(spans) for name in COSINE_FEATURES}
+    scores |= {name: column.tolist() for name, column in columns.items()}
+    evidence: list[Evidence] = []
+    for rank, number in enumerate(np.argsort(-shares, kind="stable").tolist(), start=1):
+        source, start, end = spans[number]
+        own_scores: dict[str, Any] = {name: column[number] for name, column in scores.items()}
+        evidence.append(
+            Evidence(
+                text=source.text[start:end],
+                start=start,
+                end=end,
+                source=source.name,
+                rank=rank,
+                **own_scores,
+            )
+        )
+    return evidence
+
+
+def estimate_no_answer_share(stats: EvidenceStats, heads: Heads) -> float:
+    """Return the probability that no sentence answers.
+
+    It falls with the largest mass that the matching heads put on one sentence, and is 0 if the heads were not tuned
+    for it.
+    """
+    if not heads.no_answer_power:
+        return 0.0
+    largest = float(stats.matching.sum(axis=0).max(initial=0.0))
+    odds: float = (largest / heads.no_answer_mass) ** heads.no_answer_power
+    return 1.0 / (1.0 + odds)
+
+
+def pool_heads(stats: EvidenceStats, heads: Heads) -> tuple[Scores, Scores]:
+    """Return each sentence's share of the matching and of the copying heads' mass.
+
+    Tuned heads count equally, however much mass they move: the square roots of their shares are averaged. Of guessed
+    heads, which are all heads of whole layers, the mass is summed.
 
     Returns
     -------
-    float64 array [len(heads), sentences]
+    matching, copying : float64 array [sentences]
     """
-    by_layer = {record.layer: record.stats.segment_mass for record in records}
-    mass = np.zeros((len(heads), sentences))
-    for number, (layer, head) in enumerate(heads):
-        found = np.average(np.asarray(by_layer[layer][0, head, rows], dtype=np.float64), axis=0, weights=weights)
-        mass[number, : found.size] = found  # the last sentences may have no token
-    return mass
+    if heads.tuned_on:
+        return _average_roots(stats.matching), _average_roots(stats.copying)
+    return _sum_heads(stats.matching), _sum_heads(stats.copying)
 
 
-def shares_of_heads(look: Look, heads: Heads) -> tuple[Mass, Mass]:
-    """Give each sentence's part of the matching heads' and of the copying heads' mass above null.
+def compute_feature_odds(stats: EvidenceStats, text_scores: Mapping[str, Scores], heads: Heads) -> dict[str, Scores]:
+    """Return the odds of every sentence by each feature; shares are products of powers of these.
 
-    Chosen heads each have a voice: the roots of their parts are averaged. All heads of whole layers only tell
-    something together: their mass is summed.
-    """
-    pooled = _roots_averaged if heads.tuned_on else _summed
-    return pooled(look.matching), pooled(look.copying)
-
-
-def clue_odds(look: Look, text: Mapping[str, Mass], heads: Heads) -> dict[str, Mass]:
-    """Give what every clue says for each sentence as the one that answers: shares are products of powers of these.
-
-    Clues are a sentence's parts of the mass of the matching and of the copying heads; the matching part of the sentence
-    before it, which a sentence often goes on from ("Its keeper ..."); and those of its text.
+    Features are the shares of the matching and of the copying heads, the matching share of the sentence before (a
+    sentence often refers to it: "Its keeper ..."), and the scores of the text.
 
     Parameters
     ----------
-    look
-        Where the question looked, a null question's look subtracted.
-    text
-        By name, clues that need no attention: ``words`` and ``paragraph_words``, which are parts too, and if there is
-        an encoder ``meaning`` and ``paragraph_meaning``, cosines, which are the odds' logarithms.
+    stats
+        Attention mass per head and sentence, above the null question's.
+    text_scores
+        Scores from the text alone. Lexical ones are shares; semantic ones are cosines, which are the logarithms of
+        the odds.
     heads
-        The heads that looked.
+        The heads of `stats`.
 
     Returns
     -------
     dict of float64 arrays [sentences]
     """
-    matching, copying = shares_of_heads(look, heads)
-    parts = {"matching": matching, "copying": copying, "previous": previous(matching), **text}
-    return {name: np.power(np.e, part) if name in COSINES else part + LEAST_SHARE for name, part in parts.items()}
+    matching, copying = pool_heads(stats, heads)
+    scores = {"matching": matching, "copying": copying, "previous": shift_to_next(matching), **text_scores}
+    odds: dict[str, Scores] = {}
+    for name, score in scores.items():
+        odds[name] = np.power(np.e, score) if name in COSINE_FEATURES else score + SMOOTHING
+    return odds
 
 
-def sentence_shares(odds: Mapping[str, Mass], powers: Mapping[str, float]) -> Mass:
-    """Multiply powers of the odds that clues give; the shares sum to 1.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> sentence_shares({"matching": np.array([0.1, 0.9])}, {"matching": 2.0}).round(3).tolist()
-    [0.012, 0.988]
-    """
-    product = np.prod([odds[clue] ** power for clue, power in powers.items()], axis=0)
-    shares: Mass = product / product.sum()
-    return shares
-
-
-def previous(part: Mass) -> Mass:
-    """Give each sentence the part of the one before it; the first has none before it.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> previous(np.array([0.1, 0.9])).tolist()
-    [0.0, 0.1]
-    """
-    return np.concatenate([np.zeros(1), part[:-1]])
-
-
-def no_answer_share(look: Look, heads: Heads) -> float:
-    """Give the probability that no sentence answers, from the most mass that any has; 0 where it was never learned."""
-    if not heads.none_power:
-        return 0.0
-    largest = float(look.matching.sum(axis=0).max(initial=0.0))
-    odds: float = (largest / heads.none_mass) ** heads.none_power
-    return 1.0 / (1.0 + odds)
-
-
-def sentence_of_token(offsets: Sequence[tuple[int, int]], sentences: Sequence[tuple[int, int]]) -> NDArray[np.intp]:
-    """Give for each token, by its character span, the number of the sentence it lies in; -1 for none.
-
-    Examples
-    --------
-    >>> sentence_of_token([(0, 2), (2, 5), (5, 6), (6, 9)], [(0, 5), (6, 9)]).tolist()
-    [0, 0, -1, 1]
-    """
-    spans = np.asarray(sentences, dtype=np.intp).reshape(-1, 2)
-    tokens = np.asarray(offsets, dtype=np.intp).reshape(-1, 2)
-    # A token may begin with the space before a sentence: what counts is the first sentence that it reaches.
-    number = np.searchsorted(spans[:, 1], tokens[:, 0], side="right")
-    starts = np.append(spans[:, 0], np.iinfo(np.intp).max)
-    return np.where(tokens[:, 1] > starts[number], number, -1)
-
-
-def rank_sentences(sources: Sequence[Source], look: Look, text: Mapping[str, Mass], heads: Heads) -> list[Evidence]:
-    """Rank all sentences of all sources by their shares, the largest first; equal ones keep the text's order.
-
-    They are ranked by attention and words, and by meaning too if the text's clues have it.
+def combine_odds(odds: Mapping[str, Scores], powers: Mapping[str, float]) -> Scores:
+    """Return the product of powers of odds for each sentence, scaled to sum to 1.
 
     Parameters
     ----------
-    sources
-        The texts; their sentences are numbered through.
-    look, text, heads
-        As in `clue_odds`.
+    odds
+        By feature, float64 [sentences].
+    powers
+        By feature, its power.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> combine_odds({"matching": np.array([0.1, 0.9])}, {"matching": 2.0}).round(3).tolist()
+    [0.012, 0.988]
     """
-    spans = [(source, start, end) for source in sources for start, end in source.sentences]
-    matching, copying = shares_of_heads(look, heads)
-    odds = clue_odds(look, text, heads)
-    any_of_these = 1.0 - no_answer_share(look, heads)
-    shares = sentence_shares(odds, heads.powers[MEANING if "meaning" in text else WORDS]) * any_of_these
-    attention = sentence_shares(odds, heads.powers[ATTENTION]) * any_of_these
-    found = {
-        "share": shares,
-        "attention": attention,
-        "matching": matching,
-        "copying": copying,
-        "mass": look.matching.sum(axis=0),
-        **text,
-    }
-    # Lists, because single numbers are picked from them.
-    numbers = dict.fromkeys(COSINES, [None] * len(spans)) | {name: array.tolist() for name, array in found.items()}
-    return [
-        Evidence(
-            text=source.text[start:end],
-            start=start,
-            end=end,
-            source=source.name,
-            rank=rank,
-            **{name: column[number] for name, column in numbers.items()},
-        )
-        for rank, number in enumerate(np.argsort(-shares, kind="stable").tolist(), start=1)
-        for source, start, end in [spans[number]]
-    ]
+    product = np.prod([odds[feature] ** power for feature, power in powers.items()], axis=0)
+    shares: Scores = product / product.sum()
+    return shares
 
 
-def _roots_averaged(mass: Mass) -> Mass:
+def shift_to_next(shares: Scores) -> Scores:
+    """Return for each sentence the share of the one before it, 0 for the first.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> shift_to_next(np.array([0.1, 0.9])).tolist()
+    [0.0, 0.1]
+    """
+    return np.concatenate([np.zeros(1), shares[:-1]])
+
+
+def _average_roots(mass: Scores) -> Scores:
     if not mass.size:
         return np.zeros(mass.shape[1])
     positive = np.maximum(mass, 0.0)
-    parts = positive / np.maximum(positive.sum(axis=1, keepdims=True), _TINY)
-    return _part(np.sqrt(parts).mean(axis=0) ** 2)
+    shares = positive / np.maximum(positive.sum(axis=1, keepdims=True), _TINY)
+    return _scale_to_sum_1(np.sqrt(shares).mean(axis=0) ** 2)
 
 
-def _summed(mass: Mass) -> Mass:
-    return _part(np.maximum(mass.sum(axis=0), 0.0))
+def _sum_heads(mass: Scores) -> Scores:
+    return _scale_to_sum_1(np.maximum(mass.sum(axis=0), 0.0))
 
 
-def _part(mass: Mass) -> Mass:
-    part: Mass = mass / np.maximum(mass.sum(), _TINY)
-    return part
+def _scale_to_sum_1(mass: Scores) -> Scores:
+    shares: Scores = mass / np.maximum(mass.sum(), _TINY)
+    return shares

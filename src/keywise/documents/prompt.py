@@ -1,4 +1,4 @@
-"""Where the document and the question stand in a model's chat template, and their tokens."""
+"""The place of document and question in a model's chat template, and their tokens."""
 
 from __future__ import annotations
 
@@ -12,144 +12,216 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from keywise.documents.evidence import sentence_of_token
 from keywise.errors import ModelError
 
 if TYPE_CHECKING:
     from keywise.documents.files import Source
-    from keywise.documents.store import Found
     from keywise.models.loading import LoadedModel
 
 BETWEEN_SOURCES: Final = "\n\n"
 BEFORE_QUESTION: Final = "\n\nQuestion: "
-QUOTE: Final = '"'
-# Begun for the model, an answer is short and in the text's own words.
-ANSWER_START: Final = f"The answer is {QUOTE}"
+QUOTE_MARK: Final = '"'
+# An answer that begins so is short and in the document's own words.
+ANSWER_START: Final = f"The answer is {QUOTE_MARK}"
 
-_DOCUMENT, _QUESTION = "[the document stands here]", "[the question stands here]"
+# Put into the template to find where it places the two.
+_DOCUMENT = "[the document]"
+_QUESTION = "[the question]"
 
 
 @dataclass(frozen=True, eq=False)
-class Encoded:
-    """The tokens of a document.
+class DocumentTokens:
+    """The tokens of a document's sources.
 
     Attributes
     ----------
-    ids
-        Their ids.
-    sentence_of
-        int array [tokens], for each the number of its sentence, -1 for none.
+    token_ids
+        The tokens, without those of the template.
+    sentence_ids
+        int array [tokens], the sentence of each token, -1 for none.
+    sentences
+        Number of sentences.
     text_sha256
-        Digest of the texts that they are, as `Prompt.text_sha256` gives it.
-    found
-        The reading on disk that they are taken from; None if they are new.
+        Digest of the texts, from `Prompt.digest_sources`.
     """
 
-    ids: list[int]
-    sentence_of: NDArray[np.intp]
+    token_ids: list[int]
+    sentence_ids: NDArray[np.intp]
+    sentences: int
     text_sha256: bytes
-    found: Found | None = None
+
+    @cached_property
+    def sentence_tokens(self) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+        """The tokens that belong to a sentence, and the sentence of each."""
+        inside = self.sentence_ids >= 0
+        return np.array(self.token_ids)[inside], self.sentence_ids[inside]
+
+
+@dataclass(frozen=True)
+class QuestionTokens:
+    """The tokens that follow a document: question, template, and the beginning of an answer.
+
+    Attributes
+    ----------
+    text
+        The question as asked.
+    token_ids
+        All tokens after the document.
+    question
+        Where in them the question is.
+    answer_start
+        Where in them the beginning of an answer is; empty if none was begun.
+    """
+
+    text: str
+    token_ids: list[int]
+    question: slice
+    answer_start: slice
 
 
 class Prompt:
-    """A model's chat template cut in three: before the document, between document and question, after the question.
+    """A model's chat template, split at the places of document and question.
 
-    The document comes first, so that what the model has read of it serves every question.
+    The document comes first, so that its keys and values serve every question.
+
+    Parameters
+    ----------
+    loaded
+        A language model with a chat template.
 
     Attributes
     ----------
-    before_ids
+    before_ids : list of int
         Tokens before the document.
-    end_ids
+    end_ids : set of int
         Tokens that end an answer.
-    start_ids
+    answer_start_ids : list of int
         Tokens of the beginning of a quoted answer.
 
     Raises
     ------
     ModelError
-        If the model has no chat template, or one that does not keep a message as it is.
+        The model has no chat template, or one that changes a message.
     """
 
     def __init__(self, loaded: LoadedModel) -> None:
         self._tokenizer: Any = loaded.tokenizer
         if not loaded.tokenizer.chat_template:
-            raise ModelError(
-                f"model {loaded.name!r} has no chat template; choose one that is trained to answer (instruct, chat)"
-            )
+            remedy = "choose one that is trained to answer (instruct, chat)"
+            raise ModelError("model", "must have a chat template", got=loaded.name, remedy=remedy)
         message = {"role": "user", "content": _DOCUMENT + BEFORE_QUESTION + _QUESTION}
         rendered: str = loaded.tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
-        before, found_document, rest = rendered.partition(_DOCUMENT)
-        between, found_question, after = rest.partition(_QUESTION)
-        if not found_document or not found_question:
-            raise ModelError(f"the chat template of model {loaded.name!r} changes messages; choose another model")
-        self.before_ids = self._ids(before, special=True)
-        self._between_ids = self._ids(between, special=False)
-        self._after_ids = self._ids(after, special=True)
-        ends = loaded.model.generation_config.eos_token_id
-        self.end_ids = {*(ends if isinstance(ends, list) else [ends]), loaded.tokenizer.eos_token_id} - {None}
-        self.start_ids = self._ids(ANSWER_START, special=False)
+        before, document, rest = rendered.partition(_DOCUMENT)
+        between, question, after = rest.partition(_QUESTION)
+        if not document or not question:
+            rule = "must have a chat template that keeps messages as they are"
+            raise ModelError("model", rule, got=loaded.name, remedy="choose another model")
+        self.before_ids = self._tokenize(before, special=True)
+        self._between_ids = self._tokenize(between, special=False)
+        self._after_ids = self._tokenize(after, special=True)
+        eos_ids = loaded.model.generation_config.eos_token_id
+        self.end_ids = {*(eos_ids if isinstance(eos_ids, list) else [eos_ids]), loaded.tokenizer.eos_token_id} - {None}
+        self.answer_start_ids = self._tokenize(ANSWER_START, special=False)
 
     @cached_property
-    def quotes(self) -> list[int]:
-        """Tokens with a quotation mark in them. A kept document brings them: finding them takes as long as a pass."""
-        # One by one, which takes less time than the tokenizer's whole vocabulary as a dict.
+    def quote_mark_ids(self) -> list[int]:
+        """Tokens that contain a quotation mark.
+
+        A search of the vocabulary takes as long as a question's forward pass, so a stored document sets them.
+        """
+        # One by one: that is faster than a dict of the tokenizer's whole vocabulary.
         token_of = self._tokenizer.backend_tokenizer.id_to_token
-        return [number for number in range(len(self._tokenizer)) if QUOTE in (token_of(number) or "")]
+        return [number for number in range(len(self._tokenizer)) if QUOTE_MARK in (token_of(number) or "")]
 
     @property
-    def quote_ids(self) -> list[int]:
-        """Tokens that end a quoted answer: those with a quotation mark in them, and `end_ids`."""
-        return sorted({*self.quotes, *self.end_ids})
+    def quote_end_ids(self) -> list[int]:
+        """Tokens that end a quoted answer: those with a quotation mark, and `end_ids`."""
+        return sorted({*self.quote_mark_ids, *self.end_ids})
 
-    def document(self, sources: Sequence[Source]) -> Encoded:
-        """Give the tokens of texts read as one document."""
-        ids: list[int] = []
-        sentence_of: list[NDArray[np.intp]] = []
+    def encode_document(self, sources: Sequence[Source]) -> DocumentTokens:
+        """Return the tokens of texts read as one document."""
+        token_ids: list[int] = []
+        sentence_ids: list[NDArray[np.intp]] = []
         sentences = 0
-        joint = self._ids(BETWEEN_SOURCES, special=False)
+        separator_ids = self._tokenize(BETWEEN_SOURCES, special=False)
         for source in sources:
-            if ids:
-                ids += joint
-                sentence_of.append(np.full(len(joint), -1))
-            encoded = self._encode(source.text, special=False, return_offsets_mapping=True)
-            ids += encoded["input_ids"]
-            number = sentence_of_token(encoded["offset_mapping"], source.sentences)
-            sentence_of.append(np.where(number < 0, -1, number + sentences))
+            if token_ids:
+                token_ids += separator_ids
+                sentence_ids.append(np.full(len(separator_ids), -1))
+            source_ids, offsets = self.encode_text(source.text)
+            token_ids += source_ids
+            numbers = assign_sentences(offsets, source.sentences)
+            sentence_ids.append(np.where(numbers < 0, -1, numbers + sentences))
             sentences += len(source.sentences)
-        return Encoded(ids, np.concatenate(sentence_of), self.text_sha256(sources))
+        return DocumentTokens(token_ids, np.concatenate(sentence_ids), sentences, self.digest_sources(sources))
 
-    def text_sha256(self, sources: Sequence[Source]) -> bytes:
-        """Digest all that the tokens before and of a document, and the numbers of their sentences, depend on."""
+    def digest_sources(self, sources: Sequence[Source]) -> bytes:
+        """Return the SHA-256 of everything that `encode_document` and the tokens before it depend on."""
         texts = [(source.text, source.sentences) for source in sources]
         return hashlib.sha256(json.dumps([self.before_ids, BETWEEN_SOURCES, texts]).encode()).digest()
 
-    def question_ids(self, question: str, *, started: bool = False) -> list[int]:
-        """Give the tokens of a question's turn: all that follows the document, with a quoted answer begun or not."""
-        asked = [*self._between_ids, *self._ids(question, special=False), *self._after_ids]
-        return [*asked, *self.start_ids] if started else asked
+    def encode_question(self, question: str, *, start_answer: bool) -> QuestionTokens:
+        """Return the tokens that follow a document for a question.
 
-    def asked_rows(self, ids: Sequence[int], *, started: bool = False) -> slice:
-        """Give where in the tokens of a question's turn the question itself stands."""
-        behind = len(self._after_ids) + (len(self.start_ids) if started else 0)
-        return slice(len(self._between_ids), len(ids) - behind)
+        Parameters
+        ----------
+        question
+            The question.
+        start_answer
+            Whether to append the beginning of a quoted answer, for the copying heads.
+        """
+        question_ids = self._tokenize(question.strip(), special=False)
+        start_ids = self.answer_start_ids if start_answer else []
+        first = len(self._between_ids)
+        last = first + len(question_ids)
+        answer_start = last + len(self._after_ids)
+        token_ids = [*self._between_ids, *question_ids, *self._after_ids, *start_ids]
+        return QuestionTokens(question, token_ids, slice(first, last), slice(answer_start, len(token_ids)))
 
-    def text_ids(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """Give the tokens of a text, and for each its span in characters."""
+    def encode_text(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Return the tokens of a text, and the span of each in characters."""
         encoded = self._encode(text, special=False, return_offsets_mapping=True)
         return encoded["input_ids"], encoded["offset_mapping"]
 
-    def text(self, ids: Sequence[int]) -> str:
-        """Give the text of an answer's tokens."""
-        decoded: str = self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return decoded
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Return the text of an answer's tokens."""
+        text: str = self._tokenizer.decode(token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return text
 
-    def _ids(self, text: str, *, special: bool) -> list[int]:
-        ids: list[int] = self._encode(text, special=special)["input_ids"]
-        return ids
+    def _tokenize(self, text: str, *, special: bool) -> list[int]:
+        token_ids: list[int] = self._encode(text, special=special)["input_ids"]
+        return token_ids
 
     def _encode(self, text: str, *, special: bool, **options: bool) -> Any:
-        # Only the template may speak in special tokens: "<|im_end|>" in a document is eight characters of text.
+        # Only the template may contain special tokens: "<|im_end|>" in a document is text.
         return self._tokenizer(
             text, add_special_tokens=False, split_special_tokens=not special, verbose=False, **options
         )
+
+
+def assign_sentences(offsets: Sequence[tuple[int, int]], sentences: Sequence[tuple[int, int]]) -> NDArray[np.intp]:
+    """Return the sentence of each token by its character span, -1 for none.
+
+    A token that begins with the space before a sentence belongs to the first sentence that it reaches.
+
+    Parameters
+    ----------
+    offsets
+        Character span of each token.
+    sentences
+        Character span of each sentence, in order.
+
+    Returns
+    -------
+    int array [tokens]
+
+    Examples
+    --------
+    >>> assign_sentences([(0, 2), (2, 5), (5, 6), (6, 9)], [(0, 5), (6, 9)]).tolist()
+    [0, 0, -1, 1]
+    """
+    sentence_spans = np.asarray(sentences, dtype=np.intp).reshape(-1, 2)
+    token_spans = np.asarray(offsets, dtype=np.intp).reshape(-1, 2)
+    numbers = np.searchsorted(sentence_spans[:, 1], token_spans[:, 0], side="right")
+    starts = np.append(sentence_spans[:, 0], np.iinfo(np.intp).max)
+    return np.where(token_spans[:, 1] > starts[numbers], numbers, -1)

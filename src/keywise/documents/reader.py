@@ -1,23 +1,29 @@
-"""Read documents once with a language model, then ask them."""
+"""Documents prefilled by a language model, from files and texts."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final
 
-from keywise.documents.document import RESERVED_TOKENS, Document
-from keywise.documents.files import CONVERTED_SUFFIXES, Source, has_words, read_file
-from keywise.documents.heads import MEANING, Heads, find, untuned
-from keywise.documents.meaning import Encode
-from keywise.documents.prefilled_context import Progress
-from keywise.documents.prompt import Encoded, Prompt
-from keywise.documents.store import SENTENCE_OF, PrefillStore, Store
-from keywise.documents.windows import WindowedDocument, windows
-from keywise.errors import DtypeError, FormatError, OptionError
+from keywise.documents.document import Document
+from keywise.documents.files import Readable, Source, collect_sources
+from keywise.documents.heads import SEMANTIC, Heads, find_heads, guess_heads
+from keywise.documents.model import EvidenceModel
+from keywise.documents.prefill import PrefilledContext
+from keywise.documents.prompt import DocumentTokens, Prompt
+from keywise.documents.semantic import Encode
+from keywise.documents.store import SENTENCE_IDS, PrefillStore, StoredPrefill
+from keywise.documents.text_index import TextIndex
+from keywise.documents.windows import Excerpt, Window, split_sources
+from keywise.errors import OptionError
 from keywise.models.loading import LoadedModel, load_model
-from keywise.util.progress import Status
 
-Readable = str | os.PathLike[str] | Source
+if TYPE_CHECKING:
+    from keywise.util.progress import Progress, Status
+
+# Kept free after a document, so that a question and its answer fit.
+RESERVED_TOKENS: Final = 256
 
 
 class Reader:
@@ -26,35 +32,41 @@ class Reader:
     Parameters
     ----------
     model
-        A folder with safetensors, a ``.gguf`` file, a hub id, or a model that `keywise.models.loading.load_model` gave.
-        None takes the default; see `keywise.models.loading.find_model`. It must have a chat template.
-    cache_dir
-        Where what was read is kept, and a GGUF model after its conversion; default is ``KEYWISE_CACHE_DIR``, else
-        keywise's folder in the user's cache.
-    heads
-        The heads to read evidence from; default those tuned for this model (see `keywise tune`), else a guess.
-    encode
-        Gives vectors of texts, such as ``keywise.library.SentenceEncoder().encode``: then sentences are ranked by
-        meaning too. Default: by attention and words.
+        A folder with safetensors, a ``.gguf`` file, a hub id, or a model from `keywise.models.load_model`. None takes
+        the default; see `keywise.models.find_model`. It must have a chat template.
     keep
-        Whether to keep what is read on disk, and to use what is kept: the same text is not read again, and of a text
-        whose end was changed only the end is. False neither writes nor looks at any document there.
+        Whether to store documents on disk and to reuse stored ones: of a text that was read before only what follows a
+        change is computed. False neither writes nor reads stored documents.
+    encode
+        Returns the vectors of texts, such as ``keywise.library.SentenceEncoder().encode``; then sentences are ranked by
+        cosine similarity too. Default: by attention and BM25.
+    cache_dir
+        Folder of stored documents and of converted GGUF models. Default: ``KEYWISE_CACHE_DIR``, else keywise's folder
+        in the user's cache.
+    heads
+        The heads whose attention is evidence. Default: those tuned for the model (see `keywise tune`), else a guess
+        from its depth.
     status
-        Called with a line of text before every slow step of loading, and when something could not be kept.
+        Called with a line of text before every slow step of loading, and when a document cannot be stored.
+
+    Attributes
+    ----------
+    evidence_model : EvidenceModel
+        The model with its prompt and heads.
 
     Raises
     ------
     ModelError
-        If no model is found, or it cannot be loaded, has no chat template, or keywise cannot be its attention.
+        No model is found, or it cannot be loaded, has no chat template, or does not attend by keywise.
+    FormatError
+        The file of tuned heads is damaged or was made by an earlier build.
     OptionError
-        If `encode` is given, but the heads were tuned without meaning.
+        `encode` is given, but the heads were tuned without semantic scores.
 
     Examples
     --------
     >>> from keywise.documents import Reader
     >>> reader = Reader()  # doctest: +SKIP
-    >>> reader.heads.tuned_on is not None  # doctest: +SKIP
-    True
     >>> document = reader.read("The lamp was lit in 1862. Its keeper was Ann Low.")  # doctest: +SKIP
     >>> document.evidence("Who was the keeper?")[0].text  # doctest: +SKIP
     'Its keeper was Ann Low.'
@@ -63,52 +75,70 @@ class Reader:
     def __init__(
         self,
         model: str | os.PathLike[str] | LoadedModel | None = None,
-        cache_dir: str | os.PathLike[str] | None = None,
         *,
-        heads: Heads | None = None,
-        encode: Encode | None = None,
         keep: bool = True,
+        encode: Encode | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        heads: Heads | None = None,
         status: Status | None = None,
     ) -> None:
         import keywise.hf  # noqa: PLC0415 - importing this module must not load torch
 
         loaded = model if isinstance(model, LoadedModel) else load_model(model, cache_dir=cache_dir, status=status)
         keywise.hf.use(loaded.model)
-        self._loaded, self._say = loaded, status or _quiet
-        self._prompt = Prompt(loaded)
-        self._shelf = None
-        made = keywise.models.fingerprint(loaded.model, loaded.tokenizer, folder=loaded.folder, cache_dir=cache_dir)
+        prompt = Prompt(loaded)
+        fingerprint = keywise.models.fingerprint(
+            loaded.model, loaded.tokenizer, folder=loaded.folder, cache_dir=cache_dir
+        )
+        if heads is None:
+            heads = find_heads(fingerprint, cache_dir)
         config = loaded.model.config.get_text_config()
-        guess = untuned(config.num_hidden_layers, config.num_attention_heads)
-        self.heads, self._encode = heads or find(made, cache_dir) or guess, encode
-        if encode is not None and MEANING not in self.heads.powers:
-            raise OptionError(
-                f"encode is given, but the heads of model {loaded.name!r} were tuned without meaning; tune them again "
-                "with `keywise tune --meaning`"
-            )
+        if heads is None:
+            heads = guess_heads(config.num_hidden_layers, config.num_attention_heads)
+        if encode is not None and SEMANTIC not in heads.powers:
+            remedy = "tune them again with `keywise tune --semantic`"
+            rule = f"must be None: the heads of model {loaded.name!r} were tuned without semantic scores"
+            raise OptionError("encode", f"{rule}; {remedy}")
+        context_tokens: int | None = getattr(config, "max_position_embeddings", None)
+        self.evidence_model = EvidenceModel(loaded, prompt, heads, context_tokens)
+        self._encode = encode
+        self._report = status or _ignore
+        self._store: PrefillStore | None = None
         if keep:
-            self._shelf = PrefillStore(Store(cache_dir, status), made, loaded.name, status)
+            self._store = PrefillStore(cache_dir, fingerprint=fingerprint, model=loaded.name, status=status)
+
+    @property
+    def heads(self) -> Heads:
+        """The heads whose attention is evidence."""
+        return self.evidence_model.heads
 
     def read(
-        self, source: Readable | Sequence[Readable], *, progress: Progress | None = None
-    ) -> Document | WindowedDocument:
+        self, source: Readable | Sequence[Readable], *, split: bool = True, progress: Progress | None = None
+    ) -> Document:
         """Read a text, a file or several of them, once for all questions.
 
         Parameters
         ----------
         source
-            A `pathlib.Path` (or other path object) is a file. A `str` is the text itself, never a file: text from
-            strangers must not open one. A `Source` is a file or text read before. A sequence of these is read as one
-            document, in order. What is longer than the model's context is read in windows that overlap.
+            A `pathlib.Path` (or other path object) is a file. A `str` is a text, never a file: a text from elsewhere
+            must not open one. A `Source` is a text with a name. A sequence of these is read as one document, in order.
+        split
+            Whether to split what is longer than the model's context into windows that overlap; False raises instead.
         progress
-            Called after every chunk with the number of tokens read so far and the number of all.
+            Called after every chunk with the number of tokens done and of all.
+
+        Returns
+        -------
+        Document
 
         Raises
         ------
+        DtypeError
+            A source is neither a path, a text nor a `Source`.
         FormatError
-            If a file cannot be read, a text is empty, or a `str` is the path of a file.
+            A file cannot be read, a text is empty, or a `str` is the path of a file.
         OptionError
-            If a single sentence is longer than the model's context.
+            A sentence, or with ``split=False`` the document, is longer than the model's context.
 
         Examples
         --------
@@ -116,102 +146,76 @@ class Reader:
         >>> from keywise.documents import Reader
         >>> document = Reader().read(Path("report.pdf"))  # doctest: +SKIP
         """
-        sources = _sources(source)
-        encoded = self._encoded(sources)
-        if self._room is None or len(encoded.ids) <= self._room:
-            return self._document(sources, encoded, progress)
-        cut = windows(sources, lambda text: len(self._prompt.text_ids(text)[0]), self._room)
-        self._say(f"Longer than the model's context: read in {len(cut)} windows that overlap")
-        pieces = ([piece.source for piece in window] for window in cut)
-        return WindowedDocument(sources, zip((self._whole(some, progress) for some in pieces), cut, strict=True))
+        sources = collect_sources(source)
+        document, stored = self._encode_sources(sources)
+        max_tokens = self._max_tokens
+        if not split or max_tokens is None or len(document.token_ids) <= max_tokens:
+            starts = dict.fromkeys((each.name for each in sources), 0)
+            windows = [self._prefill(sources, starts, document, stored, progress)]
+        else:
+            parts = split_sources(sources, self._count_tokens, max_tokens)
+            self._report(f"Longer than the model's context: split into {len(parts)} windows that overlap")
+            windows = [self._prefill_excerpts(excerpts, progress) for excerpts in parts]
+        return Document(self, sources, windows)
 
-    def read_whole(self, source: Readable | Sequence[Readable], *, progress: Progress | None = None) -> Document:
-        """Read as `read` does, but only what the model can read at once.
+    def _prefill_excerpts(self, excerpts: Sequence[Excerpt], progress: Progress | None) -> Window:
+        sources = [excerpt.source for excerpt in excerpts]
+        starts = {excerpt.source.name: excerpt.start for excerpt in excerpts}
+        document, stored = self._encode_sources(sources)
+        return self._prefill(sources, starts, document, stored, progress)
 
-        Parameters
-        ----------
-        source, progress
-            As in `read`.
+    def _encode_sources(self, sources: Sequence[Source]) -> tuple[DocumentTokens, StoredPrefill | None]:
+        """Return the tokens of texts, and the stored document that has them or None."""
+        prompt = self.evidence_model.prompt
+        text_sha256 = prompt.digest_sources(sources)
+        stored = self._store.find_text(text_sha256) if self._store else None
+        if stored is None:
+            return prompt.encode_document(sources), None
+        sentence_ids = stored.extra[SENTENCE_IDS]
+        token_ids = stored.token_ids[-sentence_ids.size :].tolist()
+        sentences = sum(len(source.sentences) for source in sources)
+        return DocumentTokens(token_ids, sentence_ids, sentences, text_sha256), stored
 
-        Raises
-        ------
-        FormatError
-            As `read` does.
-        OptionError
-            If the document is longer than the model's context.
-
-        Examples
-        --------
-        >>> from keywise.documents import Reader
-        >>> document = Reader().read_whole("The lamp was lit in 1862.")  # doctest: +SKIP
-        """
-        return self._whole(_sources(source), progress)
-
-    def _whole(self, sources: Sequence[Source], progress: Progress | None) -> Document:
-        return self._document(sources, self._encoded(sources), progress)
-
-    def _encoded(self, sources: Sequence[Source]) -> Encoded:
-        """Give the tokens of texts, from disk where the same ones were read before."""
-        text_sha256 = self._prompt.text_sha256(sources)
-        found = self._shelf.whole(text_sha256) if self._shelf else None
-        if found is None:
-            return self._prompt.document(sources)
-        sentence_of = found.extra[SENTENCE_OF]
-        return Encoded(found.token_ids[-sentence_of.size :].tolist(), sentence_of, text_sha256, found)
-
-    def _document(self, sources: Sequence[Source], encoded: Encoded, progress: Progress | None) -> Document:
-        return Document(
-            self._loaded,
-            self._prompt,
-            self.heads,
-            sources,
-            encoded,
-            encode=self._encode,
-            shelf=self._shelf,
+    def _prefill(
+        self,
+        sources: Sequence[Source],
+        starts: dict[str, int],
+        document: DocumentTokens,
+        stored: StoredPrefill | None,
+        progress: Progress | None,
+    ) -> Window:
+        self._check_length(sources, len(document.token_ids))
+        text_index = TextIndex(sources, self._encode)
+        context = PrefilledContext(
+            self.evidence_model,
+            document,
+            names=[source.name for source in sources],
+            store=self._store,
+            stored=stored,
             progress=progress,
         )
+        return Window(sources, starts, context, text_index)
+
+    def _check_length(self, sources: Sequence[Source], tokens: int) -> None:
+        max_tokens = self._max_tokens
+        if max_tokens is None or tokens <= max_tokens:
+            return
+        characters = sum(len(source.text) for source in sources)
+        rule = (
+            f"must be at most {max_tokens:,} tokens (about {characters * max_tokens // tokens:,} characters) for model "
+            f"{self.evidence_model.loaded.name!r}, got {tokens:,} tokens ({characters:,} characters)"
+        )
+        raise OptionError("source", f"{rule}; shorten it or choose a model with a longer context")
+
+    def _count_tokens(self, text: str) -> int:
+        return len(self.evidence_model.prompt.encode_text(text)[0])
 
     @property
-    def _room(self) -> int | None:
-        """The most tokens that a document may have; None if the model does not say."""
-        context: int | None = getattr(self._loaded.model.config.get_text_config(), "max_position_embeddings", None)
-        return None if context is None else context - len(self._prompt.before_ids) - RESERVED_TOKENS
+    def _max_tokens(self) -> int | None:
+        """Most tokens of a document; None if the model has no limit."""
+        max_document_tokens = self.evidence_model.max_document_tokens
+        return None if max_document_tokens is None else max_document_tokens - RESERVED_TOKENS
 
 
-def _quiet(_line: str) -> None:
-    """Take a status line when nobody wants to see it."""
-
-
-def _sources(given: Readable | Sequence[Readable]) -> list[Source]:
-    items = list(given) if isinstance(given, Sequence) and not isinstance(given, str) else [given]
-    if not items:
-        raise FormatError("source=[] names nothing to read; give at least one path or text")
-    sources = [
-        _source(item, "text" if len(items) == 1 else f"text {number}") for number, item in enumerate(items, start=1)
-    ]
-    names = [source.name for source in sources]
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise FormatError(f"source names {twice[0]!r} twice; evidence could not tell which one it means: name it once")
-    return sources
-
-
-def _source(item: Readable, name: str) -> Source:
-    if isinstance(item, os.PathLike):
-        return read_file(item)
-    if not isinstance(item, str | Source):
-        raise DtypeError(f"source={item!r} is neither a path nor a text; give a pathlib.Path, a str or a Source")
-    if not has_words(item if isinstance(item, str) else item.text):
-        raise FormatError(f"source={item!r} has no text in it; give a text, or a pathlib.Path for a file")
-    if isinstance(item, Source):
-        return item
-    if _looks_like_path(item):
-        raise FormatError(f"source={item!r} looks like a path, but a str is read as text; give pathlib.Path({item!r})")
-    return Source(name, item)
-
-
-def _looks_like_path(text: str) -> bool:
-    if "\n" in text:
-        return False
-    suffix = os.path.splitext(text)[1].lower()
-    named = os.sep in text or suffix in {*CONVERTED_SUFFIXES, ".txt", ".md", ".markdown"}
-    return (named and len(text.split()) == 1) or os.path.exists(text)
+def _ignore(_line: str) -> None:
+    """Ignore a status line."""

@@ -1,4 +1,4 @@
-"""An answer and its evidence as a terminal report, as JSON, or as one HTML page that stands alone."""
+"""Answers and their evidence as a terminal report, JSON or one HTML page."""
 
 from __future__ import annotations
 
@@ -6,96 +6,126 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
-from keywise.errors import FormatError, OptionError
+from keywise.errors import FormatError
 from keywise.util.atomic_write import atomic_write
+from keywise.util.checks import check_int
 from keywise.util.optional_imports import require_modules
 from keywise.util.terminal_text import replace_controls
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from keywise.documents.ablation import Ablation
     from keywise.documents.answer import Answer
     from keywise.documents.evidence import Evidence
     from keywise.documents.files import Source
 
-BAR_CELLS = 16
-NONE_LIKELY = 0.5
+BAR_CELLS: Final = 16
+LIKELY_NO_ANSWER_SHARE: Final = 0.5
+MIN_PERCENTAGE_SHARE: Final = 0.005
+LISTED_SENTENCES: Final = 20
+
+_ANSWER_KEYS = (
+    "question",
+    "text",
+    "complete",
+    "model",
+    "document_tokens",
+    "reused_tokens",
+    "answer_tokens",
+    "sentences",
+    "tuned_on",
+    "no_answer_share",
+    "windows",
+)
+_EVIDENCE_KEYS = (
+    "rank",
+    "share",
+    "attention",
+    "matching",
+    "copying",
+    "mass",
+    "lexical",
+    "paragraph_lexical",
+    "semantic",
+    "paragraph_semantic",
+    "source",
+    "start",
+    "end",
+    "text",
+)
 
 
-def to_json(answer: Answer, *, top: int | None = None) -> dict[str, Any]:
-    """Give an answer as plain values for ``json.dumps``, with the keys of `Answer` and `Evidence`.
+def to_json(answer: Answer, *, top: int | None = None, ablations: Sequence[Ablation] = ()) -> dict[str, Any]:
+    """Return an answer as plain values for ``json.dumps``.
 
     Parameters
     ----------
     answer
-        What `Document.ask` gave.
+        From `Document.ask`.
     top
-        Number of sentences, heaviest first; default all.
+        Number of sentences, best first; default all.
+    ablations
+        From `Document.ablate`.
 
     Returns
     -------
     dict
-        ``question, text, complete, model, document_tokens, reused_tokens, answer_tokens, sentences, tuned_on,
-        none_share, windows``, ``words``, a list of ``start, end, sources``, and ``evidence``, a list of ``rank, share,
-        attention, matching, copying, mass, words,
-        paragraph_words, meaning, paragraph_meaning, source, start, end, text``.
+        The attributes of `Answer`. ``words`` is a list of ``start, end, sources``; ``evidence`` is a list of the
+        attributes of `Evidence`. With ablations ``ablation`` is a list of ``rank, drop_nats, control``.
 
     Raises
     ------
+    DtypeError
+        `top` is not an integer.
     OptionError
-        If `top` is below 1.
+        `top` is below 1.
 
     Examples
     --------
-    >>>     >>> from keywise.documents import Answer
+    >>> import json
+    >>> from keywise.documents import Answer
     >>> json.dumps(to_json(Answer("Ann.", [], "Who?", "m", True, 9, 2)))[:19]
     '{"question": "Who?"'
     """
-    numbers = (
-        "document_tokens",
-        "reused_tokens",
-        "answer_tokens",
-        "sentences",
-        "tuned_on",
-        "no_answer_share",
-        "windows",
-    )
-    clues = ("attention", "matching", "copying", "mass")
-    of_text = ("words", "paragraph_words", "meaning", "paragraph_meaning")
-    evidence_keys = ("rank", "share", *clues, *of_text, "source", "start", "end", "text")
-    return {
-        **{key: getattr(answer, key) for key in ("question", "text", "complete", "model", *numbers)},
-        "words": [asdict(word) for word in answer.words],
-        "evidence": [
-            {key: getattr(evidence, key) for key in evidence_keys} for evidence in heaviest(answer.evidence, top)
-        ],
-    }
+    report: dict[str, Any] = {key: getattr(answer, key) for key in _ANSWER_KEYS}
+    report["words"] = [asdict(word) for word in answer.words]
+    report["evidence"] = [
+        {key: getattr(item, key) for key in _EVIDENCE_KEYS} for item in _take_best(answer.evidence, top)
+    ]
+    if ablations:
+        report["ablation"] = [
+            {"rank": each.evidence.rank, "drop_nats": each.drop_nats, "control": each.control} for each in ablations
+        ]
+    return report
 
 
-def evidence_table(evidence: Sequence[Evidence], *, top: int | None = None) -> RenderableType:
-    """Draw the heaviest sentences as a table with bars, for ``rich.print``; those without any share are left out.
+def make_evidence_table(evidence: Sequence[Evidence], *, top: int | None = None) -> RenderableType:
+    """Return the best sentences as a table with bars, for ``rich.print``.
 
-    Each is shown with its rank in brackets, with which `with_sources` marks the words of an answer.
+    Each has its rank in brackets, as `mark_sources` writes it behind words. Sentences without any share are left out.
 
     Parameters
     ----------
     evidence
         Ranked sentences.
     top
-        Number of sentences, heaviest first; default all.
+        Number of sentences, best first; default all.
 
     Raises
     ------
+    DtypeError
+        `top` is not an integer.
     OptionError
-        If `top` is below 1.
+        `top` is below 1.
 
     Examples
     --------
     >>> from keywise.documents import Evidence
     >>> rain = Evidence("It rains.", 0, 9, "note", 1.0, 1.0, 1.0, 1.0, 0.4, 1.0, 1.0, None, None, 1)
-    >>> evidence_table([rain]).row_count
+    >>> make_evidence_table([rain]).row_count
     1
     """
     require_modules("app", "rich")
@@ -103,89 +133,99 @@ def evidence_table(evidence: Sequence[Evidence], *, top: int | None = None) -> R
     from rich.table import Table  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
 
-    shown = [item for item in heaviest(evidence, top) if item.share > 0]
-    if not shown:
-        return Text("no sentence stood out")
-    longest = max(item.share for item in shown)
+    listed = [item for item in _take_best(evidence, top) if item.share > 0]
+    if not listed:
+        return Text("no sentence stands out")
+    largest_share = max(item.share for item in listed)
     table = Table(box=None, show_header=False, padding=(0, 2, 1, 0))
     table.add_column(justify="right")
     table.add_column(width=BAR_CELLS)
-    table.add_column(ratio=1, overflow="fold")  # of a long path every letter counts
-    for item in shown:
-        # Text objects, so that square brackets in a document are no markup.
+    table.add_column(ratio=1, overflow="fold")  # a long path is shown in full
+    for item in listed:
+        # Text objects, so that square brackets in a document are not markup.
         sentence = Text(replace_controls(" ".join(item.text.split())), style="bold" if item.rank == 1 else "")
-        where = f"[{item.rank}] {replace_controls(item.source)}, characters {item.start} to {item.end}"
-        place = Text(where, style="dim")
-        bar = Bar(longest, 0, item.share, width=BAR_CELLS, color="cyan")
-        table.add_row(f"{item.share:.0%}" if item.share >= 0.005 else "<1%", bar, Text("\n").join([sentence, place]))
+        place_text = f"[{item.rank}] {replace_controls(item.source)}, characters {item.start} to {item.end}"
+        place = Text(place_text, style="dim")
+        bar = Bar(largest_share, 0, item.share, width=BAR_CELLS, color="cyan")
+        percentage = f"{item.share:.0%}" if item.share >= MIN_PERCENTAGE_SHARE else "<1%"
+        table.add_row(percentage, bar, Text("\n").join([sentence, place]))
     return table
 
 
-def answer_runs(answer: Answer) -> list[tuple[str, tuple[int, ...]]]:
-    """Cut an answer's text where its sources change: pieces, each with the ranks of the sentences it came from.
+def split_by_sources(answer: Answer) -> list[tuple[str, tuple[int, ...]]]:
+    """Split an answer's text where its sources change.
+
+    Returns
+    -------
+    list of (str, tuple of int)
+        Parts of the text, each with the ranks of its sources.
 
     Examples
     --------
     >>> from keywise.documents import Answer, AnswerWord
     >>> words = [AnswerWord(0, 3, (1,)), AnswerWord(4, 7, (1,)), AnswerWord(8, 12, (2,))]
-    >>> answer_runs(Answer("Ann Low 1862", [], "Who?", "m", True, 9, 2, words=words))
+    >>> split_by_sources(Answer("Ann Low 1862", [], "Who?", "m", True, 9, 2, words=words))
     [('Ann Low', (1,)), (' 1862', (2,))]
     """
-    runs: list[tuple[str, tuple[int, ...]]] = []
+    parts: list[tuple[str, tuple[int, ...]]] = []
     position = 0
     for word in answer.words:
-        piece = answer.text[position : word.end]
-        if runs and runs[-1][1] == word.sources:
-            runs[-1] = runs[-1][0] + piece, word.sources
+        text = answer.text[position : word.end]
+        if parts and parts[-1][1] == word.sources:
+            parts[-1] = parts[-1][0] + text, word.sources
         else:
-            runs.append((piece, word.sources))
+            parts.append((text, word.sources))
         position = word.end
     rest = answer.text[position:]
-    return [*runs, (rest, ())] if rest else runs
+    return [*parts, (rest, ())] if rest else parts
 
 
-def with_sources(answer: Answer) -> str:
-    """Give an answer's text with the numbers of its sources behind its words.
+def mark_sources(answer: Answer) -> str:
+    """Return an answer's text with the ranks of its sources behind the words.
 
     Examples
     --------
     >>> from keywise.documents import Answer, AnswerWord
-    >>> with_sources(Answer("Ann", [], "Who?", "m", True, 9, 2, words=[AnswerWord(0, 3, (1,))]))
+    >>> mark_sources(Answer("Ann", [], "Who?", "m", True, 9, 2, words=[AnswerWord(0, 3, (1,))]))
     'Ann [1]'
     """
-    return "".join(piece + "".join(f" [{rank}]" for rank in ranks) for piece, ranks in answer_runs(answer))
+    return "".join(text + "".join(f" [{rank}]" for rank in ranks) for text, ranks in split_by_sources(answer))
 
 
-def caveat(answer: Answer) -> str | None:
-    """Say what a reader should know before trusting an answer; None if there is nothing.
+def describe_doubt(answer: Answer) -> str | None:
+    """Return what makes an answer doubtful, or None.
 
     Examples
     --------
     >>> from keywise.documents import Answer
-    >>> caveat(Answer("Ann.", [], "Who?", "m", True, 9, 2, none_share=0.9, tuned_on="questions"))
-    'probably not in the document: "none of these" has 90%'
+    >>> describe_doubt(Answer("Ann.", [], "Who?", "m", True, 9, 2, no_answer_share=0.9, tuned_on="questions"))
+    'probably not in the document: the probability that no sentence answers is 90%'
     """
-    if answer.no_answer_share > NONE_LIKELY:
-        return f'probably not in the document: "none of these" has {answer.no_answer_share:.0%}'
+    if answer.no_answer_share > LIKELY_NO_ANSWER_SHARE:
+        probability = f"{answer.no_answer_share:.0%}"
+        return f"probably not in the document: the probability that no sentence answers is {probability}"
     if answer.tuned_on is None:
-        return f"no heads are tuned for model {answer.model}: evidence is a guess from its middle layers (keywise tune)"
+        return (
+            f"no heads are tuned for model {answer.model}: evidence comes from all heads of its middle layers; "
+            "tune it with `keywise tune`"
+        )
     return None
 
 
 def to_html(answer: Answer, sources: Sequence[Source]) -> str:
-    """Give one self-contained HTML page: the answer, and the documents shaded by evidence.
+    """Return one HTML page with the answer and the documents, shaded by evidence.
 
     Parameters
     ----------
     answer
-        What `Document.ask` gave.
+        From `Document.ask`.
     sources
-        The `Document.sources` it was asked about.
+        The `Document.sources` that the question was asked about.
 
     Returns
     -------
     str
-        A page without scripts and outside assets; everything from documents, question and model is escaped.
+        A page without scripts and external files. Everything from documents, question and model is escaped.
 
     Examples
     --------
@@ -201,24 +241,31 @@ def to_html(answer: Answer, sources: Sequence[Source]) -> str:
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     template = environment.from_string(files("keywise.documents").joinpath("report.html.jinja").read_text("utf-8"))
-    longest = max((evidence.share for evidence in answer.evidence), default=0.0) or 1.0
+    largest_share = max((item.share for item in answer.evidence), default=0.0) or 1.0
     return template.render(
         answer=answer,
-        documents=[(source.name, _runs(source, answer.evidence)) for source in sources],
-        strength={evidence.rank: round(evidence.share / longest, 3) for evidence in answer.evidence},
-        answer_runs=answer_runs(answer),
-        caveat=caveat(answer),
-        listed=[evidence for evidence in answer.evidence if evidence.share > 0][:20],
+        answer_parts=split_by_sources(answer),
+        documents=[(source.name, _split_by_evidence(source, answer.evidence)) for source in sources],
+        strength={item.rank: round(item.share / largest_share, 3) for item in answer.evidence},
+        doubt=describe_doubt(answer),
+        listed=[item for item in answer.evidence if item.share > 0][:LISTED_SENTENCES],
     )
 
 
 def write_html(path: str | os.PathLike[str], answer: Answer, sources: Sequence[Source]) -> None:
-    """Write the page of `to_html` to a file: whole or not at all.
+    """Write the page of `to_html` to a file, atomically.
+
+    Parameters
+    ----------
+    path
+        The file to write or replace.
+    answer, sources
+        As for `to_html`.
 
     Raises
     ------
     FormatError
-        If the file cannot be written.
+        The file cannot be written.
 
     Examples
     --------
@@ -228,37 +275,43 @@ def write_html(path: str | os.PathLike[str], answer: Answer, sources: Sequence[S
 
 
 def write_text_file(path: str | os.PathLike[str], content: str | bytes) -> None:
-    """Write a file whole or not at all: aside, to the disk, then renamed.
+    """Write a file atomically: it has all of the content, or stays as it was.
+
+    Parameters
+    ----------
+    path
+        The file to write or replace.
+    content
+        Text, which is encoded as UTF-8, or bytes.
 
     Raises
     ------
     FormatError
-        If the file cannot be written.
+        The file cannot be written.
 
     Examples
     --------
-    >>> write_whole("note.txt", "It rains.")  # doctest: +SKIP
+    >>> write_text_file("note.txt", "It rains.")  # doctest: +SKIP
     """
     try:
         with atomic_write(path) as file:
             file.write(content.encode() if isinstance(content, str) else content)
     except OSError as error:
-        raise FormatError(f"{os.fspath(path)!r} cannot be written: {error.strerror}; name another file") from error
+        rule = "must name a file that can be written"
+        raise FormatError("path", rule, got=os.fspath(path), remedy=str(error.strerror)) from error
 
 
-def heaviest(evidence: Sequence[Evidence], top: int | None) -> Sequence[Evidence]:
-    """Give the first `top` of ranked sentences, all for None."""
-    if top is not None and top < 1:
-        raise OptionError(f"top={top!r} is below 1; give the number of sentences to show")
-    return evidence[:top]
+def _take_best(evidence: Sequence[Evidence], top: int | None) -> Sequence[Evidence]:
+    return evidence if top is None else evidence[: check_int("top", top, minimum=1)]
 
 
-def _runs(source: Source, evidence: Sequence[Evidence]) -> list[tuple[str, Evidence | None]]:
-    """Cut a text into its sentences, each with its evidence, and what lies between them."""
-    at = {item.start: item for item in evidence if item.source == source.name}
-    runs: list[tuple[str, Evidence | None]] = []
+def _split_by_evidence(source: Source, evidence: Sequence[Evidence]) -> list[tuple[str, Evidence | None]]:
+    """Split a text into its sentences, each with its evidence, and the text between them."""
+    evidence_at = {item.start: item for item in evidence if item.source == source.name}
+    parts: list[tuple[str, Evidence | None]] = []
     position = 0
     for start, end in source.sentences:
-        runs += [(source.text[position:start], None), (source.text[start:end], at.get(start))]
+        parts.append((source.text[position:start], None))
+        parts.append((source.text[start:end], evidence_at.get(start)))
         position = end
-    return [*runs, (source.text[position:], None)]
+    return [*parts, (source.text[position:], None)]

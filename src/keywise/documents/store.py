@@ -1,4 +1,4 @@
-"""What was read stays on disk: found again by the longest common prefix of tokens, within a limit of bytes."""
+"""Prefilled documents on disk, found by the longest common prefix of tokens and limited in bytes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from keywise.cache import file
-from keywise.cache.head import VERSION
 from keywise.cache.kvcache import KVCache
 from keywise.errors import FormatError, OptionError
 from keywise.util.atomic_write import UNFINISHED_PREFIX, atomic_write
@@ -25,30 +24,37 @@ from keywise.util.paths import cache_folder
 from keywise.util.progress import Status
 
 DEFAULT_LIMIT_BYTES: Final = 4 * 10**9
-# Less in common than this is read again sooner than a large file is opened.
-FEWEST_REUSED_TOKENS: Final = 64
+# Computing fewer tokens is faster than opening a large file.
+MIN_REUSED_TOKENS: Final = 64
+# A file that was begun so long ago has lost its writer.
 ABANDONED_SECONDS: Final = 3600
-SENTENCE_OF: Final = "sentence_of"
-"""Kept with a whole document: for each of its tokens the number of its sentence."""
+
+FORMAT_VERSION: Final = 2
+SENTENCE_IDS: Final = "sentence_ids"
+"""Stored with a complete document: the sentence of each of its tokens."""
+QUOTE_MARK_IDS: Final = "quote_mark_ids"
+"""Stored with a complete document: tokens with a quotation mark; see `Prompt.quote_mark_ids`."""
 _SUFFIX: Final = ".keywise"
-_ABOUT: Final = "about"
-_TEXT: Final = "text_sha256"
+_DESCRIPTION: Final = "description"
+_TEXT_SHA256: Final = "text_sha256"
+# Part of every folder's name since the first build, so that files of earlier builds are met and replaced.
+_FOLDER_VERSION: Final = 1
 
 
 @dataclass(frozen=True)
-class Kept:
-    """A reading on disk.
+class PrefillInfo:
+    """A prefilled document on disk.
 
     Attributes
     ----------
     path
         Its file.
     sources
-        Names of the texts that were read.
+        Names of its texts.
     model
-        Name of the model that read them.
+        Name of the model.
     tokens
-        Number of tokens, those of the prompt before the document included.
+        Number of tokens, those of the template before the document included.
     size_bytes
         Size of the file.
     used
@@ -64,21 +70,22 @@ class Kept:
 
 
 @dataclass(frozen=True, eq=False)
-class Found:
-    """A reading that begins with tokens that are wanted.
+class StoredPrefill:
+    """A stored document that begins like the wanted tokens.
 
     Attributes
     ----------
     path
         Its file.
     cache
-        Its keys and values, mapped; those of a layer are verified when it is first used, and raise `FormatError` then.
+        Its keys and values, mapped. Those of a layer are verified at their first use, which raises `FormatError` if
+        they are damaged.
     common_tokens
-        How many of the wanted tokens it begins with.
+        Number of tokens that both begin with.
     token_ids
-        int64 [tokens], those that it has.
+        int64 [tokens], its tokens.
     extra
-        What was kept with it.
+        Arrays that were stored with it.
     """
 
     path: Path
@@ -88,81 +95,302 @@ class Found:
     extra: Mapping[str, NDArray[Any]]
 
 
-class Store:
-    """The folder of all readings, one file each.
+class PrefillStore:
+    """The folder of prefilled documents, one file each.
 
     Parameters
     ----------
     cache_dir
-        Where keywise keeps things; default is ``KEYWISE_CACHE_DIR``, else keywise's folder in the user's cache.
+        Folder of keywise's caches. Default: ``KEYWISE_CACHE_DIR``, else keywise's folder in the user's cache.
+    fingerprint
+        The model's, from `keywise.models.fingerprint`. Without it documents can be listed, limited and cleared, but
+        not found or saved.
+    model
+        The model's name.
     status
-        Called with a line of text about every file that could not be used or written; default is a warning.
+        Called with a line of text about every file that cannot be used or written. Default: a warning.
+
+    Attributes
+    ----------
+    folder : pathlib.Path
+        The folder.
 
     Examples
     --------
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     store = Store(folder)
+    ...     store = PrefillStore(folder)
     ...     store.limit_bytes = 10**9
-    ...     store.kept(), Store(folder).limit_bytes
+    ...     store.kept(), PrefillStore(folder).limit_bytes
     ([], 1000000000)
     """
 
-    def __init__(self, cache_dir: str | os.PathLike[str] | None = None, status: Status | None = None) -> None:
+    def __init__(
+        self,
+        cache_dir: str | os.PathLike[str] | None = None,
+        *,
+        fingerprint: Mapping[str, str] | None = None,
+        model: str = "",
+        status: Status | None = None,
+    ) -> None:
         self.folder = cache_folder(cache_dir) / "documents"
-        self._say = status or warnings.warn
+        self._fingerprint = dict(fingerprint or {})
+        self._model = model
+        self._report = status or warnings.warn
+        digest = hashlib.sha256(json.dumps([_FOLDER_VERSION, self._fingerprint], sort_keys=True).encode())
+        self._model_folder = self.folder / digest.hexdigest()[:16]
+        self._discarded: set[Path] = set()
 
     @property
     def limit_bytes(self) -> int:
-        """Most bytes of all readings together; setting it removes those not used for longest until they fit.
+        """Most bytes of all documents together.
+
+        Setting it removes the documents that were not used for longest, until the others fit.
 
         Raises
         ------
         OptionError
-            When it is set to a negative number.
+            It is set to a negative number.
         FormatError
-            When it cannot be written, or what was written is damaged.
+            The settings cannot be written, or are damaged.
         """
         try:
             limit = json.loads(self._settings.read_bytes())["limit_bytes"]
         except FileNotFoundError:
             return DEFAULT_LIMIT_BYTES
         except (OSError, ValueError, TypeError, KeyError) as error:
-            raise FormatError(f"{self._settings}: cannot be read ({error}); set the limit again") from error
+            raise FormatError(str(self._settings), f"cannot be read ({error}); set the limit again") from error
         if not isinstance(limit, int) or limit < 0:
-            raise FormatError(f"{self._settings}: limit_bytes={limit!r} is no number of bytes; set the limit again")
+            rule = "must hold a limit_bytes of 0 or more"
+            raise FormatError(str(self._settings), rule, got=limit, remedy="set the limit again")
         return limit
 
     @limit_bytes.setter
     def limit_bytes(self, limit: int) -> None:
         if limit < 0:
-            raise OptionError(f"limit_bytes={limit} is below 0; give the most bytes that readings may take")
+            raise OptionError("limit_bytes", "must be 0 or more", got=limit)
         try:
-            _make(self.folder)
+            _make_private_folder(self.folder)
             with atomic_write(self._settings, private=True) as settings:
                 settings.write(json.dumps({"limit_bytes": limit}).encode())
         except OSError as error:
-            raise FormatError(f"{self._settings}: cannot be written ({error.strerror})") from error
+            raise FormatError(str(self._settings), f"cannot be written ({error.strerror})") from error
         self.evict(limit)
 
-    def kept(self) -> list[Kept]:
-        """List all readings, the last used first; damaged ones are told of and left out."""
-        found = []
+    def kept(self) -> list[PrefillInfo]:
+        """Return all documents, the last used first.
+
+        Damaged files are reported and left out.
+
+        Returns
+        -------
+        list of PrefillInfo
+
+        Examples
+        --------
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     PrefillStore(folder).kept()
+        []
+        """
+        documents = []
         for path in self._files():
             try:
-                opened = file.open(path, file.peek(path).fingerprint)
+                opened = file.open(path, file.read_header(path).fingerprint)
                 stat = path.stat()
-                about = json.loads(opened.extra[_ABOUT].tobytes())
+                description = _read_description(path, opened.extra)
             except (FormatError, FileNotFoundError) as error:
-                self._say(f"{error}; remove it with `keywise cache clear`")
+                self._report(f"{error} (`keywise cache clear` removes it)")
                 continue
-            names, model = tuple(about["sources"]), about["model"]
-            found.append(Kept(path, names, model, opened.head.tokens, stat.st_size, stat.st_mtime))
-        return sorted(found, key=lambda kept: -kept.used)
+            documents.append(
+                PrefillInfo(
+                    path=path,
+                    sources=tuple(description["sources"]),
+                    model=description["model"],
+                    tokens=opened.header.tokens,
+                    size_bytes=stat.st_size,
+                    used=stat.st_mtime,
+                )
+            )
+        return sorted(documents, key=lambda document: -document.used)
 
     def clear(self) -> int:
-        """Remove all readings; give the bytes that this set free."""
+        """Remove all documents.
+
+        Returns
+        -------
+        int
+            Bytes that this freed.
+        """
         return sum(_remove(path) for path in [*self._files(), *self._abandoned()])
+
+    def evict(self, limit: int, *, spare: Path | None = None) -> None:
+        """Remove the documents that were not used for longest, until the others fit.
+
+        Parameters
+        ----------
+        limit
+            Most bytes of all documents.
+        spare
+            A file that stays in any case.
+        """
+        for path in self._abandoned():
+            _remove(path)
+        order: dict[Path, tuple[bool, float, int]] = {}
+        for path in self._files():
+            try:
+                stat = path.stat()
+            except FileNotFoundError:  # another process removed it
+                continue
+            order[path] = (path != spare, -stat.st_mtime, stat.st_size)
+        total_bytes = 0
+        for path in sorted(order, key=order.__getitem__):
+            _, _, size_bytes = order[path]
+            total_bytes += size_bytes
+            if total_bytes > limit:
+                _remove(path)
+
+    def find_text(self, text_sha256: bytes) -> StoredPrefill | None:
+        """Return the complete document with this digest of its text, or None.
+
+        Parameters
+        ----------
+        text_sha256
+            Digest of the document's text, from `Prompt.digest_sources`.
+        """
+        path = self._path(text_sha256)
+        opened = self._open(path) if path.exists() else None
+        # An interrupted document was stored without its sentences.
+        if opened is None or not {SENTENCE_IDS, _TEXT_SHA256} <= opened.extra.keys():
+            return None
+        if opened.extra[_TEXT_SHA256].tobytes() != text_sha256:
+            return None
+        return _mark_used(path, opened, opened.header.common_tokens(opened.header.token_ids[0]))
+
+    def find(self, token_ids: Sequence[int], text_sha256: bytes) -> StoredPrefill | None:
+        """Return the document that begins with most of these tokens.
+
+        Parameters
+        ----------
+        token_ids
+            The tokens of the template's beginning and a document.
+        text_sha256
+            Digest of the document's text.
+
+        Returns
+        -------
+        StoredPrefill or None
+            None if no document has 64 tokens in common. Files with a damaged header are reported and removed. Damage
+            in keys and values shows at their first use: `discard` the file then, and search again.
+        """
+        wanted = np.array(token_ids, np.int64)
+        best: tuple[Path, file.Opened] | None = None
+        most_tokens = min(MIN_REUSED_TOKENS, len(token_ids)) - 1
+        # The file of the same text comes first: if it has all tokens, the others need not be opened.
+        same_text = self._path(text_sha256)
+        for path in sorted(self._model_folder.glob(f"*{_SUFFIX}"), key=lambda path: path != same_text):
+            if most_tokens == len(token_ids):
+                break
+            opened = self._open(path)
+            common_tokens = opened.header.common_tokens(wanted) if opened else 0
+            if opened and common_tokens > most_tokens:
+                best = path, opened
+                most_tokens = common_tokens
+        return None if best is None else _mark_used(*best, most_tokens)
+
+    def save(
+        self,
+        cache: KVCache,
+        token_ids: Sequence[int],
+        text_sha256: bytes,
+        *,
+        sources: Sequence[str],
+        extra: Mapping[str, NDArray[Any]],
+        replacing: StoredPrefill | None,
+    ) -> None:
+        """Write a document; report it if it is larger than the limit or cannot be written.
+
+        Parameters
+        ----------
+        cache
+            Keys and values of all tokens.
+        token_ids
+            The tokens.
+        text_sha256
+            Digest of the document's text.
+        sources
+            Names of the document's texts.
+        extra
+            Arrays to store with it.
+        replacing
+            A stored document that is removed if this one begins with all of its tokens.
+        """
+        size_bytes = sum(
+            side.data.nbytes for layer in range(cache.layers) for chunk in cache.chunks(layer) for side in chunk
+        )
+        description = json.dumps({"version": FORMAT_VERSION, "sources": list(sources), "model": self._model}).encode()
+        own_arrays = {
+            _DESCRIPTION: np.frombuffer(description, np.uint8),
+            _TEXT_SHA256: np.frombuffer(text_sha256, np.uint8),
+        }
+        path = self._path(text_sha256)
+        try:
+            limit = self.limit_bytes
+            if size_bytes > limit:
+                self._report(
+                    f"Document not stored: its {size_bytes:,} bytes are more than the limit of {limit:,}; "
+                    "see `keywise cache limit`"
+                )
+                return
+            _make_private_folder(self.folder)
+            _make_private_folder(self._model_folder)
+            file.save(
+                path,
+                cache,
+                fingerprint=self._fingerprint,
+                token_ids=np.array(token_ids, np.int64),
+                extra={**extra, **own_arrays},
+            )
+        except (FormatError, OSError) as error:
+            self._report(f"Document not stored: {error}")
+            return
+        self._discarded.discard(path)
+        if replacing is not None and replacing.path != path and replacing.common_tokens == replacing.token_ids.size:
+            _remove(replacing.path)
+        self.evict(limit, spare=path)
+
+    def discard(self, path: Path, error: FormatError) -> None:
+        """Remove a file that cannot be used, report why, and never open it again.
+
+        Parameters
+        ----------
+        path
+            The file.
+        error
+            Why it cannot be used.
+        """
+        self._discarded.add(path)
+        try:
+            _remove(path)
+        except OSError as refusal:
+            self._report(f"{error} (not used: the document is computed again; removing failed: {refusal.strerror})")
+        else:
+            self._report(f"{error} (removed: the document is computed again)")
+
+    def _open(self, path: Path) -> file.Opened | None:
+        """Open a file; return None if it was discarded before or is discarded now."""
+        if path in self._discarded:
+            return None
+        try:
+            opened = file.open(path, self._fingerprint)
+            _read_description(path, opened.extra)
+        except FormatError as error:
+            self.discard(path, error)
+            return None
+        return opened
+
+    def _path(self, text_sha256: bytes) -> Path:
+        return self._model_folder / f"{text_sha256.hex()[:32]}{_SUFFIX}"
 
     @property
     def _settings(self) -> Path:
@@ -172,158 +400,41 @@ class Store:
         return sorted(self.folder.glob(f"*/*{_SUFFIX}"))
 
     def _abandoned(self) -> list[Path]:
-        """Give what writers left behind who were killed long ago."""
-        long_ago = time.time() - ABANDONED_SECONDS
-        return [path for path in self.folder.glob(f"*/{UNFINISHED_PREFIX}*") if path.stat().st_mtime < long_ago]
-
-    def evict(self, limit: int, *, spare: Path | None = None) -> None:
-        """Remove the readings not used for longest until the rest fits; one of them is spared."""
-        for path in self._abandoned():
-            _remove(path)
-        sizes = {}
-        for path in self._files():
-            try:
-                stat = path.stat()
-            except FileNotFoundError:  # another process was faster
-                continue
-            sizes[path] = (path != spare, -stat.st_mtime, stat.st_size)
-        total = 0
-        for path in sorted(sizes, key=lambda path: sizes[path]):
-            total += sizes[path][2]
-            if total > limit:
-                _remove(path)
+        """Return unfinished files of writers that were killed."""
+        oldest = time.time() - ABANDONED_SECONDS
+        return [path for path in self.folder.glob(f"*/{UNFINISHED_PREFIX}*") if path.stat().st_mtime < oldest]
 
 
-class PrefillStore:
-    """The readings of one model.
-
-    Parameters
-    ----------
-    store
-        The folder of all readings.
-    fingerprint
-        What `keywise.models.fingerprint` says of the model.
-    model
-        Its name.
-    status
-        Called with a line of text about every file that could not be used or written; default is a warning.
-    """
-
-    def __init__(self, store: Store, fingerprint: Mapping[str, str], model: str, status: Status | None = None) -> None:
-        self._store, self._fingerprint, self._model, self._say = store, fingerprint, model, status or warnings.warn
-        # Files of another format are another keywise's, not damaged.
-        digest = hashlib.sha256(json.dumps([VERSION, fingerprint], sort_keys=True).encode())
-        self.folder = store.folder / digest.hexdigest()[:16]
-        self._refused: set[Path] = set()
-
-    def whole(self, text_sha256: bytes) -> Found | None:
-        """Find the reading of a whole document by the digest of its text; None if there is none."""
-        path = self._path(text_sha256)
-        opened = self._opened(path) if path.exists() else None
-        if opened is None or not {SENTENCE_OF, _TEXT} <= opened.extra.keys():  # an interrupted reading has no sentences
-            return None
-        if opened.extra[_TEXT].tobytes() != text_sha256:
-            return None
-        return _used(path, opened, opened.head.common_tokens(opened.head.token_ids[0]))
-
-    def find(self, token_ids: Sequence[int], text_sha256: bytes) -> Found | None:
-        """Find the reading that begins with most of these tokens; None if none begins with 64, or is the same.
-
-        It is mapped, not read. Files whose heads are damaged are told of and removed, never used; damage in keys and
-        values shows when they are first used: then `refuse` it, and find again.
-        """
-        wanted, best, most = np.array(token_ids, np.int64), None, min(FEWEST_REUSED_TOKENS, len(token_ids)) - 1
-        # The same text is looked for under its own name first: then the others need not be opened.
-        same = self._path(text_sha256)
-        for path in sorted(self.folder.glob(f"*{_SUFFIX}"), key=lambda path: path != same):
-            if most == len(token_ids):
-                break
-            opened = self._opened(path)
-            common = opened.head.common_tokens(wanted) if opened else 0
-            if opened and common > most:
-                best, most = (path, opened), common
-        return best and _used(*best, most)
-
-    def _opened(self, path: Path) -> file.Opened | None:
-        """Open a reading; None if it was refused before, or is damaged now."""
-        if path in self._refused:
-            return None
-        try:
-            return file.open(path, self._fingerprint)
-        except FormatError as error:
-            self.refuse(path, error)
-            return None
-
-    def keep(
-        self,
-        cache: KVCache,
-        token_ids: Sequence[int],
-        text_sha256: bytes,
-        *,
-        sources: Sequence[str],
-        extra: Mapping[str, NDArray[Any]],
-        replacing: Found | None,
-    ) -> None:
-        """Write a reading, in place of one whose tokens are all in it; say so if it is too large or cannot be."""
-        size_bytes = sum(
-            side.data.nbytes for layer in range(cache.layers) for chunk in cache.chunks(layer) for side in chunk
-        )
-        about = json.dumps({"sources": list(sources), "model": self._model}).encode()
-        path = self._path(text_sha256)
-        also = {_ABOUT: np.frombuffer(about, np.uint8), _TEXT: np.frombuffer(text_sha256, np.uint8)}
-        try:
-            limit = self._store.limit_bytes
-            if size_bytes > limit:
-                self._say(f"Not kept: {size_bytes:,} bytes are more than the limit of {limit:,}; see `keywise cache`")
-                return
-            _make(self._store.folder)
-            _make(self.folder)
-            file.save(
-                path,
-                cache,
-                fingerprint=self._fingerprint,
-                token_ids=np.array(token_ids, np.int64),
-                extra={**extra, **also},
-            )
-        except (FormatError, OSError) as error:
-            self._say(f"Not kept: {error}")
-            return
-        self._refused.discard(path)
-        if replacing is not None and replacing.path != path and replacing.common_tokens == replacing.token_ids.size:
-            _remove(replacing.path)
-        self._store.evict(limit, spare=path)
-
-    def _path(self, text_sha256: bytes) -> Path:
-        return self.folder / f"{text_sha256.hex()[:32]}{_SUFFIX}"
-
-    def refuse(self, path: Path, error: FormatError) -> None:
-        """Never use a damaged file again: tell the reason and remove it."""
-        self._refused.add(path)
-        try:
-            _remove(path)
-        except OSError as refusal:
-            self._say(f"{error}; not used, to be read again, but it cannot be removed ({refusal.strerror})")
-        else:
-            self._say(f"{error}; removed, to be read again")
+def _read_description(path: Path, extra: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
+    """Return what a file says of its document; refuse files of other builds."""
+    try:
+        description: dict[str, Any] = json.loads(extra[_DESCRIPTION].tobytes())
+        version = description["version"]
+    except (KeyError, ValueError, TypeError):
+        version = 1  # the first builds named the description otherwise
+    if version != FORMAT_VERSION:
+        builds = "an earlier" if version == 1 else "another"
+        raise FormatError(str(path), f"was made by {builds} build; delete it or create it again")
+    return description
 
 
-def _used(path: Path, opened: file.Opened, common_tokens: int) -> Found:
-    with suppress(OSError):  # removed by another process, or not ours to change; what is open stays
+def _mark_used(path: Path, opened: file.Opened, common_tokens: int) -> StoredPrefill:
+    with suppress(OSError):  # removed by another process, or owned by another user; what is open stays
         os.utime(path)
-    return Found(path, opened.cache, common_tokens, opened.head.token_ids[0], opened.extra)
+    return StoredPrefill(path, opened.cache, common_tokens, opened.header.token_ids[0], opened.extra)
 
 
-def _make(folder: Path) -> None:
-    # The files tell what was read: they are for their owner alone.
+def _make_private_folder(folder: Path) -> None:
+    # The files hold what documents say: they are for their owner alone.
     folder.parent.mkdir(parents=True, exist_ok=True)
     folder.mkdir(mode=0o700, exist_ok=True)
 
 
 def _remove(path: Path) -> int:
-    """Remove a file; readers that have it open keep it. Give its bytes."""
+    """Remove a file and return its size in bytes; processes that have it open keep it."""
     try:
-        size = path.stat().st_size
+        size_bytes = path.stat().st_size
         path.unlink()
     except FileNotFoundError:
         return 0
-    return size
+    return size_bytes

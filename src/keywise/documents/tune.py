@@ -1,235 +1,299 @@
-"""Choose the heads of a model that find evidence, from questions whose answers are known."""
+"""The choice of a model's evidence heads, from questions whose answers are known."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from keywise.documents.document import Document
-from keywise.documents.evidence import LEAST_SHARE, Look, Mass, clue_odds
+from keywise.documents.evidence import SMOOTHING, Scores, compute_feature_odds
 from keywise.documents.heads import RANKINGS, Head, Heads
-from keywise.documents.labelled import Labelled, Question
-from keywise.documents.reader import Reader
+from keywise.documents.scoring import EvidenceStats, score_question
 from keywise.errors import OptionError
 
-# Few heads find evidence: more of them bring their noise along.
+if TYPE_CHECKING:
+    from keywise.documents.document import Document
+    from keywise.documents.reader import Reader
+    from keywise.documents.squad import GoldDocument, GoldQuestion
+    from keywise.documents.text_index import TextScores
+    from keywise.util.progress import Progress
+
+# Few heads locate evidence; more of them add noise.
 MATCHING_HEADS: Final = 4
 COPYING_HEADS: Final = 3
-CANDIDATES: Final = 20
-# How much heads count while they are chosen; powers are fitted later.
-USUAL_POWER: Final = 2.0
-FEWEST_QUESTIONS: Final = 10
+CANDIDATE_HEADS: Final = 20
+# The power of heads while they are chosen; powers are fitted afterwards.
+SELECTION_POWER: Final = 2.0
+MIN_QUESTIONS: Final = 10
 _TINY: Final = 1e-9
 
 
 @dataclass(frozen=True, eq=False)
-class Observed:
-    """Where every head of a model looked for one question.
+class Observation:
+    """The scores of all heads for one question about one document.
 
     Attributes
     ----------
     document
-        The number of the document that it was asked about.
+        Number of the document.
     question
         The question.
-    look
-        The mass of all heads on its sentences, a null question's subtracted.
-    text
-        Clues of the document's text: see `Document.clues`.
+    stats
+        Attention mass of all heads on the document's sentences, above the null question's.
+    text_scores
+        Scores from the text alone.
     gold
-        Numbers of the sentences that hold an answer; none if the question is another document's.
+        Numbers of the sentences that hold an answer; empty if the question is about another document.
     """
 
     document: int
-    question: Question
-    look: Look
-    text: Mapping[str, Mass]
+    question: GoldQuestion
+    stats: EvidenceStats
+    text_scores: TextScores
     gold: tuple[int, ...]
 
 
-def every_head(layers: int, heads: int) -> Heads:
-    """Read all heads of all layers, both ways."""
-    every = tuple((layer, head) for layer in range(layers) for head in range(heads))
-    powers = {ranking: dict.fromkeys(clues, 1.0) for ranking, clues in RANKINGS.items()}
-    return Heads(every, every, powers, 0.0, 0.0, answer_sentences=0, tuned_on=None)
+def select_all_heads(layers: int, heads: int) -> Heads:
+    """Return all heads of all layers, as matching and as copying heads.
+
+    Parameters
+    ----------
+    layers
+        Number of the model's layers.
+    heads
+        Query heads in each layer.
+    """
+    all_heads = tuple((layer, head) for layer in range(layers) for head in range(heads))
+    powers = {ranking: dict.fromkeys(features, 1.0) for ranking, features in RANKINGS.items()}
+    return Heads(all_heads, all_heads, powers, 0.0, 0.0, answer_sentences=0, tuned_on=None)
 
 
-def observe(
-    reader: Reader, documents: Sequence[Labelled], *, strangers: int, progress: Callable[[int, int], None] | None = None
-) -> Iterator[Observed]:
-    """Ask each document its own questions, and `strangers` of other articles, which it does not answer.
+def observe_questions(
+    reader: Reader, documents: Sequence[GoldDocument], *, unanswerable: int, progress: Progress | None = None
+) -> Iterator[Observation]:
+    """Yield the scores of each document for answerable and unanswerable questions.
 
     Parameters
     ----------
     reader
-        A reader whose heads are those of `every_head`.
+        A reader with the heads of `select_all_heads`.
     documents
-        The documents.
-    strangers
-        How many questions of other articles to ask each.
+        The documents, each within the model's context.
+    unanswerable
+        Number of questions of other articles for each document.
     progress
-        Called after every document with the number of those done and of all.
+        Called after every document with the number of documents done and of all.
+
+    Raises
+    ------
+    OptionError
+        A document is longer than the model's context.
     """
-    for number, labelled in enumerate(documents):
-        document = reader.read_whole(labelled.text)
-        asked = [(question, gold_sentences(document, question)) for question in labelled.questions]
-        asked += [(question, ()) for question in _strangers(documents, number, strangers)]
-        for question, gold in asked:
-            yield Observed(number, question, document.look(question.text), document.clues(question.text), gold)
-        if progress:
+    for number, gold_document in enumerate(documents):
+        document = reader.read(gold_document.text, split=False)
+        questions = [(question, find_gold_sentences(document, question)) for question in gold_document.questions]
+        questions += [(question, ()) for question in _sample_other_questions(documents, number, unanswerable)]
+        for question, gold in questions:
+            stats, text_scores = score_all_heads(document, question.text)
+            yield Observation(number, question, stats, text_scores, gold)
+        if progress is not None:
             progress(number + 1, len(documents))
 
 
-def gold_sentences(document: Document, question: Question) -> tuple[int, ...]:
-    """Give the numbers of the sentences in which a question's answers begin."""
-    spans = document.sources[0].sentences
-    found = {n for n, (start, end) in enumerate(spans) for place in question.positions if start <= place < end}
-    return tuple(sorted(found))
-
-
-def choose(observed: Sequence[Observed], every: Sequence[Head], *, answer_sentences: int, tuned_on: str) -> Heads:
-    """Choose heads that together find gold sentences best, and fit how all clues are weighed.
+def score_all_heads(document: Document, question: str) -> tuple[EvidenceStats, TextScores]:
+    """Return the attention mass of all heads and the scores of the text.
 
     Parameters
     ----------
-    observed
-        What `observe` gave.
-    every
-        All heads, in the order of the looks.
+    document
+        A document of one window.
+    question
+        The question.
+    """
+    (window,) = document.windows
+    model = document.reader.evidence_model
+    tokens = model.prompt.encode_question(question, start_answer=model.starts_answer)
+    return score_question(model, window.context, tokens).stats, window.text_index.score(question)
+
+
+def find_gold_sentences(document: Document, question: GoldQuestion) -> tuple[int, ...]:
+    """Return the numbers of the sentences in which a question's answers begin."""
+    spans = document.sources[0].sentences
+    return tuple(
+        number
+        for number, (start, end) in enumerate(spans)
+        if any(start <= position < end for position in question.positions)
+    )
+
+
+def choose_heads(
+    observations: Sequence[Observation], all_heads: Sequence[Head], *, answer_sentences: int, tuned_on: str
+) -> Heads:
+    """Choose the heads that make gold sentences most likely, and fit all powers.
+
+    Parameters
+    ----------
+    observations
+        From `observe_questions`.
+    all_heads
+        The heads of the observations, in order.
     answer_sentences, tuned_on
         As in `Heads`.
 
     Raises
     ------
     OptionError
-        If fewer than 10 questions have an answer.
+        Fewer than 10 questions have an answer.
     """
-    answered = [one for one in observed if one.gold]
-    if len(answered) < FEWEST_QUESTIONS:
-        raise OptionError(f"data holds {len(answered)} answered questions; give at least {FEWEST_QUESTIONS}")
-    matching = _best([(one.look.matching, one.gold) for one in answered], MATCHING_HEADS)
-    copying = _best([(one.look.copying, one.gold) for one in answered], COPYING_HEADS)
+    answered = [each for each in observations if each.gold]
+    unanswered = [each for each in observations if not each.gold]
+    if len(answered) < MIN_QUESTIONS:
+        rule = f"must have at least {MIN_QUESTIONS} questions with answers"
+        raise OptionError("data", rule, got=len(answered))
+    matching = _choose_greedily([(each.stats.matching, each.gold) for each in answered], MATCHING_HEADS)
+    copying = _choose_greedily([(each.stats.copying, each.gold) for each in answered], COPYING_HEADS)
     heads = Heads(
-        matching=tuple(every[number] for number in matching),
-        copying=tuple(every[number] for number in copying),
+        matching=tuple(all_heads[number] for number in matching),
+        copying=tuple(all_heads[number] for number in copying),
         powers={},
-        none_mass=0.0,
-        none_power=0.0,
+        no_answer_mass=0.0,
+        no_answer_power=0.0,
         answer_sentences=answer_sentences,
         tuned_on=tuned_on,
     )
-    looks = [Look(one.look.matching[matching], one.look.copying[copying]) for one in answered]
-    odds = [clue_odds(look, one.text, heads) for look, one in zip(looks, answered, strict=True)]
-    gold = [one.gold for one in answered]
-    powers = {}
-    for ranking, clues in RANKINGS.items():
-        if odds[0].keys() >= set(clues):
-            fitted = fit_powers([np.log(np.stack([found[clue] for clue in clues])) for found in odds], gold)
-            powers[ranking] = dict(zip(clues, fitted, strict=True))
-    heads = replace(heads, powers=powers)
-    strange = [one for one in observed if not one.gold]
-    if strange:
-        largest = [_largest(one.look.matching[matching]) for one in (*answered, *strange)]
-        offset, slope = _logistic(np.log(largest), np.arange(len(largest)) >= len(answered))
-        if slope < 0:  # a question that is answered must stand out more
-            heads = replace(heads, none_mass=float(np.power(np.e, -offset / slope)), none_power=-slope)
+    heads = replace(heads, powers=_fit_rankings(answered, matching, copying, heads))
+    if unanswered:
+        largest = [_find_largest_mass(each.stats.matching[matching]) for each in (*answered, *unanswered)]
+        offset, slope = _fit_logistic(np.log(largest), np.arange(len(largest)) >= len(answered))
+        if slope < 0:  # otherwise answerable questions do not put more mass on a sentence
+            mass = float(np.power(np.e, -offset / slope))
+            heads = replace(heads, no_answer_mass=mass, no_answer_power=-slope)
     return heads
 
 
-def fit_powers(logs: Sequence[NDArray[np.float64]], gold: Sequence[tuple[int, ...]]) -> list[float]:
-    """Fit powers of 0 or more under which gold sentences get the largest shares (maximum likelihood).
+def restrict_stats(stats: EvidenceStats, all_heads: Sequence[Head], heads: Heads) -> EvidenceStats:
+    """Return the statistics of some heads out of those of all."""
+    numbers = {head: number for number, head in enumerate(all_heads)}
+    matching = [numbers[head] for head in heads.matching]
+    copying = [numbers[head] for head in heads.copying]
+    return EvidenceStats(stats.matching[matching], stats.copying[copying])
+
+
+def fit_powers(log_odds: Sequence[NDArray[np.float64]], gold: Sequence[tuple[int, ...]]) -> list[float]:
+    """Fit powers, 0 or more, that give gold sentences the largest shares (maximum likelihood).
 
     Parameters
     ----------
-    logs
-        For each question the logarithms that the powers multiply: [powers, sentences].
+    log_odds
+        For each question the logarithm of every feature's odds: float64 [features, sentences].
     gold
-        For each question the numbers of the sentences that hold an answer.
+        For each question the numbers of the sentences that hold an answer; the first counts.
     """
     import torch  # noqa: PLC0415 - heavy
 
-    widest = max(found.shape[1] for found in logs)
-    padded = torch.zeros(len(logs), widest, len(logs[0]), dtype=torch.float64)
-    outside = torch.ones(len(logs), widest, dtype=torch.bool)
-    for row, found in enumerate(logs):
-        padded[row, : found.shape[1]] = torch.from_numpy(found.T)
-        outside[row, : found.shape[1]] = False
-    right = torch.tensor([sentences[0] for sentences in gold])
-    powers = torch.ones(len(logs[0]), dtype=torch.float64, requires_grad=True)
+    max_sentences = max(features.shape[1] for features in log_odds)
+    padded = torch.zeros(len(log_odds), max_sentences, len(log_odds[0]), dtype=torch.float64)
+    padding = torch.ones(len(log_odds), max_sentences, dtype=torch.bool)
+    for row, features in enumerate(log_odds):
+        padded[row, : features.shape[1]] = torch.from_numpy(features.T)
+        padding[row, : features.shape[1]] = False
+    targets = torch.tensor([sentences[0] for sentences in gold])
+    powers = torch.ones(len(log_odds[0]), dtype=torch.float64, requires_grad=True)
 
     def loss() -> torch.Tensor:
-        fit = torch.nn.functional.cross_entropy((padded @ powers).masked_fill(outside, -1e9), right)
-        # A little of the powers' squares: what few questions decide would else go far.
-        return fit + 1e-4 * (powers**2).sum()
+        cross_entropy = torch.nn.functional.cross_entropy((padded @ powers).masked_fill(padding, -1e9), targets)
+        # Powers that few questions determine would otherwise grow without bound.
+        return cross_entropy + 1e-4 * (powers**2).sum()
 
     _minimise(loss, powers)
     return [round(max(float(power), 0.0), 3) for power in powers.detach()]
 
 
-def restricted(look: Look, every: Sequence[Head], heads: Heads) -> Look:
-    """Take out of a look of all heads that of chosen ones."""
-    place = {head: number for number, head in enumerate(every)}
-    return Look(
-        look.matching[[place[head] for head in heads.matching]], look.copying[[place[head] for head in heads.copying]]
-    )
+def _fit_rankings(
+    answered: Sequence[Observation], matching: list[int], copying: list[int], heads: Heads
+) -> dict[str, dict[str, float]]:
+    """Fit the powers of every ranking whose features were observed."""
+    odds = [
+        compute_feature_odds(
+            EvidenceStats(each.stats.matching[matching], each.stats.copying[copying]), each.text_scores, heads
+        )
+        for each in answered
+    ]
+    gold = [each.gold for each in answered]
+    powers: dict[str, dict[str, float]] = {}
+    for ranking, features in RANKINGS.items():
+        if odds[0].keys() >= set(features):
+            log_odds = [np.log(np.stack([each[feature] for feature in features])) for each in odds]
+            powers[ranking] = dict(zip(features, fit_powers(log_odds, gold), strict=True))
+    return powers
 
 
-def _strangers(documents: Sequence[Labelled], number: int, count: int) -> list[Question]:
-    own = {question.article for question in documents[number].questions}
-    others = [q for document in documents for q in document.questions if q.article not in own]
+def _sample_other_questions(documents: Sequence[GoldDocument], number: int, count: int) -> list[GoldQuestion]:
+    """Return questions about other articles than a document's, evenly spread."""
+    own_articles = {question.article for question in documents[number].questions}
+    others = [
+        question for document in documents for question in document.questions if question.article not in own_articles
+    ]
     step = max(len(others) // count, 1) if count else 1
     return others[number % step :: step][:count]
 
 
-def _best(looks: Sequence[tuple[Mass, tuple[int, ...]]], count: int) -> list[int]:
-    """Choose heads one by one: the next is the one that, with those before, makes gold sentences likeliest.
+def _choose_greedily(masses: Sequence[tuple[Scores, tuple[int, ...]]], count: int) -> list[int]:
+    """Choose heads one by one: each makes gold sentences most likely together with those before.
 
-    Considered are those with the largest part of their mass on gold sentences.
+    Candidates are the heads with the largest share of their mass on gold sentences.
+
+    Parameters
+    ----------
+    masses
+        For each question the mass of every head [heads, sentences], and the gold sentences.
+    count
+        Number of heads to choose.
     """
-    parts = [positive / np.maximum(positive.sum(axis=1, keepdims=True), _TINY) for positive in _positive(looks)]
-    alone = np.sum([part[:, list(gold)].sum(axis=1) for part, (_, gold) in zip(parts, looks, strict=True)], axis=0)
-    candidates = np.argsort(-alone, kind="stable")[:CANDIDATES]
+    shares: list[Scores] = []
+    for mass, _ in masses:
+        positive = np.maximum(mass, 0.0)
+        shares.append(positive / np.maximum(positive.sum(axis=1, keepdims=True), _TINY))
+    golds = [list(gold) for _, gold in masses]
+    gold_share = np.sum([share[:, gold].sum(axis=1) for share, gold in zip(shares, golds, strict=True)], axis=0)
+    candidates = np.argsort(-gold_share, kind="stable")[:CANDIDATE_HEADS]
     chosen: list[int] = []
     for _ in range(min(count, candidates.size)):
-        likelihood = np.zeros(candidates.size)
-        for part, (_, gold) in zip(parts, looks, strict=True):
-            together = (np.sqrt(part[candidates]) + np.sqrt(part[chosen]).sum(axis=0)) ** 2
+        log_likelihood = np.zeros(candidates.size)
+        for share, gold in zip(shares, golds, strict=True):
+            together = (np.sqrt(share[candidates]) + np.sqrt(share[chosen]).sum(axis=0)) ** 2
             together /= np.maximum(together.sum(axis=1, keepdims=True), _TINY)
-            odds = (together + LEAST_SHARE) ** USUAL_POWER
-            likelihood += np.log(odds[:, list(gold)].sum(axis=1) / odds.sum(axis=1))
-        likelihood[np.isin(candidates, chosen)] = -np.inf
-        chosen.append(int(candidates[likelihood.argmax()]))
+            odds = (together + SMOOTHING) ** SELECTION_POWER
+            log_likelihood += np.log(odds[:, gold].sum(axis=1) / odds.sum(axis=1))
+        log_likelihood[np.isin(candidates, chosen)] = -np.inf
+        chosen.append(int(candidates[log_likelihood.argmax()]))
     return chosen
 
 
-def _positive(looks: Sequence[tuple[Mass, tuple[int, ...]]]) -> Iterator[Mass]:
-    yield from (np.maximum(mass, 0.0) for mass, _ in looks)
-
-
-def _largest(mass: NDArray[np.float64]) -> float:
+def _find_largest_mass(mass: Scores) -> float:
     return max(float(mass.sum(axis=0).max()), _TINY)
 
 
-def _logistic(feature: NDArray[np.float64], outcome: NDArray[np.bool_]) -> tuple[float, float]:
-    """Fit the log-odds of an outcome as offset + slope * feature, both outcomes counting equally."""
+def _fit_logistic(feature: NDArray[np.float64], outcome: NDArray[np.bool_]) -> tuple[float, float]:
+    """Fit log-odds = offset + slope * feature, with equal weight of both outcomes."""
     import torch  # noqa: PLC0415 - heavy
 
-    x, y = torch.from_numpy(feature), torch.from_numpy(outcome.astype(np.float64))
+    x = torch.from_numpy(feature)
+    y = torch.from_numpy(outcome.astype(np.float64))
     weight = torch.where(y > 0, 0.5 / y.mean(), 0.5 / (1 - y.mean()))
-    line = torch.zeros(2, dtype=torch.float64, requires_grad=True)
+    coefficients = torch.zeros(2, dtype=torch.float64, requires_grad=True)
 
     def loss() -> torch.Tensor:
-        odds = line[0] + line[1] * x
-        # A little of the slope's square: what separates perfectly would else have no end.
-        fit = torch.nn.functional.binary_cross_entropy_with_logits(odds, y, weight)
-        return fit + 1e-3 * line[1] ** 2
+        log_odds = coefficients[0] + coefficients[1] * x
+        cross_entropy = torch.nn.functional.binary_cross_entropy_with_logits(log_odds, y, weight)
+        # Data that a threshold separates would otherwise have an infinite slope.
+        return cross_entropy + 1e-3 * coefficients[1] ** 2
 
-    _minimise(loss, line)
-    offset, slope = line.detach().tolist()
+    _minimise(loss, coefficients)
+    offset, slope = coefficients.detach().tolist()
     return offset, slope
 
 

@@ -1,16 +1,22 @@
-"""The Hugging Face plug-in: keywise as the attention of a transformers model, and readings of that model at work."""
+"""The transformers plug-in: keywise as a model's attention, its key-value cache, and recorded attention statistics.
+
+Importing this package loads neither torch nor transformers; they are imported by the first call that needs them.
+"""
 
 from typing import Any
 
-from keywise.hf.cache import cache_class
-from keywise.hf.plugin import register, use
-from keywise.hf.stats_record import LayerStats, StatsRecord, record_stats
+from keywise.hf.plugin import register, supported, use
+from keywise.hf.recording import record_stats
+from keywise.hf.stats_record import LayerStats, StatsRecord
+from keywise.hf.stats_spec import StatsSpec
 
-__all__ = ["Cache", "LayerStats", "StatsRecord", "record_stats", "register", "use"]
+__all__ = ["Cache", "LayerStats", "StatsRecord", "StatsSpec", "record_stats", "register", "supported", "use"]
 
 
 def __getattr__(name: str) -> Any:
-    # The class is built on transformers' own, which is slow to import.
+    # Cache subclasses a class of transformers, which takes seconds to import.
     if name == "Cache":
-        return cache_class()
+        from keywise.hf.cache import Cache
+
+        return Cache
     raise AttributeError(f"module 'keywise.hf' has no attribute {name!r}")

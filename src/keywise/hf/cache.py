@@ -1,35 +1,45 @@
-"""The cache that transformers' models append to, kept in a `keywise.KVCache`."""
-
-# ruff: noqa: PLC0415  (torch and transformers are slow to import, or absent: only calls need them)
+"""A transformers cache whose keys and values lie in a `keywise.KVCache`."""
 
 from __future__ import annotations
 
 import copy
-import functools
 import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch
+from transformers import DynamicCache
+from transformers.cache_utils import CacheLayerMixin, DummyLayer, DynamicLayer, DynamicSlidingWindowLayer
+
 from keywise.attention.problem import Chunk
 from keywise.cache import file
 from keywise.cache.kvcache import KVCache
-from keywise.cache.layer import cut
+from keywise.cache.layer import slice_chunk
 from keywise.errors import FormatError, ModelError, OptionError
-from keywise.hf.joined import join
+from keywise.hf.joined import join_chunks
 
 
-class CacheLayer:
-    """One layer of a `Cache`: what transformers asks of a layer, answered from the `KVCache`."""
+class CacheLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no types here
+    """One layer of a `Cache`, over the keys and values of the `KVCache`.
+
+    Parameters
+    ----------
+    number : int
+        The layer's number in the `KVCache`.
+    sliding_window : int or None
+        Number of tokens that a query of this layer sees, its own included; None for all.
+    """
 
     is_compileable = False
     is_croppable = True
     supports_early_init = False
 
     kv: KVCache
-    """The cache that holds this layer's keys and values, and those of all others."""
+    """The cache of this layer and all others."""
 
     def __init__(self, number: int, sliding_window: int | None) -> None:
-        self._number, self.sliding_window = number, sliding_window
+        self._number = number
+        self.sliding_window = sliding_window
         self.is_sliding = sliding_window is not None
         self._dtype: Any = None
 
@@ -40,95 +50,124 @@ class CacheLayer:
 
     @property
     def keys(self) -> Any:
-        """The keys held, [B, H, tokens, D]; None before the first ones."""
-        return self._tensors(None)[0] if self.is_initialized else None
+        """The stored keys [B, H, tokens, D]; None before the first append."""
+        return self._make_tensors(None)[0] if self.is_initialized else None
 
     @property
     def values(self) -> Any:
-        """The values held, [B, H, tokens, Dv]; None before the first ones."""
-        return self._tensors(None)[1] if self.is_initialized else None
+        """The stored values [B, H, tokens, Dv]; None before the first append."""
+        return self._make_tensors(None)[1] if self.is_initialized else None
 
     @property
     def record_past(self) -> bool:
-        """Whether a sliding layer keeps what its window has passed, so that it can be cropped."""
+        """Whether a sliding layer keeps the tokens that its window has passed."""
         return self.kv.windows[self._number] is None
 
     @record_past.setter
-    def record_past(self, wanted: bool) -> None:
+    def record_past(self, enabled: bool) -> None:
         windows = list(self.kv.windows)
-        windows[self._number] = None if wanted or self.sliding_window is None else self.sliding_window - 1
+        windows[self._number] = None if enabled or self.sliding_window is None else self.sliding_window - 1
         self.kv.windows = tuple(windows)
 
     def lazy_initialization(self, key_states: Any, value_states: Any) -> None:
-        """Do nothing: the first append makes the room."""
+        """Do nothing: the first append allocates the memory.
+
+        Parameters
+        ----------
+        key_states, value_states : tensor
+            Ignored.
+        """
 
     def update(self, key_states: Any, value_states: Any, *_: Any, **__: Any) -> tuple[Any, Any]:
-        """Append the keys and values of new tokens; give all that these tokens may see."""
+        """Append new keys and values, and return all that the new tokens see.
+
+        Parameters
+        ----------
+        key_states : tensor [B, H, tokens, D]
+            Keys of the new tokens.
+        value_states : tensor [B, H, tokens, Dv]
+            Values of the new tokens.
+
+        Returns
+        -------
+        tensor [B, H, N, D], tensor [B, H, N, Dv]
+        """
         self._dtype = key_states.dtype
         self.kv.append(self._number, key_states, value_states)
-        seen = None if self.sliding_window is None else self.sliding_window - 1 + key_states.shape[2]
-        return self._tensors(seen)
+        visible = None if self.sliding_window is None else self.sliding_window - 1 + key_states.shape[2]
+        return self._make_tensors(visible)
 
     def get_seq_length(self) -> int:
-        """Give the number of tokens so far, those that a window has passed included."""
+        """Return the number of tokens so far, those that a window has passed included."""
         return self.kv.tokens(self._number)
 
     def get_max_length(self) -> int:
-        """Give the window of a sliding layer, -1 for no limit."""
+        """Return the window of a sliding layer, -1 for no limit."""
         return -1 if self.sliding_window is None else self.sliding_window
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Give how many keys `update` will return for so many queries, and the position of the first."""
+        """Return how many keys `update` will return, and the position of the first.
+
+        Parameters
+        ----------
+        query_length : int
+            Number of new tokens.
+        """
         tokens = self.get_seq_length()
         first = 0 if self.sliding_window is None else max(tokens - self.sliding_window + 1, 0)
         return tokens - first + query_length, first
 
-    def _tensors(self, last: int | None) -> tuple[Any, Any]:
-        """Give keys and values, of all tokens held or the last so many, as tensors over the cache's own memory."""
-        import torch
-
+    def _make_tensors(self, last_tokens: int | None) -> tuple[Any, Any]:
+        """Return keys and values of all tokens or of the last ones, over the cache's memory."""
         chunks = self.kv.chunks(self._number)
-        held = chunks[0].key
-        dtype = self._dtype or getattr(torch, held.dtype if held.scale is None else "float32")
-        keys, values = zip(*(chunks if last is None else _last(chunks, last)), strict=True)
-        return join(keys, dtype), join(values, dtype)
+        first_key = chunks[0].key
+        dtype = self._dtype or getattr(torch, first_key.dtype if first_key.scale is None else "float32")
+        visible = chunks if last_tokens is None else _take_last(chunks, last_tokens)
+        keys, values = zip(*visible, strict=True)
+        return join_chunks(keys, dtype), join_chunks(values, dtype)
 
 
-def _last(chunks: tuple[Chunk, ...], tokens: int) -> Iterator[Chunk]:
-    """Give the last so many tokens of all."""
+def _take_last(chunks: tuple[Chunk, ...], tokens: int) -> Iterator[Chunk]:
+    """Yield the chunks of the last so many tokens."""
     surplus = sum(chunk.tokens for chunk in chunks) - tokens
     for chunk in chunks:
         if surplus < chunk.tokens:
-            yield chunk if surplus <= 0 else cut(chunk, surplus, chunk.tokens)
+            yield chunk if surplus <= 0 else slice_chunk(chunk, surplus, chunk.tokens)
         surplus = max(surplus - chunk.tokens, 0)
 
 
-class CacheMethods:
-    """Keys and values of a transformers model in a `keywise.KVCache`: no step copies the past, forks share it.
+class Cache(DynamicCache):  # type: ignore[misc]  # transformers has no types here
+    """A transformers cache over a `keywise.KVCache`.
 
-    Give it to a model or to ``generate`` as ``past_key_values``. With keywise's attention a past in several pieces (a
-    shared document, the own tail) is read where it lies; with any other attention it works too, by a copy per step.
+    No step copies the past, and forks share it. Pass it to a model or to ``generate`` as ``past_key_values``. keywise's
+    attention uses a past of several chunks (a shared document, its own continuation) in place; any other attention
+    works too, with one copy per step.
 
     Parameters
     ----------
     config : transformers.PreTrainedConfig
-        The model's config: its number of layers, and which of them slide a window.
+        The model's config: its number of layers, and which of them have a sliding window.
     kv : keywise.KVCache, optional
-        Keys and values taken from disk; default none yet.
+        Keys and values to continue from; default an empty cache.
     dtype : str, optional
-        ``"int8"`` keeps half the bytes of bfloat16, rounded; see `keywise.KVCache`. Default: exactly what comes.
+        ``"int8"`` stores rounded values in half the bytes of bfloat16; see `keywise.KVCache`. Default: values are
+        stored unchanged.
 
     Attributes
     ----------
     kv : keywise.KVCache
-        What holds the keys and values.
+        The cache of all layers.
     reused_tokens : int
-        Number of tokens in it that were taken from disk instead of being read by the model.
+        Number of its tokens that came from `kv` or a file and were not computed by the model.
 
     Raises
     ------
     ModelError
-        When the model has layers that keep something else than keys and values.
+        The model has layers that keep something else than keys and values.
+    OptionError
+        `dtype` differs from that of `kv`.
+    FormatError
+        `kv` has another number of layers than the model.
 
     Examples
     --------
@@ -142,40 +181,53 @@ class CacheMethods:
     4
     """
 
+    __module__ = "keywise.hf"
+
     layers: list[Any]
 
     def __init__(self, config: Any, kv: KVCache | None = None, *, dtype: str | None = None) -> None:
-        super().__init__(config=config)  # type: ignore[call-arg]  # transformers' DynamicCache comes behind this class
-        self.layers = [_taken_over(number, layer) for number, layer in enumerate(self.layers)]
+        super().__init__(config=config)
+        self.layers = [_make_layer(number, layer) for number, layer in enumerate(self.layers)]
         if kv is None:
-            sliding = [getattr(layer, "sliding_window", None) for layer in self.layers]
-            windows = [None if window is None else window - 1 for window in sliding]
-            kv = KVCache(len(sliding), windows=windows, dtype=dtype)
+            sliding_windows = [getattr(layer, "sliding_window", None) for layer in self.layers]
+            windows = [None if window is None else window - 1 for window in sliding_windows]
+            kv = KVCache(len(windows), windows=windows, dtype=dtype)
         elif dtype not in (None, kv.dtype):
-            raise OptionError(f"dtype={dtype!r}: kv holds {kv.dtype or 'what came'}; leave dtype out")
+            raise OptionError(
+                "dtype",
+                f"must be that of kv, which stores {kv.dtype or 'values unchanged'}",
+                got=dtype,
+                remedy="leave dtype out",
+            )
         elif kv.layers != len(self.layers):
-            raise FormatError(f"kv has {kv.layers} layers and the model {len(self.layers)}; it is another one's")
+            raise FormatError(
+                "kv",
+                f"must have the model's {len(self.layers)} layers",
+                got=kv.layers,
+                remedy="it belongs to another model",
+            )
         self.reused_tokens = len(kv)
-        self._set(kv)
+        self._set_kv(kv)
 
     def save(self, path: str | os.PathLike[str], token_ids: Any, fingerprint: Mapping[str, str], **others: Any) -> None:
-        """Write the cache to a file, whole or not at all; see `keywise.cache.file.save`.
+        """Write the cache to a file, atomically; see `keywise.cache.file.save`.
 
         Parameters
         ----------
         path : path
-        token_ids : whole numbers [N] or [B, N]
-            The tokens that the model has read, padding included; those behind the last one cached are left out.
+            The file to write or replace.
+        token_ids : int array [N] or [B, N]
+            The tokens that the model has seen, padding included. Those after the last cached one are left out.
         fingerprint : mapping
-            What `keywise.models.fingerprint` says of the model. With an encoder the decoder's keys depend on all of the
-            source too: add a field of your own for it.
-        others
+            The model, as `keywise.models.fingerprint` describes it. The keys of a decoder also depend on the encoder's
+            input: add a field for it.
+        **others
             `positions` and `extra`, as in `keywise.cache.file.save`.
 
         Raises
         ------
         FormatError, ShapeError, DtypeError, OptionError
-            As `keywise.cache.file.save` does.
+            As `keywise.cache.file.save`.
 
         Examples
         --------
@@ -193,20 +245,23 @@ class CacheMethods:
         *,
         positions: Any = None,
     ) -> Any:
-        """Open a file that `save` wrote: mapped, not read; `reused_tokens` tells how much of it serves.
+        """Open a file that `save` wrote, by mapping it into memory.
+
+        `reused_tokens` of the result is the number of its tokens that can be used.
 
         Parameters
         ----------
         path : path
+            The file.
         config : transformers.PreTrainedConfig
             The model's config.
         fingerprint : mapping
-            What `keywise.models.fingerprint` says of the model; every field must be that of the file.
-        token_ids : whole numbers [N] or [B, N], optional
-            The tokens to go on with: what they share with the file from the first token on is kept, but for the last
-            one, which the model needs to go on from. None keeps the whole file.
-        positions : whole numbers of that shape, optional
-            As given to `save`, if they were.
+            The model, as `keywise.models.fingerprint` describes it; every field must equal that of the file.
+        token_ids : int array [N] or [B, N], optional
+            The tokens to continue with. Kept is what they share with the file from the first token on, without the
+            last token, which the model needs as input. None keeps the whole file.
+        positions : int array of that shape, optional
+            As passed to `save`, if they were.
 
         Returns
         -------
@@ -215,9 +270,9 @@ class CacheMethods:
         Raises
         ------
         FormatError
-            When the file is damaged, or made by another model, tokenizer, dtype or rotary positions, with the reason.
+            The file is damaged, or was made by another model, tokenizer, dtype or rotary positions.
         OptionError
-            When a sliding layer has dropped what the shared tokens need.
+            A sliding layer has dropped what the shared tokens need.
 
         Examples
         --------
@@ -227,107 +282,143 @@ class CacheMethods:
         opened = file.open(path, fingerprint)
         cache = cls(config, opened.cache)
         if token_ids is not None:
-            common = opened.head.common_tokens(token_ids, positions)
+            common = opened.header.common_tokens(token_ids, positions)
             cache.truncate(max(min(common, token_ids.shape[-1] - 1), 0))
         return cache
 
     def fork(self) -> Any:
-        """Give a cache that goes on from the same tokens; what is there is shared."""
+        """Return a cache that continues from the same tokens and shares their memory.
+
+        Returns
+        -------
+        Cache
+
+        Examples
+        --------
+        >>> answer_cache = document_cache.fork()  # doctest: +SKIP
+        """
         other = copy.copy(self)
         other.layers = [copy.copy(layer) for layer in self.layers]
-        other._set(self.kv.fork())
+        other._set_kv(self.kv.fork())
         return other
 
     def __deepcopy__(self, _memo: dict[int, Any]) -> Any:
         return self.fork()
 
     def truncate(self, tokens: int) -> None:
-        """Keep the first so many tokens.
+        """Keep the first tokens only.
+
+        Parameters
+        ----------
+        tokens : int
+            Number of tokens to keep.
 
         Raises
         ------
         OptionError
-            When there are fewer, or a sliding layer has dropped what the next token would see; it keeps everything
-            after `activate_past_recording`.
+            There are fewer tokens, or a sliding layer has dropped what the next token would see; after
+            `activate_past_recording` such layers keep everything.
+
+        Examples
+        --------
+        >>> cache.truncate(100)  # doctest: +SKIP
         """
         self.kv.truncate(tokens)
         self.reused_tokens = min(self.reused_tokens, tokens)
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Remove so many of the last tokens; transformers counts them below zero."""
+        """Remove tokens from the end.
+
+        Parameters
+        ----------
+        tokens_to_remove : int
+            Their number, negative as transformers passes it.
+
+        Raises
+        ------
+        OptionError
+            The number is positive, or see `truncate`.
+
+        Examples
+        --------
+        >>> cache.crop(-3)  # doctest: +SKIP
+        """
         if tokens_to_remove > 0:
             raise OptionError(
-                f"tokens_to_remove={tokens_to_remove} is above 0; give -{tokens_to_remove} to remove that many, or "
-                "truncate() to the number that stay"
+                "tokens_to_remove",
+                "must be 0 or negative",
+                got=tokens_to_remove,
+                remedy=f"use -{tokens_to_remove} to remove that many, or truncate() to set the number that remain",
             )
         if tokens_to_remove:
             self.truncate(len(self.kv) + tokens_to_remove)
 
     def activate_past_recording(self) -> None:
-        """Let sliding layers keep what their windows pass, so that any number of tokens can be removed again."""
-        for layer in self._own():
+        """Make sliding layers keep the tokens that their windows pass.
+
+        Then any number of tokens can be removed again.
+        """
+        for layer in self._list_own_layers():
             layer.record_past = True
 
     def reset(self) -> None:
-        """Forget all tokens."""
-        self._set(KVCache(self.kv.layers, windows=self.kv.windows, dtype=self.kv.dtype))
+        """Remove all tokens."""
+        self._set_kv(KVCache(self.kv.layers, windows=self.kv.windows, dtype=self.kv.dtype))
         self.reused_tokens = 0
 
     def reorder_cache(self, beam_idx: Any) -> None:
-        """Continue the beams that these items name."""
+        """Replace the batch by the selected beams.
+
+        Parameters
+        ----------
+        beam_idx : int tensor
+            The beam that each item continues.
+        """
         self.batch_select_indices(beam_idx)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
-        """Repeat every item so many times; a batch of one stays one in memory."""
-        import torch
+        """Repeat every item of the batch; a batch of one is not copied.
 
-        self.batch_select_indices(torch.arange(self._batch()).repeat_interleave(repeats))
+        Parameters
+        ----------
+        repeats : int
+            How many times.
+        """
+        self.batch_select_indices(torch.arange(self._count_items()).repeat_interleave(repeats))
 
     def batch_select_indices(self, indices: Any) -> None:
-        """Make the batch of these of its items, in this order, or of those where a boolean tensor is true."""
-        import torch
+        """Replace the batch by some of its items, in the given order.
 
-        if self._batch():
-            self.kv.select(torch.arange(self._batch())[indices].numpy())
+        Parameters
+        ----------
+        indices : int or bool tensor
+            Numbers of the items, or True for every item to keep.
+        """
+        items = self._count_items()
+        if items:
+            self.kv.select(torch.arange(items)[indices].numpy())
 
-    def _batch(self) -> int:
-        return next((layer.keys.shape[0] for layer in self._own() if layer.is_initialized), 0)
+    def _count_items(self) -> int:
+        return next((layer.keys.shape[0] for layer in self._list_own_layers() if layer.is_initialized), 0)
 
-    def _own(self) -> list[Any]:
+    def _list_own_layers(self) -> list[CacheLayer]:
         return [layer for layer in self.layers if isinstance(layer, CacheLayer)]
 
-    def _set(self, kv: KVCache) -> None:
+    def _set_kv(self, kv: KVCache) -> None:
         self.kv = kv
-        for layer in self._own():
+        for layer in self._list_own_layers():
             layer.kv = kv
 
 
-@functools.cache
-def layer_class() -> Any:
-    """Give `CacheLayer` as a transformers layer."""
-    from transformers.cache_utils import CacheLayerMixin
-
-    return type("CacheLayer", (CacheLayer, CacheLayerMixin), {"__doc__": CacheLayer.__doc__})
-
-
-@functools.cache
-def cache_class() -> Any:
-    """Give `keywise.hf.Cache`: a transformers `DynamicCache` with the methods above."""
-    from transformers import DynamicCache
-
-    return type("Cache", (CacheMethods, DynamicCache), {"__doc__": CacheMethods.__doc__, "__module__": "keywise.hf"})
-
-
-def _taken_over(number: int, layer: Any) -> Any:
-    """Give our own layer for one of transformers' that keeps keys and values, and one that keeps nothing as it is."""
-    from transformers.cache_utils import DummyLayer, DynamicLayer, DynamicSlidingWindowLayer
-
-    kind = type(layer)
-    if kind is DummyLayer:
+def _make_layer(number: int, layer: Any) -> Any:
+    """Return the `CacheLayer` for a layer of transformers'; a layer that stores nothing stays."""
+    layer_type = type(layer)
+    if layer_type is DummyLayer:
         return layer
-    if kind not in (DynamicLayer, DynamicSlidingWindowLayer):
+    if layer_type not in (DynamicLayer, DynamicSlidingWindowLayer):
         raise ModelError(
-            f"config: layer {number} needs a {kind.__name__}, which keeps something else than keys and values; "
-            "use transformers' DynamicCache for this model"
+            "config",
+            f"must describe layers that keep keys and values only; layer {number} needs a {layer_type.__name__}",
+            remedy="use transformers' DynamicCache for this model",
         )
-    return layer_class()(number, getattr(layer, "sliding_window", None))
+    return CacheLayer(number, getattr(layer, "sliding_window", None))

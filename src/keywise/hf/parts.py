@@ -1,4 +1,4 @@
-"""Which parts of a model choose their attention, and the name under which they choose keywise."""
+"""The modules of a transformers model, and those of them that have an attention setting of their own."""
 
 from __future__ import annotations
 
@@ -7,27 +7,88 @@ from typing import Any
 
 from keywise.errors import DtypeError, ModelError
 
-NAME = "keywise"
+ATTENTION_NAME = "keywise"
+"""The name under which transformers knows keywise's attention and mask functions."""
 
 
-def named_modules(model: Any) -> dict[Any, str]:
-    """Give all modules of a model, itself included, with their qualified names."""
+def import_transformers() -> Any:
+    """Import torch and transformers.
+
+    Returns
+    -------
+    module
+        The module ``transformers``.
+
+    Raises
+    ------
+    ModelError
+        One of the two packages cannot be imported.
+
+    Examples
+    --------
+    >>> import_transformers().__name__
+    'transformers'
+    """
     try:
-        from transformers import PreTrainedModel  # noqa: PLC0415 - slow to import, or absent
+        import torch  # noqa: F401  (transformers imports without it, but has no models then)
+        import transformers
     except ImportError as error:
-        raise ModelError(f"the plug-in needs torch and transformers ({error}): pip install 'keywise[hf]'") from error
-    if not isinstance(model, PreTrainedModel):
-        raise DtypeError(f"model is a {type(model).__name__}; give a loaded transformers model (a PreTrainedModel)")
+        raise ModelError(
+            "model",
+            f"needs torch and transformers, which cannot be imported ({error})",
+            remedy="install them with `pip install 'keywise[hf]'`",
+        ) from error
+    return transformers
+
+
+def name_modules(model: Any) -> dict[Any, str]:
+    """Return the qualified name of every module of a model, itself included.
+
+    Parameters
+    ----------
+    model : transformers.PreTrainedModel
+        A loaded model.
+
+    Raises
+    ------
+    DtypeError
+        `model` is not a transformers model.
+    ModelError
+        torch or transformers is not installed.
+    """
+    if not isinstance(model, import_transformers().PreTrainedModel):
+        raise DtypeError("model", "must be a loaded transformers model (PreTrainedModel)", got=type(model).__name__)
     return {module: name for name, module in model.named_modules()}
 
 
-def parts_among(modules: Iterable[Any]) -> list[Any]:
-    """List the modules that have a configuration, and so a choice of attention, of their own."""
-    from transformers import PreTrainedModel  # noqa: PLC0415 - slow to import
+def select_parts(modules: Iterable[Any]) -> list[Any]:
+    """Return the modules that have an attention setting of their own.
+
+    Parameters
+    ----------
+    modules : iterable of torch.nn.Module
+        Modules of one model.
+    """
+    from transformers import PreTrainedModel
 
     return [module for module in modules if isinstance(module, PreTrainedModel)]
 
 
-def model_parts(model: Any) -> list[Any]:
-    """List the parts of a model, itself included, that have a configuration of their own."""
-    return parts_among(named_modules(model))
+def list_parts(model: Any) -> list[Any]:
+    """Return the parts of a model that have an attention setting of their own.
+
+    The model itself is one of them.
+
+    Parameters
+    ----------
+    model : transformers.PreTrainedModel
+        A loaded model.
+
+    Raises
+    ------
+    DtypeError
+        `model` is not a transformers model.
+    ModelError
+        torch or transformers is not installed.
+    """
+    return select_parts(name_modules(model))

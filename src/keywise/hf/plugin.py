@@ -1,49 +1,50 @@
-"""Gives transformers an attention named "keywise", and models that attention."""
+"""Registration of keywise as an attention implementation of transformers, and its use by models."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
 from keywise.errors import ModelError
-from keywise.hf.attention import forward
-from keywise.hf.masks import make_mask
-from keywise.hf.parts import NAME, model_parts
+from keywise.hf.parts import ATTENTION_NAME, import_transformers, list_parts
 
 Model = TypeVar("Model")
 
 
 def register() -> None:
-    """Make ``model.set_attn_implementation("keywise")`` and ``attn_implementation="keywise"`` known to transformers.
+    """Register the attention implementation ``"keywise"`` with transformers.
 
-    Calling it again changes nothing.
+    Afterwards ``model.set_attn_implementation("keywise")`` and ``from_pretrained(..., attn_implementation="keywise")``
+    work. A second call changes nothing.
 
     Raises
     ------
     ModelError
-        When torch or transformers is not installed.
+        torch or transformers is not installed.
 
     Examples
     --------
     >>> import keywise.hf
     >>> keywise.hf.register()
     """
-    try:
-        from transformers import AttentionInterface, AttentionMaskInterface  # noqa: PLC0415 - slow to import, or absent
-    except ImportError as error:
-        raise ModelError(f"the plug-in needs torch and transformers ({error}): pip install 'keywise[hf]'") from error
-    AttentionInterface.register(NAME, forward)
-    AttentionMaskInterface.register(NAME, make_mask)
+    transformers = import_transformers()
+    from keywise.hf.attention import forward
+    from keywise.hf.masks import make_mask
+
+    transformers.AttentionInterface.register(ATTENTION_NAME, forward)
+    transformers.AttentionMaskInterface.register(ATTENTION_NAME, make_mask)
 
 
 def use(model: Model) -> Model:
-    """Register keywise, make it the model's attention, and check that it really is.
+    """Make keywise the attention of a model, and check that it is.
 
     Parameters
     ----------
     model : transformers.PreTrainedModel
-        A loaded model; all its parts (text, vision, ...) get the attention.
+        A loaded model. All its parts (text, vision, ...) get the attention.
 
     Returns
     -------
@@ -52,8 +53,10 @@ def use(model: Model) -> Model:
 
     Raises
     ------
+    DtypeError
+        `model` is not a transformers model.
     ModelError
-        When the model, or a part of it, has attention of its own that transformers cannot exchange.
+        The model, or a part of it, has attention of its own that transformers cannot replace. No part is changed then.
 
     Examples
     --------
@@ -63,31 +66,94 @@ def use(model: Model) -> Model:
     >>> keywise.hf.use(LlamaForCausalLM(small)).config._attn_implementation
     'keywise'
     """
-    parts = model_parts(model)
-    before = [part.config._attn_implementation for part in parts]
+    parts = list_parts(model)
+    previous = [part.config._attn_implementation for part in parts]
     register()
-    model.set_attn_implementation(NAME)  # type: ignore[attr-defined]  # model_parts() has checked the type
-    after = [part.config._attn_implementation for part in parts]
-    kept = {f"{type(part).__name__} (stays {name!r})" for part, name in zip(parts, after, strict=True) if name != NAME}
-    if kept:
-        for part, name in zip(parts, before, strict=True):
-            part.config._attn_implementation_internal = name
+    model.set_attn_implementation(ATTENTION_NAME)  # type: ignore[attr-defined]  # list_parts() has checked the type
+    unchanged = {
+        f"{type(part).__name__} (keeps {part.config._attn_implementation!r})"
+        for part in parts
+        if part.config._attn_implementation != ATTENTION_NAME
+    }
+    if unchanged:
+        _restore_attention(parts, previous)
         raise ModelError(
-            f"model={type(model).__name__}: transformers cannot exchange the attention of {', '.join(sorted(kept))}; "
-            "take a model whose attention goes through AttentionInterface, or set its other parts alone: "
-            'model.set_attn_implementation({"text_config": "keywise"})'
+            "model",
+            f"must have attention that transformers can replace; it cannot in {', '.join(sorted(unchanged))}",
+            remedy="use a model whose attention goes through AttentionInterface (see keywise.hf.supported()), or set "
+            'its other parts alone: model.set_attn_implementation({"text_config": "keywise"})',
         )
     return model
 
 
 @contextmanager
-def borrowed(model: Any) -> Iterator[None]:
-    """Let a model attend by keywise inside the block; afterwards all its parts attend as before."""
-    parts = model_parts(model)
-    before = [part.config._attn_implementation for part in parts]
+def use_temporarily(model: Any) -> Iterator[None]:
+    """Make keywise the attention of a model inside a ``with`` block.
+
+    Afterwards every part of the model has the attention that it had before.
+
+    Parameters
+    ----------
+    model : transformers.PreTrainedModel
+        A loaded model.
+
+    Raises
+    ------
+    DtypeError, ModelError
+        As `use`.
+    """
+    parts = list_parts(model)
+    previous = [part.config._attn_implementation for part in parts]
     use(model)
     try:
         yield
     finally:
-        for part, name in zip(parts, before, strict=True):
-            part.config._attn_implementation_internal = name
+        _restore_attention(parts, previous)
+
+
+def _restore_attention(parts: list[Any], names: list[str]) -> None:
+    for part, name in zip(parts, names, strict=True):
+        part.config._attn_implementation_internal = name
+
+
+def supported() -> list[str]:
+    """List the model types whose attention layers keywise can replace.
+
+    These are the types of the installed transformers whose source calls the attention interface; no model is imported.
+    A type that only combines other models, such as an image encoder with a language model, is not listed: its parts
+    decide.
+
+    Returns
+    -------
+    list of str
+        Values of ``config.model_type``, sorted.
+
+    Raises
+    ------
+    ModelError
+        torch or transformers is not installed.
+
+    Examples
+    --------
+    >>> import keywise.hf
+    >>> "llama" in keywise.hf.supported(), "gptj" in keywise.hf.supported()
+    (True, False)
+    """
+    return list(_find_supported_types())
+
+
+@functools.cache
+def _find_supported_types() -> tuple[str, ...]:
+    package = Path(import_transformers().__file__).parent
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES, model_type_to_module_name
+
+    folders = {name: package / "models" / model_type_to_module_name(name) for name in CONFIG_MAPPING_NAMES}
+    return tuple(sorted(name for name, folder in folders.items() if _calls_attention_interface(folder)))
+
+
+def _calls_attention_interface(folder: Path) -> bool:
+    # transformers decides by the same text whether set_attn_implementation() may change a model.
+    return any(
+        "ALL_ATTENTION_FUNCTIONS.get_interface(" in path.read_text(encoding="utf-8")
+        for path in folder.glob("modeling_*.py")
+    )

@@ -1,4 +1,9 @@
-"""A library of keys over many documents: every sentence has a key, a question's softmax runs over all of them."""
+"""Keys of sentences from many documents, or of anything else, and exact attention over all of them.
+
+* Add: `ingest` reads files and splits them into sentences, `encoder` makes keys, `transactions` commits the rows.
+* Attend: `query` checks the arguments, `scan` attends to each fragment, `partials` merges, `results` are returned.
+* Answer: `passages` chooses paragraphs to read, `answer` lets a language model read them.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +21,9 @@ __all__ = ["Encoder", "Library", "SentenceEncoder"]
 
 
 def __getattr__(name: str) -> Any:
-    # Lance is slow to import, or absent: it comes when a library is asked for.
+    # Lance is slow to import, and may not be installed.
     if name not in __all__:
         raise AttributeError(f"module 'keywise.library' has no attribute {name!r}")
     require_modules("library", "lance", "pyarrow")
-    return getattr(importlib.import_module(f"keywise.library.{'library' if name == 'Library' else 'encoder'}"), name)
+    module = "library" if name == "Library" else "encoder"
+    return getattr(importlib.import_module(f"keywise.library.{module}"), name)

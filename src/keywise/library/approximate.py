@@ -1,4 +1,4 @@
-"""Attention to candidates alone, which Lance's vector index chooses, with a lower bound of the mass that they have."""
+"""Attention over candidates from Lance's vector index, with a lower bound of their share of the weight."""
 
 from __future__ import annotations
 
@@ -8,44 +8,62 @@ import numpy as np
 
 from keywise.attention.partial import Partial, merge
 from keywise.errors import OptionError
-from keywise.library.part import Array, Part
+from keywise.library.arrow_arrays import Array, arrow_to_vectors, read_addresses, read_values
+from keywise.library.partials import LibraryPartial, attend_rows, merge_partials, stack_partials
 from keywise.library.query import Query
-from keywise.library.scan import addresses_of, values_of
-from keywise.library.schema import KEY, numbers_of
+from keywise.library.schema import KEY
 
 
-def attend_candidates(dataset: Any, query: Query, candidates: int) -> tuple[Part, Array]:
-    """Give the part of the candidates, and the least share [Q] that they have of all rows.
+def attend_candidates(dataset: Any, query: Query, candidates: int) -> tuple[LibraryPartial, Array]:
+    """Compute attention over each query's candidates, and their least share of the weight.
 
-    Every row that is no candidate is taken to score as much as the last candidate. What the candidates have in that
-    case is what they have at least, unless the index missed a row that scores more.
+    The bound assumes that every other row scores as much as the candidate with the lowest score. It fails only if the
+    index missed a row that scores more.
+
+    Parameters
+    ----------
+    dataset
+        The library's Lance dataset.
+    query
+        The query.
+    candidates
+        Number of candidates per query.
+
+    Returns
+    -------
+    LibraryPartial
+        Attention over the candidates.
+    array [Q]
+        The least share of all weight that the candidates have.
 
     Raises
     ------
     OptionError
-        When there is no index over the keys.
+        There is no index over the keys.
     """
     if not any(KEY in index.field_names for index in dataset.describe_indices()):
-        raise OptionError("approximate=True needs a vector index over the keys; make it with Library.index()")
-    rows = dataset.count_rows(query.where)
-    found = [_one(dataset, query.only(number), candidates, rows) for number in range(len(query.queries))]
-    return Part.stacked([part for part, _ in found]), np.concatenate([share for _, share in found])
+        raise OptionError(
+            "approximate", "must be False without an index over the keys", remedy="create one with Library.index()"
+        )
+    row_count = dataset.count_rows(query.where)
+    results = [_attend_one(dataset, query.select(index), candidates, row_count) for index in range(len(query.queries))]
+    return stack_partials([partial for partial, _ in results]), np.concatenate([share for _, share in results])
 
 
-def _one(dataset: Any, query: Query, candidates: int, rows: int) -> tuple[Part, Array]:
+def _attend_one(dataset: Any, query: Query, candidates: int, row_count: int) -> tuple[LibraryPartial, Array]:
     nearest = {"column": KEY, "q": query.queries[0], "k": candidates, "metric": "dot"}
     table = dataset.scanner(
         columns=query.columns, filter=query.where, prefilter=True, nearest=nearest, with_row_address=True
     ).to_table()
     if not len(table):
-        return query.empty(), np.ones(1, np.float32)
-    keys = numbers_of(table.column(KEY))
-    values = values_of(table, query, keys)
-    part = query.over([keys], None if values is None else [values], addresses_of(table))
-    last = (keys.astype(np.float32) @ query.queries[0].astype(np.float32)).min() / query.temperature
-    rest = (
-        np.full_like(part.partial.running_max, last),
-        np.full_like(part.partial.running_sum, max(rows - len(keys), 0)),
+        return merge_partials([], query), np.ones(1, np.float32)
+    keys = arrow_to_vectors(table.column(KEY))
+    values = read_values(table, query, keys)
+    result = attend_rows(query, [keys], None if values is None else [values], read_addresses(table))
+    lowest_score = (keys.astype(np.float32) @ query.queries[0].astype(np.float32)).min() / query.temperature
+    other_rows = Partial(
+        np.full_like(result.partial.running_max, lowest_score),
+        np.full_like(result.partial.running_sum, max(row_count - len(keys), 0)),
+        np.zeros_like(result.partial.values),
     )
-    whole = merge(part.partial, Partial(*rest, np.zeros_like(part.partial.values)))
-    return part, part.partial.share_of(whole)[0, 0]
+    return result, result.partial.share_of(merge(result.partial, other_rows))[0, 0]

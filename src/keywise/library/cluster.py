@@ -1,13 +1,14 @@
-"""A library on many machines: Ray runs the fragments' attention and the encoding; partials and row numbers travel.
+"""Attention to a library, and encoding for it, on a Ray cluster.
 
-Every machine opens the library by its path, and reads documents by theirs: both lie in storage that all of them share.
+Each machine opens the library and the documents by their paths, so both lie in storage that all machines share. Only
+queries, partials and file names are sent.
 """
 
 from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any, Final
@@ -20,130 +21,176 @@ from ray.exceptions import RayTaskError
 
 from keywise.attention.targets import set_num_threads
 from keywise.errors import FormatError, KeywiseError, OptionError
-from keywise.library import ingest
-from keywise.library.mapped import MappedKeys
-from keywise.library.part import Part
+from keywise.library.ingest import ContentFile, IngestTarget, WrittenGroup, write_groups
+from keywise.library.key_maps import KeyMaps
+from keywise.library.partials import LibraryPartial
 from keywise.library.query import Query
 from keywise.library.scan import attend_fragments
-from keywise.library.schema import key_type
+from keywise.library.schema import read_key_format
+from keywise.util.progress import Progress
 
-RETRIES: Final = 16
-"""How often Ray attends to a fragment again whose worker was lost; Ray Data goes by rules of its own."""
+MAX_RETRIES: Final = 16
+"""How often Ray repeats a fragment whose worker was lost."""
 
 FILES_PER_TASK: Final = 16
 
-
-def connect() -> None:
-    """Connect to the cluster that RAY_ADDRESS names or that runs here, else start one of this machine alone."""
-    if ray.is_initialized():
-        return
-    try:
-        ray.init(log_to_driver=False)
-    except ConnectionError as error:
-        raise OptionError(
-            f"no Ray cluster answers: {error}; start one, or unset RAY_ADDRESS to use this machine"
-        ) from error
-
-
-@contextmanager
-def _mistakes_told() -> Iterator[None]:
-    """Raise what keywise raised in a worker as it was, without Ray's account of where."""
-    try:
-        yield
-    except RayTaskError as error:
-        if isinstance(error.cause, KeywiseError):
-            raise error.cause from error
-        raise
-
-
-def attend_on_cluster(path: str, dataset: Any, query: Query) -> Iterator[Part]:
-    """Yield the part of each fragment, in order; what travels is the query and a part per fragment."""
-    connect()
-    asked = ray.put(query)
-    version = dataset.version
-    work = [_attend.remote(path, version, fragment.fragment_id, asked) for fragment in dataset.get_fragments()]
-    for part in work:
-        with _mistakes_told():
-            found = ray.get(part)
-        yield found
-
-
-@ray.remote(num_cpus=1, max_retries=RETRIES)
-def _attend(path: str, version: int, fragment: int, query: Query) -> Part:
-    set_num_threads(1)
-    dataset, maps = _library(path, version)
-    (part,) = attend_fragments(dataset, [dataset.get_fragment(fragment)], query, maps)
-    return part
-
-
-@lru_cache(maxsize=4)
-def _library(path: str, version: int) -> tuple[Any, MappedKeys]:
-    """Keep a library open in a worker between tasks."""
-    try:
-        dataset = lance.dataset(path, version=version)
-    except (ValueError, OSError) as error:
-        raise FormatError(
-            f"{path!r} cannot be opened on {platform.node()!r}, a machine of the cluster; keep it where all of them "
-            "reach it"
-        ) from error
-    return dataset, MappedKeys(*key_type(dataset.schema, path))
-
-
-def read_and_encode(target: ingest.Target, files: ingest.Files, progress: ingest.Progress | None) -> ingest.Written:
-    """Read, encode and write files with Ray Data; the one result is to be committed at once.
-
-    A task that Ray runs again writes its rows again, beside those of the lost one, which no commit ever names.
-    """
-    if not files:
-        return ingest.Written([], [], 0, {})
-    connect()
-    items = [{"number": number, "path": name, "digest": digest} for number, (name, digest) in enumerate(files)]
-    blocks = max(1, -(-len(items) // FILES_PER_TASK))
-    work = ray.data.from_items(items, override_num_blocks=blocks).map_batches(
-        _encode_batch,
-        fn_kwargs={"target": target},
-        batch_size=None,
-        batch_format="pyarrow",
-    )
-    found = []
-    sentences = 0
-    with _mistakes_told():
-        for row in work.iter_rows():
-            found.append(row)
-            sentences += row["sentences"]
-            if progress:
-                progress(sentences, sentences)
-    found.sort(key=lambda row: row["number"])  # blocks come as they are done
-    return ingest.Written(
-        fragments=[FragmentMetadata.from_json(fragment) for row in found for fragment in row["fragments"]],
-        documents=[name for row in found for name in row["documents"]],
-        sentences=sentences,
-        skipped={name: reason for row in found for name, reason in json.loads(row["skipped"]).items()},
-    )
-
-
-def _encode_batch(batch: Any, target: ingest.Target) -> Any:
-    files = list(zip(batch["path"].to_pylist(), batch["digest"].to_pylist(), strict=True))
-    rows = []
-    for number, written in enumerate(ingest.read_and_encode(target, files, None)):
-        rows.append(
-            {
-                "number": batch["number"][0].as_py() + number / len(files),
-                "fragments": [json.dumps(fragment.to_json()) for fragment in written.fragments],
-                "documents": written.documents,
-                "skipped": json.dumps(written.skipped),
-                "sentences": written.sentences,
-            }
-        )
-    return pa.Table.from_pylist(rows, _ROWS)
-
-
-_ROWS: Final = pa.schema(
+_WRITTEN_SCHEMA: Final = pa.schema(
     [
-        ("number", pa.float64()),
+        ("order", pa.float64()),
         ("fragments", pa.list_(pa.string())),
         ("documents", pa.list_(pa.string())),
         ("skipped", pa.string()),
         ("sentences", pa.int64()),
     ]
 )
+
+
+def connect() -> None:
+    """Connect to a Ray cluster.
+
+    It is the one that RAY_ADDRESS names, or that runs here; else one is started on this machine.
+
+    Raises
+    ------
+    OptionError
+        The cluster does not answer.
+    """
+    if ray.is_initialized():
+        return
+    try:
+        ray.init(log_to_driver=False)
+    except ConnectionError as error:
+        raise OptionError(
+            "engine",
+            "must be 'local' while no Ray cluster answers",
+            got="ray",
+            remedy=f"{error}; start a cluster, or unset RAY_ADDRESS to use this machine",
+        ) from error
+
+
+def attend_on_cluster(path: str, dataset: Any, query: Query) -> Iterator[LibraryPartial]:
+    """Compute attention over the rows of each fragment on the cluster.
+
+    Parameters
+    ----------
+    path
+        The library, as all machines reach it.
+    dataset
+        Its Lance dataset.
+    query
+        The query.
+
+    Yields
+    ------
+    LibraryPartial
+        One per fragment, in order.
+    """
+    connect()
+    shared_query = ray.put(query)
+    tasks = [
+        _attend_fragment.remote(path, dataset.version, fragment.fragment_id, shared_query)
+        for fragment in dataset.get_fragments()
+    ]
+    for task in tasks:
+        with _unwrap_errors():
+            partial = ray.get(task)
+        yield partial
+
+
+@ray.remote(num_cpus=1, max_retries=MAX_RETRIES)
+def _attend_fragment(path: str, version: int, fragment_id: int, query: Query) -> LibraryPartial:
+    set_num_threads(1)
+    dataset, key_maps = _open_in_worker(path, version)
+    (partial,) = attend_fragments(dataset, [dataset.get_fragment(fragment_id)], query, key_maps)
+    return partial
+
+
+@lru_cache(maxsize=4)
+def _open_in_worker(path: str, version: int) -> tuple[Any, KeyMaps]:
+    try:
+        dataset = lance.dataset(path, version=version)
+    except (ValueError, OSError) as error:
+        raise FormatError(
+            "path",
+            f"must be reachable from every machine of the cluster, got {path!r} on {platform.node()!r}",
+            remedy="keep the library in shared storage",
+        ) from error
+    return dataset, KeyMaps(read_key_format(dataset.schema))
+
+
+def write_groups_on_cluster(
+    target: IngestTarget, files: Sequence[ContentFile], progress: Progress | None
+) -> Iterator[WrittenGroup]:
+    """Read, encode and write files with Ray Data.
+
+    A task that Ray repeats writes its rows again; no commit names the rows of the lost one.
+
+    Parameters
+    ----------
+    target
+        The library, as all machines reach it.
+    files
+        The files.
+    progress
+        Called with the number of sentences encoded so far, twice.
+
+    Yields
+    ------
+    WrittenGroup
+        All documents, to be committed at once.
+    """
+    if not files:
+        return
+    connect()
+    items = [{"order": order, "path": file.path, "digest": file.digest} for order, file in enumerate(files)]
+    task_count = max(1, -(-len(items) // FILES_PER_TASK))
+    written = ray.data.from_items(items, override_num_blocks=task_count).map_batches(
+        _write_batch,
+        fn_kwargs={"target": target},
+        batch_size=None,
+        batch_format="pyarrow",
+    )
+    rows = []
+    sentences = 0
+    with _unwrap_errors():
+        for row in written.iter_rows():
+            rows.append(row)
+            sentences += row["sentences"]
+            if progress:
+                progress(sentences, sentences)
+    rows.sort(key=lambda row: row["order"])  # tasks end in any order
+    yield WrittenGroup(
+        fragments=[FragmentMetadata.from_json(fragment) for row in rows for fragment in row["fragments"]],
+        documents=[name for row in rows for name in row["documents"]],
+        sentences=sentences,
+        skipped={name: reason for row in rows for name, reason in json.loads(row["skipped"]).items()},
+    )
+
+
+def _write_batch(batch: Any, target: IngestTarget) -> Any:
+    paths = batch["path"].to_pylist()
+    digests = batch["digest"].to_pylist()
+    files = [ContentFile(path, digest) for path, digest in zip(paths, digests, strict=True)]
+    first_order = batch["order"][0].as_py()
+    rows = [
+        {
+            "order": first_order + index / len(files),
+            "fragments": [json.dumps(fragment.to_json()) for fragment in group.fragments],
+            "documents": group.documents,
+            "skipped": json.dumps(group.skipped),
+            "sentences": group.sentences,
+        }
+        for index, group in enumerate(write_groups(target, files, None))
+    ]
+    return pa.Table.from_pylist(rows, _WRITTEN_SCHEMA)
+
+
+@contextmanager
+def _unwrap_errors() -> Iterator[None]:
+    """Raise an error of keywise in a worker without Ray's wrapper."""
+    try:
+        yield
+    except RayTaskError as error:
+        if isinstance(error.cause, KeywiseError):
+            raise error.cause from error
+        raise

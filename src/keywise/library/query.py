@@ -1,22 +1,21 @@
-"""What is asked of a library, checked."""
+"""A checked query of a library."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from keywise.errors import DtypeError, OptionError
-from keywise.library.part import Array, Part, attend_rows
 from keywise.library.schema import KEY
 from keywise.util.checks import check_float, check_int
 
 
 @dataclass(frozen=True, eq=False)
 class Query:
-    """What is asked of every row.
+    """Queries and options that are applied to every row.
 
     Attributes
     ----------
@@ -25,16 +24,16 @@ class Query:
     temperature
         Scores are divided by it.
     top
-        Number of heaviest rows to name per query.
+        Number of heaviest rows to report per query.
     values
-        The column of values; None for no values.
+        Column of the values; None for no values.
     value_dim
-        Their width.
+        Width of the values; 0 without values.
     where
-        Lance's SQL: rows for which it does not hold are hidden.
+        Lance's SQL; rows for which it does not hold are hidden.
     """
 
-    queries: Array
+    queries: NDArray[Any]
     temperature: float
     top: int
     values: str | None
@@ -42,43 +41,45 @@ class Query:
     where: str | None
 
     @property
+    def value_columns(self) -> list[str]:
+        """Columns that have to be read besides the key."""
+        if self.values is None or self.values == KEY:
+            return []
+        return [self.values]
+
+    @property
     def columns(self) -> list[str]:
-        """The columns that it takes: the key, and values if they are others."""
-        return [KEY] if self.values in {None, KEY} else [KEY, str(self.values)]
+        """Columns that have to be read."""
+        return [KEY, *self.value_columns]
 
-    def only(self, number: int) -> Query:
-        """Give one of the queries alone."""
-        return replace(self, queries=self.queries[number : number + 1])
-
-    def empty(self) -> Part:
-        """Give the part without rows."""
-        return Part.empty(len(self.queries), self.value_dim, self.top)
-
-    def over(
-        self,
-        keys: Sequence[Array],
-        values: Sequence[Array] | None,
-        addresses: Array | int,
-        allowed: Array | None = None,
-    ) -> Part:
-        """Attend to some rows; see `attend_rows`."""
-        return attend_rows(
-            self.queries, keys, values, addresses, temperature=self.temperature, top=self.top, allowed=allowed
-        )
+    def select(self, index: int) -> Query:
+        """Return one of the queries with the same options."""
+        return replace(self, queries=self.queries[index : index + 1])
 
 
-def checked_query(
-    dataset: Any, queries: Array, *, temperature: float, where: str | None, top: int, values: str | None
+def make_query(
+    dataset: Any, queries: NDArray[Any], *, temperature: float, where: str | None, top: int, values: str | None
 ) -> Query:
-    """Check against a dataset what is asked of it; `queries` are checked already.
+    """Return a query whose options have been checked against a dataset.
+
+    Parameters
+    ----------
+    dataset
+        The library's Lance dataset.
+    queries : [Q, D]
+        Checked already, in the dtype of the keys.
+    temperature, where, top, values
+        See `Query`.
 
     Raises
     ------
-    OptionError, DtypeError
-        When an argument cannot be used, or values are no numbers.
+    OptionError
+        An option cannot be used.
+    DtypeError
+        An option has another type, or `values` is not a numeric column.
     """
     if check_float("temperature", temperature) <= 0:
-        raise OptionError(f"temperature={temperature}: it is above 0")
+        raise OptionError("temperature", "must be greater than 0", got=temperature)
     if where is not None:
         _check_where(dataset, where)
     return Query(
@@ -91,18 +92,27 @@ def checked_query(
     )
 
 
-def checked_text(text: str) -> str:
-    """Give a text to be asked about without the space around it.
+def check_text(name: str, text: str) -> str:
+    """Return a text without the white space around it, or raise.
+
+    Parameters
+    ----------
+    name
+        The argument's name.
+    text
+        Its value.
 
     Raises
     ------
-    DtypeError, OptionError
-        When it is no text, or an empty one.
+    DtypeError
+        The value is not a text.
+    OptionError
+        The text is empty.
     """
     if not isinstance(text, str):
-        raise DtypeError(f"text={text!r} is no text; ask in words")
+        raise DtypeError(name, "must be a text", got=text)
     if not text.strip():
-        raise OptionError(f"text={text!r} is empty; ask in words")
+        raise OptionError(name, "must not be empty", got=text)
     return text.strip()
 
 
@@ -110,15 +120,18 @@ def _check_where(dataset: Any, where: str) -> None:
     try:
         dataset.scanner(columns=[], filter=where, with_row_id=True).explain_plan()
     except (ValueError, OSError, TypeError) as error:
-        said = str(error).partition(", /")[0]
-        raise OptionError(f"where={where!r} cannot be used: {said}; it is Lance's SQL over the columns") from error
+        reason = str(error).partition(", /")[0]  # Lance appends a place in its own source
+        raise OptionError("where", "must be Lance SQL over the columns", got=where, remedy=reason) from error
 
 
 def _value_dim(schema: pa.Schema, values: str) -> int:
     if values not in schema.names:
-        raise OptionError(f"values={values!r} is no column; there are {', '.join(schema.names)}")
-    kind = schema.field(values).type
-    width, kind = (kind.list_size, kind.value_type) if pa.types.is_fixed_size_list(kind) else (1, kind)
-    if not (pa.types.is_floating(kind) or pa.types.is_integer(kind)):
-        raise DtypeError(f"values={values!r} is a column of {kind}; name a numeric column")
-    return int(width)
+        raise OptionError("values", f"must be one of the columns {', '.join(schema.names)}", got=values)
+    dtype = schema.field(values).type
+    width = 1
+    if pa.types.is_fixed_size_list(dtype):
+        width = int(dtype.list_size)
+        dtype = dtype.value_type
+    if not (pa.types.is_floating(dtype) or pa.types.is_integer(dtype)):
+        raise DtypeError("values", f"must be a numeric column, got {values!r} of type {dtype}")
+    return width

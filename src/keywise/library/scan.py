@@ -1,100 +1,121 @@
-"""Exact attention over every row of a library, fragment by fragment; memory stays flat however many rows."""
+"""Exact attention over every row of a library, fragment by fragment, in memory that does not grow with the rows."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from functools import reduce
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
-from keywise.errors import OptionError
-from keywise.library.mapped import MappedKeys
-from keywise.library.part import MOST_WEIGHTS, Array, Part, merge_parts
+from keywise.library.arrow_arrays import Array, arrow_to_vectors, read_addresses, read_values
+from keywise.library.key_maps import KeyMaps
+from keywise.library.partials import LibraryPartial, attend_rows, merge_partials
 from keywise.library.query import Query
-from keywise.library.schema import KEY, numbers_of
+from keywise.library.schema import KEY
 
-ADDRESS = "_rowaddr"
-SCANNED_ROWS = 8192
+SCANNED_ROWS: Final = 8192
 """Rows of a batch that Lance decodes."""
 
+MAX_CALL_WEIGHTS: Final = 2**22
+"""Rows times queries of one kernel call, whose weights are in memory together: 16 MB in float32."""
 
-def attend_fragments(dataset: Any, fragments: Sequence[Any], query: Query, maps: MappedKeys) -> Iterator[Part]:
-    """Yield the part of each fragment, in order."""
+_FRAGMENT_SHIFT: Final = 32
+"""A row address is the fragment's id, shifted by this, plus the row's offset in the fragment."""
+
+
+def attend_fragments(
+    dataset: Any, fragments: Sequence[Any], query: Query, key_maps: KeyMaps
+) -> Iterator[LibraryPartial]:
+    """Compute attention over the rows of each fragment.
+
+    Parameters
+    ----------
+    dataset
+        The library's Lance dataset.
+    fragments
+        Fragments of this dataset.
+    query
+        The query.
+    key_maps
+        Maps the keys of local files; the keys of other files are decoded by Lance.
+
+    Yields
+    ------
+    LibraryPartial
+        One per fragment, in order.
+    """
     for fragment in fragments:
-        pages = maps.of(dataset, fragment)
-        parts = _scanned(fragment, query) if pages is None else _in_place(fragment, pages, query)
-        yield merged(parts, query)
+        pages = key_maps.map_fragment(dataset, fragment)
+        partials = _attend_decoded(fragment, query) if pages is None else _attend_mapped(fragment, pages, query)
+        yield merge_partials(partials, query)
 
 
-def merged(parts: Iterable[Part], query: Query) -> Part:
-    """Merge parts, given in row order."""
-    found = iter(parts)
-    return reduce(merge_parts, found, next(found, None) or query.empty())
-
-
-def _scanned(fragment: Any, query: Query) -> Iterator[Part]:
-    batches = fragment.scanner(
+def _attend_decoded(fragment: Any, query: Query) -> Iterator[LibraryPartial]:
+    """Yield attention over each batch of rows that Lance decodes."""
+    scanner = fragment.scanner(
         columns=query.columns, filter=query.where, with_row_address=True, batch_size=SCANNED_ROWS
-    ).to_batches()
-    for batch in batches:
-        if len(batch):
-            keys = numbers_of(batch.column(KEY))
-            values = values_of(batch, query, keys)
-            yield query.over([keys], None if values is None else [values], addresses_of(batch))
-
-
-def _in_place(fragment: Any, pages: Sequence[Array], query: Query) -> Iterator[Part]:
-    """Attend to mapped keys, but for rows that are deleted or hidden; values of another column come from Lance."""
-    foreign = query.values not in {None, KEY}
-    picks = bool(foreign or query.where or fragment.num_deletions)
-    size = fragment.physical_rows
-    allowed = np.zeros(size, bool) if picks else None
-    values = np.zeros((size, query.value_dim)) if foreign else None
-    if allowed is not None:
-        for batch in fragment.scanner(
-            columns=query.columns[1:], filter=query.where, with_row_address=True
-        ).to_batches():
-            here = addresses_of(batch) & 0xFFFFFFFF
-            allowed[here] = True
-            if values is not None:
-                values[here] = values_of(batch, query, None)
-    for first, keys in _runs(pages, max(MOST_WEIGHTS // max(len(query.queries), 1), 1)):
-        ends = first + np.cumsum([0, *map(len, keys)])
-        seen = None if allowed is None else allowed[first : ends[-1]]
-        if seen is not None and not seen.any():
+    )
+    for batch in scanner.to_batches():
+        if not len(batch):
             continue
-        of_keys = keys if query.values == KEY else None
-        of_rows = of_keys if values is None else [values[a:b] for a, b in pairwise(ends)]
-        yield query.over(keys, of_rows, (fragment.fragment_id << 32) + first, seen)
+        keys = arrow_to_vectors(batch.column(KEY))
+        values = read_values(batch, query, keys)
+        yield attend_rows(query, [keys], None if values is None else [values], read_addresses(batch))
 
 
-def _runs(pages: Sequence[Array], most_rows: int) -> Iterator[tuple[int, list[Array]]]:
-    """Cut pages into runs of so many rows at most, each a list of arrays, and give the first row of each."""
-    first, rows, run = 0, 0, list[Array]()
+def _attend_mapped(fragment: Any, pages: Sequence[Array], query: Query) -> Iterator[LibraryPartial]:
+    """Yield attention over slices of mapped keys; deleted and hidden rows are masked."""
+    allowed, values = _read_visible(fragment, query)
+    max_rows = max(MAX_CALL_WEIGHTS // max(len(query.queries), 1), 1)
+    for first, keys in _slice_pages(pages, max_rows):
+        bounds = first + np.cumsum([0, *map(len, keys)])
+        allowed_here = None if allowed is None else allowed[first : bounds[-1]]
+        if allowed_here is not None and not allowed_here.any():
+            continue
+        values_here: Sequence[Array] | None = None
+        if values is not None:
+            values_here = [values[start:end] for start, end in pairwise(bounds)]
+        elif query.values == KEY:
+            values_here = keys
+        address = (fragment.fragment_id << _FRAGMENT_SHIFT) + first
+        yield attend_rows(query, keys, values_here, address, allowed_here)
+
+
+def _read_visible(fragment: Any, query: Query) -> tuple[Array | None, Array | None]:
+    """Return a mask of a fragment's visible rows, and the values of these rows.
+
+    The mask is None if all are visible; the values are None if there are none or if they are the keys.
+    """
+    has_value_column = bool(query.value_columns)
+    if not (has_value_column or query.where or fragment.num_deletions):
+        return None, None
+    row_count = fragment.physical_rows
+    allowed = np.zeros(row_count, bool)
+    values = np.zeros((row_count, query.value_dim)) if has_value_column else None
+    scanner = fragment.scanner(columns=query.value_columns, filter=query.where, with_row_address=True)
+    for batch in scanner.to_batches():
+        offsets = read_addresses(batch) & ((1 << _FRAGMENT_SHIFT) - 1)
+        allowed[offsets] = True
+        if values is not None:
+            values[offsets] = read_values(batch, query, None)
+    return allowed, values
+
+
+def _slice_pages(pages: Sequence[Array], max_rows: int) -> Iterator[tuple[int, list[Array]]]:
+    """Yield groups of pages with at most `max_rows`, each with its first row; larger pages are cut."""
+    first = 0
+    group_rows = 0
+    group: list[Array] = []
     for page in pages:
-        for start in range(0, len(page), most_rows):
-            piece = page[start : start + most_rows]
-            if run and rows + len(piece) > most_rows:
-                yield first, run
-                first, rows, run = first + rows, 0, []
-            run.append(piece)
-            rows += len(piece)
-    if run:
-        yield first, run
-
-
-def values_of(batch: Any, query: Query, keys: Array | None) -> Array | None:
-    """Give the values [N, Dv] of rows that Lance read; `keys` are theirs, where values may be the keys."""
-    if query.values is None or query.values == KEY:
-        return None if query.values is None else keys
-    values = numbers_of(batch.column(query.values)).astype(np.float64)
-    if not np.isfinite(values).all():
-        raise OptionError(f"values={query.values!r} holds NaN or infinity; leave such rows out with where=")
-    return values
-
-
-def addresses_of(batch: Any) -> Array:
-    """Give the addresses of rows that Lance read."""
-    return np.asarray(batch.column(ADDRESS).to_numpy(), dtype=np.int64)
+        for start in range(0, len(page), max_rows):
+            chunk = page[start : start + max_rows]
+            if group and group_rows + len(chunk) > max_rows:
+                yield first, group
+                first += group_rows
+                group_rows = 0
+                group = []
+            group.append(chunk)
+            group_rows += len(chunk)
+    if group:
+        yield first, group

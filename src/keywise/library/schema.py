@@ -1,8 +1,9 @@
-"""The columns of a library, what its schema says of the keys, and checks of keys and queries."""
+"""The columns of a library, the metadata in its schema, and their checks."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -14,19 +15,27 @@ from keywise.errors import DtypeError, FormatError, ModelError, OptionError, Sha
 if TYPE_CHECKING:
     from keywise.library.encoder import Encoder
 
+FORMAT_VERSION: Final = 1
+"""Changes whenever columns or metadata change; other versions are refused."""
+
+FORMAT_VERSION_FIELD: Final = b"keywise.library.format_version"
+ENCODER_NAME_FIELD: Final = b"keywise.library.encoder"
+ENCODER_FINGERPRINT_FIELD: Final = b"keywise.library.encoder_fingerprint"
+
+_EARLIER_ENCODER_FIELD: Final = b"keywise.encoder"
+"""Stands in libraries of builds that wrote no format version."""
+
 KEY: Final = "key"
 WEIGHT: Final = "weight"
-DTYPES: Final = ("float16", "float32")
 
-ENCODER_NAME: Final = b"keywise.encoder"
-ENCODER_FINGERPRINT: Final = b"keywise.encoder.fingerprint"
+_ARROW_DTYPES: Final = {"float16": pa.float16(), "float32": pa.float32()}
 
-# Keys as they are, one after the other: such a file can be mapped, and attended to without a copy.
-_PLAIN: Final = {b"lance-encoding:compression": b"none", b"lance-encoding:structural-encoding": b"fullzip"}
+# Uncompressed keys, one after the other: such a file can be mapped and attended to without a copy.
+_PLAIN_ENCODING: Final = {b"lance-encoding:compression": b"none", b"lance-encoding:structural-encoding": b"fullzip"}
 
 SENTENCE_COLUMNS: Final = (
     pa.field("text", pa.string(), nullable=False),
-    pa.field("gap", pa.string(), nullable=False),  # what stands between the sentence before and this one
+    pa.field("gap", pa.string(), nullable=False),  # the text between the previous sentence and this one
     pa.field("document", pa.string(), nullable=False),
     pa.field("sentence", pa.int32(), nullable=False),
     pa.field("paragraph", pa.int32(), nullable=False),
@@ -34,121 +43,175 @@ SENTENCE_COLUMNS: Final = (
     pa.field("end", pa.int64(), nullable=False),
     pa.field("hash", pa.string(), nullable=False),
 )
-"""What a row of a document has besides its key."""
+"""Columns of a sentence besides its key."""
 
 
-def make_schema(dimension: int, dtype: str, columns: Any, *, name: str = "", fingerprint: str = "") -> pa.Schema:
-    """Give the schema of a library; `name` and `fingerprint` are those of the encoder, empty for keys of the user's."""
-    key = pa.field(KEY, pa.list_(_ARROW[checked_dtype(dtype)], dimension), nullable=False, metadata=_PLAIN)
-    metadata = {ENCODER_NAME: name.encode(), ENCODER_FINGERPRINT: fingerprint.encode()}
+@dataclass(frozen=True)
+class KeyFormat:
+    """Dimension and dtype of a library's keys."""
+
+    dimension: int
+    dtype: str
+
+
+@dataclass(frozen=True)
+class EncoderId:
+    """Name and fingerprint of the encoder that made a library's keys."""
+
+    name: str
+    fingerprint: str
+
+
+def make_schema(keys: KeyFormat, columns: Sequence[pa.Field], encoder: EncoderId | None = None) -> pa.Schema:
+    """Return the schema of a library.
+
+    Parameters
+    ----------
+    keys
+        Dimension and dtype of the keys.
+    columns
+        The other columns.
+    encoder
+        The encoder that makes the keys; None for keys of the user's own.
+    """
+    key_type = pa.list_(_ARROW_DTYPES[keys.dtype], keys.dimension)
+    key = pa.field(KEY, key_type, nullable=False, metadata=_PLAIN_ENCODING)
+    metadata = {FORMAT_VERSION_FIELD: str(FORMAT_VERSION).encode()}
+    if encoder is not None:
+        metadata[ENCODER_NAME_FIELD] = encoder.name.encode()
+        metadata[ENCODER_FINGERPRINT_FIELD] = encoder.fingerprint.encode()
     return pa.schema([key, *columns], metadata=metadata)
 
 
-_ARROW = {"float16": pa.float16(), "float32": pa.float32()}
-
-
-def checked_dtype(dtype: str) -> str:
-    """Give the dtype if keys can have it."""
-    if dtype not in DTYPES:
-        raise DtypeError(f"dtype={dtype!r}: keys are kept as {' or '.join(DTYPES)}")
-    return dtype
-
-
-def key_type(schema: pa.Schema, path: str) -> tuple[int, str]:
-    """Give the dimension and the dtype of a library's keys.
+def check_schema(schema: pa.Schema, path: str) -> None:
+    """Raise an error unless a schema is that of a library.
 
     Raises
     ------
     FormatError
-        When the dataset has no key column as a library has it.
+        The dataset is not a library, or another build made it.
     """
-    try:
-        kind = schema.field(KEY).type
-        dtype = {pa.float16(): "float16", pa.float32(): "float32"}[kind.value_type]
-        return int(kind.list_size), dtype
-    except (KeyError, AttributeError) as error:
+    metadata: Mapping[bytes, bytes] = schema.metadata or {}
+    version = metadata.get(FORMAT_VERSION_FIELD)
+    if version is None and _EARLIER_ENCODER_FIELD in metadata:
         raise FormatError(
-            f"{path!r} is a Lance dataset, but no library: it has no column {KEY!r} of float16 or float32 lists of one "
-            "length; choose another path"
-        ) from error
+            "path", f"{path!r} was made by an earlier build of keywise", remedy="delete it or create it again"
+        )
+    if version is None:
+        raise FormatError("path", "must be a library", got=path, remedy="it is another Lance dataset; use another path")
+    if version != str(FORMAT_VERSION).encode():
+        raise FormatError(
+            "path",
+            f"must be a library of format version {FORMAT_VERSION}, got version {version.decode(errors='replace')}",
+            remedy=f"another build of keywise made {path!r}; delete it or create it again",
+        )
+    key_type = schema.field(KEY).type if KEY in schema.names else pa.null()
+    if not pa.types.is_fixed_size_list(key_type) or key_type.value_type not in _ARROW_DTYPES.values():
+        raise FormatError("path", f"must be a library with a column {KEY!r} of float16 or float32 lists", got=path)
 
 
-def columns_of(schema: pa.Schema) -> list[str]:
-    """Name a library's columns besides the keys."""
+def read_key_format(schema: pa.Schema) -> KeyFormat:
+    """Return the dimension and dtype of a library's keys."""
+    key_type = schema.field(KEY).type
+    dtype = next(name for name, arrow_dtype in _ARROW_DTYPES.items() if arrow_dtype == key_type.value_type)
+    return KeyFormat(int(key_type.list_size), dtype)
+
+
+def list_columns(schema: pa.Schema) -> list[str]:
+    """Return the names of a library's columns besides the key."""
     return [name for name in schema.names if name != KEY]
 
 
-def made_by(schema: pa.Schema) -> tuple[str, str]:
-    """Give the name and the fingerprint of the encoder of a library; empty where its keys are the user's."""
-    said: Mapping[bytes, bytes] = schema.metadata or {}
-    return said.get(ENCODER_NAME, b"").decode(), said.get(ENCODER_FINGERPRINT, b"").decode()
+def read_encoder_id(schema: pa.Schema) -> EncoderId | None:
+    """Return the encoder that made a library's keys; None for user keys."""
+    metadata: Mapping[bytes, bytes] = schema.metadata or {}
+    if ENCODER_FINGERPRINT_FIELD not in metadata:
+        return None
+    return EncoderId(metadata[ENCODER_NAME_FIELD].decode(), metadata[ENCODER_FINGERPRINT_FIELD].decode())
 
 
-def check_made_by(encoder: Encoder, schema: pa.Schema, path: str) -> None:
-    """Refuse any encoder but the one that made a library's keys.
+def check_encoder(encoder: Encoder, schema: pa.Schema, path: str) -> None:
+    """Raise an error unless an encoder is the one that made a library's keys.
 
     Raises
     ------
     ModelError
-        When it is another, or the keys are the user's.
+        The keys were made by another encoder, or by none.
     """
-    name, fingerprint = made_by(schema)
-    if not fingerprint:
-        raise ModelError(f"encoder={encoder.name!r}: the keys of {path!r} are the user's, made by no encoder")
-    if encoder.fingerprint != fingerprint:
+    expected = read_encoder_id(schema)
+    if expected is None:
         raise ModelError(
-            f"the keys of {path!r} were made by encoder {name!r} (fingerprint {fingerprint[:12]}), not by "
-            f"{encoder.name!r} (fingerprint {encoder.fingerprint[:12]}); open it with encoder={name!r}, or make a "
-            "library of its own"
+            "encoder",
+            "must be None",
+            got=encoder.name,
+            remedy=f"the keys of {path!r} were made by no encoder but added with `add_keys`",
+        )
+    if encoder.fingerprint != expected.fingerprint:
+        raise ModelError(
+            "encoder",
+            f"must be {expected.name!r} (fingerprint {expected.fingerprint[:12]}), which made the keys of {path!r}, "
+            f"got {encoder.name!r} (fingerprint {encoder.fingerprint[:12]})",
+            remedy="open the library with its own encoder, or create another library",
         )
 
 
-def checked_numbers(name: str, numbers: Any, dimension: int | None, dtype: str) -> NDArray[Any]:
-    """Give keys or queries [N, D] as a contiguous array of `dtype`.
-
-    Raises
-    ------
-    DtypeError, ShapeError, OptionError
-        When they are no numbers, of another dimension, or not finite in `dtype`.
-    """
-    given = np.asarray(numbers)
-    if given.dtype.kind not in "fiu":
-        raise DtypeError(f"{name} has dtype {given.dtype}; give an array of floats")
-    if given.ndim != 2 or given.shape[1] == 0 or dimension not in {None, given.shape[1]}:
-        wanted = "D" if dimension is None else dimension
-        raise ShapeError(f"{name} has shape {list(given.shape)}; it needs one row per {name[:-1]}: [N, {wanted}]")
-    with np.errstate(over="ignore"):
-        rounded = np.ascontiguousarray(given, dtype)
-    wrong = np.flatnonzero(~np.isfinite(rounded).all(axis=1))
-    if wrong.size:
-        raise OptionError(
-            f"{name} row {wrong[0]} holds NaN, infinity or more than {dtype} can hold "
-            f"({wrong.size} such rows); leave such rows out"
-        )
-    return rounded
-
-
-def key_array(keys: NDArray[Any]) -> pa.FixedSizeListArray:
-    """Give keys [N, D] as an Arrow array over the same memory."""
-    return pa.FixedSizeListArray.from_arrays(pa.array(keys.reshape(-1)), keys.shape[1])
-
-
-def numbers_of(column: Any) -> NDArray[Any]:
-    """Give an Arrow column of lists of one length as an array [N, D] over the same memory, a plain one as [N, 1].
+def check_dtype(dtype: str) -> str:
+    """Return a dtype of keys, or raise.
 
     Raises
     ------
     DtypeError
-        When the column holds no numbers.
-    OptionError
-        When it has nulls.
+        Keys cannot have this dtype.
     """
-    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    width = 1
-    if array.null_count:
-        raise OptionError('values holds nulls; leave such rows out with where="... IS NOT NULL"')
-    if pa.types.is_fixed_size_list(array.type):
-        width, array = array.type.list_size, array.flatten()
-    if not (pa.types.is_floating(array.type) or pa.types.is_integer(array.type)):
-        raise DtypeError(f"values is a column of {array.type}; name a numeric column")
-    return np.asarray(array.to_numpy(zero_copy_only=False)).reshape(-1, width)
+    if dtype not in _ARROW_DTYPES:
+        raise DtypeError("dtype", f"must be {' or '.join(_ARROW_DTYPES)}", got=dtype)
+    return dtype
+
+
+def check_vectors(name: str, vectors: Any, dimension: int | None, dtype: str) -> NDArray[Any]:
+    """Return keys or queries as a contiguous array of a dtype, or raise.
+
+    Parameters
+    ----------
+    name
+        The argument's name.
+    vectors : [N, D]
+        Its value.
+    dimension
+        The D it must have; None for any.
+    dtype
+        The dtype to round to.
+
+    Returns
+    -------
+    array [N, D]
+        All numbers are finite.
+
+    Raises
+    ------
+    DtypeError
+        The value does not consist of numbers.
+    ShapeError
+        Its shape is another.
+    OptionError
+        A number is not finite in `dtype`.
+    """
+    array = np.asarray(vectors)
+    if array.dtype.kind not in "fiu":
+        raise DtypeError(name, "must be an array of numbers", got=array.dtype)
+    if array.ndim != 2 or array.shape[1] == 0 or dimension not in {None, array.shape[1]}:
+        width = "D" if dimension is None else dimension
+        raise ShapeError(name, f"must have shape [N, {width}]", got=list(array.shape))
+    with np.errstate(over="ignore"):
+        rounded = np.ascontiguousarray(array, dtype)
+    finite = np.isfinite(rounded)
+    bad_rows = np.flatnonzero(~finite.all(axis=1))
+    if bad_rows.size:
+        row = bad_rows[0]
+        value = array[row][~finite[row]][0]
+        raise OptionError(
+            name,
+            f"must be finite in {dtype}, got {value} in row {row} ({bad_rows.size} such rows)",
+            remedy="leave such rows out",
+        )
+    return rounded

@@ -1,12 +1,22 @@
-"""Lance's SQL."""
+"""Text in Lance's SQL."""
 
 
-def quoted(text: str) -> str:
-    """Write a text as a literal.
+def quote_literal(text: str) -> str:
+    """Return a text as a string literal of SQL.
+
+    Parameters
+    ----------
+    text
+        Any text.
+
+    Returns
+    -------
+    str
+        The literal, quotation marks included.
 
     Examples
     --------
-    >>> print(quoted("the keeper's log"))
+    >>> print(quote_literal("the keeper's log"))
     'the keeper''s log'
     """
     return "'" + text.replace("'", "''") + "'"

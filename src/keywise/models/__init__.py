@@ -1,6 +1,10 @@
-"""Models: find, load, convert and fingerprint them."""
+"""Language models: find, load, convert and fingerprint them.
+
+Importing this package loads neither torch nor transformers; they are imported by the first call that needs them.
+"""
 
 from keywise.models.fingerprints import fingerprint
-from keywise.models.loading import FoundModel, LoadedModel, find_model, load_model, models_found
+from keywise.models.loading import LoadedModel, load_model
+from keywise.models.sources import ModelSource, find_model, list_models
 
-__all__ = ["FoundModel", "LoadedModel", "find_model", "fingerprint", "load_model", "models_found"]
+__all__ = ["LoadedModel", "ModelSource", "find_model", "fingerprint", "list_models", "load_model"]

@@ -18,41 +18,50 @@ from keywise.util.progress import Status
 _MANIFEST = "keywise.json"
 
 
-def converted(gguf_file: Path, cache: Path, say: Status) -> Path:
-    """Give the safetensors folder of a GGUF file, converting it the first time."""
-    sha256 = _sha256(gguf_file)
-    fingerprint = {"source_bytes": gguf_file.stat().st_size, "source_sha256": sha256}
+def convert_gguf(gguf_file: Path, cache: Path, status: Status) -> Path:
+    """Return the safetensors folder of a GGUF file, converting the file the first time.
+
+    Parameters
+    ----------
+    gguf_file : pathlib.Path
+        The file.
+    cache : pathlib.Path
+        keywise's cache folder; the model goes to its folder ``models``.
+    status : callable
+        Called with a line of text before the conversion.
+
+    Raises
+    ------
+    ModelError
+        The file cannot be read, or the folder not written.
+    """
+    sha256 = _digest_file(gguf_file)
+    origin = {"source_bytes": gguf_file.stat().st_size, "source_sha256": sha256}
     folder = cache / "models" / f"{gguf_file.stem}-{sha256[:16]}"
-    if _is_whole(folder, fingerprint):
+    if _is_complete(folder, origin):
         return folder
     require_modules("hf", "gguf", "accelerate")
-    say(f"Converting {gguf_file.name} once, to {folder}")
+    status(f"Converting {gguf_file.name} once, to {folder}")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".converting-", dir=folder.parent) as scratch:
             # One level down: the rename below then leaves the scratch folder for its context manager to remove.
-            aside = Path(scratch) / "model"
-            _convert(gguf_file, aside)
-            files = {file.name: [file.stat().st_size, _sha256(file)] for file in sorted(aside.iterdir())}
-            (aside / _MANIFEST).write_text(json.dumps({**fingerprint, "files": files}, indent=1), encoding="utf-8")
-            for path in (*aside.iterdir(), aside):
-                synchronise(path)
-            if folder.exists() and not _is_whole(folder, fingerprint):
-                shutil.rmtree(folder)
-            if not folder.exists():
-                aside.rename(folder)
-                synchronise(folder.parent)
+            unfinished = Path(scratch) / "model"
+            _write_safetensors(gguf_file, unfinished)
+            _write_manifest(unfinished, origin)
+            _install_folder(unfinished, folder, origin)
     except OSError as error:
         raise ModelError(
-            f"the converted model cannot be written to cache_dir={str(cache)!r}: {error}; "
-            "choose another folder with KEYWISE_CACHE_DIR"
+            "cache_dir",
+            f"{str(cache)!r} cannot hold the converted model: {error}",
+            remedy="choose another folder with KEYWISE_CACHE_DIR",
         ) from error
     return folder
 
 
-def _convert(gguf_file: Path, folder: Path) -> None:
-    import torch  # noqa: PLC0415 - heavy
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig  # noqa: PLC0415
+def _write_safetensors(gguf_file: Path, folder: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     try:
         with quiet_transformers():
@@ -65,24 +74,44 @@ def _convert(gguf_file: Path, folder: Path) -> None:
             )
     except (OSError, ValueError, KeyError, IndexError, RuntimeError, ImportError, NotImplementedError) as error:
         raise ModelError(
-            f"the GGUF file {gguf_file} cannot be read: {error}; is it whole, and a language model?"
+            "source",
+            f"must be a GGUF file of a language model; {gguf_file} cannot be read: {error}",
+            remedy="check that the file is complete",
         ) from error
     with quiet_transformers():
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
 
 
-def _is_whole(folder: Path, fingerprint: dict[str, Any]) -> bool:
+def _write_manifest(folder: Path, origin: dict[str, Any]) -> None:
+    files = {file.name: [file.stat().st_size, _digest_file(file)] for file in sorted(folder.iterdir())}
+    (folder / _MANIFEST).write_text(json.dumps({**origin, "files": files}, indent=1), encoding="utf-8")
+
+
+def _install_folder(unfinished: Path, folder: Path, origin: dict[str, Any]) -> None:
+    """Rename a written folder to its place, unless another process was faster."""
+    for path in (*unfinished.iterdir(), unfinished):
+        synchronise(path)
+    if folder.exists() and not _is_complete(folder, origin):
+        shutil.rmtree(folder)
+    if not folder.exists():
+        unfinished.rename(folder)
+        synchronise(folder.parent)
+
+
+def _is_complete(folder: Path, origin: dict[str, Any]) -> bool:
     manifest_file = folder / _MANIFEST
     if not manifest_file.is_file():
         return False
     manifest = json.loads(manifest_file.read_text(encoding="utf-8"))
-    return {key: manifest[key] for key in fingerprint} == fingerprint and all(
-        (folder / name).is_file() and [(folder / name).stat().st_size, _sha256(folder / name)] == recorded
+    if {key: manifest[key] for key in origin} != origin:
+        return False
+    return all(
+        (folder / name).is_file() and [(folder / name).stat().st_size, _digest_file(folder / name)] == recorded
         for name, recorded in manifest["files"].items()
     )
 
 
-def _sha256(path: Path) -> str:
+def _digest_file(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,69 +1,72 @@
-"""Weights of linear layers laid out once as oneDNN multiplies them; torch alone lays them out at every call."""
+"""Linear layers whose weights are stored a second time in oneDNN's layout, so that no call has to reorder them."""
 
 from __future__ import annotations
 
 import functools
 from typing import Any
 
-# oneDNN asks for how many rows the weights are laid out; any number can be multiplied with them.
-_ROWS = 64
+# oneDNN chooses the layout for this number of input rows; inputs of any number of rows work with it.
+_LAYOUT_ROWS = 64
 
 
-def pack(model: Any) -> None:
-    """Let the linear layers of a bfloat16 model multiply weights that are laid out once, by oneDNN, in torch.
+def pack_linear_layers(model: Any) -> None:
+    """Pack the weights of a model's bfloat16 linear layers for oneDNN.
 
-    The layers' own weights stay as they are. A layer goes back to them when they change (but for changes through
-    ``weight.data``, which torch hides), where gradients are kept, and when it is compiled. Nothing happens where torch
-    is built without oneDNN, or oneDNN takes no bfloat16 on this CPU.
+    The layers store their weights in oneDNN's layout too, and multiply with those; torch alone reorders the weights at
+    every call. The layers' own weights stay. A layer returns to them when they change (except by ``weight.data``, whose
+    changes torch does not report), where gradients are recorded, and when it is compiled. Nothing happens where torch
+    has no oneDNN, or oneDNN does not multiply bfloat16 on this CPU.
 
     Parameters
     ----------
     model : torch.nn.Module
-        A model on the CPU; as many bytes as its linear layers have are taken in addition.
+        A model on the CPU. It is changed in place and needs the memory of its linear layers' weights twice.
 
     Examples
     --------
     >>> import torch
-    >>> from keywise.models.packed_linear import pack
+    >>> from keywise.models.packed_linear import pack_linear_layers
     >>> model = torch.nn.Sequential(torch.nn.Linear(64, 32, dtype=torch.bfloat16))
-    >>> numbers = torch.randn(3, 64, dtype=torch.bfloat16)
+    >>> rows = torch.randn(3, 64, dtype=torch.bfloat16)
     >>> with torch.no_grad():
-    ...     before = model(numbers)
-    ...     pack(model)
-    ...     torch.allclose(model(numbers), before, rtol=0.02, atol=0.02)
+    ...     expected = model(rows)
+    ...     pack_linear_layers(model)
+    ...     torch.allclose(model(rows), expected, rtol=0.02, atol=0.02)
     True
     """
-    import torch  # noqa: PLC0415 - heavy
+    import torch
 
     if not (torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()):
         return
     for module in list(model.modules()):
         for name, layer in module.named_children():
-            # A subclass may do something else with its weight.
-            if type(layer) is torch.nn.Linear and _can_pack(layer.weight, torch):
-                setattr(module, name, _packed_class()(layer))
+            # A subclass may use its weight in another way.
+            if type(layer) is torch.nn.Linear and _can_pack(layer.weight):
+                setattr(module, name, _define_packed_linear()(layer))
 
 
-def _can_pack(weight: Any, torch: Any) -> bool:
-    # What is made in inference mode does not tell when it changes.
+def _can_pack(weight: Any) -> bool:
+    import torch
+
+    # A tensor made in inference mode does not count its changes.
     return bool(weight.dtype is torch.bfloat16 and weight.is_cpu and not weight.is_inference())
 
 
 @functools.cache
-def _packed_class() -> Any:
-    import torch  # noqa: PLC0415 - heavy
+def _define_packed_linear() -> Any:
+    import torch
 
     multiply = torch.ops.mkldnn._linear_pointwise.default
 
     class PackedLinear(torch.nn.Linear):  # type: ignore[misc]  # torch has no types here
-        """A linear layer in place of another, with all that it has."""
+        """A linear layer that replaces another and shares its state."""
 
         def __init__(self, layer: Any) -> None:
             self.__dict__.update(vars(layer))
-            # Held, so that no other weight can come to lie at its address while this layout is in use.
+            # Keeping the weight prevents another one from getting its address while the packed copy is in use.
             self._packed_from = layer.weight.detach()
             self._packed_version = layer.weight._version
-            self._packed = torch.ops.mkldnn._reorder_linear_weight(self._packed_from, _ROWS)
+            self._packed = torch.ops.mkldnn._reorder_linear_weight(self._packed_from, _LAYOUT_ROWS)
 
         def __reduce_ex__(self, _protocol: Any) -> Any:
             # A copy has weights of its own: it is an ordinary layer.
@@ -75,7 +78,8 @@ def _packed_class() -> Any:
             if self._packed is not None and (
                 weight.data_ptr() != self._packed_from.data_ptr() or weight._version != self._packed_version
             ):
-                self._packed = self._packed_from = None
+                self._packed = None
+                self._packed_from = None
             if (
                 self._packed is None
                 or input.dtype is not weight.dtype

@@ -1,1 +1,1 @@
-"""Small tools that every layer may use."""
+"""Small functions that every layer may use."""

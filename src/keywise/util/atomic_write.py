@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Files that are replaced atomically."""
 
 from __future__ import annotations
 
@@ -10,32 +10,33 @@ from pathlib import Path
 from typing import IO, Final
 
 UNFINISHED_PREFIX: Final = ".keywise-unfinished-"
-"""The names of files that are still being written begin so."""
+"""Prefix of the names of files that are being written; a killed process leaves such a file behind."""
 
 
 @contextmanager
 def atomic_write(path: str | os.PathLike[str], *, private: bool = False) -> Iterator[IO[bytes]]:
     """Open a file for writing that replaces `path` only when the block succeeds.
 
-    The bytes go to a file of an unguessable name in the same folder, are synchronised to the disk, and the file is renamed.
-    Readers that hold the old file keep it.
+    The bytes go to a new file in the same folder, with a name that nobody can guess. At the end of the block the file
+    is synchronised to the disk and renamed, and the folder is synchronised. If the block raises, the new file is
+    removed. Processes that have the old file open keep it.
 
     Parameters
     ----------
-    path
-        The file to write or replace.
-    private
+    path : path
+        The file to write or replace; its folder exists.
+    private : bool
         Whether only the owner may read the file; otherwise the process's umask decides.
 
     Yields
     ------
-    IO of bytes
-        The open file.
+    binary file
+        Open for writing.
 
     Raises
     ------
     OSError
-        The file cannot be written; a file that was there before is untouched.
+        The file cannot be written; an existing file is unchanged.
 
     Examples
     --------
@@ -49,30 +50,44 @@ def atomic_write(path: str | os.PathLike[str], *, private: bool = False) -> Iter
     'It rains.'
     """
     target = Path(path)
-    unfinished = target.with_name(f"{UNFINISHED_PREFIX}{secrets.token_hex(8)}")
-    # O_EXCL: an existing file or link of that name is never opened.
-    handle = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600 if private else 0o666)
+    unfinished = target.with_name(f"{UNFINISHED_PREFIX}{secrets.token_hex(16)}")
     try:
-        with os.fdopen(handle, "wb") as file:
+        # Opened inside the block: Ctrl-C right after the file is created removes it, too.
+        with open(unfinished, "xb", opener=_open_private if private else None) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         unfinished.replace(target)
     finally:
         unfinished.unlink(missing_ok=True)
+    # The rename itself is on the disk only when the folder is.
     synchronise(target.parent)
 
 
 def synchronise(path: str | os.PathLike[str]) -> None:
-    """Wait until a file or folder is on the disk.
+    """Wait until a file, or the entries of a folder, are on the disk.
 
     Parameters
     ----------
-    path
+    path : path
         An existing file or folder.
+
+    Raises
+    ------
+    OSError
+        The disk reports an error.
+
+    Examples
+    --------
+    >>> from keywise.util.atomic_write import synchronise
+    >>> synchronise(".")
     """
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def _open_private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)

@@ -1,4 +1,4 @@
-"""Checks of plain arguments; each refusal names the argument, the rule and the value."""
+"""Checks of arguments: each error names the argument, the rule and the value."""
 
 from __future__ import annotations
 
@@ -9,23 +9,28 @@ import numpy as np
 from keywise.errors import DtypeError, OptionError
 
 MAX_TOKENS = 2**31 - 1
-"""Kernels number tokens in 32 bits."""
+"""The kernels number tokens in 32 bits."""
 
 MAX_FLOAT = 1e30
-"""Kernels hold options in float32."""
+"""The kernels compute with options in float32."""
 
 
 def check_int(name: str, value: Any, *, minimum: int, maximum: int = MAX_TOKENS) -> int:
-    """Return an integer within bounds, or raise.
+    """Return an integer within bounds.
 
     Parameters
     ----------
-    name
+    name : str
         The argument's name.
-    value
-        Its value: a Python or NumPy integer, not a bool.
-    minimum, maximum
-        The least and largest value allowed.
+    value : object
+        A Python or NumPy integer; a bool is refused.
+    minimum, maximum : int
+        The smallest and the largest value allowed.
+
+    Returns
+    -------
+    int
+        The value as a Python integer.
 
     Raises
     ------
@@ -47,14 +52,19 @@ def check_int(name: str, value: Any, *, minimum: int, maximum: int = MAX_TOKENS)
 
 
 def check_float(name: str, value: Any) -> float:
-    """Return a finite number as a float, or raise.
+    """Return a finite number as a float.
 
     Parameters
     ----------
-    name
+    name : str
         The argument's name.
-    value
-        Its value: a Python or NumPy number, not a bool.
+    value : object
+        A Python or NumPy number; a bool is refused.
+
+    Returns
+    -------
+    float
+        The value as a Python float.
 
     Raises
     ------
@@ -70,20 +80,27 @@ def check_float(name: str, value: Any) -> float:
     """
     if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
         raise DtypeError(name, "must be a number", got=value)
-    if not -MAX_FLOAT <= value <= MAX_FLOAT:
+    # NumPy would round the limits to the value's dtype, which overflows in float16.
+    number = float(value) if isinstance(value, np.floating) else value
+    if not -MAX_FLOAT <= number <= MAX_FLOAT:
         raise OptionError(name, f"must be finite and at most {MAX_FLOAT:g} in size", got=value)
-    return float(value)
+    return float(number)
 
 
 def check_bool(name: str, value: Any) -> bool:
-    """Return True or False, or raise.
+    """Return an argument that is a bool.
 
     Parameters
     ----------
-    name
+    name : str
         The argument's name.
-    value
-        Its value; numbers are not accepted.
+    value : object
+        A bool; numbers are refused.
+
+    Returns
+    -------
+    bool
+        The value.
 
     Raises
     ------

@@ -9,14 +9,16 @@ from keywise.errors import ModelError
 
 
 def require_modules(extra: str, *modules: str) -> None:
-    """Raise an error unless modules of an optional part of keywise are installed.
+    """Raise unless the modules of an optional part of keywise are installed.
+
+    The modules are located and not imported.
 
     Parameters
     ----------
-    extra
+    extra : str
         The part, as in ``pip install "keywise[extra]"``.
-    *modules
-        Names of the modules; they are found, not imported.
+    *modules : str
+        Names of the modules.
 
     Raises
     ------
@@ -28,8 +30,9 @@ def require_modules(extra: str, *modules: str) -> None:
     >>> from keywise.util.optional_imports import require_modules
     >>> require_modules("hf", "json")
     """
-    if missing := [module for module in modules if find_spec(module) is None]:
-        raise ModelError(f'this needs {", ".join(missing)}; install with `pip install "keywise[{extra}]"`')
+    missing = [module for module in modules if find_spec(module) is None]
+    if missing:
+        raise ModelError(", ".join(missing), "must be installed", remedy=f'use `pip install "keywise[{extra}]"`')
 
 
 def package_folders(package: str) -> list[Path]:
@@ -37,8 +40,13 @@ def package_folders(package: str) -> list[Path]:
 
     Parameters
     ----------
-    package
+    package : str
         Name of the package; its own dependencies need not be installed.
+
+    Returns
+    -------
+    list of Path
+        Empty if the package is not installed.
 
     Examples
     --------
@@ -47,4 +55,6 @@ def package_folders(package: str) -> list[Path]:
     []
     """
     spec = find_spec(package)
-    return [Path(folder) for folder in (spec.submodule_search_locations or ())] if spec else []
+    if spec is None:
+        return []
+    return [Path(folder) for folder in spec.submodule_search_locations or ()]

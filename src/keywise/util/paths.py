@@ -11,12 +11,18 @@ from keywise.util.optional_imports import require_modules
 def cache_folder(cache_dir: str | os.PathLike[str] | None = None) -> Path:
     """Return the folder in which keywise keeps files between runs.
 
-    The argument comes first, then the environment variable ``KEYWISE_CACHE_DIR``, then the user's cache folder.
+    The folder is not created.
 
     Parameters
     ----------
-    cache_dir
-        A folder; ``~`` is expanded.
+    cache_dir : path, optional
+        A folder; ``~`` is expanded. Default: the environment variable ``KEYWISE_CACHE_DIR``, else keywise's folder in
+        the user's cache.
+
+    Returns
+    -------
+    Path
+        The folder.
 
     Raises
     ------
@@ -29,9 +35,10 @@ def cache_folder(cache_dir: str | os.PathLike[str] | None = None) -> Path:
     >>> cache_folder("cache").name
     'cache'
     """
-    if chosen := cache_dir or os.environ.get("KEYWISE_CACHE_DIR"):
-        return Path(chosen).expanduser()
+    configured = cache_dir or os.environ.get("KEYWISE_CACHE_DIR")
+    if configured:
+        return Path(configured).expanduser()
     require_modules("app", "platformdirs")
-    import platformdirs  # noqa: PLC0415 - only here
+    import platformdirs  # noqa: PLC0415 - optional
 
     return Path(platformdirs.user_cache_dir("keywise"))

@@ -10,14 +10,19 @@ _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def replace_controls(text: str) -> str:
-    r"""Replace control characters, which a terminal would obey, by U+FFFD.
+    r"""Replace control characters by U+FFFD.
 
-    Line ends and tabs stay.
+    A terminal would execute them. Newlines and tabs are unchanged.
 
     Parameters
     ----------
-    text
+    text : str
         Any text.
+
+    Returns
+    -------
+    str
+        With ``\r\n`` as ``\n``.
 
     Examples
     --------
@@ -28,12 +33,17 @@ def replace_controls(text: str) -> str:
 
 
 def format_json(value: Any) -> str:
-    r"""Return plain values as indented JSON that is safe on a terminal.
+    r"""Return a value as indented JSON that is safe on a terminal.
 
     Parameters
     ----------
-    value
-        Plain values; anything else is written as its text.
+    value : object
+        Dicts, lists, strings, numbers, bools and None; anything else is written as its ``str``.
+
+    Returns
+    -------
+    str
+        Ends with a newline.
 
     Examples
     --------
@@ -41,5 +51,5 @@ def format_json(value: Any) -> str:
     '{\n  "a": 1\n}\n'
     """
     text = json.dumps(value, ensure_ascii=False, indent=2, default=str)
-    # JSON lets these pass as they are, and a terminal may obey them.
+    # JSON leaves these characters unescaped, and a terminal may execute them.
     return re.sub(r"[\x7f-\x9f]", lambda match: f"\\u{ord(match[0]):04x}", text) + "\n"

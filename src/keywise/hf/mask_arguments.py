@@ -1,0 +1,95 @@
+"""What a mask that reaches an attention function means: visible keys, and numbers added to the scores."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from keywise.attention.mask import Mask
+from keywise.errors import ModelError
+
+
+def read_mask(module: Any, attention_mask: Any, *, causal: bool) -> tuple[Mask | None, Any]:
+    """Return which keys a mask shows, and what it adds to the scores.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        The attention layer, for errors.
+    attention_mask : tensor or None
+        What the model made of the answer of `keywise.hf.masks.make_mask`, or the user's own mask: boolean (True =
+        visible), or numbers added to the scores.
+    causal : bool
+        Whether attention without a mask is causal, aligned at the last key.
+
+    Returns
+    -------
+    keywise.Mask or None, tensor or None
+        The visible keys, and the bias of the scores; None where there is none.
+
+    Raises
+    ------
+    ModelError
+        The mask has a dtype that is neither boolean nor floating point.
+
+    Examples
+    --------
+    >>> import torch
+    >>> hidden = torch.tensor([[[[0.0, float("-inf"), 1.5]]]])
+    >>> mask, bias = read_mask(torch.nn.Identity(), hidden, causal=False)
+    >>> mask.allowed.tolist(), bias.tolist()
+    ([[[[True, False, True]]]], [[[[0.0, 0.0, 1.5]]]])
+    """
+    import torch
+
+    from keywise.hf.masks import LazyMask
+
+    if attention_mask is None:
+        return (Mask(causal=True) if causal else None), None
+    if isinstance(attention_mask, LazyMask):
+        return attention_mask.mask, None
+    if attention_mask.dtype == torch.bool:
+        return Mask(allowed=attention_mask), None
+    if not attention_mask.is_floating_point():
+        raise ModelError(
+            "attention_mask",
+            f"must be boolean or floating point in {type(module).__name__}",
+            got=str(attention_mask.dtype),
+            remedy="pass mask.bool() (True = visible) or a float mask that is added to the scores",
+        )
+    # Models hide by the lowest number of the mask's dtype, or by the sum of two such numbers.
+    hidden = attention_mask <= torch.finfo(attention_mask.dtype).min / 2
+    bias = attention_mask.masked_fill(hidden, 0)
+    return Mask(allowed=~hidden), bias if bool(bias.any()) else None
+
+
+def add_biases(position_bias: Any, mask_bias: Any, dtype: Any) -> Any:
+    """Return the sum of two biases of the scores, without gradients.
+
+    Parameters
+    ----------
+    position_bias, mask_bias : tensor or None
+        Numbers added to the scores.
+    dtype : torch.dtype
+        Dtype of the queries: a bias of this dtype or float32 stays as it is, another becomes float32.
+
+    Returns
+    -------
+    tensor or None
+        None where both are None.
+
+    Examples
+    --------
+    >>> import torch
+    >>> add_biases(torch.ones(2), torch.ones(2), torch.float32).tolist()
+    [2.0, 2.0]
+    """
+    import torch
+
+    if position_bias is not None and mask_bias is not None:
+        return position_bias.detach().float() + mask_bias.float()
+    bias = mask_bias if position_bias is None else position_bias
+    if bias is None:
+        return None
+    if bias.dtype in (torch.float32, dtype):
+        return bias.detach()
+    return bias.detach().float()

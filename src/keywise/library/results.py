@@ -1,0 +1,158 @@
+"""What a library returns: added documents, its description, attention over it, and sentences."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from keywise.library.arrow_arrays import Array
+from keywise.library.partials import NO_ROW
+from keywise.library.schema import list_columns
+
+
+@dataclass(frozen=True)
+class AddResult:
+    """Documents that `Library.add` added, by name.
+
+    Attributes
+    ----------
+    added
+        Documents that are new.
+    updated
+        Documents whose content changed; their sentences were replaced.
+    unchanged
+        Documents whose content is the same.
+    skipped
+        Files and folders that could not be read, with the reasons.
+    sentences
+        Number of sentences encoded.
+    version
+        The library's version afterwards.
+    """
+
+    added: list[str] = field(default_factory=list)
+    updated: list[str] = field(default_factory=list)
+    unchanged: list[str] = field(default_factory=list)
+    skipped: dict[str, str] = field(default_factory=dict)
+    sentences: int = 0
+    version: int = 0
+
+
+@dataclass(frozen=True)
+class LibraryInfo:
+    """A description of a library.
+
+    Attributes
+    ----------
+    path
+        Folder or address.
+    version
+        The open version.
+    rows
+        Number of keys.
+    documents
+        Number of documents; None for keys of the user's own.
+    dimension
+        Dimension of the keys.
+    dtype
+        ``"float16"`` or ``"float32"``.
+    columns
+        Columns besides the key.
+    encoder, fingerprint
+        Name and fingerprint of the encoder; None for keys of the user's own.
+    temperature
+        The default temperature; None without rows.
+    """
+
+    path: str
+    version: int
+    rows: int
+    documents: int | None
+    dimension: int
+    dtype: str
+    columns: list[str]
+    encoder: str | None
+    fingerprint: str | None
+    temperature: float | None
+
+
+@dataclass(frozen=True, eq=False)
+class LibraryAttention:
+    """Attention of queries over a library.
+
+    Attributes
+    ----------
+    weights : [Q, top] float32
+        Weights of the heaviest rows, heaviest first; 0 where there are fewer rows.
+    rows : [Q, top] int64
+        Addresses of these rows in this version; -1 where there are fewer rows.
+    top_mass : [Q] float32
+        Sum of `weights`: the share of all weight that these rows have. A lower bound if not `exact`.
+    value : [Q, Dv] float32 or None
+        Weighted mean of the values over all rows.
+    entropy, lse : [Q] float32
+        Entropy of the weights over all rows, and log-sum-exp of the scores, in nats.
+    temperature
+        Scores were divided by it.
+    exact
+        Whether every row was attended to; if not, `value`, `entropy` and `lse` are those of the candidates.
+    dataset
+        The version that was attended to.
+    """
+
+    weights: Array
+    rows: Array
+    top_mass: Array
+    value: Array | None
+    entropy: Array
+    lse: Array
+    temperature: float
+    exact: bool
+    dataset: Any = field(repr=False)
+
+    @cached_property
+    def matches(self) -> list[list[dict[str, Any]]]:
+        """``weight`` and all columns besides the key of each query's heaviest rows."""
+        addresses = sorted({int(row) for row in self.rows.reshape(-1) if row != NO_ROW})
+        if not addresses:
+            return [[] for _ in self.rows]
+        # A library never has Lance's stable row ids, so the id of a row is its address.
+        condition = f"_rowid IN ({', '.join(map(str, addresses))})"
+        columns = list_columns(self.dataset.schema)
+        table = self.dataset.scanner(columns=columns, filter=condition, with_row_id=True).to_table()
+        row_values = {row.pop("_rowid"): row for row in table.to_pylist()}
+        return [
+            [
+                {"weight": float(weight), **row_values[int(row)]}
+                for weight, row in zip(query_weights, query_rows, strict=True)
+                if row != NO_ROW
+            ]
+            for query_weights, query_rows in zip(self.weights, self.rows, strict=True)
+        ]
+
+
+@dataclass(frozen=True)
+class SentenceHit:
+    """A sentence that a question attends to.
+
+    Attributes
+    ----------
+    text
+        The sentence.
+    document
+        Name of its document.
+    start, end
+        Its span in the document's text, in characters.
+    weight
+        Its share of the question's attention to all sentences.
+    rank
+        1 for the heaviest sentence.
+    """
+
+    text: str
+    document: str
+    start: int
+    end: int
+    weight: float
+    rank: int
