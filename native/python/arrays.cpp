@@ -217,10 +217,10 @@ PyTypeObject* find_numpy_type() {
   return type;
 }
 
-nb::tuple to_tuple(const std::vector<int64_t>& shape) {
+nb::tuple to_tuple(std::initializer_list<int64_t> shape) {
   nb::object sizes = nb::steal(PyTuple_New(Py_ssize_t(shape.size())));
-  for (size_t axis = 0; axis < shape.size(); ++axis)
-    PyTuple_SET_ITEM(sizes.ptr(), Py_ssize_t(axis), PyLong_FromLongLong(shape[axis]));
+  Py_ssize_t axis = 0;
+  for (const int64_t size : shape) PyTuple_SET_ITEM(sizes.ptr(), axis++, PyLong_FromLongLong(size));
   return nb::tuple(sizes);
 }
 
@@ -279,15 +279,15 @@ nb::tuple Inputs::collect(size_t side) const {
   return nb::tuple(owners);
 }
 
-float* Results::add_float32(const char* name, const std::vector<int64_t>& shape) {
+float* Results::add_float32(const char* name, std::initializer_list<int64_t> shape) {
   return static_cast<float*>(add(name, {dlpack::kFloat, 32, 1}, "float32", shape));
 }
 
-int32_t* Results::add_int32(const char* name, const std::vector<int64_t>& shape) {
+int32_t* Results::add_int32(const char* name, std::initializer_list<int64_t> shape) {
   return static_cast<int32_t*>(add(name, {dlpack::kInteger, 32, 1}, "int32", shape));
 }
 
-void* Results::add_output(const char* name, const std::vector<int64_t>& shape) {
+void* Results::add_output(const char* name, std::initializer_list<int64_t> shape) {
   dlpack::Type type{dlpack::kFloat, 32, 1};
   if (inputs_.query().element == Element::float16) type = {dlpack::kFloat, 16, 1};
   if (inputs_.query().element == Element::bfloat16) type = {dlpack::kBfloat, 16, 1};
@@ -295,7 +295,7 @@ void* Results::add_output(const char* name, const std::vector<int64_t>& shape) {
 }
 
 void* Results::add(const char* name, dlpack::Type type, const char* dtype,
-                   const std::vector<int64_t>& shape) {
+                   std::initializer_list<int64_t> shape) {
   Result result{name, std::nullopt, nb::object()};
   void* data = nullptr;
   if (inputs_.is_tensor() && !as_numpy_) {

@@ -4,6 +4,7 @@
 #include <nanobind/nanobind.h>
 
 #include <cstdint>
+#include <initializer_list>
 #include <optional>
 #include <string>
 #include <vector>
@@ -70,9 +71,9 @@ class Results {
   // `as_numpy`: NumPy arrays whatever the query is.
   Results(const Inputs& inputs, bool as_numpy) : inputs_(inputs), as_numpy_(as_numpy) {}
 
-  float* add_float32(const char* name, const std::vector<int64_t>& shape);
-  int32_t* add_int32(const char* name, const std::vector<int64_t>& shape);
-  void* add_output(const char* name, const std::vector<int64_t>& shape);  // of the query's dtype
+  float* add_float32(const char* name, std::initializer_list<int64_t> shape);
+  int32_t* add_int32(const char* name, std::initializer_list<int64_t> shape);
+  void* add_output(const char* name, std::initializer_list<int64_t> shape);  // of the query's dtype
 
   // Returns the results by name.
   nb::dict take();
@@ -84,7 +85,7 @@ class Results {
     nb::object array;
   };
   void* add(const char* name, dlpack::Type type, const char* dtype,
-            const std::vector<int64_t>& shape);
+            std::initializer_list<int64_t> shape);
 
   const Inputs& inputs_;
   const bool as_numpy_;

@@ -185,10 +185,12 @@ void set_output(Problem& problem, const Sizes& sizes, bool transposed, Results& 
 }
 
 void set_partial(Problem& problem, const Sizes& sizes, Results& results) {
-  const std::vector<int64_t> rows = {sizes.batch, sizes.query_heads, sizes.queries};
-  problem.running_max = results.add_float32("running_max", rows);
-  problem.running_sum = results.add_float32("running_sum", rows);
-  problem.values = results.add_float32("values", {rows[0], rows[1], rows[2], sizes.value_dim});
+  const int64_t batch = sizes.batch;
+  const int64_t heads = sizes.query_heads;
+  const int64_t queries = sizes.queries;
+  problem.running_max = results.add_float32("running_max", {batch, heads, queries});
+  problem.running_sum = results.add_float32("running_sum", {batch, heads, queries});
+  problem.values = results.add_float32("values", {batch, heads, queries, sizes.value_dim});
 }
 
 const Target& find_target(const std::string& name) {

@@ -5,9 +5,9 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstdlib>
+#include <initializer_list>
 #include <memory>
 #include <new>
-#include <vector>
 
 #include "../integers.h"
 
@@ -69,7 +69,7 @@ using OwnedTensor = std::unique_ptr<Owned, void (*)(Owned*)>;
 
 // Returns an uninitialised contiguous tensor. Its description lies before its elements, in the same
 // memory.
-inline OwnedTensor allocate_tensor(Type type, const std::vector<int64_t>& shape) {
+inline OwnedTensor allocate_tensor(Type type, std::initializer_list<int64_t> shape) {
   struct Header {
     Owned owned;
     int64_t shape[kMaxAxes];
@@ -88,7 +88,7 @@ inline OwnedTensor allocate_tensor(Type type, const std::vector<int64_t>& shape)
   int64_t stride = 1;
   for (size_t axis = shape.size(); axis-- > 0;) {
     header->stride[axis] = stride;
-    stride *= shape[axis];
+    stride *= header->shape[axis];
   }
   View& view = header->owned.view;
   view.data = static_cast<char*>(memory) + kHeaderBytes;

@@ -300,6 +300,7 @@ def test_arrays_are_released_after_a_call_and_after_a_refusal(query: torch.Tenso
             kw.attention_stats(array, array, array)
             with suppress(kw.ShapeError):
                 kw.attend(array, array, query[0])
+    del array
     gc.collect()  # the error's traceback holds the arguments
     assert [sys.getrefcount(array) for array in arrays] == counts
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import threading
+import os
+from threading import get_ident, main_thread
 
 from keywise.attention import _native
 from keywise.attention._native import CheckedMask, Inputs, Refusal, StatsPlan, attend, multiply_adds, read_inputs
@@ -33,9 +34,22 @@ _native.set_array_functions(
 )
 
 
+class _MainThread:
+    ident = main_thread().ident
+
+    @classmethod
+    def update(cls) -> None:
+        cls.ident = main_thread().ident
+
+
+# Asking threading at every call takes three times as long, which a small call would notice.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_MainThread.update)
+
+
 def is_interruptible() -> bool:
     """Return whether Ctrl-C can stop a call on this thread.
 
     Signals reach the main thread only; asking for them elsewhere would wait for the GIL in vain.
     """
-    return threading.get_ident() == threading.main_thread().ident
+    return get_ident() == _MainThread.ident

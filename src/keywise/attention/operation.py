@@ -70,7 +70,8 @@ def attend(
     ----------
     Vaswani et al., "Attention Is All You Need", 2017.
     """
-    return run(query, key, value, mask=mask, bias=bias, scale=scale, softcap=softcap, sinks=sinks)
+    call = make_call(query, key, value, mask=mask, bias=bias, scale=scale, softcap=softcap, sinks=sinks)
+    return _compute(call)["output"]
 
 
 def attention_stats(
@@ -123,10 +124,8 @@ def attention_stats(
     (2, [[[[0.0, 1.0]]]])
     """
     stats = StatsRequest(top_k, segment_bounds, segment_ids, query_weights)
-    result: AttentionStats = run(
-        query, key, value, mask=mask, bias=bias, scale=scale, softcap=softcap, sinks=sinks, stats=stats
-    )
-    return result
+    call = make_call(query, key, value, mask=mask, bias=bias, scale=scale, softcap=softcap, sinks=sinks, stats=stats)
+    return AttentionStats(**_compute(call))
 
 
 def partial(
@@ -273,20 +272,20 @@ def run(
 
 def _compute(call: AttentionCall, *, transposed_output: bool = False, partial: bool = False) -> dict[str, Any]:
     """Return the results of a call by name: the output or the partial, and the statistics."""
-    target = choose_target(call.inputs.dtype)
+    inputs, mask, bias, sinks, scale, softcap, first_key, stats = call
+    target = choose_target(inputs.dtype)
     if target == REFERENCE:
         problem = pose_problem(call)
         return reference.evaluate(problem).in_library(problem, transposed_output=transposed_output, partial=partial)
-    stats = call.stats
     return native.attend(
-        call.inputs,
-        call.mask.native,
+        inputs,
+        mask.native,
         None if stats is None else stats.native,
-        None if call.bias is None else call.bias.data,
-        None if call.sinks is None else call.sinks.astype("float32"),
-        call.scale,
-        call.softcap or 0.0,
-        call.first_key,
+        None if bias is None else bias.data,
+        None if sinks is None else sinks.astype("float32"),
+        scale,
+        softcap or 0.0,
+        first_key,
         transposed_output,
         partial,
         target,

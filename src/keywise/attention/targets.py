@@ -163,7 +163,7 @@ def _find_reason(name: str, dtype: str | None, chosen: str | None) -> str:
 
 
 def choose_target(dtype: str) -> str:
-    """Return the target that runs a call.
+    """Return the name of the target that runs a call.
 
     Parameters
     ----------
@@ -245,8 +245,9 @@ def get_num_threads() -> int:
         return int(from_environment)
     torch = sys.modules.get("torch")
     # A torch that is being imported has no get_num_threads yet.
-    if torch is not None and hasattr(torch, "get_num_threads"):
-        return int(torch.get_num_threads())
+    count_torch_threads = getattr(torch, "get_num_threads", None)
+    if count_torch_threads is not None:
+        return int(count_torch_threads())
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -91,9 +91,6 @@ class ResolvedMask(_MaskFields):
         )
 
 
-_ALL_KEYS = Mask()
-
-
 def resolve_mask(mask: Any, sizes: Sizes | Inputs, first_key: int) -> ResolvedMask:
     """Return a mask checked against the sizes of a call, or raise.
 
@@ -120,8 +117,8 @@ def resolve_mask(mask: Any, sizes: Sizes | Inputs, first_key: int) -> ResolvedMa
     [4]
     """
     if mask is None:
-        mask = _ALL_KEYS
-    elif not isinstance(mask, Mask):
+        return _ALL_KEYS
+    if not isinstance(mask, Mask):
         return _resolve_sides(False, None, 0)._replace(allowed=_check_allowed("mask", mask, sizes))
     fields = _resolve_sides(mask.causal, mask.window, mask.keep_first)
     arrays: dict[str, Any] = {}
@@ -140,6 +137,9 @@ def resolve_mask(mask: Any, sizes: Sizes | Inputs, first_key: int) -> ResolvedMa
 def _resolve_sides(causal: bool, window: tuple[int | None, int | None] | None, keep_first: int) -> ResolvedMask:
     left, right = (-1 if side is None else min(side, MAX_TOKENS) for side in window or (None, None))
     return ResolvedMask(causal, left, right, min(keep_first, MAX_TOKENS))
+
+
+_ALL_KEYS = _resolve_sides(False, None, 0)
 
 
 def _check_positions(name: str, value: Any, batch: int) -> Array:
