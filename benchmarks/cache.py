@@ -178,7 +178,7 @@ def measure_question(model: str | None, dtype: str, tokens: int, folder: str, na
     offsets = loaded.tokenizer(text, return_offsets_mapping=True, verbose=False)["offset_mapping"]
     token_times: list[float] = []
     start = time.perf_counter()
-    document = Reader(loaded, folder).read(text[: offsets[tokens - 1][1]])
+    document = Reader(loaded, cache_dir=folder).read(text[: offsets[tokens - 1][1]])
     prefilled = time.perf_counter()
     document.ask(QUESTIONS[name], max_tokens=1, on_token=lambda _: token_times.append(time.perf_counter()))
     yield {

@@ -194,16 +194,16 @@ def evidence(
     4,000 tokens.
     """
     from benchmarks.evidence import FOREIGN_QUESTIONS, judge_evidence, measure_cost
-    from keywise.documents.labelled import labelled_documents
+    from keywise.documents.squad import load_squad
 
     if naive and not answers:
         raise OptionError("naive", "must not be given without --answers")
-    labelled = labelled_documents(data, paragraphs)[:documents]
-    questions = sum(len(document.questions) + FOREIGN_QUESTIONS for document in labelled)
+    gold_documents = load_squad(data, paragraphs)[:documents]
+    questions = sum(len(document.questions) + FOREIGN_QUESTIONS for document in gold_documents)
     with record_run("evidence", json, questions + 1) as (run, report):
-        for result in judge_evidence(model, dtype, labelled, answers=answers, naive=naive, report=report):
+        for result in judge_evidence(model, dtype, gold_documents, answers=answers, naive=naive, report=report):
             run.add(result)
-        longest = max(labelled_documents(data, 20), key=lambda document: len(document.text))
+        longest = max(load_squad(data, 20), key=lambda document: len(document.text))
         run.add(measure_cost(model, dtype, longest.text, longest.questions[0].text, rounds=7))
 
 

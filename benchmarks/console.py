@@ -8,6 +8,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,9 @@ FAILURE, USER_ERROR, INTERRUPTED = 1, 2, 130
 
 POSITIONAL = {"groups": "GROUP", "files": "FILE"}
 """Arguments of commands that are not options, and their names in the help."""
+
+BUILD_OPTIONS = ("--before", "--after")
+"""Options that name the folder of a build."""
 
 
 def print_error(message: str) -> None:
@@ -54,22 +58,37 @@ def report_errors(options: Iterable[str]) -> Iterator[None]:
 def format_command(arguments: Sequence[str]) -> str:
     """Return the command that repeats a run, without the file that it fills.
 
-    Absolute paths are shortened to their last part.
+    Absolute paths are shortened to their last part; those of builds to their last two, because folders of packages
+    often have the same name.
 
     Examples
     --------
     >>> from benchmarks.console import format_command
     >>> format_command(["evidence", "--data", "/home/ann/squad.json", "--json", "run.json"])
     'python -m benchmarks evidence --data squad.json'
+    >>> format_command(["compare", "--before=/work/main/src", "--after=/work/fast/src"])
+    'python -m benchmarks compare --before main/src --after fast/src'
     """
-    repeated = []
-    remaining = iter(arguments)
-    for argument in remaining:
-        if argument == "--json":
-            next(remaining, None)
-        elif not argument.startswith("--json="):
-            repeated.append(Path(argument).name if Path(argument).is_absolute() else argument)
+    repeated: list[str] = []
+    option = ""
+    for word in chain.from_iterable(map(_split_option, arguments)):
+        is_option = word.startswith("--")
+        owner = word if is_option else option
+        if owner != "--json":
+            repeated.append(_shorten_path(word, parts=2 if owner in BUILD_OPTIONS else 1))
+        option = word if is_option else ""
     return shlex.join(["python", "-m", "benchmarks", *repeated])
+
+
+def _split_option(argument: str) -> list[str]:
+    """Split ``--option=value`` into its two words."""
+    return argument.split("=", 1) if argument.startswith("--") else [argument]
+
+
+def _shorten_path(word: str, parts: int) -> str:
+    """Return the last parts of an absolute path; other words as they are."""
+    path = Path(word)
+    return str(Path(*path.parts[1:][-parts:])) if path.is_absolute() else word
 
 
 @contextmanager

@@ -11,17 +11,22 @@ from time import perf_counter
 from typing import Any, Final
 
 import numpy as np
-from keywise.documents.labelled import Labelled, Question
 from numpy.typing import NDArray
 
 from benchmarks.markdown import format_table
 from benchmarks.results import Run
-from keywise.documents.document import Document
-from keywise.documents.evidence import clue_odds, no_answer_share, sentence_shares
-from keywise.documents.files import Source
-from keywise.documents.heads import ATTENTION, MEANING, WORDS, Heads, untuned
-from keywise.documents.reader import Reader
-from keywise.documents.tune import Observed, choose, every_head, fit_powers, observe, restricted
+from keywise.documents import Document, Heads, Reader, Source
+from keywise.documents.evidence import combine_odds, compute_feature_odds, estimate_no_answer_share
+from keywise.documents.heads import ATTENTION, LEXICAL, SEMANTIC, guess_heads
+from keywise.documents.squad import GoldDocument, GoldQuestion
+from keywise.documents.tune import (
+    Observation,
+    choose_heads,
+    fit_powers,
+    observe_questions,
+    restrict_stats,
+    select_all_heads,
+)
 from keywise.errors import OptionError
 from keywise.library.encoder import SentenceEncoder
 from keywise.models.loading import LoadedModel, load_model
@@ -34,9 +39,9 @@ FOREIGN_QUESTIONS: Final = 15
 WRITTEN_TOKENS: Final = 24
 RESAMPLES: Final = 1000
 TUNED, UNTUNED, LAST_LAYER = "attention, tuned heads", "attention, untuned", "attention, last layer"
-EVIDENCE, WITH_MEANING = "evidence: attention and words", "evidence with `--meaning`"
+EVIDENCE, WITH_SEMANTIC = "evidence: attention and words", "evidence with `--semantic`"
 BM25, MINILM, BOTH, CHANCE = "BM25", "MiniLM", "BM25 + MiniLM", "random"
-_RANKING_NAMES = {WORDS: EVIDENCE, MEANING: WITH_MEANING, ATTENTION: TUNED}
+_RANKING_NAMES = {LEXICAL: EVIDENCE, SEMANTIC: WITH_SEMANTIC, ATTENTION: TUNED}
 _WORD = re.compile(r"\w+")
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _MIN_BM25_SHARE = 0.02
@@ -49,14 +54,14 @@ class Fold:
     """Heads tuned outside of a fold, and the observed questions inside and outside of it."""
 
     heads: Heads
-    inside: Sequence[Observed]
-    outside: Sequence[Observed]
+    inside: Sequence[Observation]
+    outside: Sequence[Observation]
 
 
 def judge_evidence(
     model: str | None,
     dtype: str | None,
-    documents: Sequence[Labelled],
+    documents: Sequence[GoldDocument],
     *,
     answers: bool,
     naive: bool,
@@ -91,25 +96,25 @@ def judge_evidence(
     """
     loaded = load_model(model, dtype=dtype, pack_linear=True)
     config = loaded.model.config.get_text_config()
-    every = every_head(config.num_hidden_layers, config.num_attention_heads)
+    all_heads = select_all_heads(config.num_hidden_layers, config.num_attention_heads)
     require_modules("bench", "rank_bm25", "sentence_transformers")
     encoder = SentenceEncoder()
-    reader = Reader(loaded, heads=every, encode=encoder.encode, keep=False)
+    reader = Reader(loaded, heads=all_heads, encode=encoder.encode, keep=False)
 
     def report_document(number: int, count: int) -> None:
         report(f"document {number} of {count} observed")
 
-    observed = list(observe(reader, documents, strangers=FOREIGN_QUESTIONS, progress=report_document))
+    observations = list(observe_questions(reader, documents, unanswerable=FOREIGN_QUESTIONS, progress=report_document))
     text_scores = _TextScores(documents, encoder)
-    for fold in _split_folds(observed, every):
-        rankings = _Rankings(fold, every, text_scores)
+    for fold in _split_folds(observations, all_heads):
+        rankings = _Rankings(fold, all_heads, text_scores)
         answering = _Answering(loaded, documents, fold.heads) if answers else None
         for observation in fold.inside:
-            look = restricted(observation.look, every.matching, fold.heads)
+            stats = restrict_stats(observation.stats, all_heads.matching, fold.heads)
             result: dict[str, Any] = {
                 "document": observation.document,
                 "article": observation.question.article,
-                "no_answer_share": round(no_answer_share(look, fold.heads), 4),
+                "no_answer_share": round(estimate_no_answer_share(stats, fold.heads), 4),
             }
             if observation.gold:
                 scores = rankings.compute_scores(observation)
@@ -141,14 +146,14 @@ def measure_cost(model: str | None, dtype: str | None, text: str, question: str,
     dict
         ``document_tokens, question_tokens, evidence_seconds, forward_seconds``, the last two lists.
     """
-    document = Reader(load_model(model, dtype=dtype, pack_linear=True), keep=False).read_whole(text)
+    document = Reader(load_model(model, dtype=dtype, pack_linear=True), keep=False).read(text, split=False)
     samples: dict[str, list[float]] = {"evidence_seconds": [], "forward_seconds": []}
     tokens = 0
     for _ in range(rounds + 1):
         start = perf_counter()
         document.evidence(question)
         evidence_end = perf_counter()
-        tokens = document.pass_over(question)
+        tokens = document.forward_question(question)
         samples["forward_seconds"].append(perf_counter() - evidence_end)
         samples["evidence_seconds"].append(evidence_end - start)
     # The first round warms the memory.
@@ -162,19 +167,19 @@ def measure_cost(model: str | None, dtype: str | None, text: str, question: str,
 class _TextScores:
     """Scores of sentences without attention: BM25, and MiniLM embeddings."""
 
-    def __init__(self, documents: Sequence[Labelled], encoder: SentenceEncoder) -> None:
+    def __init__(self, documents: Sequence[GoldDocument], encoder: SentenceEncoder) -> None:
         from rank_bm25 import BM25Okapi  # noqa: PLC0415 - optional
 
         self._bm25 = []
         self._vectors = []
-        for labelled in documents:
-            sentences = [labelled.text[start:end] for start, end in Source("text", labelled.text).sentences]
+        for document in documents:
+            sentences = [document.text[start:end] for start, end in Source("text", document.text).sentences]
             self._bm25.append(BM25Okapi([_split_words(sentence) or [""] for sentence in sentences]))
             self._vectors.append(encoder.encode(sentences))
-        questions = list(dict.fromkeys(question.text for labelled in documents for question in labelled.questions))
+        questions = list(dict.fromkeys(question.text for document in documents for question in document.questions))
         self._question_vectors = dict(zip(questions, encoder.encode(questions), strict=True))
 
-    def compute_scores(self, observation: Observed) -> tuple[Scores, Scores]:
+    def compute_scores(self, observation: Observation) -> tuple[Scores, Scores]:
         """Return the lexical and the semantic scores of a question's sentences."""
         text = observation.question.text
         lexical = self._bm25[observation.document].get_scores(_split_words(text))
@@ -184,36 +189,36 @@ class _TextScores:
 class _Rankings:
     """All methods of ranking, with parameters fitted outside of a fold."""
 
-    def __init__(self, fold: Fold, every: Heads, text_scores: _TextScores) -> None:
+    def __init__(self, fold: Fold, all_heads: Heads, text_scores: _TextScores) -> None:
         self._heads = fold.heads
-        self._every = every
+        self._all_heads = all_heads
         self._text_scores = text_scores
         outside = [observation for observation in fold.outside if observation.gold]
         features = [self._compute_features(observation) for observation in outside]
         self._powers = fit_powers(features, [observation.gold for observation in outside])
 
-    def compute_scores(self, observation: Observed) -> dict[str, Scores]:
+    def compute_scores(self, observation: Observation) -> dict[str, Scores]:
         """Return the scores of a question's sentences by every method."""
-        look = restricted(observation.look, self._every.matching, self._heads)
+        stats = restrict_stats(observation.stats, self._all_heads.matching, self._heads)
         features = self._compute_features(observation)
-        last = max(layer for layer, _ in self._every.matching)
-        layers = np.array([layer for layer, _ in self._every.matching])
-        guess = untuned(last + 1, int((layers == 0).sum()))
+        last = max(layer for layer, _ in self._all_heads.matching)
+        layers = np.array([layer for layer, _ in self._all_heads.matching])
+        guess = guess_heads(last + 1, int((layers == 0).sum()))
         middle = np.isin(layers, guess.layers)
         # The order differs between questions, and is the same in every run.
-        chance = np.random.default_rng(len(observation.question.text)).random(look.matching.shape[1])
-        odds = clue_odds(look, observation.text, self._heads)
+        chance = np.random.default_rng(len(observation.question.text)).random(stats.matching.shape[1])
+        odds = compute_feature_odds(stats, observation.text_scores, self._heads)
         return {
-            **{name: sentence_shares(odds, self._heads.powers[ranking]) for ranking, name in _RANKING_NAMES.items()},
-            UNTUNED: observation.look.matching[middle].sum(axis=0),
-            LAST_LAYER: observation.look.matching[layers == last].sum(axis=0),
+            **{name: combine_odds(odds, self._heads.powers[ranking]) for ranking, name in _RANKING_NAMES.items()},
+            UNTUNED: observation.stats.matching[middle].sum(axis=0),
+            LAST_LAYER: observation.stats.matching[layers == last].sum(axis=0),
             BM25: features[0],
             MINILM: features[1],
             BOTH: np.tensordot(self._powers, features, 1),
             CHANCE: chance,
         }
 
-    def _compute_features(self, observation: Observed) -> Scores:
+    def _compute_features(self, observation: Observation) -> Scores:
         lexical, semantic = self._text_scores.compute_scores(observation)
         return np.stack([np.log(lexical / max(lexical.sum(), 1e-9) + _MIN_BM25_SHARE), 5.0 * semantic])
 
@@ -221,30 +226,30 @@ class _Rankings:
 class _Answering:
     """Answers to questions with the heads of a fold."""
 
-    def __init__(self, loaded: LoadedModel, documents: Sequence[Labelled], heads: Heads) -> None:
+    def __init__(self, loaded: LoadedModel, documents: Sequence[GoldDocument], heads: Heads) -> None:
         self._reader = Reader(loaded, heads=heads, keep=False)
         self._documents = documents
         self._prefilled: tuple[int, Document] | None = None
 
-    def judge_answer(self, observation: Observed, *, naive: bool) -> dict[str, Any]:
+    def judge_answer(self, observation: Observation, *, naive: bool) -> dict[str, Any]:
         """Answer a question, and compare the answer with the gold answers."""
         question, number = observation.question, observation.document
         if self._prefilled is None or self._prefilled[0] != number:
-            self._prefilled = number, self._reader.read_whole(self._documents[number].text)
+            self._prefilled = number, self._reader.read(self._documents[number].text, split=False)
         document = self._prefilled[1]
         start = perf_counter()
         answer = document.ask(question.text)
         result = {"seconds": round(perf_counter() - start, 3), **_judge_text(answer.text, question)}
         if naive:
             written = document.ask(question.text, sentences=0, max_tokens=WRITTEN_TOKENS)
-            result["naive_correct"] = question.right(written.text)
+            result["naive_correct"] = question.accepts(written.text)
         if result["correct"]:
-            result["log_probability_drops"] = [round(ablation.drop, 3) for ablation in document.ablate(answer)]
+            result["log_probability_drops"] = [round(ablation.drop_nats, 3) for ablation in document.ablate(answer)]
         return result
 
 
-def _split_folds(observed: Sequence[Observed], every: Heads) -> Iterator[Fold]:
-    articles = sorted({observation.question.article for observation in observed if observation.gold})
+def _split_folds(observations: Sequence[Observation], all_heads: Heads) -> Iterator[Fold]:
+    articles = sorted({observation.question.article for observation in observations if observation.gold})
     if len(articles) < 2:
         raise OptionError(
             "data",
@@ -253,9 +258,10 @@ def _split_folds(observed: Sequence[Observed], every: Heads) -> Iterator[Fold]:
     for part in np.array_split(articles, min(FOLDS, len(articles))):
         fold_articles = set(part.tolist())
         # A question that its document does not answer belongs to the fold of its own article.
-        inside = [observation for observation in observed if observation.question.article in fold_articles]
-        outside = [observation for observation in observed if observation.question.article not in fold_articles]
-        yield Fold(choose(outside, every.matching, answer_sentences=1, tuned_on="other articles"), inside, outside)
+        inside = [observation for observation in observations if observation.question.article in fold_articles]
+        outside = [observation for observation in observations if observation.question.article not in fold_articles]
+        heads = choose_heads(outside, all_heads.matching, answer_sentences=1, tuned_on="other articles")
+        yield Fold(heads, inside, outside)
 
 
 def _compute_rank(scores: Scores, gold: Sequence[int]) -> int:
@@ -272,7 +278,7 @@ def _normalize_answer(text: str) -> list[str]:
     return _ARTICLES.sub(" ", bare).split()
 
 
-def _judge_text(answer: str, question: Question) -> dict[str, Any]:
+def _judge_text(answer: str, question: GoldQuestion) -> dict[str, Any]:
     words = _normalize_answer(answer)
     gold_answers = [_normalize_answer(gold) for gold in question.answers]
     f1 = 0.0
@@ -280,7 +286,7 @@ def _judge_text(answer: str, question: Question) -> dict[str, Any]:
         common = sum((Counter(words) & Counter(gold)).values())
         if common:
             f1 = max(f1, 2 * common / (len(words) + len(gold)))
-    return {"correct": question.right(answer), "exact_match": words in gold_answers, "f1": round(f1, 3)}
+    return {"correct": question.accepts(answer), "exact_match": words in gold_answers, "f1": round(f1, 3)}
 
 
 def format_tables(runs: Sequence[Run]) -> str:

@@ -140,12 +140,12 @@ def measure_extra(path: Path, queries: int) -> Iterator[int]:
 def measure_speed(path: Path, budget: TimeBudget) -> Iterator[dict[str, Any]]:
     """Time one query and many over all keys, in turns, once all backends return the same rows."""
     import keywise as kw
-    from keywise.library.schema import numbers_of
+    from keywise.library.arrow_arrays import arrow_to_vectors
 
     threads = len(list_available_cpus())
     library = kw.Library.open(path)
     bytes_per_second = measure_limits(threads).read_bytes_per_second
-    keys = np.concatenate([numbers_of(batch["key"]) for batch in library.dataset.to_batches(columns=["key"])])
+    keys = np.concatenate([arrow_to_vectors(batch["key"]) for batch in library.dataset.to_batches(columns=["key"])])
     functions = _prepare_functions(library, keys, threads)
     convert_addresses = _make_address_converter(library)
     for count in QUERIES:
@@ -326,18 +326,18 @@ def measure_cluster(path: Path, keys: int, workers: int, rounds: int = 5) -> Ite
         "keys": keys,
         "queries": len(queries),
         "fragments": len(library.dataset.get_fragments()),
-        "part_bytes": _measure_part_bytes(len(queries)),
+        "partial_bytes": _measure_partial_bytes(len(queries)),
         "same_bits": bool(same_bits),
         "seconds_per_call": samples[1:],
     }
 
 
-def _measure_part_bytes(queries: int) -> int:
+def _measure_partial_bytes(queries: int) -> int:
     import pickle
 
-    from keywise.library.part import Part
+    from keywise.library.partials import LibraryPartial
 
-    return len(pickle.dumps(Part.empty(queries, 0, TOP)))
+    return len(pickle.dumps(LibraryPartial.empty(queries, 0, TOP)))
 
 
 def _run_evidence(_folder: Path, _keys: int, data: Path | None, questions: int) -> Iterator[dict[str, Any]]:
@@ -388,7 +388,7 @@ def _format_cluster(results: Sequence[dict[str, Any]]) -> str:
             _describe_workers(result["workers"]),
             format_number(statistics.median(result["seconds_per_call"]) * 1e3),
             str(result["fragments"]),
-            f"{result['part_bytes'] / 1e3:.1f} KB",
+            f"{result['partial_bytes'] / 1e3:.1f} KB",
             "yes" if result["same_bits"] else "no",
         ]
         for result in results

@@ -88,12 +88,11 @@ def measure_ranks(data: Path, questions: int, passage_tokens: int | None = None)
     dict
         One result.
     """
-    from keywise.library.asking import PASSAGE_TOKENS, passages_for
-
     import keywise as kw
     from keywise.documents import Reader
     from keywise.library import SentenceEncoder
-    from keywise.library.passages import placed
+    from keywise.library.answer import PASSAGE_TOKENS, choose_passages_for
+    from keywise.library.passages import locate_evidence
     from keywise.models.loading import load_model
 
     budget = passage_tokens or PASSAGE_TOKENS
@@ -121,9 +120,9 @@ def measure_ranks(data: Path, questions: int, passage_tokens: int | None = None)
         evidence_ranks, ranks_before, tokens_read = [], [], []
         selected = [article[:: max(len(article) // questions, 1)][:questions] for article in articles]
         for question in (question for article in selected for question in article):
-            passages = passages_for(library, question.text, model, passage_tokens=budget)
+            passages = choose_passages_for(library, question.text, model, passage_tokens=budget)
             document = reader.read([passage.source for passage in passages])
-            evidence = placed(document.evidence(question.text), passages)
+            evidence = locate_evidence(document.evidence(question.text), passages)
             ranks = (item.rank for item in evidence if _spans_answer(item.source, item.start, item.end, question))
             evidence_ranks.append(next(ranks, 0))
             ranks_before.append(search_ranks[all_questions.index(question)])

@@ -23,9 +23,7 @@ MACHINES = ("zen4", "zen5", "xeon")
 PAGES = ("docs/performance.md", "docs/evidence.md", "docs/library.md", "docs/scale.md")
 """Pages with generated tables."""
 
-_TABLE = re.compile(
-    r"(<!-- (?:python -m benchmarks|keywise bench) table ([^\n]*?) -->\n).*?(<!-- end of table -->)", re.DOTALL
-)
+_TABLE = re.compile(r"(<!-- python -m benchmarks table ([^\n]*?) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 _SUMMARY = re.compile(rf"--summary ({'|'.join(SUMMARIES)}) (.*)")
 
 

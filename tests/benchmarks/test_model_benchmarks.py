@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from keywise.documents.labelled import labelled_documents
 
 from benchmarks import cache, evidence, memory, model
 from benchmarks.backends import Backend
 from benchmarks.results import Run
 from benchmarks.tables import format_tables
 from benchmarks.timing import TimeBudget
+from keywise.documents.squad import load_squad
 from keywise.errors import FormatError, OptionError
 from keywise.models import find_model
 
@@ -122,32 +122,32 @@ def squad(folder: Path, articles: int) -> Path:
     return path
 
 
-def test_labelled_documents_are_consecutive_paragraphs(tmp_path: Path) -> None:
+def test_documents_of_squad_are_consecutive_paragraphs(tmp_path: Path) -> None:
     data = squad(tmp_path, 3)
-    first, second = labelled_documents(data, 2)
+    first, second = load_squad(data, 2)
     assert [len(document.questions) for document in (first, second)] == [4, 2]
     assert [question.article for question in first.questions] == [0, 0, 1, 1]
     question = first.questions[2]
     assert first.text[question.positions[0] :].startswith("Job Low. The lamp")
-    assert question.right("it was job low.")
-    assert not question.right("Joa Low")
-    with pytest.raises(OptionError, match="paragraphs=0"):
-        labelled_documents(data, 0)
+    assert question.accepts("it was job low.")
+    assert not question.accepts("Joa Low")
+    with pytest.raises(OptionError, match="paragraphs must be between 1 and"):
+        load_squad(data, 0)
     data.write_text("{}", encoding="utf-8")
     with pytest.raises(FormatError, match="SQuAD"):
-        labelled_documents(data, 1)
+        load_squad(data, 1)
 
 
 @needs_model
 def test_evidence_is_judged_with_heads_of_other_articles(tmp_path: Path) -> None:
     pytest.importorskip("rank_bm25", reason="ranks by words; it comes with keywise[bench]")
-    documents = labelled_documents(squad(tmp_path, 8), 2)
+    documents = load_squad(squad(tmp_path, 8), 2)
     results = list(evidence.judge_evidence(None, None, documents, answers=True, naive=False, report=lambda line: None))
     answerable = [result for result in results if "ranks" in result]
     assert len(answerable) == 16
     assert set(answerable[0]["ranks"]) >= {
         evidence.EVIDENCE,
-        evidence.WITH_MEANING,
+        evidence.WITH_SEMANTIC,
         evidence.TUNED,
         evidence.BM25,
         evidence.CHANCE,
@@ -160,7 +160,7 @@ def test_evidence_is_judged_with_heads_of_other_articles(tmp_path: Path) -> None
     assert f"| {evidence.EVIDENCE} |" in text
     assert "contain a gold answer" in text
     assert "AUROC" in text
-    alone = labelled_documents(squad(tmp_path, 1), 1)
+    alone = load_squad(squad(tmp_path, 1), 1)
     with pytest.raises(OptionError, match="data must hold two articles or more"):
         list(evidence.judge_evidence(None, None, alone, answers=False, naive=False, report=lambda line: None))
 
