@@ -5,11 +5,11 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from keywise.attention.targets import explain, get_num_threads, set_num_threads, targets, using
 from keywise.attention.mask import Mask
 from keywise.attention.operation import attend, attention_stats, partial
 from keywise.attention.partial import Partial, merge
 from keywise.attention.stats import AttentionStats
+from keywise.attention.targets import explain, get_num_threads, set_num_threads, targets, using
 from keywise.cache.kvcache import KVCache
 from keywise.errors import (
     DtypeError,

@@ -9,7 +9,6 @@ from keywise.cli.exits import USER_MISTAKE
 from keywise.cli.terminal import print_notice
 from keywise.errors import KeywiseError
 
-
 # Arguments of the library that a command spells otherwise.
 _SPELLINGS = {"source": "model", "encode": "semantic"}
 
