@@ -19,22 +19,26 @@ constexpr int64_t kPadFloats = 16;
 
 // ---- Scheduling ----
 
-// Query rows of a query block: many enough to pay for reading a block of keys, few enough that their state stays in L2.
+// Query rows of a query block: many enough to pay for reading a block of keys, few enough that
+// their state stays in L2.
 constexpr int64_t kMaxBlockRows = 240;
 // With fewer rows the cost of reading keys would dominate.
 constexpr int64_t kMinBlockRows = 24;
-// Rows of a query block are a multiple of this: every target's tiles then are full but for the last.
+// Rows of a query block are a multiple of this: every target's tiles then are full but for the
+// last.
 constexpr int64_t kBlockRowStep = 12;
-// The scores of a query block should stay in L2, beside a block of keys and values. Rows with statistics keep the
-// weights of all their keys.
+// The scores of a query block should stay in L2, beside a block of keys and values. Rows with
+// statistics keep the weights of all their keys.
 constexpr int64_t kMaxBufferFloats = 384 * 1024 / sizeof(float);
 constexpr int64_t kMinBufferRows = 12;
 
-// Heads with at most this many query rows (decoding, a question after a document) are split by keys where these are at
-// least kMinManyKeys: one task per head would leave cores idle and stream all keys through one core.
+// Heads with at most this many query rows (decoding, a question after a document) are split by keys
+// where these are at least kMinManyKeys: one task per head would leave cores idle and stream all
+// keys through one core.
 constexpr int64_t kMaxSplitRows = 192;
 constexpr int64_t kMinManyKeys = 16 * kBlockKeys;
-// With fewer heads and fewer rows than these there are too few other tasks, and any number of keys is split.
+// With fewer heads and fewer rows than these there are too few other tasks, and any number of keys
+// is split.
 constexpr int64_t kMaxFewRows = 64;
 constexpr int64_t kMaxFewHeads = 16;
 // Keys of one split: long enough that merging costs little.
@@ -42,20 +46,23 @@ constexpr int64_t kSplitKeys = 4 * kBlockKeys;
 
 // Tasks to aim for, so that any usual number of cores has work to the end.
 constexpr int64_t kMinTasks = 8;
-// Heads whose packed keys are in use at the same time have at most this many tasks and this many bytes of keys and
-// values. Weights that wait for statistics take no more bytes either.
+// Heads whose packed keys are in use at the same time have at most this many tasks and this many
+// bytes of keys and values. Weights that wait for statistics take no more bytes either.
 constexpr int64_t kMaxTasksAtOnce = 64;
 constexpr int64_t kMaxBytesAtOnce = 16 << 20;
-// With fewer query blocks per head, every task packs keys for itself: packing once costs one more step of all threads.
+// With fewer query blocks per head, every task packs keys for itself: packing once costs one more
+// step of all threads.
 constexpr int64_t kMinSharingBlocks = 5;
-// Partials and weights of heads that are split by keys wait for the rest of their head. Per thread they should stay in
-// L2; with two tasks per thread no thread idles long, however many bytes these need.
+// Partials and weights of heads that are split by keys wait for the rest of their head. Per thread
+// they should stay in L2; with two tasks per thread no thread idles long, however many bytes these
+// need.
 constexpr int64_t kWaitingBytesPerThread = 512 << 10;
 constexpr int64_t kMinTasksPerThread = 2;
 // Memory that a thread keeps for its next call: fresh pages cost more than a small attention.
 constexpr int64_t kMaxKeptBytes = 8 << 20;
 
-// Work is counted in multiplications; reading one number of a key or value takes as long as this many.
+// Work is counted in multiplications; reading one number of a key or value takes as long as this
+// many.
 constexpr int64_t kReadWork = 8;
 // With less work than this, a second thread costs more than it brings.
 constexpr int64_t kMinThreadedWork = 1 << 18;

@@ -60,7 +60,7 @@ def test_only_the_definition_writes_a_softmax_out() -> None:
 )
 def test_attention_and_cache_import_numpy_alone(path: Path) -> None:
     foreign = {module.split(".")[0] for module in imports(path)} - set(sys.stdlib_module_names) - {"keywise", "numpy"}
-    # ml_dtypes is needed for NumPy's bfloat16 arrays only; zlib_ng is a faster CRC-32 where it is installed; the cache folder needs platformdirs.
+    # ml_dtypes: NumPy's bfloat16 arrays; zlib_ng: a faster CRC-32 if installed; platformdirs: the cache folder.
     assert foreign <= {"ml_dtypes", "zlib_ng", "platformdirs"}
 
 

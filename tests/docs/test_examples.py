@@ -6,6 +6,7 @@ import doctest
 import importlib
 import pkgutil
 import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -34,7 +35,7 @@ def test_docstrings_hold_examples() -> None:
 
 
 def python_blocks(page: Path) -> list[tuple[int, str]]:
-    """Give (line, code) of each block marked as Python."""
+    """Return (line, code) of each block marked as Python."""
     text = page.read_text(encoding="utf-8")
     return [
         (text[: match.start(1)].count("\n") + 1, match.group(1))
@@ -56,4 +57,7 @@ def test_pages(page: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
             assert runner.run(test, clear_globs=False).failed == 0
             names.update(test.globs)
         else:
-            exec(compile("\n" * (line - 1) + code, str(page), "exec"), names)  # noqa: S102  (the page's own example)
+            # Blank lines before the code make a traceback name the page's own line.
+            block = tmp_path / f"{page.stem}.py"
+            block.write_text("\n" * (line - 1) + code, encoding="utf-8")
+            names = runpy.run_path(str(block), init_globals=names, run_name=page.stem)
