@@ -84,7 +84,7 @@ static void forward_task(const Problem& problem, const Task& task, const Workspa
   compute_scores(context);
   for (int64_t row = 0; row < context.rows; ++row) {
     update_running_max(context, row);
-    if (problem.top()) select_top_k(context, row);
+    if (problem.top_k()) select_top_k(context, row);
   }
   accumulate_values(context);
   for (int64_t row = 0; row < context.rows; ++row) add_lane_sums(context, row);

@@ -93,7 +93,7 @@ static void compute_row_factors(const Problem& problem, const Task& task, const 
   for (int64_t row = 0; row < task.rows(); ++row) {
     const int64_t token = task.token(row, group);
     const int64_t head = task.query_head(row, group);
-    const bool has_statistics = token >= statistics.first_row && token < statistics.last_row;
+    const bool has_statistics = token >= statistics.first_query && token < statistics.last_query;
     factors[row] = 0.0f;
     if (!has_statistics || buffer.running_max[row] == -kInfinity) continue;
     factors[row] = weight_factor(problem, state, buffer, row);

@@ -22,7 +22,7 @@ static void merge_states(const Problem& problem, const Workspace& workspace, int
     const float* other_values = from.values + row * width;
     for (int64_t i = 0; i < width; ++i)
       values[i] = factors.left * values[i] + factors.right * other_values[i];
-    if (problem.top()) merge_top_k(workspace, problem.top(), into, from, row);
+    if (problem.top_k()) merge_top_k(workspace, problem.top_k(), into, from, row);
   }
 }
 

@@ -69,8 +69,8 @@ static void write_results(const Problem& problem, const Task& task, const State&
     const int64_t index = statistics_index(problem, task, row);
     if (index >= 0)
       write_row_statistics(problem, index, denominator, softmax,
-                           state.top_scores + row * statistics.top,
-                           state.top_keys + row * statistics.top);
+                           state.top_scores + row * statistics.top_k,
+                           state.top_keys + row * statistics.top_k);
   }
   if (problem.wants_statistics && statistics.segment_mass)
     write_segment_mass(problem, task, state, buffers, buffer_count);

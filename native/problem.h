@@ -64,27 +64,27 @@ struct MaskRules {
   int64_t allowed_stride[4] = {0, 0, 0, 0};
 };
 
-// Which statistics to compute, and where they go. Rows are the queries first_row .. last_row - 1;
-// arrays are contiguous.
+// Which statistics to compute, and where they go: for the queries first_query ..
+// last_query - 1, in contiguous arrays.
 struct Statistics {
-  int64_t first_row = 0;
-  int64_t last_row = 0;
-  int64_t top = 0;
+  int64_t first_query = 0;
+  int64_t last_query = 0;
+  int64_t top_k = 0;
   int64_t segments = 0;
-  const int64_t* segment_ranges =
-      nullptr;  // [segment_range_count, 3]: first key, key after the last, segment
+  // [segment_range_count, 3]: first key, key after the last, segment
+  const int64_t* segment_ranges = nullptr;
   int64_t segment_range_count = 0;
-  const float* query_weights =
-      nullptr;  // [batch, query heads, queries] by zero strides; null for 1 everywhere
+  // [batch, query heads, queries] by zero strides; null for 1 everywhere
+  const float* query_weights = nullptr;
   int64_t query_weight_stride[3] = {0, 0, 0};
 
-  float* lse = nullptr;           // [batch, query heads, rows]
-  float* entropy = nullptr;       // [batch, query heads, rows]
-  int32_t* top_keys = nullptr;    // [batch, query heads, rows, top]
-  float* top_weights = nullptr;   // [batch, query heads, rows, top]
-  float* top_mass = nullptr;      // [batch, query heads, rows] sum of top_weights
+  float* lse = nullptr;           // [batch, query heads, queries]
+  float* entropy = nullptr;       // [batch, query heads, queries]
+  int32_t* top_keys = nullptr;    // [batch, query heads, queries, top_k]
+  float* top_weights = nullptr;   // [batch, query heads, queries, top_k]
+  float* top_mass = nullptr;      // [batch, query heads, queries] sum of top_weights
   float* key_mass = nullptr;      // [batch, query heads, keys]; may be null
-  float* segment_mass = nullptr;  // [batch, query heads, rows, segments]; may be null
+  float* segment_mass = nullptr;  // [batch, query heads, queries, segments]; may be null
 
   // Returns how many segment ranges end at this key or before.
   KEYWISE_INLINE int64_t ranges_ended(int64_t key) const {
@@ -142,7 +142,7 @@ struct Problem {
   }
 
   // Heaviest keys wanted per row.
-  KEYWISE_INLINE int64_t top() const { return wants_statistics ? statistics.top : 0; }
+  KEYWISE_INLINE int64_t top_k() const { return wants_statistics ? statistics.top_k : 0; }
   // Query heads per key head.
   KEYWISE_INLINE int64_t group() const { return query_heads / key_heads; }
   KEYWISE_INLINE int64_t value_width() const { return round_up(value_dim, kPadFloats); }

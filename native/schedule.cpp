@@ -112,8 +112,8 @@ std::vector<QueryBlock> make_query_blocks(const Problem& problem) {
   int64_t statistics_begin = 0;
   int64_t statistics_end = 0;
   if (problem.wants_statistics) {
-    statistics_begin = problem.statistics.first_row * problem.group();
-    statistics_end = problem.statistics.last_row * problem.group();
+    statistics_begin = problem.statistics.first_query * problem.group();
+    statistics_end = problem.statistics.last_query * problem.group();
   }
   QueryBlockBuilder builder(problem);
   builder.add_rows(0, statistics_begin, false);

@@ -23,7 +23,7 @@ static void reset_state(const TaskContext& context) {
   for (int64_t row = 0; row < context.rows; ++row) state.softmax[row] = {-kInfinity, 0.0f, 0.0f};
   __builtin_memset(state.values, 0,
                    std::size_t(context.rows * context.value_width) * sizeof(float));
-  for (int64_t i = 0; i < context.rows * context.problem.top(); ++i) {
+  for (int64_t i = 0; i < context.rows * context.problem.top_k(); ++i) {
     state.top_scores[i] = -kInfinity;
     state.top_keys[i] = -1;
   }

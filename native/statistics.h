@@ -66,10 +66,10 @@ static int64_t statistics_index(const Problem& problem, const Task& task, int64_
   const Statistics& statistics = problem.statistics;
   const int64_t group = problem.group();
   const int64_t token = task.token(row, group);
-  if (!problem.wants_statistics || token < statistics.first_row || token >= statistics.last_row)
+  if (!problem.wants_statistics || token < statistics.first_query || token >= statistics.last_query)
     return -1;
   const int64_t head = task.item * problem.query_heads + task.query_head(row, group);
-  return head * (statistics.last_row - statistics.first_row) + token - statistics.first_row;
+  return head * (statistics.last_query - statistics.first_query) + token - statistics.first_query;
 }
 
 // Returns the factor from the weights of a row in a score buffer to shares of the denominator, once
@@ -152,15 +152,15 @@ static void write_row_statistics(const Problem& problem, int64_t index,
   const Vec running_max = broadcast(is_empty ? 0.0f : softmax.running_max);
   const Vec unit_base2 = broadcast(problem.score_unit_base2());
   double top_mass = 0.0;
-  for (int64_t first = 0; first < statistics.top; first += kLanes) {
-    const int64_t count = min(kLanes, statistics.top - first);
+  for (int64_t first = 0; first < statistics.top_k; first += kLanes) {
+    const int64_t count = min(kLanes, statistics.top_k - first);
     const Vec scores =
         count < kLanes ? load_n(top_scores + first, int(count)) : load(top_scores + first);
     const Vec shares = exp2_nonpositive(mul(sub(scores, running_max), unit_base2));
     float weights[kLanes];  // 0 where there is no key: its score is -inf
     store(weights, mul(shares, broadcast(denominator.inverse)));
     for (int64_t i = 0; i < count; ++i) {
-      const int64_t place = index * statistics.top + first + i;
+      const int64_t place = index * statistics.top_k + first + i;
       statistics.top_keys[place] = top_keys[first + i];
       statistics.top_weights[place] = weights[i];
       top_mass += double(weights[i]);

@@ -144,7 +144,7 @@ class Pool {
         wake_.wait(lock, [this] { return wanted_ > 0; });
         --sleepers_;
       }
-      ++busy_;  // first, so that no job ends while it is being taken
+      ++busy_;  // first, so that no job ends before a worker that starts it counts
       int wanted = wanted_;
       while (wanted > 0 && !wanted_.compare_exchange_weak(wanted, wanted - 1)) {
       }

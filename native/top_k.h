@@ -130,7 +130,7 @@ struct TopKSelector {
 
 // Updates a row's list with the scores of the task.
 static void select_top_k(const TaskContext& context, int64_t row) {
-  const int64_t top_k = context.problem.top();
+  const int64_t top_k = context.problem.top_k();
   const ScoreBuffer& buffer = context.scores;
   float* const top_scores = context.state.top_scores + row * top_k;
   const Vec lane_max = load(context.workspace.lane_max + row * kLanes);

@@ -17,8 +17,8 @@ void add_state(BufferLayout& layout, State& state, const Problem& problem, int64
   layout.add(state.softmax, rows);
   layout.add(state.inverse, rows);
   layout.add(state.values, rows * problem.value_width());
-  layout.add(state.top_scores, rows * problem.top());
-  layout.add(state.top_keys, rows * problem.top());
+  layout.add(state.top_scores, rows * problem.top_k());
+  layout.add(state.top_keys, rows * problem.top_k());
 }
 
 void add_score_buffer(BufferLayout& layout, ScoreBuffer& buffer, int64_t rows, int64_t tile_rows) {
@@ -42,8 +42,8 @@ void add_workspace(BufferLayout& layout, Workspace& workspace, const Problem& pr
   layout.add(workspace.lane_sums, rows * kPadFloats);
   layout.add(workspace.lane_moments, rows * kPadFloats);
   layout.add(workspace.block_row, kBlockKeys);
-  layout.add(workspace.candidates, 2 * candidate_capacity(problem.top()));
-  layout.add(workspace.candidate_keys, 2 * candidate_capacity(problem.top()));
+  layout.add(workspace.candidates, 2 * candidate_capacity(problem.top_k()));
+  layout.add(workspace.candidate_keys, 2 * candidate_capacity(problem.top_k()));
   layout.add(workspace.rescale, rows);
   layout.add(workspace.visible, rows);
   layout.add(workspace.tile_visible, ceil_div(rows, tile_rows));
@@ -81,8 +81,8 @@ State skip_rows(const State& state, int64_t rows, const Problem& problem) {
   rest.softmax += rows;
   rest.inverse += rows;
   rest.values += rows * problem.value_width();
-  rest.top_scores += rows * problem.top();
-  rest.top_keys += rows * problem.top();
+  rest.top_scores += rows * problem.top_k();
+  rest.top_keys += rows * problem.top_k();
   return rest;
 }
 

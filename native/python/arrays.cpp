@@ -312,7 +312,7 @@ void* Results::add(const char* name, dlpack::Type type, const char* dtype,
 }
 
 nb::dict Results::take() {
-  nb::dict taken;
+  nb::dict results;
   for (Result& result : results_) {
     nb::object array = std::move(result.array);
     if (result.tensor) {
@@ -322,9 +322,9 @@ nb::dict Results::take() {
     } else if (!as_numpy_) {
       array = functions->to_library(array, inputs_.like());
     }
-    taken[result.name] = array;
+    results[result.name] = array;
   }
-  return taken;
+  return results;
 }
 
 }  // namespace keywise::python

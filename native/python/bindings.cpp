@@ -137,9 +137,9 @@ Statistics make_statistics(const StatsPlan& plan, const Sizes& sizes, Results& r
   const int64_t heads = sizes.query_heads;
   const int64_t queries = plan.last_query - plan.first_query;
   Statistics statistics;
-  statistics.first_row = plan.first_query;
-  statistics.last_row = plan.last_query;
-  statistics.top = plan.top_k;
+  statistics.first_query = plan.first_query;
+  statistics.last_query = plan.last_query;
+  statistics.top_k = plan.top_k;
   statistics.lse = results.add_float32("lse", {batch, heads, queries});
   statistics.entropy = results.add_float32("entropy", {batch, heads, queries});
   statistics.top_keys = results.add_int32("top_keys", {batch, heads, queries, plan.top_k});

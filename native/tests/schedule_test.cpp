@@ -50,8 +50,8 @@ struct Sized {
 
   void want_statistics(int64_t first_query, int64_t last_query) {
     problem.wants_statistics = true;
-    problem.statistics.first_row = first_query;
-    problem.statistics.last_row = last_query;
+    problem.statistics.first_query = first_query;
+    problem.statistics.last_query = last_query;
     problem.statistics.key_mass = &key_mass;
   }
 
@@ -84,8 +84,8 @@ void check_by_rows(const Sized& sized, const Schedule& schedule) {
     check_splits(block.splits, kScoreBufferKeys);
     const int64_t group = sized.problem.group();
     const Statistics& statistics = sized.problem.statistics;
-    const bool inside = block.first_row >= statistics.first_row * group &&
-                        block.last_row <= statistics.last_row * group;
+    const bool inside = block.first_row >= statistics.first_query * group &&
+                        block.last_row <= statistics.last_query * group;
     CHECK(block.has_statistics == (sized.problem.wants_statistics && inside));
     row = block.last_row;
   }

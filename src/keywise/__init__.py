@@ -64,7 +64,7 @@ def __getattr__(name: str) -> Any:
     # The plug-ins stand on packages that are slow to import or absent: they come when they are asked for.
     if name in {"diagnosis", "documents", "hf", "models"}:
         return importlib.import_module(f"keywise.{name}")
-    if name == "Library":  # not in __all__: whoever imports everything need not have Lance
+    if name == "Library":  # not in __all__: `from keywise import *` must not need Lance
         return importlib.import_module("keywise.library").Library
     if name == "__version__":
         return importlib.import_module("importlib.metadata").version("keywise")

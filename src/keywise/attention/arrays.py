@@ -147,7 +147,7 @@ def _from_numpy(name: str, data: Array, like: Any) -> HostArray:
 
 @functools.cache
 def _dtype_name(dtype: np.dtype[Any]) -> str:
-    # NumPy composes the name anew every time, which a small call would notice.
+    # NumPy composes the name at every access, which a small call would notice.
     return dtype.name
 
 
