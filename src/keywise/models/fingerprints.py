@@ -12,7 +12,7 @@ from typing import Any
 
 from keywise.errors import DtypeError, ModelError
 from keywise.util.atomic_write import atomic_write
-from keywise.util.paths import cache_folder
+from keywise.util.paths import locate_cache_folder
 
 # Entries of a config that do not change keys and values: where the model came from, how results are returned.
 _IGNORED_ENTRIES = frozenset(
@@ -54,7 +54,7 @@ def fingerprint(
         The folder that model and tokenizer were loaded from, unchanged since. Its files' digests are remembered by
         path, size and time of change, so that they are computed once. Default: digests of the weights in memory.
     cache_dir : path, optional
-        Where digests of files are remembered; see `keywise.util.paths.cache_folder`.
+        Where digests of files are remembered; see `keywise.util.paths.locate_cache_folder`.
 
     Returns
     -------
@@ -99,7 +99,7 @@ def fingerprint_files(files: Mapping[str, Path], *, cache_dir: Folder | None = N
     files : mapping of str to pathlib.Path
         The files, by the names to digest.
     cache_dir : path, optional
-        Where digests of files are remembered; see `keywise.util.paths.cache_folder`.
+        Where digests of files are remembered; see `keywise.util.paths.locate_cache_folder`.
 
     Examples
     --------
@@ -191,7 +191,7 @@ def _digest_file(path: Path, cache_dir: Folder | None) -> bytes:
     path = path.resolve()
     stat = path.stat()
     state = {"path": str(path), "size_bytes": stat.st_size, "changed_ns": stat.st_mtime_ns, "inode": stat.st_ino}
-    note = cache_folder(cache_dir) / "digests" / f"{_digest([str(path).encode()])[:32]}.json"
+    note = locate_cache_folder(cache_dir) / "digests" / f"{_digest([str(path).encode()])[:32]}.json"
     if (sha256 := _read_note(note, state)) is not None:
         return sha256
     with path.open("rb") as file:

