@@ -139,7 +139,7 @@ def test_a_partial_is_what_the_definition_says(target: str) -> None:
 
 
 def test_merge_refuses_nothing_and_strangers() -> None:
-    with pytest.raises(kw.OptionError, match="partials must be one or more"):
+    with pytest.raises(kw.OptionError, match="partials must be one partial or more"):
         kw.merge()
     with pytest.raises(kw.ShapeError, match="partials must have the same shape"):
         kw.merge(kw.Partial.empty(1, 2, 3, 4), kw.Partial.empty(1, 2, 5, 4))
