@@ -203,7 +203,7 @@ def test_cache_folder_follows_argument_then_environment(no_environment, monkeypa
 def test_a_cache_that_cannot_be_written_names_the_variable(gguf_file, tmp_path):
     blocked = tmp_path / "file"
     blocked.write_text("a file, not a folder")
-    with pytest.raises(ModelError, match=r"cache_dir .* cannot hold the converted model: .*KEYWISE_CACHE_DIR"):
+    with pytest.raises(ModelError, match=r"cache_dir must be a folder .* cannot be written: .*KEYWISE_CACHE_DIR"):
         load_model(gguf_file, cache_dir=blocked)
 
 
