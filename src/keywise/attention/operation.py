@@ -12,7 +12,7 @@ from keywise.attention.stats import AttentionStats
 from keywise.attention.stats_request import StatsRequest
 from keywise.attention.targets import REFERENCE, choose_target, get_num_threads
 
-__all__ = ["Chunks", "StatsRequest", "attend", "attention_stats", "partial", "partial_with_stats", "run"]
+__all__ = ["Chunks", "StatsRequest", "attend", "attention_stats", "compute_partial_with_stats", "partial", "run"]
 
 
 def attend(
@@ -178,7 +178,7 @@ def partial(
     return Partial(**_compute(call, partial=True))
 
 
-def partial_with_stats(
+def compute_partial_with_stats(
     query: Any, key: Any, value: Any, *, mask: Any = None, scale: float | None = None, top_k: int = 8
 ) -> tuple[Partial, AttentionStats]:
     """Compute attention over part of the keys, and the statistics of this part.
@@ -205,9 +205,9 @@ def partial_with_stats(
     Examples
     --------
     >>> import numpy as np
-    >>> from keywise.attention.operation import partial_with_stats
+    >>> from keywise.attention.operation import compute_partial_with_stats
     >>> key = np.eye(4, dtype=np.float32)[None, None] * 9
-    >>> part, stats = partial_with_stats(key[:, :, 2:3], key, key, top_k=1)
+    >>> part, stats = compute_partial_with_stats(key[:, :, 2:3], key, key, top_k=1)
     >>> part.values.shape, stats.top_keys.item()
     ((1, 1, 1, 4), 2)
     """

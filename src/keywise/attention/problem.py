@@ -137,7 +137,7 @@ def resolve_problem(call: AttentionCall) -> Problem:
         sinks=call.sinks,
         scale=sizes.head_dim**-0.5 if call.scale is None else call.scale,
         softcap=call.softcap,
-        visibility=call.mask.visibility(sizes, call.first_key),
+        visibility=call.mask.make_visibility(sizes, call.first_key),
         first_key=call.first_key,
         stats=call.stats,
     )

@@ -161,10 +161,12 @@ def _find_cached_ranges(name: str, numbers: bytes, keys: int) -> tuple[Array, in
 
 
 def _compute_ranges(name: str, numbers: Array, keys: int) -> tuple[Array, int]:
-    return _ranges_from_bounds(numbers, keys) if name == "segment_bounds" else _ranges_from_ids(numbers, keys)
+    if name == "segment_bounds":
+        return _make_ranges_from_bounds(numbers, keys)
+    return _make_ranges_from_ids(numbers, keys)
 
 
-def _ranges_from_bounds(bounds: Array, keys: int) -> tuple[Array, int]:
+def _make_ranges_from_bounds(bounds: Array, keys: int) -> tuple[Array, int]:
     in_range = bounds.size >= 2 and bounds[0] >= 0 and bounds[-1] <= keys
     if not in_range or (np.diff(bounds) <= 0).any():
         raise OptionError(
@@ -177,7 +179,7 @@ def _ranges_from_bounds(bounds: Array, keys: int) -> tuple[Array, int]:
     return ranges, bounds.size - 1
 
 
-def _ranges_from_ids(ids: Array, keys: int) -> tuple[Array, int]:
+def _make_ranges_from_ids(ids: Array, keys: int) -> tuple[Array, int]:
     if ids.size != keys:
         raise ShapeError("segment_ids", f"must have one id for each of the {keys} keys, got {ids.size} ids")
     if ids.size and (ids.min() < -1 or ids.max() >= keys):

@@ -255,7 +255,7 @@ def get_num_threads() -> int:
     return os.cpu_count() or 1
 
 
-def multiply_adds(rounds: int, dtype: str) -> float:
+def run_multiply_adds(rounds: int, dtype: str) -> float:
     """Multiply and add in registers alone, and return the number of operations.
 
     Parameters

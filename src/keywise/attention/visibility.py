@@ -67,7 +67,7 @@ class ResolvedMask(_MaskFields):
         """The mask in the form that the kernels read."""
         return CheckedMask(**self._asdict())
 
-    def visibility(self, sizes: Sizes, first_key: int) -> Visibility:
+    def make_visibility(self, sizes: Sizes, first_key: int) -> Visibility:
         """Return the mask for one call, with default positions filled in.
 
         Parameters

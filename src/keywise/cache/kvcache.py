@@ -280,7 +280,7 @@ class KVCache:
             )
         if self._dtype == "int8":
             chunk = Chunk(quantise("key", chunk.key), quantise("value", chunk.value))
-        example = target.example_chunk()
+        example = target.find_example_chunk()
         if example is not None:
             _check_like(layer, example, chunk)
         if chunk.tokens:

@@ -65,7 +65,7 @@ class Layer:
         self._verify()
         return self._list_views()
 
-    def example_chunk(self) -> Chunk | None:
+    def find_example_chunk(self) -> Chunk | None:
         """Return a verified chunk that new tokens must agree with in dtype and shape.
 
         None if the layer has no tokens.
@@ -92,7 +92,7 @@ class Layer:
         Parameters
         ----------
         chunk : Chunk
-            Agrees with `example_chunk()`; the caller has checked that.
+            Agrees with `find_example_chunk()`; the caller has checked that.
         """
         if self.window is not None:
             self._drop(self.tokens - self.window - self.first_key)

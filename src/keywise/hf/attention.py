@@ -160,7 +160,7 @@ def _refuse_unsupported(module: Any, dropout: float, others: dict[str, Any]) -> 
             got=dropout,
             remedy="call model.eval() or set the config's dropout to 0",
         )
-    if _collects_weights():
+    if _is_collecting_weights():
         raise _make_error(module, "output_attentions", True)
     for name, value in others.items():
         is_set = value is not None and value is not False
@@ -179,7 +179,7 @@ def _make_error(module: Any, name: str, value: Any) -> ModelError:
     )
 
 
-def _collects_weights() -> bool:
+def _is_collecting_weights() -> bool:
     """Return whether transformers collects weights by hooks."""
     # Not every model passes output_attentions to its layers.
     collector = output_capturing._active_collector.get()
