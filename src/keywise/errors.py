@@ -65,9 +65,7 @@ class KeywiseError(Exception):
 
 
 def _restore(error_type: type[KeywiseError], argument: str, predicate: str, args: tuple[Any, ...]) -> KeywiseError:
-    error = error_type.__new__(error_type)
-    error.argument = argument
-    error._predicate = predicate
+    error = error_type(argument, predicate)
     error.args = args
     return error
 
