@@ -15,7 +15,7 @@ import numpy as np
 
 import keywise as kw
 from benchmarks.cases import Case
-from keywise.attention.targets import multiply_adds, sum_buffer
+from keywise.attention.targets import run_multiply_adds, sum_buffer
 from keywise.util.machine import list_available_cpus, read_cpu_name
 
 BUFFER_BYTES = 2**29
@@ -88,8 +88,8 @@ def measure_limits(threads: int) -> Limits:
             return max(_measure_rate(pool, work, threads) for _ in range(TRIES))
 
         # float16 is widened to float32: no target multiplies it directly.
-        single = measure_best(lambda _: multiply_adds(MULTIPLY_ADD_ROUNDS, "float32"))
-        pairs = measure_best(lambda _: multiply_adds(MULTIPLY_ADD_ROUNDS, "bfloat16"))
+        single = measure_best(lambda _: run_multiply_adds(MULTIPLY_ADD_ROUNDS, "float32"))
+        pairs = measure_best(lambda _: run_multiply_adds(MULTIPLY_ADD_ROUNDS, "bfloat16"))
         rates = {"float32": single, "float16": single, "bfloat16": pairs}
         target = str(kw.explain().target)
         return Limits(target, threads, rates, measure_best(read))

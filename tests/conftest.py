@@ -51,9 +51,9 @@ def one_torch_thread() -> Iterator[None]:
 @pytest.fixture
 def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Keep documents in a folder of the test's own, beside the user's converted models."""
-    from keywise.util.paths import cache_folder
+    from keywise.util.paths import locate_cache_folder
 
     folder = tmp_path_factory.mktemp("cache")
-    (folder / "models").symlink_to(cache_folder() / "models")
+    (folder / "models").symlink_to(locate_cache_folder() / "models")
     monkeypatch.setenv("KEYWISE_CACHE_DIR", str(folder))
     return folder

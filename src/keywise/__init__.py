@@ -1,4 +1,4 @@
-"""keywise: fast, exact transformer attention that also tells which keys mattered."""
+"""Fast, exact transformer attention that also reports which keys received it."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # The plug-ins stand on packages that are slow to import or absent: they come when they are asked for.
+    # These modules need packages that are slow to import or not installed, so they are imported at first use.
     if name in {"diagnosis", "documents", "hf", "models"}:
         return importlib.import_module(f"keywise.{name}")
     if name == "Library":  # not in __all__: `from keywise import *` must not need Lance

@@ -1,4 +1,4 @@
-"""Errors of keywise: each names the argument, what it must be, what was given and what to do."""
+"""Errors of keywise: each names an argument, a rule, the value and a remedy."""
 
 from __future__ import annotations
 
@@ -6,30 +6,30 @@ from typing import Any
 
 
 class _Missing:
-    """The type of `MISSING`: no value was given."""
+    """Mark an argument that was not passed."""
 
 
 MISSING = _Missing()
 
 
 class KeywiseError(Exception):
-    """Report something that keywise refuses to do, or could not do.
+    """Report an argument that cannot be used, or an operation that failed.
 
     Parameters
     ----------
     argument : str
         Name of the argument or option at fault, as its caller writes it.
     rule : str
-        What the argument must be or may not do: ``"must be an integer"``.
+        A predicate about the argument, such as ``"must be an integer"``.
     got : object, optional
-        The value that was given; it is appended as its ``repr``.
+        The value that was passed; its ``repr`` is appended.
     remedy : str, optional
-        What to do about it, appended after a semicolon.
+        How to correct it, appended after a semicolon.
 
     Attributes
     ----------
     argument : str
-        As given; the command line replaces it by the name of its option.
+        As passed; the command line replaces it by the name of its option.
 
     Examples
     --------
@@ -38,14 +38,10 @@ class KeywiseError(Exception):
     ('top_k must be an integer, got 2.5; round it', 'top_k')
     """
 
-    def __init__(self, argument: str, rule: str | None = None, *, got: object = MISSING, remedy: str = "") -> None:
-        if rule is None:
-            super().__init__(argument)
-            self.argument, self._tail = "", argument
-            return
+    def __init__(self, argument: str, rule: str, *, got: object = MISSING, remedy: str = "") -> None:
         self.argument = argument
-        tail = rule if got is MISSING else f"{rule}, got {got!r}"
-        self._tail = f"{tail}; {remedy}" if remedy else tail
+        predicate = rule if got is MISSING else f"{rule}, got {got!r}"
+        self._predicate = f"{predicate}; {remedy}" if remedy else predicate
         super().__init__(self.describe(argument))
 
     def describe(self, subject: str) -> str:
@@ -61,16 +57,16 @@ class KeywiseError(Exception):
         >>> KeywiseError("top_k", "must be 0 or more", got=-1).describe("--top")
         '--top must be 0 or more, got -1'
         """
-        return f"{subject} {self._tail}" if self.argument else self._tail
+        return f"{subject} {self._predicate}"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # The message is already made up: unpickling must not build it again.
-        return _restore, (type(self), self.argument, self._tail, self.args)
+        # By default an exception is unpickled by a call with its message, which this constructor does not accept.
+        return _restore, (type(self), self.argument, self._predicate, self.args)
 
 
-def _restore(kind: type[KeywiseError], argument: str, tail: str, args: tuple[Any, ...]) -> KeywiseError:
-    error = kind.__new__(kind)
-    error.argument, error._tail, error.args = argument, tail, args
+def _restore(error_type: type[KeywiseError], argument: str, predicate: str, args: tuple[Any, ...]) -> KeywiseError:
+    error = error_type(argument, predicate)
+    error.args = args
     return error
 
 
@@ -87,7 +83,10 @@ class OptionError(KeywiseError, ValueError):
 
 
 class TargetError(KeywiseError, RuntimeError):
-    """Report that no kernel can run a call: unknown target, missing CPU feature, another device, gradients."""
+    """Report that no kernel can run a call.
+
+    The target is unknown, the CPU lacks a feature, an array is on another device, or a gradient is required.
+    """
 
 
 class FormatError(KeywiseError, ValueError):
@@ -99,4 +98,4 @@ class MissingFileError(FormatError, FileNotFoundError):
 
 
 class ModelError(KeywiseError, RuntimeError):
-    """Report a model that is missing or cannot do what is asked of it."""
+    """Report a model that is missing or does not support an operation."""

@@ -13,7 +13,7 @@ import torch
 import keywise as kw
 from keywise.attention import reference
 from keywise.attention.problem import Problem, make_problem
-from keywise.attention.reference import visible
+from keywise.attention.reference import find_visible_keys
 from tests.support.cases import MASKS, Case
 from tests.support.judging import numbers
 
@@ -251,10 +251,10 @@ def test_masks_say_what_their_fields_say(kind: str, queries: int, keys: int) -> 
     for seed in range(5):
         problem = Case(mask=kind, queries=queries, keys=keys, group=1, seed=seed).problem()
         mask = Case(mask=kind, queries=queries, keys=keys, group=1, seed=seed).arguments()["mask"]
-        allowed = np.broadcast_to(True if mask.allowed is None else mask.allowed, visible(problem).shape)
-        for item, head, query, key in np.ndindex(visible(problem).shape):
+        allowed = np.broadcast_to(True if mask.allowed is None else mask.allowed, find_visible_keys(problem).shape)
+        for item, head, query, key in np.ndindex(find_visible_keys(problem).shape):
             right = may_see(mask, item, query, key, queries, keys) and allowed[item, head, query, key]
-            assert visible(problem)[item, head, query, key] == right
+            assert find_visible_keys(problem)[item, head, query, key] == right
 
 
 def pattern(queries: int, keys: int, **fields: object) -> list[str]:
@@ -301,10 +301,10 @@ def oracle(problem: Problem) -> torch.Tensor:
         torch.from_numpy(numbers)
         for numbers in (problem.query.floats("float64"), problem.key_floats("float64"), problem.value_floats("float64"))
     )
-    additive = torch.zeros(reference.visible(problem).shape, dtype=torch.float64)
+    additive = torch.zeros(reference.find_visible_keys(problem).shape, dtype=torch.float64)
     if problem.bias is not None:
         additive += torch.from_numpy(problem.bias.floats("float64"))
-    additive.masked_fill_(~torch.from_numpy(visible(problem)), -torch.inf)
+    additive.masked_fill_(~torch.from_numpy(find_visible_keys(problem)), -torch.inf)
     if problem.sinks is not None:
         column = torch.from_numpy(problem.sinks)[None, :, None, None].expand(*additive.shape[:3], 1)
         additive = torch.cat([additive, column], dim=3)

@@ -265,7 +265,7 @@ def test_every_error_is_keywise_s_and_python_s() -> None:
 
 def test_scale_and_softcap_that_overflow_together_are_refused() -> None:
     x = np.ones((1, 1, 2, 3), np.float32)
-    with pytest.raises(kw.OptionError, match=r"softcap must not be so small for scale=1e[+]20, got 1e-20"):
+    with pytest.raises(kw.OptionError, match=r"softcap must be 1e-10 or more for scale=1e[+]20, got 1e-20"):
         kw.attend(x, x, x, scale=1e20, softcap=1e-20)
 
 

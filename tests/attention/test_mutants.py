@@ -61,7 +61,7 @@ def values_swapped(arguments: Arguments) -> Arguments:
 
 
 def mask_shifted(arguments: Arguments) -> Arguments:
-    seen = np.roll(reference.visible(make_problem(**arguments)), 1, axis=3)
+    seen = np.roll(reference.find_visible_keys(make_problem(**arguments)), 1, axis=3)
     return {**arguments, "mask": seen}
 
 
@@ -88,7 +88,7 @@ def wrong_group_order(arguments: Arguments) -> Arguments:
 
 
 def stale_row_leaks(arguments: Arguments) -> Arguments:
-    seen = reference.visible(make_problem(**arguments))
+    seen = reference.find_visible_keys(make_problem(**arguments))
     seen[np.arange(2), :, :, LENGTHS] = True
     return {**arguments, "mask": seen}
 
@@ -199,7 +199,7 @@ def test_a_wrong_definition_is_caught(
 ) -> None:
     arguments, judged = healthy(dtype, peaky), healthy_verdict(dtype, peaky)
     wrong = make_problem(**mutant(arguments), stats=StatsRequest(**READING))
-    mutated = replace(judged, truth=reference.evaluate(wrong), score=reference.scores(wrong))
+    mutated = replace(judged, truth=reference.evaluate(wrong), score=reference.compute_scores(wrong))
     with pytest.raises(AssertionError, match="output"):
         check_output(kw.attend(**arguments), mutated)
     if mutant is values_swapped:

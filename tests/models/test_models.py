@@ -16,7 +16,7 @@ from keywise.models import find_model, list_models, load_model, loading
 from keywise.models import gguf as conversion
 from keywise.models.packed_linear import pack_linear_layers
 from keywise.util.optional_imports import require_modules
-from keywise.util.paths import cache_folder
+from keywise.util.paths import locate_cache_folder
 
 gguf = pytest.importorskip("gguf", reason="reads GGUF files; it comes with keywise[hf]")
 
@@ -194,16 +194,16 @@ def test_an_interrupted_conversion_leaves_no_files(gguf_file, tmp_path, monkeypa
 def test_cache_folder_follows_argument_then_environment(no_environment, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     if sys.platform.startswith("linux"):
-        assert cache_folder() == tmp_path / "xdg" / "keywise"
+        assert locate_cache_folder() == tmp_path / "xdg" / "keywise"
     monkeypatch.setenv("KEYWISE_CACHE_DIR", str(tmp_path / "own"))
-    assert cache_folder() == tmp_path / "own"
-    assert cache_folder(tmp_path / "argument") == tmp_path / "argument"
+    assert locate_cache_folder() == tmp_path / "own"
+    assert locate_cache_folder(tmp_path / "argument") == tmp_path / "argument"
 
 
 def test_a_cache_that_cannot_be_written_names_the_variable(gguf_file, tmp_path):
     blocked = tmp_path / "file"
     blocked.write_text("a file, not a folder")
-    with pytest.raises(ModelError, match=r"cache_dir .* cannot hold the converted model: .*KEYWISE_CACHE_DIR"):
+    with pytest.raises(ModelError, match=r"cache_dir must be a folder .* cannot be written: .*KEYWISE_CACHE_DIR"):
         load_model(gguf_file, cache_dir=blocked)
 
 

@@ -13,7 +13,7 @@ import torch
 
 import keywise as kw
 from keywise.attention.problem import Problem, make_problem
-from keywise.attention.reference import visible
+from keywise.attention.reference import find_visible_keys
 from keywise.attention.stats_request import StatsRequest
 
 DTYPES = ("float32", "float16", "bfloat16")
@@ -192,7 +192,7 @@ def _rounded(array: np.ndarray, dtype: str) -> np.ndarray:
 def _poison(key: np.ndarray, value: np.ndarray, problem: Problem) -> None:
     """Fill keys and values that no row may see with NaN and infinity."""
     batch, _, key_heads, _, keys, _, _ = problem.shape
-    hidden = ~visible(problem).reshape(batch, key_heads, -1, keys).any(axis=2)
+    hidden = ~find_visible_keys(problem).reshape(batch, key_heads, -1, keys).any(axis=2)
     key[hidden] = np.nan
     value[hidden] = np.where(np.arange(value.shape[3]) % 2, np.inf, np.nan)
 

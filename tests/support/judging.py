@@ -53,7 +53,7 @@ def verdict_of(case: Case) -> Verdict:
 def verdict(problem: Problem) -> Verdict:
     """Evaluate the definition and the plain rivals."""
     truth = reference.evaluate(problem)
-    score = reference.scores(problem)
+    score = reference.compute_scores(problem)
     finite = np.abs(score[np.isfinite(score)])
     largest_score = float(finite.max(initial=0.0))
     dtype = getattr(torch, problem.dtype)

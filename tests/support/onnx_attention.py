@@ -101,6 +101,6 @@ def _scores(query: np.ndarray, key: np.ndarray, options: dict[str, Any], mode: i
         unit = np.broadcast_to(np.eye(keys, dtype=query.dtype), (batch, heads, keys, keys))
         return kw.attend(query, key, unit, **options)
     if mode == 2:
-        return reference.scores(make_problem(query, key, key, **options))
+        return reference.compute_scores(make_problem(query, key, key, **options))
     alone = {**options, "mask": None, "bias": None, "softcap": options["softcap"] if mode == 1 else None}
-    return reference.scores(make_problem(query, key, key, **alone))
+    return reference.compute_scores(make_problem(query, key, key, **alone))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 
 from keywise.attention.problem import Problem
-from keywise.attention.reference import Result, visible
+from keywise.attention.reference import Result, find_visible_keys
 
 
 def _product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
@@ -28,7 +28,7 @@ def plain(problem: Problem, dtype: torch.dtype, *, scale_first: bool) -> Result:
 
 def _plain(problem: Problem, dtype: torch.dtype, scale_first: bool) -> Result:
     group = problem.shape[1] // problem.shape[2]
-    seen = torch.from_numpy(visible(problem))
+    seen = torch.from_numpy(find_visible_keys(problem))
     query, key, value = (
         torch.from_numpy(numbers).to(dtype)
         for numbers in (problem.query.floats("float64"), problem.key_floats("float64"), problem.value_floats("float64"))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from keywise.errors import ModelError
-from keywise.util.optional_imports import package_folders, require_modules
+from keywise.util.optional_imports import find_package_folders, require_modules
 
 
 def test_installed_modules_pass_without_an_import(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -28,9 +28,9 @@ def test_folders_of_a_package_are_found_without_an_import(monkeypatch: pytest.Mo
     (tmp_path / "explosive").mkdir()
     (tmp_path / "explosive" / "__init__.py").write_text("raise RuntimeError('imported')")
     monkeypatch.syspath_prepend(str(tmp_path))
-    assert package_folders("explosive") == [tmp_path / "explosive"]
+    assert find_package_folders("explosive") == [tmp_path / "explosive"]
 
 
 @pytest.mark.parametrize("name", ["no_such_package", "this"])
 def test_missing_packages_and_plain_modules_have_no_folders(name: str) -> None:
-    assert package_folders(name) == []
+    assert find_package_folders(name) == []

@@ -1,4 +1,4 @@
-"""NumPy arrays, torch CPU tensors and DLPack arrays, in and out without a copy."""
+"""Conversion of NumPy arrays, torch CPU tensors and DLPack arrays, without a copy."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def as_host_array(name: str, value: Any) -> HostArray:
     DtypeError
         The value is not such an array, or its element type cannot be read.
     TargetError
-        The array is on another device, or its gradient is wanted.
+        The array is on another device, or requires gradients.
 
     Examples
     --------
@@ -85,19 +85,19 @@ def as_host_array(name: str, value: Any) -> HostArray:
     """
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(value, torch.Tensor):
-        return _from_torch(name, value, torch)
+        return _convert_torch(name, value, torch)
     if isinstance(value, np.ndarray):
-        return _from_numpy(name, value, value)
+        return _convert_numpy(name, value, value)
     if isinstance(value, HostArray):
         return value
     if not hasattr(value, "__dlpack__") or not hasattr(value, "__dlpack_device__"):
         raise DtypeError(
             name, f"must be a NumPy array, a torch CPU tensor or a DLPack array, got a {type(value).__name__}"
         )
-    return _from_dlpack(name, value)
+    return _convert_dlpack(name, value)
 
 
-def _from_dlpack(name: str, value: Any) -> HostArray:
+def _convert_dlpack(name: str, value: Any) -> HostArray:
     device = value.__dlpack_device__()
     if not hasattr(value, "__array_namespace__"):
         raise DtypeError(
@@ -108,11 +108,11 @@ def _from_dlpack(name: str, value: Any) -> HostArray:
     if device[0] != _DLPACK_CPU:
         raise TargetError(name, f"must be on the CPU, got DLPack device {tuple(device)}", remedy="move it there")
     if "bfloat16" in str(getattr(value, "dtype", "")):
-        return _from_numpy(name, np.asarray(value), value)
-    return _from_numpy(name, np.from_dlpack(value), value)
+        return _convert_numpy(name, np.asarray(value), value)
+    return _convert_numpy(name, np.from_dlpack(value), value)
 
 
-def _from_torch(name: str, tensor: Any, torch: Any) -> HostArray:
+def _convert_torch(name: str, tensor: Any, torch: Any) -> HostArray:
     if not tensor.is_cpu:
         raise TargetError(name, f"must be on the CPU, got device '{tensor.device}'", remedy=f"use {name}.cpu()")
     if tensor.layout is not torch.strided:
@@ -123,7 +123,8 @@ def _from_torch(name: str, tensor: Any, torch: Any) -> HostArray:
             "must not require gradients: keywise.attend has no backward pass",
             remedy=f"call inside torch.no_grad(), or pass {name}.detach()",
         )
-    if tensor.requires_grad or type(tensor) is not torch.Tensor:  # a subclass may hold its elements elsewhere
+    # A subclass may store its elements elsewhere.
+    if tensor.requires_grad or type(tensor) is not torch.Tensor:
         tensor = tensor.detach()
     if tensor.dtype is torch.bfloat16:
         return HostArray(tensor.view(torch.uint16).numpy(), "bfloat16", tensor)
@@ -131,23 +132,23 @@ def _from_torch(name: str, tensor: Any, torch: Any) -> HostArray:
         data = tensor.numpy()
     except TypeError as error:
         raise DtypeError(name, f"must have an element type that NumPy knows, got {tensor.dtype}") from error
-    return HostArray(data, _dtype_name(data.dtype), tensor)
+    return HostArray(data, _get_dtype_name(data.dtype), tensor)
 
 
-def _from_numpy(name: str, data: Array, like: Any) -> HostArray:
+def _convert_numpy(name: str, data: Array, like: Any) -> HostArray:
     if not data.dtype.isnative:
         raise DtypeError(
             name,
             f"must have the machine's byte order, got {data.dtype.str}",
             remedy=f"use {name}.astype({name}.dtype.newbyteorder('='))",
         )
-    dtype = _dtype_name(data.dtype)
+    dtype = _get_dtype_name(data.dtype)
     return HostArray(data.view(np.uint16) if dtype == "bfloat16" else data, dtype, like)
 
 
 @functools.cache
-def _dtype_name(dtype: np.dtype[Any]) -> str:
-    # NumPy composes the name at every access, which a small call would notice.
+def _get_dtype_name(dtype: np.dtype[Any]) -> str:
+    # NumPy composes the name at every access, which takes noticeable time in a small call.
     return dtype.name
 
 
@@ -187,7 +188,7 @@ def as_readable_array(name: str, value: Any) -> HostArray:
     name
         The argument's name, for errors.
     value
-        As in `as_host_array`, which also says what is raised.
+        As in `as_host_array`, with the same errors.
     """
     array = as_host_array(name, value)
     if array.data.ndim == 0:
@@ -213,7 +214,7 @@ def allocate_result(shape: tuple[int, ...], dtype: str, like: Any) -> Array:
     if math.prod(shape) >= _SMALL_RESULT_ELEMENTS:
         torch = sys.modules.get("torch")
         if torch is not None and isinstance(like, torch.Tensor):
-            # NumPy asks for huge pages, which fragment the heap between torch's own tensors by hundreds of megabytes.
+            # NumPy allocates huge pages. Between torch's own tensors they fragment the heap by hundreds of megabytes.
             memory: Array = torch.empty(shape, dtype=getattr(torch, stored)).numpy()
             return memory
     return np.empty(shape, stored)
@@ -229,17 +230,18 @@ def round_to(data: Array, dtype: str) -> Array:
     dtype
         Name of a float type; bfloat16 is returned as uint16.
     """
-    if dtype != "bfloat16":
-        with np.errstate(over="ignore"):
-            return data.astype(dtype)
-    # Rounding to odd in float32 keeps what the second rounding needs: no double rounding.
     with np.errstate(over="ignore"):
+        if dtype != "bfloat16":
+            return data.astype(dtype)
         single = np.ascontiguousarray(data, np.float64).astype(np.float32)
+    # The first rounding is to odd, so that the second one is not a double rounding.
     bits = single.view(np.uint32)
-    exact = single.astype(np.float64) == data
-    away = np.abs(single.astype(np.float64)) > np.abs(data)
-    bits = np.where(exact | ~np.isfinite(single), bits, np.where(away, bits - 1, bits) | 1).astype(np.uint32)
-    rounded = ((bits.astype(np.uint64) + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+    is_final = (single == data) | ~np.isfinite(single)
+    is_larger = np.abs(single) > np.abs(data)
+    truncated = np.where(is_larger, bits - 1, bits)
+    bits = np.where(is_final, bits, truncated | 1).astype(np.uint32)
+    rounding = 0x7FFF + ((bits >> 16) & 1)
+    rounded = ((bits.astype(np.uint64) + rounding) >> 16).astype(np.uint16)
     return np.where(np.isnan(single), np.uint16(0x7FC0), rounded)
 
 
@@ -261,7 +263,7 @@ def to_library(data: Array, like: Any) -> Any:
         tensor = torch.from_numpy(data)
         return tensor.view(torch.bfloat16) if is_bfloat16 else tensor
     if is_bfloat16:
-        import ml_dtypes  # noqa: PLC0415  (only those who hold a NumPy bfloat16 array have it)
+        import ml_dtypes  # noqa: PLC0415  (installed wherever there is a NumPy bfloat16 array)
 
         data = data.view(ml_dtypes.bfloat16)
     if isinstance(like, np.ndarray):

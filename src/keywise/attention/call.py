@@ -1,6 +1,6 @@
 """The arguments of one attention call, checked in one place.
 
-The records are named tuples: frozen dataclasses take longer to make, which a small call would notice.
+The records are named tuples, because creating frozen dataclasses takes noticeable time in a small call.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from keywise.util.checks import MAX_FLOAT, MAX_TOKENS, check_float, check_int
 class Chunks(tuple[Any, ...]):
     """A key or value argument in several arrays, one after the other along the tokens.
 
-    Kernels read them where they are.
+    Kernels read them in place.
     """
 
 
 class AttentionCall(NamedTuple):
-    """The arguments of one call, checked: shapes fit, dtypes agree, every option is usable.
+    """Checked arguments of one call.
 
     Attributes
     ----------
@@ -71,7 +71,7 @@ def make_call(
     first_key: int = 0,
     stats: StatsRequest | None = None,
 ) -> AttentionCall:
-    """Return the arguments of attention, checked, or raise.
+    """Check the arguments of attention and return them as one record.
 
     Parameters
     ----------
@@ -92,7 +92,7 @@ def make_call(
     else:
         inputs = read_inputs(query, (key,), (value,))
     if isinstance(inputs, Refusal):
-        raise _word_refusal(inputs, query, key, value)
+        raise _make_error(inputs, query, key, value)
     if first_key != 0:
         first_key = check_int("first_key", first_key, minimum=0)
     if scale is not None:
@@ -107,7 +107,7 @@ def make_call(
         first_key,
         None if stats is None else resolve_stats(stats, inputs),
     )
-    # Twice as fast as the constructor, which a small call would notice.
+    # Twice as fast as the constructor, a noticeable saving in a small call.
     return tuple.__new__(AttentionCall, fields)
 
 
@@ -146,17 +146,21 @@ def _check_softcap(value: Any, scale: float | None, head_dim: int) -> float:
     softcap = check_float("softcap", value)
     if softcap < 1 / MAX_FLOAT:
         raise OptionError("softcap", f"must be {1 / MAX_FLOAT:g} or more", got=softcap, remedy="use None for no cap")
-    scale = head_dim**-0.5 if scale is None else scale
+    if scale is None:
+        scale = head_dim**-0.5
     if abs(scale) / softcap > MAX_FLOAT:
         raise OptionError(
-            "softcap", f"must not be so small for scale={scale}", got=softcap, remedy="use None for no cap"
+            "softcap",
+            f"must be {abs(scale) / MAX_FLOAT:g} or more for scale={scale}",
+            got=softcap,
+            remedy="use None for no cap",
         )
     return softcap
 
 
 _FLOAT_NAMES = f"{', '.join(FLOATS[:-1])} or {FLOATS[-1]}"
 
-_RULES: dict[str, tuple[type[KeywiseError], str]] = {
+_MESSAGES: dict[str, tuple[type[KeywiseError], str]] = {
     "float": (DtypeError, f"must have dtype {_FLOAT_NAMES}, got {{dtype}}"),
     "axes": (ShapeError, "must have 4 axes [batch, heads, tokens, head_dim], got shape {shape}"),
     "head_dim": (ShapeError, "must have a head_dim of 1 or more, got shape {shape}"),
@@ -171,11 +175,11 @@ _RULES: dict[str, tuple[type[KeywiseError], str]] = {
     "chunk dtype": (DtypeError, "must have the first chunk's dtype {first.dtype}, got {dtype}"),
     "chunk shape": (ShapeError, "must have the heads and head_dim of the first chunk {first.shape}, got shape {shape}"),
 }
-"""The words of each rule that the native module checks; the fields are those of `_Described`."""
+"""Error type and message of each rule of the native module; the fields are those of `_ArrayDescription`."""
 
 
-class _Described:
-    """An array in the words of an error."""
+class _ArrayDescription:
+    """Dtype and sizes of an array, for an error message."""
 
     def __init__(self, name: str, value: Any) -> None:
         array = as_host_array(name, value)
@@ -185,15 +189,17 @@ class _Described:
             self.batch, self.heads, _, self.head_dim = self.shape
 
 
-def _word_refusal(refusal: Refusal, query: Any, key: Any, value: Any) -> KeywiseError:
+def _make_error(refusal: Refusal, query: Any, key: Any, value: Any) -> KeywiseError:
     """Return the error for a refusal of the native module."""
     chunked = isinstance(key, Chunks)
     keys, values = (key, value) if chunked else ((key,), (value,))
     arguments = {"query": query, "key": keys[refusal.chunk], "value": values[refusal.chunk]}
-    described = {name: _Described(name, argument) for name, argument in arguments.items()}
-    first = _Described(refusal.argument, {"query": query, "key": keys[0], "value": values[0]}[refusal.argument])
+    descriptions = {name: _ArrayDescription(name, argument) for name, argument in arguments.items()}
+    first_arguments = {"query": query, "key": keys[0], "value": values[0]}
+    first = _ArrayDescription(refusal.argument, first_arguments[refusal.argument])
     subject = refusal.argument
     if chunked and subject != "query":
         subject = f"{subject} chunk {refusal.chunk}"
-    kind, words = _RULES[refusal.rule]
-    return kind(subject, words.format(**vars(described[refusal.argument]), **described, first=first))
+    error_type, template = _MESSAGES[refusal.rule]
+    fields = vars(descriptions[refusal.argument])
+    return error_type(subject, template.format(**fields, **descriptions, first=first))

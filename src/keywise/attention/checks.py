@@ -35,7 +35,7 @@ def as_integer_array(name: str, value: Any) -> Array:
     array = as_host_array(name, value)
     # By the name of the type: bfloat16 is stored as uint16.
     if not array.dtype.startswith(("int", "uint")):
-        raise DtypeError(name, f"must hold integers, got dtype {array.dtype}")
+        raise DtypeError(name, f"must have integers as elements, got dtype {array.dtype}")
     return array.data
 
 
@@ -77,7 +77,7 @@ def broadcast(name: str, data: Array, shape: tuple[int, ...]) -> Array:
     data
         A NumPy array.
     shape
-        The shape wanted.
+        The target shape.
 
     Raises
     ------

@@ -6,14 +6,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from keywise.errors import DtypeError, OptionError
+from keywise.util.checks import check_bool
 
 
 @dataclass(frozen=True, eq=False)
 class Mask:
-    """Say which keys each query may attend to, aligned to the lower right.
+    """Describe which keys each query may attend to, aligned to the lower right.
 
-    Query ``i`` of batch item ``b`` stands at key position ``lengths[b] - Q + i``. What is hidden never leaks, NaN
-    included.
+    Query ``i`` of batch item ``b`` is at key position ``lengths[b] - Q + i``. Hidden keys and values never affect a
+    result, not even as NaN.
 
     Parameters
     ----------
@@ -27,10 +28,10 @@ class Mask:
     starts : int array [B], optional
         Keys before this position are hidden (left padding). Default: 0.
     keep_first : int
-        This many keys, counted from ``starts``, stay visible whatever the window says.
+        Number of keys, counted from ``starts``, that the window does not hide.
     documents : int array [B, N], optional
-        Ids of packed documents, one per position (more than N are fine): a query sees only keys of the document that
-        stands at its own position.
+        Ids of packed documents, one per position; more than N are allowed. A query sees only keys of the document at
+        its own position.
     allowed : bool array, optional
         Broadcasts to [B, Hq, Q, N]; True where the query may attend.
 
@@ -55,8 +56,7 @@ class Mask:
     allowed: Any = None
 
     def __post_init__(self) -> None:
-        if not isinstance(self.causal, bool):
-            raise DtypeError("mask.causal", "must be True or False", got=self.causal)
+        check_bool("mask.causal", self.causal)
         if isinstance(self.keep_first, bool) or not isinstance(self.keep_first, int):
             raise DtypeError("mask.keep_first", "must be an integer", got=self.keep_first)
         if self.keep_first < 0:
@@ -71,6 +71,8 @@ class Mask:
             if side is None:
                 continue
             if isinstance(side, bool) or not isinstance(side, int):
-                raise DtypeError("mask.window", "must hold integers or None", got=self.window)
+                raise DtypeError("mask.window", "must contain integers or None", got=self.window)
             if side < 0:
-                raise OptionError("mask.window", "must hold 0 or more, None for unlimited", got=self.window)
+                raise OptionError(
+                    "mask.window", "must contain numbers of 0 or more, None for unlimited", got=self.window
+                )

@@ -1,4 +1,4 @@
-"""The calls into the native module, which no other file imports."""
+"""The interface to the native module, which no other file imports."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class _MainThread:
         cls.ident = main_thread().ident
 
 
-# Asking threading at every call takes three times as long, which a small call would notice.
+# main_thread() at every call would take three times as long, which is noticeable in a small call.
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_MainThread.update)
 
@@ -50,6 +50,6 @@ if hasattr(os, "register_at_fork"):
 def is_interruptible() -> bool:
     """Return whether Ctrl-C can stop a call on this thread.
 
-    Signals reach the main thread only; asking for them elsewhere would wait for the GIL in vain.
+    Python runs signal handlers on the main thread only; other threads would wait for the GIL without effect.
     """
     return get_ident() == _MainThread.ident

@@ -7,12 +7,12 @@ from typing import Any
 from keywise.attention import native, reference
 from keywise.attention.call import AttentionCall, Chunks, make_call
 from keywise.attention.partial import Partial
-from keywise.attention.problem import pose_problem
+from keywise.attention.problem import resolve_problem
 from keywise.attention.stats import AttentionStats
 from keywise.attention.stats_request import StatsRequest
 from keywise.attention.targets import REFERENCE, choose_target, get_num_threads
 
-__all__ = ["Chunks", "StatsRequest", "attend", "attention_stats", "partial", "partial_with_stats", "run"]
+__all__ = ["Chunks", "StatsRequest", "attend", "attention_stats", "compute_partial_with_stats", "partial", "run"]
 
 
 def attend(
@@ -57,7 +57,7 @@ def attend(
     Raises
     ------
     ShapeError, DtypeError, OptionError, TargetError
-        An argument is refused; the error names it, its value and what would work.
+        An argument cannot be used; the error names it, its value and the rule.
 
     Examples
     --------
@@ -100,7 +100,7 @@ def attention_stats(
     top_k : int
         Number of heaviest keys to report per query.
     segment_bounds : int array [S+1], optional
-        Increasing key positions; segment s holds the keys from ``segment_bounds[s]`` to ``segment_bounds[s + 1] - 1``.
+        Increasing key positions; segment s has the keys from ``segment_bounds[s]`` to ``segment_bounds[s + 1] - 1``.
     segment_ids : int array [N], optional
         The segment of every key, -1 for none. Pass bounds or ids, not both.
     query_weights : array, optional
@@ -113,7 +113,7 @@ def attention_stats(
     Raises
     ------
     ShapeError, DtypeError, OptionError, TargetError
-        An argument is refused; the error names it, its value and what would work.
+        An argument cannot be used; the error names it, its value and the rule.
 
     Examples
     --------
@@ -139,7 +139,7 @@ def partial(
     softcap: float | None = None,
     first_key: int = 0,
 ) -> Partial:
-    """Compute attention over part of the keys, to be merged with the other parts.
+    """Compute attention over part of the keys, for merging with other parts.
 
     Parameters
     ----------
@@ -147,10 +147,10 @@ def partial(
         As in `attend`; key, value and bias cover this part only. Sinks enter when the output is computed from the
         merged partial.
     mask : Mask or bool array, optional
-        Positions in a `Mask` are those of the whole: pass `lengths` when keys follow this part. An array covers this
-        part only.
+        Positions in a `Mask` count from the first key of all parts: pass `lengths` when keys follow this part. An
+        array covers this part only.
     first_key : int
-        Position of this part's first key in the whole.
+        Position of this part's first key among the keys of all parts.
 
     Returns
     -------
@@ -159,7 +159,7 @@ def partial(
     Raises
     ------
     ShapeError, DtypeError, OptionError, TargetError
-        An argument is refused; the error names it, its value and what would work.
+        An argument cannot be used; the error names it, its value and the rule.
 
     Examples
     --------
@@ -178,19 +178,19 @@ def partial(
     return Partial(**_compute(call, partial=True))
 
 
-def partial_with_stats(
+def compute_partial_with_stats(
     query: Any, key: Any, value: Any, *, mask: Any = None, scale: float | None = None, top_k: int = 8
 ) -> tuple[Partial, AttentionStats]:
     """Compute attention over part of the keys, and the statistics of this part.
 
-    Weights are shares of this part; `Partial.share_of` tells the part's share of the whole.
+    Weights are shares of this part; `Partial.share_of` returns the part's share of all parts.
 
     Parameters
     ----------
     query, key, value, mask, scale
         As in `partial`; key and value may be `Chunks`.
     top_k
-        Number of heaviest keys to report per query, numbered from this part's first.
+        Number of heaviest keys to report per query, numbered from the first key of this part.
 
     Returns
     -------
@@ -200,14 +200,14 @@ def partial_with_stats(
     Raises
     ------
     ShapeError, DtypeError, OptionError, TargetError
-        An argument is refused; the error names it, its value and what would work.
+        An argument cannot be used; the error names it, its value and the rule.
 
     Examples
     --------
     >>> import numpy as np
-    >>> from keywise.attention.operation import partial_with_stats
+    >>> from keywise.attention.operation import compute_partial_with_stats
     >>> key = np.eye(4, dtype=np.float32)[None, None] * 9
-    >>> part, stats = partial_with_stats(key[:, :, 2:3], key, key, top_k=1)
+    >>> part, stats = compute_partial_with_stats(key[:, :, 2:3], key, key, top_k=1)
     >>> part.values.shape, stats.top_keys.item()
     ((1, 1, 1, 4), 2)
     """
@@ -252,7 +252,7 @@ def run(
     Raises
     ------
     ShapeError, DtypeError, OptionError, TargetError
-        An argument is refused; the error names it, its value and what would work.
+        An argument cannot be used; the error names it, its value and the rule.
     """
     call = make_call(
         query,
@@ -271,12 +271,12 @@ def run(
 
 
 def _compute(call: AttentionCall, *, transposed_output: bool = False, partial: bool = False) -> dict[str, Any]:
-    """Return the results of a call by name: the output or the partial, and the statistics."""
+    """Return the output or the partial of a call, and its statistics, by name."""
     inputs, mask, bias, sinks, scale, softcap, first_key, stats = call
     target = choose_target(inputs.dtype)
     if target == REFERENCE:
-        problem = pose_problem(call)
-        return reference.evaluate(problem).in_library(problem, transposed_output=transposed_output, partial=partial)
+        problem = resolve_problem(call)
+        return reference.evaluate(problem).convert(problem, transposed_output=transposed_output, partial=partial)
     return native.attend(
         inputs,
         mask.native,

@@ -1,4 +1,4 @@
-"""Attention over part of the keys, and how parts become the whole.
+"""Attention over part of the keys, and the merging of parts.
 
 A partial is (running max, running sum, weighted values). `merge` is associative up to rounding, and the empty partial
 is its exact identity. Source: Rabe and Staats, "Self-attention Does Not Need O(n^2) Memory" (2021), section 2.
@@ -42,7 +42,7 @@ class Partial:
 
     @classmethod
     def empty(cls, batch: int, heads: int, queries: int, value_dim: int) -> Partial:
-        """Return the identity of `merge`: no key seen.
+        """Return the identity of `merge`: a partial without keys.
 
         Parameters
         ----------
@@ -55,9 +55,11 @@ class Partial:
         >>> kw.Partial.empty(1, 2, 3, 8).lse().max()
         -inf
         """
-        rows = (batch, heads, queries)
+        shape = (batch, heads, queries)
         return cls(
-            np.full(rows, -np.inf, np.float32), np.zeros(rows, np.float32), np.zeros((*rows, value_dim), np.float32)
+            running_max=np.full(shape, -np.inf, np.float32),
+            running_sum=np.zeros(shape, np.float32),
+            values=np.zeros((*shape, value_dim), np.float32),
         )
 
     def lse(self, sinks: Array | None = None) -> Array:
@@ -117,13 +119,14 @@ class Partial:
         >>> bool((kw.partial(x, x, x).output() == x).all())
         True
         """
-        seen = self.running_sum != 0
-        denominator = np.where(seen, self.running_sum, 1)
+        has_keys = self.running_sum != 0
+        denominator = np.where(has_keys, self.running_sum, 1)
         if sinks is not None:
             self._check_sinks(sinks)
             with np.errstate(over="ignore"):
-                denominator = denominator + np.exp(np.asarray(sinks)[:, None] - np.where(seen, self.running_max, 0))
-        return np.where(seen[..., None], self.values / denominator[..., None], 0).astype(self.values.dtype)
+                denominator = denominator + np.exp(np.asarray(sinks)[:, None] - np.where(has_keys, self.running_max, 0))
+        output = self.values / denominator[..., None]
+        return np.where(has_keys[..., None], output, 0).astype(self.values.dtype)
 
     def share_of(self, merged: Partial) -> Array:
         """Return the weight of this part's keys in a partial that it was merged into.
@@ -131,7 +134,7 @@ class Partial:
         Parameters
         ----------
         merged : Partial
-            What this partial was merged into.
+            The result of the merge.
 
         Returns
         -------
@@ -146,11 +149,10 @@ class Partial:
         >>> part.share_of(kw.merge(part, rest)).tolist()
         [[[0.25, 0.25, 0.25, 0.25]]]
         """
-        seen = self.running_sum != 0
-        shift = np.where(seen, self.running_max, 0) - np.where(seen, merged.running_max, 0)
-        return np.where(seen, np.exp(shift) * self.running_sum / np.where(seen, merged.running_sum, 1), 0).astype(
-            self.running_sum.dtype
-        )
+        has_keys = self.running_sum != 0
+        shift = np.where(has_keys, self.running_max, 0) - np.where(has_keys, merged.running_max, 0)
+        share = np.exp(shift) * self.running_sum / np.where(has_keys, merged.running_sum, 1)
+        return np.where(has_keys, share, 0).astype(self.running_sum.dtype)
 
     def _check_sinks(self, sinks: Array) -> None:
         if np.shape(sinks) != (self.running_max.shape[1],):
@@ -192,7 +194,7 @@ def merge(*partials: Partial) -> Partial:
     True
     """
     if not partials:
-        raise OptionError("partials", "must be one or more, got none")
+        raise OptionError("partials", "must be one partial or more, got none")
     _check_same_queries(partials)
     merged = partials[0]
     for part in partials[1:]:
@@ -218,10 +220,12 @@ def _check_same_queries(partials: Sequence[Partial]) -> None:
 
 def _merge_two(left: Partial, right: Partial) -> Partial:
     running_max = np.maximum(left.running_max, right.running_max)
-    anchor = np.where(np.isneginf(running_max), 0, running_max)
-    from_left, from_right = np.exp(left.running_max - anchor), np.exp(right.running_max - anchor)
+    # -inf - -inf would be NaN.
+    finite_max = np.where(np.isneginf(running_max), 0, running_max)
+    left_factor = np.exp(left.running_max - finite_max)
+    right_factor = np.exp(right.running_max - finite_max)
     return Partial(
         running_max,
-        left.running_sum * from_left + right.running_sum * from_right,
-        left.values * from_left[..., None] + right.values * from_right[..., None],
+        left.running_sum * left_factor + right.running_sum * right_factor,
+        left.values * left_factor[..., None] + right.values * right_factor[..., None],
     )

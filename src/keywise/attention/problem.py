@@ -1,4 +1,4 @@
-"""One attention call as the definition evaluates it: every array as NumPy."""
+"""One attention call with every array as NumPy, for the definition."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Chunk(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """One call of attention, checked, with every default filled in.
+    """Checked arguments of one call, with every default filled in.
 
     Attributes
     ----------
@@ -62,11 +62,11 @@ class Problem(NamedTuple):
 
     @property
     def dtype(self) -> str:
-        """Element type of query and output, and of key and value where these are not int8."""
+        """Element type of the query and the output."""
         return self.query.dtype
 
     def key_floats(self, dtype: npt.DTypeLike) -> Array:
-        """Return the keys of all chunks as one array of NumPy floats [B, Hkv, N, D].
+        """Return the keys of all chunks as one array [B, Hkv, N, D].
 
         Parameters
         ----------
@@ -76,7 +76,7 @@ class Problem(NamedTuple):
         return np.concatenate([chunk.key.floats(dtype) for chunk in self.chunks], axis=2)
 
     def value_floats(self, dtype: npt.DTypeLike) -> Array:
-        """Return the values of all chunks as one array of NumPy floats [B, Hkv, N, Dv].
+        """Return the values of all chunks as one array [B, Hkv, N, Dv].
 
         Parameters
         ----------
@@ -99,12 +99,12 @@ def make_problem(
     first_key: int = 0,
     stats: StatsRequest | None = None,
 ) -> Problem:
-    """Return the problem that arguments of attention pose, or raise.
+    """Check the arguments of attention and return them as a problem.
 
     Parameters
     ----------
     query, key, value, mask, bias, scale, softcap, sinks, first_key, stats
-        As in `make_call`, which also says what is raised.
+        As in `make_call`, with the same errors.
 
     Examples
     --------
@@ -114,11 +114,11 @@ def make_problem(
     5
     """
     options = {"mask": mask, "bias": bias, "scale": scale, "softcap": softcap, "sinks": sinks}
-    return pose_problem(make_call(query, key, value, **options, first_key=first_key, stats=stats))
+    return resolve_problem(make_call(query, key, value, **options, first_key=first_key, stats=stats))
 
 
-def pose_problem(call: AttentionCall) -> Problem:
-    """Return the problem that a call poses.
+def resolve_problem(call: AttentionCall) -> Problem:
+    """Return a call with NumPy arrays and every default filled in.
 
     Parameters
     ----------
@@ -130,14 +130,14 @@ def pose_problem(call: AttentionCall) -> Problem:
     chunks = tuple(Chunk(as_readable_array("key", key), as_readable_array("value", value)) for key, value in pairs)
     return Problem(
         query=as_readable_array("query", call.inputs.query_array),
-        # Chunks without tokens are left out, as in the kernels; one is kept where there is no other.
+        # As in the kernels: chunks without tokens are left out, unless there is no other.
         chunks=tuple(chunk for chunk in chunks if chunk.tokens) or chunks[:1],
         shape=sizes,
         bias=call.bias,
         sinks=call.sinks,
         scale=sizes.head_dim**-0.5 if call.scale is None else call.scale,
         softcap=call.softcap,
-        visibility=call.mask.visibility(sizes, call.first_key),
+        visibility=call.mask.make_visibility(sizes, call.first_key),
         first_key=call.first_key,
         stats=call.stats,
     )

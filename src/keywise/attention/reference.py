@@ -1,12 +1,12 @@
 """The definition of attention and of its statistics in float64 NumPy.
 
-It shares no code with the kernels and stores every score, so its memory grows with Q x N. No other file writes a
-softmax out. Source: Vaswani et al., "Attention Is All You Need" (2017), with softcap (Gemma 2) and sinks (gpt-oss).
+It shares no code with the kernels and stores every score, so its memory grows with Q x N. No other file writes out a
+softmax. Source: Vaswani et al., "Attention Is All You Need" (2017), with softcap (Gemma 2) and sinks (gpt-oss).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,9 @@ import numpy as np
 from keywise.attention.arrays import Array, round_to, to_library
 from keywise.attention.problem import Problem
 from keywise.attention.stats_request import ResolvedStats
+
+_PARTIAL_NAMES = ("running_max", "running_sum", "values")
+_STATS_NAMES = ("lse", "entropy", "top_keys", "top_weights", "top_mass", "key_mass", "segment_mass")
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,8 +39,8 @@ class Result:
     key_mass: Array | None = None
     segment_mass: Array | None = None
 
-    def in_library(self, problem: Problem, *, transposed_output: bool, partial: bool) -> dict[str, Any]:
-        """Return the results by name, rounded and in the query's library, as a kernel returns them.
+    def convert(self, problem: Problem, *, transposed_output: bool, partial: bool) -> dict[str, Any]:
+        """Round the results and convert them to the query's library, as the kernels do.
 
         Parameters
         ----------
@@ -46,21 +49,27 @@ class Result:
         transposed_output
             Store the output as [B, Q, Hq, Dv].
         partial
-            Return the partial in place of the output, and NumPy arrays whatever the query is.
+            Return the partial in place of the output, and only NumPy arrays.
+
+        Returns
+        -------
+        dict of str to array
+            The results by name.
         """
         like = np.empty(0) if partial else problem.query.like
         results: dict[str, Any] = {}
         if partial:
             dtype = np.float64 if problem.dtype == "float64" else np.float32
-            for name in ("running_max", "running_sum", "values"):
+            for name in _PARTIAL_NAMES:
                 results[name] = getattr(self, name).astype(dtype)
         else:
             output = round_to(self.output, problem.dtype)
-            output = np.ascontiguousarray(output.swapaxes(1, 2) if transposed_output else output)
-            results["output"] = to_library(output, like)
+            if transposed_output:
+                output = output.swapaxes(1, 2)
+            results["output"] = to_library(np.ascontiguousarray(output), like)
         if problem.stats is None:
             return results
-        for name in [field.name for field in fields(self)][4:]:
+        for name in _STATS_NAMES:
             array = getattr(self, name)
             if array is not None:
                 rounded = array.astype(np.int32 if name == "top_keys" else np.float32)
@@ -68,50 +77,56 @@ class Result:
         return results
 
 
-def visible(problem: Problem, rows: Array | None = None) -> Array:
+def find_visible_keys(problem: Problem, queries: Array | None = None) -> Array:
     """Return which keys each query may see.
 
     Parameters
     ----------
     problem
         The call.
-    rows
-        Query rows [R]; default all.
+    queries
+        Numbers of the queries [R]; default all.
 
     Returns
     -------
     bool [B, Hq, R, N]
     """
-    batch, query_heads, _, all_queries, keys, _, _ = problem.shape
-    rule = problem.visibility
+    batch, query_heads, _, query_count, keys, _, _ = problem.shape
+    visibility = problem.visibility
+    if queries is None:
+        queries = np.arange(query_count)
     key_position = problem.first_key + np.arange(keys)
-    rows = np.arange(all_queries) if rows is None else rows
-    queries = rows.size
-    seen = np.ones((batch, query_heads, queries, keys), bool)
+    visible = np.ones((batch, query_heads, queries.size, keys), bool)
     for item in range(batch):
-        own = int(rule.lengths[item]) - all_queries + rows[:, None]
-        start, end = int(rule.starts[item]), int(rule.lengths[item])
-        inside = np.broadcast_to((key_position >= start) & (key_position < end), (queries, keys)).copy()
-        if rule.causal:
-            inside &= key_position <= own
-        near = np.ones((queries, keys), bool)
-        if rule.left >= 0:
-            near &= key_position >= own - rule.left
-        if rule.right >= 0:
-            near &= key_position <= own + rule.right
-        inside &= near | (key_position < start + rule.keep_first)
-        if rule.documents is not None:
-            document = rule.documents[item]
-            has_document = (own >= 0) & (own < document.size)
-            own_document = document[np.clip(own, 0, max(document.size - 1, 0))] if document.size else own
-            inside &= has_document & (document[key_position] == own_document)
-        seen[item] &= inside
-    if rule.allowed is not None:
-        seen &= rule.allowed[:, :, rows]
-    return seen
+        start = int(visibility.starts[item])
+        end = int(visibility.lengths[item])
+        query_position = end - query_count + queries[:, None]
+        visible[item] &= (key_position >= start) & (key_position < end)
+        if visibility.causal:
+            visible[item] &= key_position <= query_position
+        in_window = np.ones((queries.size, keys), bool)
+        if visibility.left >= 0:
+            in_window &= key_position >= query_position - visibility.left
+        if visibility.right >= 0:
+            in_window &= key_position <= query_position + visibility.right
+        visible[item] &= in_window | (key_position < start + visibility.keep_first)
+        if visibility.documents is not None:
+            visible[item] &= _find_same_document(visibility.documents[item], query_position, key_position)
+    if visibility.allowed is not None:
+        visible &= visibility.allowed[:, :, queries]
+    return visible
 
 
-def raw_scores(problem: Problem) -> Array:
+def _find_same_document(documents: Array, query_position: Array, key_position: Array) -> Array:
+    """Return [R, N] whether query and key are in the same document; positions outside have none."""
+    if not documents.size:
+        return np.zeros((query_position.shape[0], key_position.size), bool)
+    has_document = (query_position >= 0) & (query_position < documents.size)
+    query_document = documents[np.clip(query_position, 0, documents.size - 1)]
+    return np.asarray(has_document & (documents[key_position] == query_document))
+
+
+def compute_raw_scores(problem: Problem) -> Array:
     """Compute query · key * scale in float64, before softcap, bias and mask.
 
     Parameters
@@ -129,7 +144,7 @@ def raw_scores(problem: Problem) -> Array:
         return np.asarray(np.matmul(problem.query.floats(np.float64), key.swapaxes(2, 3)) * problem.scale)
 
 
-def scores(problem: Problem) -> Array:
+def compute_scores(problem: Problem) -> Array:
     """Compute the scores after softcap, bias and mask.
 
     Parameters
@@ -142,16 +157,16 @@ def scores(problem: Problem) -> Array:
     [B, Hq, Q, N]
         A hidden key has score -inf.
     """
-    score = raw_scores(problem)
+    score = compute_raw_scores(problem)
     if problem.softcap is not None:
         score = problem.softcap * np.tanh(score / problem.softcap)
     if problem.bias is not None:
         score = score + problem.bias.floats(np.float64)
-    return np.where(visible(problem), score, -np.inf)
+    return np.where(find_visible_keys(problem), score, -np.inf)
 
 
 def evaluate(problem: Problem) -> Result:
-    """Compute attention in float64 and, if the problem asks for them, its statistics.
+    """Compute attention in float64, and its statistics if they are requested.
 
     Parameters
     ----------
@@ -167,57 +182,62 @@ def evaluate(problem: Problem) -> Result:
     >>> reference.evaluate(make_problem(x, x, x)).running_sum.tolist()
     [[[2.0, 2.0]]]
     """
-    score = scores(problem)
+    score = compute_scores(problem)
     running_max = score.max(axis=3, initial=-np.inf)
-    alive = ~np.isneginf(running_max)
+    has_keys = ~np.isneginf(running_max)
+    finite_max = np.where(has_keys, running_max, 0.0)
     with np.errstate(invalid="ignore"):
-        exponential = np.where(np.isneginf(score), 0.0, np.exp(score - np.where(alive, running_max, 0.0)[..., None]))
+        exponential = np.where(np.isneginf(score), 0.0, np.exp(score - finite_max[..., None]))
     running_sum = exponential.sum(axis=3)
-    values = _weighted_values(exponential, problem)
+    values = _sum_values(exponential, problem)
     with np.errstate(divide="ignore"):
-        lse = np.where(alive, running_max + np.log(running_sum), -np.inf)
+        lse = np.where(has_keys, running_max + np.log(running_sum), -np.inf)
     if problem.sinks is not None:
-        lse = np.where(alive, np.logaddexp(lse, problem.sinks[:, None]), -np.inf)
-    # From the running sum, not from lse: beside a running max of -3e38 the sum's logarithm would vanish.
-    denominator = np.where(alive, running_sum, 1.0)
+        lse = np.where(has_keys, np.logaddexp(lse, problem.sinks[:, None]), -np.inf)
+    # From the running sum and not from lse: added to a running max of -3e38, the sum's logarithm is rounded away.
+    denominator = np.where(has_keys, running_sum, 1.0)
     if problem.sinks is not None:
         with np.errstate(over="ignore"):
-            denominator = denominator + np.exp(problem.sinks[:, None] - np.where(alive, running_max, 0.0))
-    share = np.where(alive, 1.0 / denominator, 0.0)
-    output = np.where(alive[..., None], values * share[..., None], 0.0)
+            denominator = denominator + np.exp(problem.sinks[:, None] - finite_max)
+    share = np.where(has_keys, 1.0 / denominator, 0.0)
+    output = np.where(has_keys[..., None], values * share[..., None], 0.0)
     result = Result(output=output, running_max=running_max, running_sum=running_sum, values=values, lse=lse)
     if problem.stats is None:
         return result
-    rows = slice(problem.stats.first_query, problem.stats.last_query)
-    weights = (exponential * share[..., None])[:, :, rows]
-    return _add_stats(problem.stats, result, weights, score[:, :, rows], rows)
+    queries = slice(problem.stats.first_query, problem.stats.last_query)
+    weights = (exponential * share[..., None])[:, :, queries]
+    return _add_stats(problem.stats, result, weights, score[:, :, queries], queries)
 
 
-def _weighted_values(exponential: Array, problem: Problem) -> Array:
-    """Sum exponential x value over the keys; a key of weight 0 adds nothing, NaN included."""
+def _sum_values(exponential: Array, problem: Problem) -> Array:
+    """Sum exponential x value over the keys; a key of weight 0 adds nothing, not even NaN."""
     group = problem.shape[1] // problem.shape[2]
     value = np.repeat(problem.value_floats(np.float64), group, axis=1)
     finite = np.isfinite(value)
     values = np.asarray(np.matmul(exponential, np.where(finite, value, 0.0)))
     for item, head, key in np.argwhere(~finite.all(axis=3) & (exponential != 0.0).any(axis=2)):
-        poisoned = np.where(finite[item, head, key], 0.0, value[item, head, key])
+        nonfinite = np.where(finite[item, head, key], 0.0, value[item, head, key])
         column = exponential[item, head, :, key]
-        touched = column != 0.0
+        affected = column != 0.0
         with np.errstate(invalid="ignore"):
-            values[item, head, touched] += column[touched, None] * poisoned
+            values[item, head, affected] += column[affected, None] * nonfinite
     return values
 
 
-def _add_stats(stats: ResolvedStats, result: Result, weights: Array, score: Array, rows: slice) -> Result:
+def _add_stats(stats: ResolvedStats, result: Result, weights: Array, score: Array, queries: slice) -> Result:
     with np.errstate(divide="ignore", invalid="ignore"):
         entropy = -np.where(weights > 0, weights * np.log(weights), 0.0).sum(axis=3)
         entropy = np.where(np.isnan(weights).any(axis=3), np.nan, entropy)
     top_keys = _find_top_keys(score, stats.top_k)
-    top_weights = np.take_along_axis(weights, np.maximum(top_keys, 0), axis=3) if weights.shape[3] else top_keys
-    top_weights = np.where(top_keys < 0, 0.0, top_weights)
+    top_weights = np.zeros(top_keys.shape)
+    if weights.shape[3]:
+        top_weights = np.where(top_keys < 0, 0.0, np.take_along_axis(weights, np.maximum(top_keys, 0), axis=3))
     key_mass = None
     if stats.key_mass:
-        query_weights = 1.0 if stats.query_weights is None else stats.query_weights[:, :, rows, None].astype(np.float64)
+        query_weights = np.ones(1)
+        if stats.query_weights is not None:
+            query_weights = stats.query_weights[:, :, queries, None].astype(np.float64)
+        # A query of weight 0 adds nothing, not even NaN.
         key_mass = (np.where(query_weights == 0.0, 0.0, weights) * query_weights).sum(axis=2)
     segment_mass = None
     if stats.segment_count is not None and stats.segment_ranges is not None:
@@ -227,7 +247,7 @@ def _add_stats(stats: ResolvedStats, result: Result, weights: Array, score: Arra
     assert result.lse is not None
     return replace(
         result,
-        lse=result.lse[:, :, rows],
+        lse=result.lse[:, :, queries],
         entropy=entropy,
         top_keys=top_keys,
         top_weights=top_weights,
@@ -238,10 +258,13 @@ def _add_stats(stats: ResolvedStats, result: Result, weights: Array, score: Arra
 
 
 def _find_top_keys(score: Array, top_k: int) -> Array:
-    """Return the keys of the `top_k` largest scores per row, ties to the lower key, filled with -1."""
-    found = min(top_k, score.shape[3])
-    if not found:
+    """Return the keys of the `top_k` largest scores, ties to the lower key.
+
+    Where a query sees fewer keys, -1 follows.
+    """
+    count = min(top_k, score.shape[3])
+    if not count:
         return np.full((*score.shape[:3], top_k), -1)
-    order = np.argsort(-score, axis=3, kind="stable")[..., :found]
+    order = np.argsort(-score, axis=3, kind="stable")[..., :count]
     order = np.where(np.isneginf(np.take_along_axis(score, order, axis=3)), -1, order)
-    return np.pad(order, [(0, 0)] * 3 + [(0, top_k - found)], constant_values=-1)
+    return np.pad(order, [(0, 0)] * 3 + [(0, top_k - count)], constant_values=-1)

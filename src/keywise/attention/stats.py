@@ -1,4 +1,4 @@
-"""What a pass of attention reports about the keys."""
+"""Statistics of one attention call: which keys received the attention."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from keywise.util.checks import check_int
 
 
 class HeavyKey(NamedTuple):
-    """One key with much mass.
+    """A key, its mass and its share of all mass.
 
     Attributes
     ----------
@@ -36,10 +36,11 @@ class HeavyKey(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class AttentionStats:
-    """Output of attention and which keys received it, in memory linear in the number of tokens.
+    """Output of attention, and statistics of which keys received it.
 
-    Arrays are in the query's library (NumPy, torch, ...); all but `output` are float32, keys are int32. A query that
-    may see no key has output 0, lse -inf, entropy 0, no top keys, and is counted nowhere.
+    Memory is linear in the number of tokens. Arrays are in the query's library (NumPy, torch, ...); all but `output`
+    are float32, keys are int32. A query that may see no key has output 0, lse -inf, entropy 0, no top keys, and is
+    counted nowhere.
 
     Attributes
     ----------
@@ -110,18 +111,17 @@ class AttentionStats:
         """
         if self.key_mass is None:
             raise OptionError("key_mass", "must have been computed", remedy="compute the statistics with key_mass=True")
-        batch = self.key_mass.shape[0]
-        if not 0 <= item < batch:
-            raise OptionError("item", f"must be from 0 to {batch - 1}", got=item)
+        check_int("item", item, minimum=0, maximum=self.key_mass.shape[0] - 1)
         check_int("count", count, minimum=1)
         mass = np.asarray(self.key_mass[item], np.float64).sum(axis=0)
         if labels is not None and len(labels) != mass.size:
             raise ShapeError("labels", f"must have one entry per key, {mass.size}, got {len(labels)}")
         total = mass.sum() or 1.0
-        order = np.argsort(-mass, kind="stable")[:count]
-        return [
-            HeavyKey(int(key), "" if labels is None else labels[key], mass[key], mass[key] / total) for key in order
-        ]
+        heavy_keys = []
+        for key in np.argsort(-mass, kind="stable")[:count]:
+            label = "" if labels is None else labels[key]
+            heavy_keys.append(HeavyKey(int(key), label, mass[key], mass[key] / total))
+        return heavy_keys
 
     def table(self, *, labels: Sequence[str] | None = None, item: int = 0, count: int = 10) -> str:
         """Return the heaviest keys of one batch item as a text table.
@@ -129,7 +129,7 @@ class AttentionStats:
         Parameters
         ----------
         labels, item, count
-            As in `heaviest`, which also says what is raised.
+            As in `heaviest`, with the same errors.
 
         Examples
         --------
@@ -150,10 +150,11 @@ class AttentionStats:
         return f"AttentionStats(lse {tuple(self.lse.shape)}, top_k {self.top_keys.shape[-1]})"
 
     def _repr_html_(self) -> str:
+        heavy_keys = [] if self.key_mass is None else self.heaviest()
         cells = "".join(
             f"<tr><td>{key}</td><td>{mass:.4f}</td><td>{share:.1%}</td>"
             f"<td><div style='background:#3b82f6;height:.8em;width:{max(share, 0) * 20:.2f}em'></div></td></tr>"
-            for key, _, mass, share in (self.heaviest() if self.key_mass is not None else [])
+            for key, _, mass, share in heavy_keys
         )
         title = escape(repr(self))
         return f"<table><caption>{title}</caption><tr><th>key<th>mass<th>share<th></tr>{cells}</table>"

@@ -14,7 +14,7 @@ from keywise.attention.sizes import Sizes
 from keywise.errors import OptionError, ShapeError
 from keywise.util.checks import check_int
 
-# Longer segments are not cached with their ranges: comparing them costs time, keeping them memory.
+# Longer segments are not cached, because comparing them takes time and storing them takes memory.
 _MAX_CACHED_KEYS = 1 << 15
 
 
@@ -26,7 +26,7 @@ class StatsRequest(NamedTuple):
     top_k : int
         Number of heaviest keys per query; 0 for none.
     segment_bounds : int array [S+1], optional
-        Increasing key positions; segment s holds the keys from ``bounds[s]`` to ``bounds[s + 1] - 1``.
+        Increasing key positions; segment s contains the keys from ``bounds[s]`` to ``bounds[s + 1] - 1``.
     segment_ids : int array [N], optional
         The segment of every key, -1 for none.
     query_weights : array, optional
@@ -79,12 +79,12 @@ class ResolvedStats(_StatsFields):
 
     @functools.cached_property
     def native(self) -> StatsPlan:
-        """The request as kernels take it."""
+        """The request in the form that the kernels read."""
         return StatsPlan(**self._asdict())
 
 
 def resolve_stats(request: StatsRequest, sizes: Sizes | Inputs) -> ResolvedStats:
-    """Return a request checked against the sizes of a call, or raise.
+    """Check a request against the sizes of a call.
 
     Parameters
     ----------
@@ -124,7 +124,7 @@ def resolve_stats(request: StatsRequest, sizes: Sizes | Inputs) -> ResolvedStats
     return fields._replace(**arrays) if arrays else fields
 
 
-@functools.lru_cache(maxsize=64)  # the layers of a model ask for the same few
+@functools.lru_cache(maxsize=64)  # the layers of a model share a few
 def _resolve_fields(top_k: int, key_mass: bool, first_query: int, last_query: int) -> ResolvedStats:
     return ResolvedStats(top_k, key_mass, first_query, last_query)
 
@@ -140,14 +140,14 @@ def _check_query_weights(query_weights: Any, shape: tuple[int, ...]) -> Array:
 
 
 def _find_ranges(name: str, bounds_or_ids: Any, keys: int) -> tuple[Array, int]:
-    """Return the ranges [R, 3] of keys that belong to one segment each, and the number of segments."""
+    """Return ranges [R, 3] of keys of one segment each, and the number of segments."""
     if isinstance(bounds_or_ids, (list, tuple)):
         bounds_or_ids = np.asarray(bounds_or_ids) if bounds_or_ids else np.empty(0, np.int64)
     numbers = as_integer_array(name, bounds_or_ids)
     if numbers.ndim != 1:
         raise ShapeError(name, f"must have one axis, got shape {list(numbers.shape)}")
     numbers = numbers.astype(np.int64)
-    # Every layer and every token asks for the same segments again.
+    # Every layer and every decoding step passes the same segments.
     if numbers.size <= _MAX_CACHED_KEYS:
         return _find_cached_ranges(name, numbers.tobytes(), keys)
     return _compute_ranges(name, numbers, keys)
@@ -156,17 +156,19 @@ def _find_ranges(name: str, bounds_or_ids: Any, keys: int) -> tuple[Array, int]:
 @functools.lru_cache(maxsize=8)
 def _find_cached_ranges(name: str, numbers: bytes, keys: int) -> tuple[Array, int]:
     ranges, segments = _compute_ranges(name, np.frombuffer(numbers, np.int64), keys)
-    ranges.flags.writeable = False  # it is returned again
+    ranges.flags.writeable = False  # later calls return the same array
     return ranges, segments
 
 
 def _compute_ranges(name: str, numbers: Array, keys: int) -> tuple[Array, int]:
-    return _ranges_from_bounds(numbers, keys) if name == "segment_bounds" else _ranges_from_ids(numbers, keys)
+    if name == "segment_bounds":
+        return _make_ranges_from_bounds(numbers, keys)
+    return _make_ranges_from_ids(numbers, keys)
 
 
-def _ranges_from_bounds(bounds: Array, keys: int) -> tuple[Array, int]:
-    valid = bounds.size >= 2 and bool((np.diff(bounds) > 0).all()) and bounds[0] >= 0 and bounds[-1] <= keys
-    if not valid:
+def _make_ranges_from_bounds(bounds: Array, keys: int) -> tuple[Array, int]:
+    in_range = bounds.size >= 2 and bounds[0] >= 0 and bounds[-1] <= keys
+    if not in_range or (np.diff(bounds) <= 0).any():
         raise OptionError(
             "segment_bounds", f"must be two or more increasing key positions from 0 to {keys}, got {_shorten(bounds)}"
         )
@@ -177,7 +179,7 @@ def _ranges_from_bounds(bounds: Array, keys: int) -> tuple[Array, int]:
     return ranges, bounds.size - 1
 
 
-def _ranges_from_ids(ids: Array, keys: int) -> tuple[Array, int]:
+def _make_ranges_from_ids(ids: Array, keys: int) -> tuple[Array, int]:
     if ids.size != keys:
         raise ShapeError("segment_ids", f"must have one id for each of the {keys} keys, got {ids.size} ids")
     if ids.size and (ids.min() < -1 or ids.max() >= keys):

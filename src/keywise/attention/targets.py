@@ -1,4 +1,4 @@
-"""Targets: which can run on this machine, which one is used, and on how many threads."""
+"""The targets of this machine, the choice among them, and the number of threads."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Explanation:
     reasons : dict of str to str
         Per target, best first: why it does not run this call, or '' when it could.
     threads : int
-        Number of threads that a large call is given.
+        Number of threads that a large call runs on.
     """
 
     target: str | None
@@ -46,7 +46,9 @@ class Explanation:
     def __str__(self) -> str:
         lines = [f"target {self.target}, {self.threads} threads"]
         for name, reason in self.reasons.items():
-            state = "runs" if name == self.target else reason or "usable, but a faster target is"
+            state = reason or "usable, but slower than another target"
+            if name == self.target:
+                state = "runs"
             lines.append(f"  {name:<12} {state}")
         return "\n".join(lines)
 
@@ -54,7 +56,7 @@ class Explanation:
 def targets() -> tuple[str, ...]:
     """Return the names of the targets that can run on this machine, fastest first.
 
-    The last one is ``"reference"``: the definition in float64 NumPy, which is slow and runs only when asked for.
+    The last one is ``"reference"``: the definition in float64 NumPy, which is slow and runs only when chosen by name.
 
     Examples
     --------
@@ -119,7 +121,7 @@ def explain(
 ) -> Explanation:
     """Report which target would run a call, and why the others would not.
 
-    Without arguments the answer is for any call that kernels take.
+    Without arguments, the report is about all calls that the kernels support.
 
     Parameters
     ----------
@@ -156,7 +158,7 @@ def _find_reason(name: str, dtype: str | None, chosen: str | None) -> str:
     if _REASONS[name]:
         return _REASONS[name]
     if chosen is not None and name != chosen:
-        return f"target {chosen!r} was asked for by name"
+        return f"target {chosen!r} was chosen by name"
     if dtype == "float64" and name != REFERENCE:
         return "float64 is computed by the reference only"
     return ""
@@ -181,13 +183,13 @@ def choose_target(dtype: str) -> str:
 @functools.cache
 def _choose_target(dtype: str, chosen: str | None) -> str:
     for name in _REASONS:
-        # The definition is slow and stores every score: it runs when it is asked for by name, never in silence.
+        # The definition is slow and stores every score, so it runs only when it is chosen by name.
         if not _find_reason(name, dtype, chosen) and (name != REFERENCE or chosen == REFERENCE):
             return name
-    able = f"the target asked for, {chosen!r}, does not compute it" if chosen else "no kernel computes it"
+    reason = f"the chosen target {chosen!r} does not compute it" if chosen else "no kernel computes it"
     raise TargetError(
         "query",
-        f"must not have dtype {dtype}: {able}",
+        f"must not have dtype {dtype}: {reason}",
         remedy="use float32, or call inside keywise.using('reference')",
     )
 
@@ -248,18 +250,20 @@ def get_num_threads() -> int:
     count_torch_threads = getattr(torch, "get_num_threads", None)
     if count_torch_threads is not None:
         return int(count_torch_threads())
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
-def multiply_adds(rounds: int, dtype: str) -> float:
+def run_multiply_adds(rounds: int, dtype: str) -> float:
     """Multiply and add in registers alone, and return the number of operations.
 
     Parameters
     ----------
     rounds
-        How often.
+        Number of repetitions.
     dtype
-        ``"bfloat16"`` multiplies pairs where the target does.
+        ``"bfloat16"`` for dot products of bfloat16 pairs where the target has them, otherwise float32.
     """
     return native.multiply_adds(choose_target(dtype), rounds, dtype == "bfloat16")
 

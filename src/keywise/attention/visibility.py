@@ -57,15 +57,18 @@ class _MaskFields(NamedTuple):
 
 
 class ResolvedMask(_MaskFields):
-    """The fields of a mask, checked; arrays that it does not have are None, so it fits calls of any size."""
+    """Checked fields of a mask.
+
+    Arrays that the mask does not have are None, so that it fits calls of any size.
+    """
 
     @functools.cached_property
     def native(self) -> CheckedMask:
-        """The mask as kernels take it."""
+        """The mask in the form that the kernels read."""
         return CheckedMask(**self._asdict())
 
-    def visibility(self, sizes: Sizes, first_key: int) -> Visibility:
-        """Return the mask for one call, with every position written out.
+    def make_visibility(self, sizes: Sizes, first_key: int) -> Visibility:
+        """Return the mask for one call, with default positions filled in.
 
         Parameters
         ----------
@@ -92,7 +95,7 @@ class ResolvedMask(_MaskFields):
 
 
 def resolve_mask(mask: Any, sizes: Sizes | Inputs, first_key: int) -> ResolvedMask:
-    """Return a mask checked against the sizes of a call, or raise.
+    """Check a mask against the sizes of a call.
 
     Parameters
     ----------
@@ -106,7 +109,7 @@ def resolve_mask(mask: Any, sizes: Sizes | Inputs, first_key: int) -> ResolvedMa
     Raises
     ------
     DtypeError, ShapeError, OptionError
-        The mask is neither, or an array of it does not fit.
+        `mask` is of another type, or one of its arrays does not fit.
 
     Examples
     --------
@@ -133,7 +136,7 @@ def resolve_mask(mask: Any, sizes: Sizes | Inputs, first_key: int) -> ResolvedMa
     return fields._replace(**arrays) if arrays else fields
 
 
-@functools.lru_cache(maxsize=64)  # the layers of a model ask for the same few
+@functools.lru_cache(maxsize=64)  # the layers of a model share a few
 def _resolve_sides(causal: bool, window: tuple[int | None, int | None] | None, keep_first: int) -> ResolvedMask:
     left, right = (-1 if side is None else min(side, MAX_TOKENS) for side in window or (None, None))
     return ResolvedMask(causal, left, right, min(keep_first, MAX_TOKENS))

@@ -1,6 +1,6 @@
-"""Cache files: a `KVCache` on disk, written atomically, mapped into memory, and verified before it is used.
+"""Cache files: a `KVCache` on disk, which is verified before it is used.
 
-The files are safetensors files; docs/format.md describes what they hold.
+Files are written atomically and mapped into memory. They are safetensors files; docs/format.md describes them.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import IO, Any
 import numpy as np
 
 from keywise.attention.arrays import Array, HostArray, as_host_array
+from keywise.attention.checks import as_integer_array
 from keywise.attention.problem import Chunk
 from keywise.cache.header import (
     ALIGN_BYTES,
@@ -106,8 +107,8 @@ def save(
 ) -> None:
     """Write a cache to a file, which replaces an existing file atomically.
 
-    Processes that have the old file open keep it, also when the cache itself is mapped from it. Only the owner may
-    read and write the file, because it contains the tokens.
+    The old file stays valid for processes that have it open, and for `cache` itself if it is mapped from it. Only the
+    owner may read and write the file, because it contains the tokens.
 
     Parameters
     ----------
@@ -158,7 +159,7 @@ def save(
         )
 
     try:
-        # All checksums have the same number of digits: the header's length is known before they are.
+        # All checksums have the same number of digits, so the header's length does not depend on them.
         header_bytes = len(encode_with(np.zeros(count_checksums(layout.end), np.uint32)))
         with atomic_write(path, private=True) as file:
             file.seek(header_bytes)
@@ -166,7 +167,7 @@ def save(
             for arrays in layout.arrays:
                 payload.write(arrays)
             file.seek(0)
-            file.write(encode_with(payload.checksums()))
+            file.write(encode_with(payload.list_checksums()))
     except HeaderError as error:
         raise FormatError("cache", str(error)) from error
     except OSError as error:
@@ -185,7 +186,7 @@ def open(path: str | os.PathLike[str], fingerprint: Mapping[str, str]) -> Opened
     path : path
         The file.
     fingerprint : mapping of str to str
-        As given to `save`; every field must agree.
+        As passed to `save`; every field must agree.
 
     Returns
     -------
@@ -218,18 +219,19 @@ def open(path: str | os.PathLike[str], fingerprint: Mapping[str, str]) -> Opened
             raise FormatError(
                 "path",
                 f"{os.fspath(path)!r} must have the same fingerprint: {name} must be {expected!r}, got {stored!r}",
+                remedy="create it again with this model",
             )
     layers = [Layer() if stored is None else _map_layer(payload, stored) for stored in header.layers]
     extra = {}
     for name, entry in header.extra.items():
         payload.verify(entry.begin, entry.end)
-        extra[name] = payload.tensor(entry)
+        extra[name] = payload.view_tensor(entry)
     int8 = any(stored is not None and stored.tensors["key"].dtype == "int8" for stored in header.layers)
     return Opened(KVCache.from_layers(layers, dtype="int8" if int8 else None), header, extra, payload)
 
 
 def read_header(path: str | os.PathLike[str]) -> Header:
-    """Read and verify the header of a cache file and its tokens, without keys and values.
+    """Read and verify the header and the tokens of a cache file.
 
     Parameters
     ----------
@@ -264,7 +266,7 @@ def read_header(path: str | os.PathLike[str]) -> Header:
 
 
 class _Layout:
-    """Places tensors one after the other, with padding tensors between them.
+    """Place tensors one after the other, with padding tensors between them.
 
     Attributes
     ----------
@@ -308,19 +310,19 @@ class _Layout:
             return None
         tokens = sum(chunk.tokens for chunk in chunks)
         entries: dict[str, TensorEntry] = {}
-        for name, (dtype, first) in _named_arrays(chunks[0]).items():
+        for name, (dtype, first) in _name_arrays(chunks[0]).items():
             entries[name] = self.add_tensor(
                 name_layer_tensor(number, name),
                 dtype,
                 (*first.shape[:2], tokens, *first.shape[3:]),
-                _runs([_named_arrays(chunk)[name][1] for chunk in chunks]),
+                _iterate_runs([_name_arrays(chunk)[name][1] for chunk in chunks]),
                 align_bytes=ALIGN_BYTES if entries else PAGE_BYTES,  # a layer begins on a page
             )
         return StoredLayer(cache.windows[number], cache.first_key(number), entries)
 
 
-def _named_arrays(chunk: Chunk) -> dict[str, tuple[str, Array]]:
-    """Return dtype and array of keys, values and their scales by their names in the file."""
+def _name_arrays(chunk: Chunk) -> dict[str, tuple[str, Array]]:
+    """Return dtype and array of keys, values and scales, by their names in the file."""
     named = {"key": (chunk.key.dtype, chunk.key.data), "value": (chunk.value.dtype, chunk.value.data)}
     if chunk.key.scale is not None:
         named["key_scale"] = ("float32", chunk.key.scale)
@@ -329,8 +331,8 @@ def _named_arrays(chunk: Chunk) -> dict[str, tuple[str, Array]]:
     return named
 
 
-def _runs(arrays: list[Array]) -> Iterator[Array]:
-    """Yield arrays [batch, heads, tokens, ...] as one concatenated along the tokens would lie in memory."""
+def _iterate_runs(arrays: list[Array]) -> Iterator[Array]:
+    """Yield the contiguous runs of arrays concatenated along the tokens."""
     for item, head in np.ndindex(*arrays[0].shape[:2]):
         for array in arrays:
             yield array[item, head]
@@ -384,7 +386,7 @@ def _map_file(path: str) -> tuple[Header, MappedPayload]:
 
 
 def _map_layer(payload: MappedPayload, stored: StoredLayer) -> Layer:
-    arrays = {name: payload.tensor(entry) for name, entry in stored.tensors.items()}
+    arrays = {name: payload.view_tensor(entry) for name, entry in stored.tensors.items()}
     key, value = (
         HostArray(arrays[name], stored.tensors[name].dtype, None, arrays.get(f"{name}_scale"))
         for name in ("key", "value")
@@ -396,7 +398,7 @@ def _map_layer(payload: MappedPayload, stored: StoredLayer) -> Layer:
         nonlocal all_verified
         if all_verified:
             return
-        for _, array in _named_arrays(remaining).values():
+        for _, array in _name_arrays(remaining).values():
             payload.verify_view(array)
         all_verified = remaining.tokens == stored_tokens
 
@@ -412,10 +414,7 @@ def _check_fingerprint(fingerprint: Mapping[str, str]) -> None:
 
 
 def _check_integers(name: str, value: Any) -> Array:
-    array = as_host_array(name, np.asarray(value) if isinstance(value, (list, tuple)) else value)
-    if not array.dtype.startswith(("int", "uint")):
-        raise DtypeError(name, f"must have an integer dtype, got {array.dtype}")
-    return array.data
+    return as_integer_array(name, np.asarray(value) if isinstance(value, (list, tuple)) else value)
 
 
 def _check_tokens(cache: KVCache, token_ids: Any, positions: Any) -> tuple[Array, Array]:

@@ -1,4 +1,4 @@
-"""The header of a cache file: what the file says about its tokens, layers and checksums. See docs/format.md."""
+"""The header of a cache file: tokens, layers and checksums. See docs/format.md."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from keywise.cache.safetensors_header import (
     MAX_HEADER_BYTES,
     PAGE_BYTES,
     HeaderError,
+    InvalidHeaderError,
     TensorEntry,
     encode_header,
-    invalid_header,
     parse_header,
     parse_json,
     parse_size,
@@ -44,7 +44,7 @@ PADDING_PREFIX: Final = "padding."
 _DIGEST_BYTES: Final = hashlib.sha256().digest_size
 _NO_DIGEST: Final = b"0" * 2 * _DIGEST_BYTES
 _EARLIER_MAGIC: Final = b"keywise\x00"
-# The first three fields of the metadata stand at fixed places, so that they are checked before anything is parsed.
+# The first three fields of the metadata are at fixed offsets, so that they can be checked before anything is parsed.
 _VERSION_START: Final = f'{{"__metadata__":{{"format":"{FORMAT}","version":"'.encode()
 _DIGEST_START: Final = _VERSION_START + f'{VERSION}","header_sha256":"'.encode()
 _DIGEST_BEGIN: Final = LENGTH_WORD.size + len(_DIGEST_START)
@@ -61,7 +61,7 @@ class StoredLayer:
     Attributes
     ----------
     window : int or None
-        Keys before the next query's own position that the layer keeps; None keeps all.
+        Number of keys before the next query's own position that the layer stores; None stores all.
     first_key : int
         Position of the first key.
     tensors : dict of str to TensorEntry
@@ -76,12 +76,12 @@ class StoredLayer:
 
 @dataclass(frozen=True, eq=False)
 class Header:
-    """What a cache file says about itself.
+    """Verified contents of the header of a cache file, and its tokens.
 
     Attributes
     ----------
     fingerprint : dict of str to str
-        What the keys and values depend on; a file is opened only with the same fingerprint.
+        Digests of everything that the keys and values depend on; a file is opened only with the same fingerprint.
     token_ids, positions : int64 [B, N]
         The tokens and their positions.
     layers : tuple of (StoredLayer or None)
@@ -224,19 +224,19 @@ def encode(
         "format": FORMAT,
         "version": str(VERSION),
         "header_sha256": _NO_DIGEST.decode(),
-        "fingerprint": _json(dict(fingerprint)),
-        "layers": _json([None if layer is None else _layer_record(layer) for layer in layers]),
+        "fingerprint": _encode_json(dict(fingerprint)),
+        "layers": _encode_json([None if layer is None else _describe_layer(layer) for layer in layers]),
         "token_sha256": b"".join(hashes).hex(),
         "payload_crc32": checksums.astype(">u4").tobytes().hex(),
     }
     data = encode_header(metadata, tensors)
     if len(data) > MAX_HEADER_BYTES:
         raise HeaderError(f"must have a header of at most {MAX_HEADER_BYTES} bytes, got {len(data)}")
-    return data[:_DIGEST_BEGIN] + _digest(data) + data[_DIGEST_END:]
+    return data[:_DIGEST_BEGIN] + _digest_header(data) + data[_DIGEST_END:]
 
 
 def measure_header(start: bytes, file_bytes: int) -> int:
-    """Return the length of a header with its length word, after the checks that need no parsing.
+    """Return the length of a header, after the checks that need no parsing.
 
     Parameters
     ----------
@@ -256,21 +256,21 @@ def measure_header(start: bytes, file_bytes: int) -> int:
     if not text.startswith(_VERSION_START):
         raise HeaderError(f"must be a cache file of keywise, got {file_bytes} bytes of another kind")
     if not text.startswith(_DIGEST_START):
-        version = re.match(rb'[^"]{0,20}', text[len(_VERSION_START) :])
-        found = version[0].decode(errors="replace") if version else ""
-        raise HeaderError(f"must have format version {VERSION}, got {found!r}; delete it or create it again")
+        match = re.match(rb'[^"]{0,20}', text[len(_VERSION_START) :])
+        version = match[0].decode(errors="replace") if match else ""
+        raise HeaderError(f"must have format version {VERSION}, got {version!r}; delete it or create it again")
     header_bytes = LENGTH_WORD.size + int(LENGTH_WORD.unpack_from(start)[0])
     if header_bytes > file_bytes:
         raise HeaderError(f"must have a header of {header_bytes} bytes, got a file of {file_bytes}: it was cut")
     if header_bytes > MAX_HEADER_BYTES or header_bytes % PAGE_BYTES or header_bytes < START_BYTES:
-        raise invalid_header(
+        raise InvalidHeaderError(
             f"its length must be a multiple of {PAGE_BYTES} and at most {MAX_HEADER_BYTES}, got {header_bytes}"
         )
     return header_bytes
 
 
 def decode(data: bytes, file_bytes: int) -> HeaderFields:
-    """Return the fields of a header that is not damaged and does not contradict itself.
+    """Verify a header and return its fields.
 
     Parameters
     ----------
@@ -285,7 +285,7 @@ def decode(data: bytes, file_bytes: int) -> HeaderFields:
         The header is damaged or invalid, or the file has another length.
     """
     header_bytes = measure_header(data[:START_BYTES], file_bytes)
-    if len(data) != header_bytes or _digest(data) != data[_DIGEST_BEGIN:_DIGEST_END]:
+    if len(data) != header_bytes or _digest_header(data) != data[_DIGEST_BEGIN:_DIGEST_END]:
         raise HeaderError("is damaged: the SHA-256 of its header differs")
     metadata, tensors = parse_header(data[LENGTH_WORD.size :])
     payload_bytes = max((tensor.end for tensor in tensors.values()), default=0)
@@ -295,7 +295,9 @@ def decode(data: bytes, file_bytes: int) -> HeaderFields:
         )
     for name, tensor in tensors.items():
         if tensor.begin % ALIGN_BYTES and not name.startswith(PADDING_PREFIX):
-            raise invalid_header(f"tensor {name!r} must begin at a multiple of {ALIGN_BYTES} bytes, got {tensor.begin}")
+            raise InvalidHeaderError(
+                f"tensor {name!r} must begin at a multiple of {ALIGN_BYTES} bytes, got {tensor.begin}"
+            )
     return _parse_fields(metadata, tensors, payload_bytes)
 
 
@@ -318,19 +320,19 @@ def verify_tokens(fields: HeaderFields, token_ids: Array, positions: Array) -> N
         raise HeaderError("is damaged: the SHA-256 of its tokens differs")
 
 
-def _digest(data: bytes) -> bytes:
-    """Return the hexadecimal SHA-256 of a header, its own digits taken as zeros."""
+def _digest_header(data: bytes) -> bytes:
+    """Return the hexadecimal SHA-256 of a header, with zeros in place of its own digits."""
     digest = hashlib.sha256(data[:_DIGEST_BEGIN])
     digest.update(_NO_DIGEST)
     digest.update(data[_DIGEST_END:])
     return digest.hexdigest().encode()
 
 
-def _json(value: Any) -> str:
+def _encode_json(value: Any) -> str:
     return json.dumps(value, separators=(",", ":"), sort_keys=True)
 
 
-def _layer_record(layer: StoredLayer) -> dict[str, Any]:
+def _describe_layer(layer: StoredLayer) -> dict[str, Any]:
     kind = "full" if layer.window is None else "window"
     return {"kind": kind, "window": layer.window, "first_key": layer.first_key}
 
@@ -351,26 +353,27 @@ def name_layer_tensor(number: int, name: str) -> str:
 def _parse_fields(metadata: dict[str, str], tensors: dict[str, TensorEntry], payload_bytes: int) -> HeaderFields:
     names = {"format", "version", "header_sha256", "fingerprint", "layers", "token_sha256", "payload_crc32"}
     if metadata.keys() != names:
-        raise invalid_header(f"its metadata must have the fields {', '.join(sorted(names))}")
+        raise InvalidHeaderError(f"its metadata must have the fields {', '.join(sorted(names))}")
     remaining = {name: tensor for name, tensor in tensors.items() if not _is_padding(name, tensor)}
     token_ids, positions = (remaining.pop(name, None) for name in (TOKEN_IDS, POSITIONS))
     if token_ids is None or token_ids.dtype != "int64" or len(token_ids.shape) != 2:
-        raise invalid_header(f"{TOKEN_IDS} must be an I64 tensor [batch, tokens]")
+        raise InvalidHeaderError(f"{TOKEN_IDS} must be an I64 tensor [batch, tokens]")
     if positions is None or (positions.dtype, positions.shape) != (token_ids.dtype, token_ids.shape):
-        raise invalid_header(f"{POSITIONS} must be an I64 tensor of the shape of {TOKEN_IDS}")
+        raise InvalidHeaderError(f"{POSITIONS} must be an I64 tensor of the shape of {TOKEN_IDS}")
     blocks = -(-token_ids.shape[1] // BLOCK_TOKENS)
     chain = _parse_hex("token_sha256", metadata["token_sha256"], blocks * _DIGEST_BYTES)
     checksums = _parse_hex("payload_crc32", metadata["payload_crc32"], 4 * count_checksums(payload_bytes))
     records = parse_json("layers", metadata["layers"])
     if not isinstance(records, list):
-        raise invalid_header("layers must be a list")
+        raise InvalidHeaderError("layers must be a list")
     layers = tuple(_parse_layer(number, record, token_ids, remaining) for number, record in enumerate(records))
     if not any(layers):
-        raise invalid_header("at least one layer must have keys")
-    extra = {name.removeprefix(EXTRA_PREFIX): tensor for name, tensor in remaining.items() if _is_extra(name, tensor)}
-    if len(extra) != len(remaining):
-        unknown = next(name for name, tensor in remaining.items() if not _is_extra(name, tensor))
-        raise invalid_header(f"tensor {unknown!r} must belong to a layer or be an extra array of numbers")
+        raise InvalidHeaderError("at least one layer must have keys")
+    extra = {}
+    for name, tensor in remaining.items():
+        if not _is_extra(name, tensor):
+            raise InvalidHeaderError(f"tensor {name!r} must belong to a layer or be an extra array of numbers")
+        extra[name.removeprefix(EXTRA_PREFIX)] = tensor
     return HeaderFields(
         fingerprint=parse_strings("fingerprint", parse_json("fingerprint", metadata["fingerprint"])),
         layers=layers,
@@ -378,7 +381,7 @@ def _parse_fields(metadata: dict[str, str], tensors: dict[str, TensorEntry], pay
         payload_bytes=payload_bytes,
         token_ids=token_ids,
         positions=positions,
-        token_hashes=[chain[at : at + _DIGEST_BYTES] for at in range(0, len(chain), _DIGEST_BYTES)],
+        token_hashes=[chain[begin : begin + _DIGEST_BYTES] for begin in range(0, len(chain), _DIGEST_BYTES)],
         checksums=np.frombuffer(checksums, ">u4").astype(np.uint32),
     )
 
@@ -393,7 +396,9 @@ def _is_extra(name: str, tensor: TensorEntry) -> bool:
 
 def _parse_hex(name: str, text: str, expected_bytes: int) -> bytes:
     if len(text) != 2 * expected_bytes or not re.fullmatch(r"[0-9a-f]*", text):
-        raise invalid_header(f"{name} must have {2 * expected_bytes} hexadecimal digits, got {len(text)} characters")
+        raise InvalidHeaderError(
+            f"{name} must have {2 * expected_bytes} hexadecimal digits, got {len(text)} characters"
+        )
     return bytes.fromhex(text)
 
 
@@ -405,10 +410,10 @@ def _parse_layer(
         return None
     subject = f"layer {number}"
     if not isinstance(record, dict) or record.keys() != {"kind", "window", "first_key"}:
-        raise invalid_header(f"{subject} must have kind, window and first_key, or be null")
+        raise InvalidHeaderError(f"{subject} must have kind, window and first_key, or be null")
     window = None if record["window"] is None else parse_size(f"the window of {subject}", record["window"])
     if record["kind"] != ("full" if window is None else "window"):
-        raise invalid_header(f"the kind of {subject} must agree with its window, got {record['kind']!r:.40}")
+        raise InvalidHeaderError(f"the kind of {subject} must agree with its window, got {record['kind']!r:.40}")
     first_key = parse_size(f"first_key of {subject}", record["first_key"])
     tensors = {}
     for name in ("key", "value", "key_scale", "value_scale"):
@@ -423,17 +428,20 @@ def _parse_layer(
 def _check_layer(subject: str, layer: StoredLayer, token_ids: TensorEntry) -> None:
     key, value = layer.tensors.get("key"), layer.tensors.get("value")
     if key is None or value is None:
-        raise invalid_header(f"{subject} must have a key and a value tensor")
+        raise InvalidHeaderError(f"{subject} must have a key and a value tensor")
     if key.dtype != value.dtype or key.dtype not in (*FLOATS, "int8"):
-        raise invalid_header(f"key and value of {subject} must share a float dtype or int8")
+        raise InvalidHeaderError(f"key and value of {subject} must share a float dtype or int8")
     if len(key.shape) != 4 or len(value.shape) != 4 or key.shape[:3] != value.shape[:3]:
-        raise invalid_header(f"key and value of {subject} must have shapes [batch, heads, tokens, head_dim] that agree")
+        raise InvalidHeaderError(
+            f"key and value of {subject} must have shapes [batch, heads, tokens, head_dim] that agree"
+        )
     batch, tokens = token_ids.shape
     if key.shape[0] != batch or layer.first_key + key.shape[2] != tokens:
-        raise invalid_header(f"{subject} must have the batch and the tokens of {TOKEN_IDS}")
+        raise InvalidHeaderError(f"{subject} must have the batch and the tokens of {TOKEN_IDS}")
     scales = {name: tensor for name, tensor in layer.tensors.items() if name.endswith("_scale")}
-    if scales.keys() != ({"key_scale", "value_scale"} if key.dtype == "int8" else set()):
-        raise invalid_header(f"{subject} must have scales exactly if it is int8")
+    expected_scales = {"key_scale", "value_scale"} if key.dtype == "int8" else set()
+    if scales.keys() != expected_scales:
+        raise InvalidHeaderError(f"{subject} must have scales exactly if it is int8")
     for name, tensor in scales.items():
         if (tensor.dtype, tensor.shape) != ("float32", key.shape[:3]):
-            raise invalid_header(f"{name} of {subject} must be an F32 tensor [batch, heads, tokens]")
+            raise InvalidHeaderError(f"{name} of {subject} must be an F32 tensor [batch, heads, tokens]")

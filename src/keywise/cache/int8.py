@@ -30,7 +30,7 @@ def quantise(name: str, array: HostArray) -> HostArray:
     Raises
     ------
     OptionError
-        The array holds NaN, infinity or a number beyond float32.
+        The array contains NaN, infinity or a number beyond float32.
 
     Examples
     --------

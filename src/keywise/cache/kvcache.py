@@ -1,4 +1,4 @@
-"""`KVCache`: the keys and values of every layer, appended to, attended to, truncated and shared."""
+"""`KVCache`: the keys and values of every layer of a model."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from keywise.attention.arrays import FLOATS, HostArray, as_host_array
+from keywise.attention.arrays import HostArray, as_host_array
+from keywise.attention.checks import as_float_array
 from keywise.attention.mask import Mask
 from keywise.attention.operation import Chunks, StatsRequest, run
 from keywise.attention.problem import Chunk
@@ -20,7 +21,9 @@ from keywise.util.checks import check_int
 
 
 class KVCache:
-    """Keep the keys and values of every layer; appending copies no past tokens, forking copies nothing.
+    """Store the keys and values of every layer.
+
+    Appending copies no past tokens, and forking copies nothing.
 
     A layer is an ordered list of chunks: read-only ones, shared with forks and files, and one private chunk that grows.
     Attention reads the chunks in place; the result has the same bits as over one array.
@@ -31,9 +34,9 @@ class KVCache:
         Number of layers.
     windows : sequence of (int or None), optional
         Per layer, the number of keys to the left of its own position that a query sees (``Mask.window[0]``); older keys
-        are dropped as tokens are appended. None keeps all, for that layer or for every layer.
+        are dropped as tokens are appended. None drops no keys of that layer, or of every layer.
     dtype : str, optional
-        ``"int8"`` keeps keys and values as multiples of a float32 scale per token and head. That is half the bytes of
+        ``"int8"`` stores keys and values as multiples of a float32 scale per token and head. That is half the bytes of
         bfloat16, with an error of at most 1/254 of the largest element of the token and head. Default: the dtype of
         what is appended.
 
@@ -76,7 +79,7 @@ class KVCache:
         layers : sequence of keywise.cache.layer.Layer
             One or more.
         dtype : str, optional
-            ``"int8"`` if the layers hold int8.
+            ``"int8"`` if the layers are in int8.
 
         Examples
         --------
@@ -103,7 +106,7 @@ class KVCache:
 
     @property
     def dtype(self) -> str | None:
-        """``"int8"``, or None where keys and values keep the dtype that they were appended with.
+        """``"int8"``, or None where keys and values are stored in the dtype of the append.
 
         Examples
         --------
@@ -115,7 +118,7 @@ class KVCache:
 
     @property
     def windows(self) -> tuple[int | None, ...]:
-        """Per layer, the number of keys kept to the left of the next query; None keeps all.
+        """Per layer, the number of keys to the left of the next query; None for all.
 
         Setting it changes what later appends drop; dropped keys do not come back.
 
@@ -175,7 +178,7 @@ class KVCache:
         >>> cache.tokens(0), cache.tokens(1)
         (0, 3)
         """
-        return self._layer(layer).tokens
+        return self._get_layer(layer).tokens
 
     def first_key(self, layer: int) -> int:
         """Return the position of the first key of a layer that was not dropped.
@@ -204,12 +207,12 @@ class KVCache:
         >>> cache.first_key(0)
         1
         """
-        return self._layer(layer).first_key
+        return self._get_layer(layer).first_key
 
     def chunks(self, layer: int) -> tuple[Chunk, ...]:
         """Return the keys and values of a layer as views, chunk by chunk in order.
 
-        The views are valid until the cache changes and must not be written to. bfloat16 is held as uint16;
+        The views are valid until the cache changes and must not be written to. bfloat16 is stored as uint16;
         `keywise.attention.arrays.to_library` converts to torch tensors.
 
         Parameters
@@ -237,7 +240,7 @@ class KVCache:
         >>> [chunk.key.data.shape for chunk in cache.chunks(0)]
         [(1, 2, 3, 8)]
         """
-        return self._layer(layer).chunks()
+        return self._get_layer(layer).chunks()
 
     def append(self, layer: int, key: Any, value: Any) -> None:
         """Append the keys and values of new tokens to a layer.
@@ -265,7 +268,7 @@ class KVCache:
         >>> len(cache)
         3
         """
-        target = self._layer(layer)
+        target = self._get_layer(layer)
         chunk = Chunk(_check_tokens("key", key), _check_tokens("value", value))
         if chunk.key.dtype != chunk.value.dtype:
             raise DtypeError("value", f"must have the dtype of key, {chunk.key.dtype}, got {chunk.value.dtype}")
@@ -277,7 +280,7 @@ class KVCache:
             )
         if self._dtype == "int8":
             chunk = Chunk(quantise("key", chunk.key), quantise("value", chunk.value))
-        example = target.example_chunk()
+        example = target.find_example_chunk()
         if example is not None:
             _check_like(layer, example, chunk)
         if chunk.tokens:
@@ -326,7 +329,7 @@ class KVCache:
         >>> cache.attend(0, np.ones((1, 4, 1, 8), np.float32), mask=kw.Mask(causal=True)).shape
         (1, 4, 1, 8)
         """
-        arguments = self._arguments(layer, query, mask)
+        arguments = self._make_arguments(layer, query, mask)
         return run(**arguments, bias=bias, scale=scale, softcap=softcap, sinks=sinks)
 
     def attention_stats(
@@ -376,7 +379,7 @@ class KVCache:
         request = StatsRequest(
             top_k=top_k, segment_bounds=segment_bounds, segment_ids=segment_ids, query_weights=query_weights
         )
-        arguments = self._arguments(layer, query, mask)
+        arguments = self._make_arguments(layer, query, mask)
         stats = run(**arguments, bias=bias, scale=scale, softcap=softcap, sinks=sinks, stats=request)
         assert isinstance(stats, AttentionStats)
         return stats
@@ -478,20 +481,20 @@ class KVCache:
         for layer in self._layers:
             layer.select(indices)
 
-    def _layer(self, number: int) -> Layer:
+    def _get_layer(self, number: int) -> Layer:
         return self._layers[check_int("layer", number, minimum=0, maximum=self.layers - 1)]
 
-    def _arguments(self, number: int, query: Any, mask: Any) -> dict[str, Any]:
+    def _make_arguments(self, number: int, query: Any, mask: Any) -> dict[str, Any]:
         """Return the arguments of `run` that describe a layer."""
-        layer = self._layer(number)
+        layer = self._get_layer(number)
         chunks = layer.chunks()
         if not chunks:
             raise OptionError("layer", "must have keys", got=number, remedy="append some first")
         host_query = as_host_array("query", query)
         if layer.window is not None:
-            mask = _narrow(mask, layer.window)
+            mask = _add_window(mask, layer.window)
         if layer.first_key:
-            _check_reach(number, layer, mask, host_query)
+            _check_dropped_keys(number, layer, mask, host_query)
         keys, values = zip(*chunks, strict=True)
         return {
             "query": host_query,
@@ -503,9 +506,7 @@ class KVCache:
 
 
 def _check_tokens(name: str, array: Any) -> HostArray:
-    host = as_host_array(name, array)
-    if host.dtype not in FLOATS:
-        raise DtypeError(name, f"must have one of the dtypes {', '.join(FLOATS)}, got {host.dtype}")
+    host = as_float_array(name, array)
     shape = host.data.shape
     if host.data.ndim != 4 or 0 in (shape[0], shape[1], shape[3]):
         raise ShapeError(name, f"must have shape [batch, heads, tokens, head_dim], got {list(shape)}")
@@ -513,7 +514,7 @@ def _check_tokens(name: str, array: Any) -> HostArray:
 
 
 def _check_like(layer: int, example: Chunk, new: Chunk) -> None:
-    """Refuse new tokens that do not fit those of the layer."""
+    """Raise an error if new tokens do not fit those of the layer."""
     for name, present, array in zip(("key", "value"), example, new, strict=True):
         if array.dtype != present.dtype:
             raise DtypeError(name, f"must have the dtype of layer {layer}, {present.dtype}, got {array.dtype}")
@@ -523,15 +524,15 @@ def _check_like(layer: int, example: Chunk, new: Chunk) -> None:
             raise ShapeError(name, f"must have shape {expected} for layer {layer}, got {list(array.data.shape)}")
 
 
-def _narrow(mask: Any, window: int) -> Mask:
-    """Return a mask that hides what the window hides, too."""
+def _add_window(mask: Any, window: int) -> Mask:
+    """Return a mask that also hides the keys outside the window."""
     rule = mask if isinstance(mask, Mask) else Mask(allowed=mask)
     left, right = (None, None) if rule.window is None else rule.window
     return replace(rule, window=(window if left is None else min(left, window), right))
 
 
-def _check_reach(number: int, layer: Layer, mask: Any, query: HostArray) -> None:
-    """Refuse queries that would see keys which the window has dropped."""
+def _check_dropped_keys(number: int, layer: Layer, mask: Any, query: HostArray) -> None:
+    """Raise an error if a query would see keys that the window has dropped."""
     remedy = f"layer {number} has the keys from position {layer.first_key} on; use a cache without windows"
     rule = mask if isinstance(mask, Mask) else Mask()
     if rule.keep_first:

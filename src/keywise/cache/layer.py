@@ -10,7 +10,7 @@ from keywise.attention.arrays import Array, HostArray
 from keywise.attention.problem import Chunk
 
 MIN_CAPACITY_TOKENS = 64
-"""Capacity of the smallest private chunk, beyond the tokens that it must hold."""
+"""Capacity of the smallest private chunk, beyond the tokens that it needs."""
 
 
 class Layer:
@@ -21,8 +21,8 @@ class Layer:
     Parameters
     ----------
     window : int, optional
-        Keys before the next query's own position that it may still need; older ones are dropped when tokens are
-        appended. None keeps all.
+        Number of keys before the next query's own position that are visible to it; older ones are dropped when
+        tokens are appended. None drops none.
     first_key : int
         Position of the first key.
     chunk : Chunk, optional
@@ -33,7 +33,7 @@ class Layer:
     Attributes
     ----------
     window, first_key
-        As given; `first_key` grows when tokens are dropped.
+        As passed; `first_key` grows when tokens are dropped.
     """
 
     def __init__(
@@ -63,9 +63,9 @@ class Layer:
     def chunks(self) -> tuple[Chunk, ...]:
         """Return verified views of the tokens in order; they are valid until the next change."""
         self._verify()
-        return self._views()
+        return self._list_views()
 
-    def example_chunk(self) -> Chunk | None:
+    def find_example_chunk(self) -> Chunk | None:
         """Return a verified chunk that new tokens must agree with in dtype and shape.
 
         None if the layer has no tokens.
@@ -81,7 +81,7 @@ class Layer:
             self._verify_chunk(self._shared[0])
         self._verify_chunk = None
 
-    def _views(self) -> tuple[Chunk, ...]:
+    def _list_views(self) -> tuple[Chunk, ...]:
         if self._private is None or self._begin == self._end:
             return self._shared
         return (*self._shared, slice_chunk(self._private, self._begin, self._end))
@@ -92,7 +92,7 @@ class Layer:
         Parameters
         ----------
         chunk : Chunk
-            Agrees with `example_chunk()`; the caller has checked that.
+            Agrees with `find_example_chunk()`; the caller has checked that.
         """
         if self.window is not None:
             self._drop(self.tokens - self.window - self.first_key)
@@ -132,13 +132,13 @@ class Layer:
         self._shared = tuple(chunk for chunk in shared if chunk.tokens)
         self._end = self._begin + remaining
         if self._end < self._forked_end:
-            self._shared = self._views()
+            self._shared = self._list_views()
             self._release_private()
 
     def fork(self) -> Layer:
-        """Return a layer with the same tokens; nothing is copied, and neither layer changes the other."""
+        """Return an independent layer with the same tokens; nothing is copied."""
         other = Layer(self.window, first_key=self.first_key, verify=self._verify_chunk)
-        other._shared = self._views()
+        other._shared = self._list_views()
         self._forked_end = self._end
         return other
 
@@ -158,7 +158,7 @@ class Layer:
             return
         self._shared = tuple(_select_items(chunk, items) for chunk in self._shared)
         changed = np.flatnonzero(items != np.arange(items.size))
-        for array in _arrays(slice_chunk(private, self._begin, self._end)):
+        for array in _list_arrays(slice_chunk(private, self._begin, self._end)):
             array[changed] = array[items[changed]]
 
     def _release_private(self) -> None:
@@ -176,7 +176,9 @@ class Layer:
             first = self._shared[0]
             dropped = min(tokens, first.tokens)
             rest = self._shared[1:]
-            self._shared = rest if dropped == first.tokens else (slice_chunk(first, dropped, first.tokens), *rest)
+            if dropped < first.tokens:
+                rest = (slice_chunk(first, dropped, first.tokens), *rest)
+            self._shared = rest
             tokens -= dropped
         self._begin += tokens
 
@@ -186,7 +188,7 @@ class Layer:
         if private is None:
             return self._grow(slice_chunk(new, 0, 0), new)
         tokens = self._end - self._begin
-        if not tokens and not _same_layout(private, new):
+        if not tokens and not _have_same_layout(private, new):
             return self._grow(slice_chunk(new, 0, 0), new)
         needed = tokens + new.tokens
         capacity = private.tokens
@@ -195,7 +197,7 @@ class Layer:
             return private
         live = slice_chunk(private, self._begin, self._end)
         if 2 * needed <= capacity and not too_large and not self._forked_end:
-            # A window has moved through its chunk: its tokens go back to the start, which is free.
+            # The window has moved through the chunk, so its tokens fit into the free space at the start.
             _write(private, 0, live)
             self._begin = 0
             self._end = tokens
@@ -237,28 +239,28 @@ def _map_arrays(chunk: Chunk, change: Callable[[Array], Array]) -> Chunk:
     return Chunk(*sides)
 
 
-def _arrays(chunk: Chunk) -> list[Array]:
+def _list_arrays(chunk: Chunk) -> list[Array]:
     return [array for side in chunk for array in (side.data, side.scale) if array is not None]
 
 
 def _write(target: Chunk, begin: int, chunk: Chunk) -> None:
     """Write tokens into another chunk from its token `begin` on."""
     end = begin + chunk.tokens
-    for destination, source in zip(_arrays(target), _arrays(chunk), strict=True):
+    for destination, source in zip(_list_arrays(target), _list_arrays(chunk), strict=True):
         destination[:, :, begin:end] = source
 
 
 def _allocate(like: HostArray, capacity: int) -> HostArray:
     """Return uninitialised memory for `capacity` tokens.
 
-    NumPy's allocator asks for huge pages, which are read much faster.
+    NumPy allocates huge pages, which are read much faster.
     """
     batch, heads, _, width = like.data.shape
     scale = None if like.scale is None else np.empty((batch, heads, capacity), np.float32)
     return HostArray(np.empty((batch, heads, capacity, width), like.data.dtype), like.dtype, None, scale)
 
 
-def _same_layout(left: Chunk, right: Chunk) -> bool:
+def _have_same_layout(left: Chunk, right: Chunk) -> bool:
     """Return whether chunks agree in everything but the number of tokens."""
     return all(
         a.dtype == b.dtype and a.data.shape[:2] == b.data.shape[:2] and a.data.shape[3] == b.data.shape[3]
@@ -269,11 +271,11 @@ def _same_layout(left: Chunk, right: Chunk) -> bool:
 def _select_items(chunk: Chunk, items: Array) -> Chunk:
     if np.array_equal(items, np.arange(chunk.key.data.shape[0])):
         return chunk
-    return _map_arrays(chunk, lambda array: _take_items(array, items))
+    return _map_arrays(chunk, lambda array: _select_array_items(array, items))
 
 
-def _take_items(array: Array, items: Array) -> Array:
+def _select_array_items(array: Array, items: Array) -> Array:
     if array.shape[0] == 1 or array.strides[0] == 0:
-        # All items share one memory and keep sharing it.
+        # All items share the same memory, before and after.
         return np.lib.stride_tricks.as_strided(array, (items.size, *array.shape[1:]), (0, *array.strides[1:]))
     return np.ascontiguousarray(array[items])

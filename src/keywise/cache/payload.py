@@ -1,4 +1,4 @@
-"""The tensors of a cache file: written with a checksum per block, mapped, and verified before they are used."""
+"""The tensors of a cache file, with a checksum per block that is verified before use."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def count_checksums(payload_bytes: int) -> int:
 
 
 class PayloadWriter:
-    """Writes tensors one after the other and computes the CRC-32 of each block.
+    """Write tensors one after the other, with the CRC-32 of each block.
 
     Parameters
     ----------
@@ -49,7 +49,7 @@ class PayloadWriter:
         self._written_bytes = 0
 
     def write(self, arrays: Iterable[Array]) -> None:
-        """Write arrays behind what is there.
+        """Append arrays to the payload.
 
         Parameters
         ----------
@@ -70,8 +70,8 @@ class PayloadWriter:
             self._written_bytes += len(part)
             data = data[len(part) :]
 
-    def checksums(self) -> Array:
-        """Return the checksums of what was written, uint32."""
+    def list_checksums(self) -> Array:
+        """Return the checksums of the blocks so far, uint32."""
         return np.array(self._checksums, np.uint32)
 
 
@@ -104,7 +104,7 @@ class MappedPayload:
     checksums: Array
     verified: set[int] = field(default_factory=set)
 
-    def tensor(self, entry: TensorEntry) -> Array:
+    def view_tensor(self, entry: TensorEntry) -> Array:
         """Return a tensor as a view that is not verified yet.
 
         Parameters
@@ -136,7 +136,7 @@ class MappedPayload:
             self.verify(begin - payload_address, end - payload_address)
 
     def verify(self, begin: int, end: int) -> None:
-        """Verify the blocks that hold a range of bytes, each block once.
+        """Verify the blocks that contain a range of bytes, each block once.
 
         Parameters
         ----------
@@ -148,7 +148,7 @@ class MappedPayload:
         FormatError
             The checksum of a block differs.
         """
-        # One thread: the threads of the model's last operation still spin and would compete with more.
+        # Single-threaded, because the threads of the model's last operation are still spinning.
         with memoryview(self.data) as view:
             for block in range(begin // CHECK_BYTES, count_checksums(end)):
                 if block in self.verified:

@@ -41,14 +41,27 @@ CODES: Final = {
 """The format's code of each dtype."""
 
 DTYPES: Final = {name: np.dtype("uint16" if name == "bfloat16" else name).newbyteorder("<") for name in CODES}
-"""Element type in memory of each dtype; NumPy has no bfloat16, so its bits are held as uint16."""
+"""Element type in memory of each dtype; NumPy has no bfloat16, so its bits are stored as uint16."""
 
 _NAMES: Final = {code: name for name, code in CODES.items()}
 _METADATA: Final = "__metadata__"
 
 
 class HeaderError(ValueError):
-    """Report a header that is damaged, cut, foreign or inconsistent; the message is a predicate about the file."""
+    """Report a header that cannot be used; the message is a predicate about the file."""
+
+
+class InvalidHeaderError(HeaderError):
+    """Report a header that contradicts the format or itself.
+
+    Parameters
+    ----------
+    detail : str
+        The contradiction.
+    """
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(f"has an invalid header: {detail}")
 
 
 class TensorEntry(NamedTuple):
@@ -103,7 +116,7 @@ def encode_header(metadata: Mapping[str, str], tensors: Mapping[str, TensorEntry
     Returns
     -------
     bytes
-        A multiple of 4096.
+        Its length is a multiple of 4096.
 
     Examples
     --------
@@ -140,7 +153,7 @@ def parse_header(text: bytes) -> tuple[dict[str, str], dict[str, TensorEntry]]:
     Raises
     ------
     HeaderError
-        The header is not JSON, repeats a name, or holds a type, shape or place that is not allowed.
+        The header is not JSON, repeats a name, or has a type, shape or place that is not allowed.
 
     Examples
     --------
@@ -149,33 +162,32 @@ def parse_header(text: bytes) -> tuple[dict[str, str], dict[str, TensorEntry]]:
     """
     root = parse_json("the header", text)
     if not isinstance(root, dict):
-        raise invalid_header("the header must be an object")
+        raise InvalidHeaderError("the header must be an object")
     metadata = parse_strings(_METADATA, root.pop(_METADATA, {}))
     tensors = {name: _parse_entry(name, entry) for name, entry in root.items()}
     tensors = dict(sorted(tensors.items(), key=lambda item: (item[1].begin, item[1].end)))
     expected_begin = 0
     for name, tensor in tensors.items():
         if tensor.begin != expected_begin:
-            raise invalid_header(f"tensor {name!r} must begin at byte {expected_begin}, got {tensor.begin}")
+            raise InvalidHeaderError(f"tensor {name!r} must begin at byte {expected_begin}, got {tensor.begin}")
         expected_begin = tensor.end
     return metadata, tensors
 
 
 def parse_json(name: str, text: bytes | str) -> Any:
-    """Return the value of a JSON text made of objects, lists, strings, integers, true, false and null.
+    """Return the value of a JSON text without fractions, NaN and infinities.
 
     Parameters
     ----------
     name : str
-        What the text is, for the message.
+        Name of the text, for the message.
     text : bytes or str
         UTF-8 where it is bytes.
 
     Raises
     ------
     HeaderError
-        The text is not JSON, is nested too deeply, repeats a name in an object, or holds a fraction, NaN or an
-        infinity.
+        The text is not JSON, is nested too deeply, repeats a name in an object, or has a fraction, NaN or an infinity.
 
     Examples
     --------
@@ -185,16 +197,16 @@ def parse_json(name: str, text: bytes | str) -> Any:
     try:
         return json.loads(
             text.decode() if isinstance(text, bytes) else text,
-            object_pairs_hook=_unique_names,
+            object_pairs_hook=_check_unique_names,
             parse_float=_refuse_number,
             parse_constant=_refuse_number,
         )
     except RecursionError:
-        raise invalid_header(f"{name} is nested too deeply") from None
+        raise InvalidHeaderError(f"{name} is nested too deeply") from None
     except HeaderError:
         raise
     except ValueError as error:
-        raise invalid_header(f"{name} must be JSON: {error}") from error
+        raise InvalidHeaderError(f"{name} must be JSON: {error}") from error
 
 
 def parse_strings(name: str, value: Any) -> dict[str, str]:
@@ -203,7 +215,7 @@ def parse_strings(name: str, value: Any) -> dict[str, str]:
     Parameters
     ----------
     name : str
-        What the object is, for the message.
+        Name of the object, for the message.
     value : object
         A parsed JSON value.
 
@@ -218,7 +230,7 @@ def parse_strings(name: str, value: Any) -> dict[str, str]:
     {'weights': '1f'}
     """
     if not isinstance(value, dict) or not all(isinstance(text, str) for text in value.values()):
-        raise invalid_header(f"{name} must be an object of strings")
+        raise InvalidHeaderError(f"{name} must be an object of strings")
     return value
 
 
@@ -228,7 +240,7 @@ def parse_size(name: str, value: Any) -> int:
     Parameters
     ----------
     name : str
-        What the value is, for the message.
+        Name of the value, for the message.
     value : object
         A parsed JSON value.
 
@@ -243,45 +255,34 @@ def parse_size(name: str, value: Any) -> int:
     4
     """
     if not _is_size(value):
-        raise invalid_header(f"{name} must be an integer between 0 and 2**63 - 1, got {value!r:.40}")
+        raise InvalidHeaderError(f"{name} must be an integer between 0 and 2**63 - 1, got {value!r:.40}")
     size: int = value
     return size
 
 
-def invalid_header(detail: str) -> HeaderError:
-    """Return the error for a header that contradicts the format or itself.
-
-    Parameters
-    ----------
-    detail : str
-        What is wrong with it.
-    """
-    return HeaderError(f"has an invalid header: {detail}")
-
-
 def _parse_entry(name: str, entry: Any) -> TensorEntry:
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
-        raise invalid_header(f"tensor {name!r} must have dtype, shape and data_offsets")
+        raise InvalidHeaderError(f"tensor {name!r} must have dtype, shape and data_offsets")
     code, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     dtype = _NAMES.get(code) if isinstance(code, str) else None
     if dtype is None:
-        raise invalid_header(f"the dtype of tensor {name!r} must be one of {', '.join(_NAMES)}, got {code!r:.40}")
+        raise InvalidHeaderError(f"the dtype of tensor {name!r} must be one of {', '.join(_NAMES)}, got {code!r:.40}")
     if not isinstance(shape, list) or len(shape) > MAX_DIMENSIONS:
-        raise invalid_header(f"the shape of tensor {name!r} must be a list of at most {MAX_DIMENSIONS} sizes")
+        raise InvalidHeaderError(f"the shape of tensor {name!r} must be a list of at most {MAX_DIMENSIONS} sizes")
     if not isinstance(offsets, list) or len(offsets) != 2:
-        raise invalid_header(f"the data_offsets of tensor {name!r} must be a list of two offsets")
+        raise InvalidHeaderError(f"the data_offsets of tensor {name!r} must be a list of two offsets")
     for number in (*shape, *offsets):
         if not _is_size(number):
-            raise invalid_header(
+            raise InvalidHeaderError(
                 f"sizes and offsets of tensor {name!r} must be between 0 and 2**63 - 1, got {number!r:.40}"
             )
     # NumPy refuses an empty array whose other sizes are too large.
     if prod(size or 1 for size in shape) * DTYPES[dtype].itemsize > MAX_SIZE:
-        raise invalid_header(f"tensor {name!r} must have less than 2**63 bytes")
+        raise InvalidHeaderError(f"tensor {name!r} must have less than 2**63 bytes")
     begin, end = offsets
     tensor = place_tensor(dtype, tuple(shape), begin)
     if tensor.end != end:
-        raise invalid_header(f"tensor {name!r} must end at byte {tensor.end} as its shape says, got {end}")
+        raise InvalidHeaderError(f"tensor {name!r} must end at byte {tensor.end} according to its shape, got {end}")
     return tensor
 
 
@@ -289,12 +290,12 @@ def _is_size(value: Any) -> bool:
     return type(value) is int and 0 <= value <= MAX_SIZE
 
 
-def _unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _check_unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) != len(pairs):
-        raise invalid_header("a name is repeated in an object")
+        raise InvalidHeaderError("a name is repeated in an object")
     return values
 
 
 def _refuse_number(text: str) -> Any:
-    raise invalid_header(f"a number must be an integer, got {text:.40}")
+    raise InvalidHeaderError(f"a number must be an integer, got {text:.40}")

@@ -44,7 +44,7 @@ def main() -> None:
 
 
 def _discard_output() -> None:
-    """Discard what is left in the buffer of stdout, so that the interpreter does not fail on it again at exit."""
+    """Discard the buffered output, which the interpreter would fail to write again at exit."""
     null_device = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null_device, sys.stdout.fileno())
     os.close(null_device)

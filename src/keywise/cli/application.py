@@ -9,7 +9,7 @@ from keywise.cli import cache, library
 from keywise.cli.ask import ASK_EXAMPLES, ask
 from keywise.cli.check import CHECK_EXAMPLES, check
 from keywise.cli.command import Command
-from keywise.cli.info import info
+from keywise.cli.info import show_info
 from keywise.cli.terminal import write
 from keywise.cli.tune import TUNE_EXAMPLES, tune
 
@@ -22,7 +22,7 @@ def make_application() -> typer.Typer:
     application.callback()(define_common_options)
     application.command(cls=Command, epilog=ASK_EXAMPLES)(ask)
     application.command(cls=Command, epilog=CHECK_EXAMPLES)(check)
-    application.command(cls=Command)(info)
+    application.command("info", cls=Command)(show_info)
     application.command(cls=Command, epilog=TUNE_EXAMPLES)(tune)
 
     library_commands = typer.Typer(no_args_is_help=True, help=library.HELP, epilog=library.EXAMPLES)

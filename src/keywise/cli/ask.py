@@ -1,4 +1,4 @@
-"""`keywise ask`: answer a question about files or a library, with the sentences that support the answer."""
+"""`keywise ask`: answer a question about files or a library, with supporting sentences."""
 
 import os
 import tempfile
@@ -92,15 +92,17 @@ def ask(  # noqa: PLR0917 - each is an argument or option of the command
 ) -> None:
     """Answer a QUESTION about FILEs, with the sentences that support the answer.
 
-    A language model on this machine answers. Below the answer stand the best sentences, ranked by the question's
-    attention and by common words, each with its share, its file and its span in characters. Prefilled documents are
-    stored (see `keywise cache`), so that the next question about the same files starts at once.
+    A language model on this machine answers. The best sentences follow, ranked by the question's attention and by
+    common words, each with its share, its file and its span in characters. Prefilled documents are stored (see
+    `keywise cache`), so that the next question about the same files starts at once.
     """
     files = files or []
     if not question.strip():
         raise OptionError("question", "must not be empty", got=question)
-    if bool(files) == (library is not None):
-        raise OptionError("files", "must be one or more FILEs to ask, or a library with --library, but not both")
+    if not files and library is None:
+        raise OptionError("files", "must name one file or more", remedy="or ask a library with --library")
+    if files and library is not None:
+        raise OptionError("files", "must be left out with --library", got=files, remedy="ask one of the two")
     _check_files(question, files)
     if html is not None:
         _check_page(html, files)
@@ -140,10 +142,13 @@ def ask(  # noqa: PLR0917 - each is an argument or option of the command
 
 
 def _write_report(answer: Answer, ablations: Sequence[Ablation], console: Console, *, top: int) -> None:
-    """Write what follows an answer whose text was written as it came."""
+    """Write citations, evidence and ablations below the answer, whose text was written token by token."""
     parts = split_by_sources(answer)
-    marks = "".join(f" [{rank}]" for rank in parts[0][1]) if len(parts) == 1 else ""
-    write(f"{marks}{'' if answer.complete else ' …'}\n\n")
+    marks = ""
+    if len(parts) == 1:
+        marks = "".join(f" [{rank}]" for rank in parts[0][1])
+    ellipsis = "" if answer.complete else " …"
+    write(f"{marks}{ellipsis}\n\n")
     marked_text = mark_sources(answer)
     if not marks and marked_text != answer.text:
         write(f"{marked_text}\n\n")
@@ -151,13 +156,13 @@ def _write_report(answer: Answer, ablations: Sequence[Ablation], console: Consol
     if doubt is not None:
         write(f"{doubt}\n\n")
     console.print(make_evidence_table(answer.evidence, top=top))
-    for each in ablations:
-        control = " (control)" if each.control else ""
-        write(f"without sentence {each.evidence.rank}{control} the answer loses {each.drop_nats:.1f} nats\n")
+    for ablation in ablations:
+        control = " (control)" if ablation.control else ""
+        write(f"without sentence {ablation.evidence.rank}{control} the answer loses {ablation.drop_nats:.1f} nats\n")
 
 
 def _check_files(question: str, files: list[str]) -> None:
-    # os.path takes a question of any length, where Path raises.
+    # os.path accepts a question of any length, for which Path raises an error.
     if os.path.isfile(question):
         for name in files:
             if not os.path.exists(name):
@@ -180,7 +185,7 @@ def _read_files(files: list[str]) -> list[Source]:
 
 
 def _check_page(html: str, files: list[str]) -> None:
-    """Raise if the page cannot be written or would replace a document, before the model is loaded."""
+    """Raise an error if the page cannot be written or would replace a document."""
     page = Path(html)
     if not html.strip():
         raise OptionError("html", "must name a file", got=html)
@@ -188,7 +193,7 @@ def _check_page(html: str, files: list[str]) -> None:
         if page.is_dir():
             raise OptionError("html", "must name a file", got=html, remedy="it is a folder: name a file in it")
         if not page.absolute().parent.is_dir():
-            remedy = f"there is no folder {str(page.parent)!r}: make it first"
+            remedy = f"there is no folder {str(page.parent)!r}: create it first"
             raise OptionError("html", "must name a file in an existing folder", got=html, remedy=remedy)
         if page.exists():
             if any(os.path.exists(name) and page.samefile(name) for name in files):
@@ -197,7 +202,7 @@ def _check_page(html: str, files: list[str]) -> None:
             if not page.is_file() or not os.access(page, os.W_OK):
                 raise OptionError("html", "must name a file that can be replaced", got=html)
         with tempfile.TemporaryFile(dir=page.absolute().parent):
-            pass  # raises if the folder takes no new files
+            pass  # raises OSError if no file can be created in the folder
     except OSError as error:
         rule = "must name a file that can be written"
         raise OptionError("html", rule, got=html, remedy=str(error.strerror)) from error

@@ -64,7 +64,10 @@ def limit(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show how many bytes may be stored, or set it to SIZE; the least recently used documents are removed first."""
+    """Show or set how many bytes may be stored.
+
+    If there are more, the least recently used documents are removed.
+    """
     store = PrefillStore(status=print_notice)
     if size is not None:
         store.limit_bytes = _parse_size(size)
@@ -80,7 +83,7 @@ COMMANDS: dict[str, Callable[..., None]] = {"list": list_documents, "clear": cle
 def _parse_size(text: str) -> int:
     match = _SIZE.fullmatch(text.strip())
     if match is None:
-        raise OptionError(f"invalid size {text!r}: use a number and a unit, for example 500MB")
+        raise OptionError("size", "must be a number and a unit", got=text, remedy="use for example 500MB")
     return round(float(match["number"]) * UNITS[(match["unit"] or "B").upper()])
 
 

@@ -1,4 +1,4 @@
-"""How every command reports errors."""
+"""The class of every command, which reports errors of keywise."""
 
 from typing import Any
 
@@ -9,14 +9,15 @@ from keywise.cli.exits import USER_MISTAKE
 from keywise.cli.terminal import print_notice
 from keywise.errors import KeywiseError
 
-# Arguments of the library that a command spells otherwise.
-_SPELLINGS = {"source": "model", "encode": "semantic"}
+# Python arguments that have another name in a command.
+_OTHER_NAMES = {"source": "model", "encode": "semantic"}
 
 
 class Command(TyperCommand):
-    """A command that prints an error of keywise as one line and exits with the code of a user's mistake.
+    """A command that prints errors of keywise as one line.
 
-    The line names the option or argument of the command instead of the Python argument.
+    The line names the option or argument of the command instead of the Python argument. The exit code is that of a
+    user's mistake.
     """
 
     def invoke(self, ctx: Any) -> Any:
@@ -28,10 +29,12 @@ class Command(TyperCommand):
             raise typer.Exit(USER_MISTAKE) from error
 
     def _name_on_command_line(self, argument: str) -> str:
-        """Return how this command spells an argument: ``--max-tokens`` or ``FILE``; else the argument itself."""
-        name = _SPELLINGS.get(argument, argument)
+        """Return this command's name of an argument, such as ``--max-tokens`` or ``FILE``."""
+        name = _OTHER_NAMES.get(argument, argument)
         for parameter in self.params:
-            if parameter.name == name:
-                is_option = parameter.param_type_name == "option"
-                return str(parameter.opts[0] if is_option else parameter.metavar or argument.upper())
+            if parameter.name != name:
+                continue
+            if parameter.param_type_name == "option":
+                return str(parameter.opts[0])
+            return str(parameter.metavar or argument.upper())
         return argument

@@ -10,15 +10,16 @@ from keywise.models.sources import HOW_TO_GET_THE_DEFAULT, list_models
 from keywise.util.machine import list_available_cpus, read_cpu_name
 
 
-def info(as_json: AsJson = False) -> None:
-    """Show the version, the CPU, which kernels can run and why others cannot, threads, and models."""
+def show_info(as_json: AsJson = False) -> None:
+    """Show the version, the CPU, the kernels that can run, the threads and the models."""
     explanation = keywise.explain()
     cpu = f"{read_cpu_name()}, {len(list_available_cpus())} CPUs"
     model_error = None
     try:
         models = list_models()
     except ModelError as error:
-        models, model_error = list_models(environment=False), str(error)
+        models = list_models(environment=False)
+        model_error = str(error)
     if as_json:
         write_json(
             {

@@ -1,6 +1,6 @@
-"""`keywise library`: sentences of many documents, to search and to ask."""
+"""`keywise library`: search the sentences of many documents, and ask questions about them."""
 
-# ruff: noqa: PLR0917  (each argument of a command is an argument or option of its user)
+# ruff: noqa: PLR0917  (each parameter of a function is an argument or option of the command)
 
 from collections.abc import Callable
 from dataclasses import asdict
@@ -119,7 +119,7 @@ def ask(
     ask_documents(question, library=path, model=model, as_json=as_json, top=top, max_tokens=max_tokens)
 
 
-def info(path: LibraryPath, version: Version = None, as_json: AsJson = False) -> None:
+def show_info(path: LibraryPath, version: Version = None, as_json: AsJson = False) -> None:
     """Show the size, encoder and versions of a library."""
     opened_library = keywise.Library.open(path, version=version)
     description = asdict(opened_library.info())
@@ -150,5 +150,5 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "remove": remove,
     "search": search,
     "ask": ask,
-    "info": info,
+    "info": show_info,
 }

@@ -42,14 +42,14 @@ def show_progress(console: "Console", label: str, unit: str) -> Iterator[Callabl
     console
         Where to draw it; nothing is drawn unless this is a terminal.
     label
-        What is being done, in front of the bar.
+        Name of the activity, shown in front of the bar.
     unit
-        What is counted.
+        Name of the unit that is counted.
 
     Yields
     ------
     callable
-        Takes the number of units done and the number of all.
+        Called with the number of units done and the total number.
     """
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 

@@ -53,8 +53,8 @@ def tune(  # noqa: PLR0917 - each is an option of the command
 
     The attention of all heads is recorded for each document's own questions and for questions of other articles, which
     the document does not answer. The heads that attend most to the sentences with the answers are chosen, and the
-    weights of attention, words and, with --semantic, embeddings are fitted. All later questions to this model in this
-    dtype use them.
+    weights of attention, words and, with --semantic, embeddings are fitted. Later questions to this model in this dtype
+    use them.
     """
     documents = load_squad(data, paragraphs)
     notices = Console(stderr=True)
@@ -87,5 +87,8 @@ def tune(  # noqa: PLR0917 - each is an option of the command
         write_json({"file": str(path), "questions": answered, "heads": asdict(heads)})
         return
     for kind, chosen in (("matching", heads.matching), ("copying", heads.copying)):
-        write(f"{f'{kind} heads':<16}{', '.join(f'{layer}.{head}' for layer, head in chosen)}\n")
-    write(f"{'rankings':<16}{', '.join(heads.powers)}\n{'written to':<16}{path}\n")
+        label = f"{kind} heads"
+        names = ", ".join(f"{layer}.{head}" for layer, head in chosen)
+        write(f"{label:<16}{names}\n")
+    write(f"{'rankings':<16}{', '.join(heads.powers)}\n")
+    write(f"{'written to':<16}{path}\n")

@@ -109,7 +109,7 @@ def _check_lse(problem: Problem, queries: Array, observed: Array) -> CheckResult
     expected = reference.evaluate(sample).lse
     assert expected is not None
     finite = np.isfinite(expected)
-    largest_score = float(np.abs(reference.raw_scores(sample)).max(initial=0.0))
+    largest_score = float(np.abs(reference.compute_raw_scores(sample)).max(initial=0.0))
     unit = max(ROUNDING_UNITS[problem.dtype], ROUNDING_UNITS["float32"])
     tolerance = (4 + problem.shape.head_dim) * unit * (1 + largest_score)
     error = float(np.abs(observed[finite] - expected[finite]).max(initial=0.0))

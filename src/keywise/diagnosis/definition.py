@@ -77,7 +77,7 @@ def select_queries(problem: Problem, queries: Array, visible: Array | None = Non
         With `visibility.allowed` set and every other rule switched off.
     """
     if visible is None:
-        visible = reference.visible(problem, queries)
+        visible = reference.find_visible_keys(problem, queries)
     batch = problem.shape.batch
     query, bias = problem.query, problem.bias
     return problem._replace(

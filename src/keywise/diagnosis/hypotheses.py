@@ -56,18 +56,18 @@ def _predict_lost_mask(problem: Problem, queries: Array) -> Iterator[Prediction]
         description = "attention under no mask but the causal one" if rule.causal else "attention without the mask"
         yield Prediction(description, _evaluate(problem._replace(visibility=bare), queries))
         if rule.causal:
-            every_key = np.ones_like(reference.visible(problem, queries))
+            every_key = np.ones_like(reference.find_visible_keys(problem, queries))
             yield Prediction("attention without the mask", _evaluate(problem, queries, every_key))
 
 
 def _predict_inverted_mask(problem: Problem, queries: Array) -> Iterator[Prediction]:
     if problem.visibility.allowed is not None or problem.visibility.causal:
-        hidden = ~reference.visible(problem, queries)
+        hidden = ~reference.find_visible_keys(problem, queries)
         yield Prediction("attention to exactly the keys that are hidden", _evaluate(problem, queries, hidden))
 
 
 def _predict_added_mask(problem: Problem, queries: Array) -> Iterator[Prediction]:
-    visible = reference.visible(problem, queries)
+    visible = reference.find_visible_keys(problem, queries)
     if visible.all():
         return
     sample = select_queries(problem, queries, np.ones_like(visible))
@@ -110,7 +110,7 @@ def _predict_shifted_causal(problem: Problem, queries: Array) -> Iterator[Predic
 def _shift_causal(problem: Problem, queries: Array, shift: int, *, from_first_key: bool = False) -> Array:
     """Return the mask whose causal rule ends `shift` keys later, or is aligned at the first key."""
     not_causal = problem._replace(visibility=problem.visibility._replace(causal=False))
-    visible = reference.visible(not_causal, queries)
+    visible = reference.find_visible_keys(not_causal, queries)
     key_position = problem.first_key + np.arange(problem.shape.keys)
     for item, length in enumerate(problem.visibility.lengths):
         offset = 0 if from_first_key else int(length) - problem.shape.queries
@@ -217,7 +217,7 @@ def _predict_softcap_after_mask(problem: Problem, queries: Array) -> Iterator[Pr
     if problem.softcap is None:
         return
     sample = select_queries(problem, queries)
-    scores = np.where(get_visible(sample), reference.scores(sample), -problem.softcap)
+    scores = np.where(get_visible(sample), reference.compute_scores(sample), -problem.softcap)
     yield Prediction("a softcap that bounds the mask too", _evaluate_scores(sample, scores))
 
 
@@ -284,7 +284,7 @@ def _predict_misread_axes(problem: Problem, queries: Array) -> Iterator[Predicti
     if not _is_small(problem) or query_heads != key_heads or query_count != key_count or query_heads == 1:
         return
     every_query = np.arange(query_count)
-    visible = reference.visible(problem, every_query)
+    visible = reference.find_visible_keys(problem, every_query)
     if problem.bias is None and problem.sinks is None and visible.all():
         description = "attention among the heads of a token instead of among tokens"
         yield Prediction(description, _evaluate_among_heads(problem)[:, :, queries])

@@ -47,7 +47,7 @@ def check_finite_inputs(problem: Problem, queries: Array, place: str) -> tuple[C
     key, value = problem.key_floats(np.float64), problem.value_floats(np.float64)
     group = problem.shape.query_heads // problem.shape.key_heads
     bad_keys = np.repeat(~(np.isfinite(key).all(axis=3) & np.isfinite(value).all(axis=3)), group, axis=1)
-    visible = reference.visible(problem, queries)
+    visible = reference.find_visible_keys(problem, queries)
     affected: Array = np.asarray((visible & bad_keys[:, :, None]).any(axis=3) | ~np.isfinite(query).all(axis=3))
     if affected.any():
         heads = tuple(np.flatnonzero(affected.any(axis=(0, 2))).tolist())

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from keywise.errors import FormatError, MissingFileError
 from keywise.util.atomic_write import atomic_write
-from keywise.util.paths import cache_folder
+from keywise.util.paths import locate_cache_folder
 
 Head = tuple[int, int]
 """A layer and one of its query heads."""
@@ -221,7 +221,7 @@ def find_heads(fingerprint: Mapping[str, str], cache_dir: str | os.PathLike[str]
 def locate_own_heads(fingerprint: Mapping[str, str], cache_dir: str | os.PathLike[str] | None = None) -> Path:
     """Return the file in which `find_heads` looks for the user's own heads of a model."""
     digest = fingerprint["weights"].rpartition(" ")[2][:32]
-    return cache_folder(cache_dir) / "heads" / f"{digest}.json"
+    return locate_cache_folder(cache_dir) / "heads" / f"{digest}.json"
 
 
 def _parse(text: str, name: str) -> Heads:

@@ -20,7 +20,7 @@ from keywise.cache import file
 from keywise.cache.kvcache import KVCache
 from keywise.errors import FormatError, OptionError
 from keywise.util.atomic_write import UNFINISHED_PREFIX, atomic_write
-from keywise.util.paths import cache_folder
+from keywise.util.paths import locate_cache_folder
 from keywise.util.progress import Status
 
 DEFAULT_LIMIT_BYTES: Final = 4 * 10**9
@@ -133,7 +133,7 @@ class PrefillStore:
         model: str = "",
         status: Status | None = None,
     ) -> None:
-        self.folder = cache_folder(cache_dir) / "documents"
+        self.folder = locate_cache_folder(cache_dir) / "documents"
         self._fingerprint = dict(fingerprint or {})
         self._model = model
         self._report = status or warnings.warn

@@ -14,7 +14,7 @@ from keywise.hf.mask_arguments import add_biases, read_mask
 from keywise.hf.masks import LazyMask
 from keywise.hf.recording import find_collector
 
-# Keywords that repeat what the mask, the rotated keys or the shapes say already.
+# Keywords whose information is also in the mask, the rotated keys or the shapes.
 IGNORED_KEYWORDS = frozenset(
     {
         "attention_gate",
@@ -72,7 +72,7 @@ def forward(  # noqa: PLR0917  (transformers calls it this way)
     sinks: Any = None,
     **others: Any,
 ) -> tuple[Any, None]:
-    """Compute attention as transformers asks for it.
+    """Compute attention for a layer of transformers.
 
     Keys and values include those of the cache; positions are already in queries and keys.
 
@@ -85,8 +85,8 @@ def forward(  # noqa: PLR0917  (transformers calls it this way)
     value : [B, Hkv, N, Dv]
         Keys and values of a `keywise.hf.Cache` may consist of several chunks.
     attention_mask : tensor or None
-        What the model made of `make_mask`'s answer, or the user's own boolean or additive mask. None is causal
-        attention aligned at the last key, or no mask where the layer is not causal.
+        The result of `make_mask`, possibly changed by the model, or the user's own boolean or additive mask. None is
+        causal attention aligned at the last key, or no mask where the layer is not causal.
     dropout : float
         Must be 0.
     scaling : float, optional
@@ -98,9 +98,9 @@ def forward(  # noqa: PLR0917  (transformers calls it this way)
     softcap : float, optional
         Bounds the scores, before bias and mask.
     s_aux, sinks : [Hq], optional
-        Two names of an extra score per head that takes weight and has no value.
+        Two names of an extra score per head that takes weight and adds no value.
     **others
-        Further keywords of transformers: those that cannot change the result are ignored, all others refused.
+        Further keywords of transformers. Those that cannot change the result are ignored; others raise an error.
 
     Returns
     -------
@@ -110,7 +110,7 @@ def forward(  # noqa: PLR0917  (transformers calls it this way)
     Raises
     ------
     ModelError
-        The call asks for what keywise does not do: dropout, gradients, integer masks, sparse attention, weights.
+        The call needs dropout, gradients, an integer mask, sparse attention or weights, which are not supported.
     """
     _refuse_unsupported(module, dropout, others)
     if s_aux is not None and sinks is not None:
@@ -125,7 +125,7 @@ def forward(  # noqa: PLR0917  (transformers calls it this way)
         query = query.expand(key.shape[0], -1, -1, -1)
     queries = query.shape[2]
     keys = key.shape[2]
-    causal = is_causal if is_causal is not None else getattr(module, "is_causal", True)
+    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     key, value = split_chunks(key, value)
     mask, mask_bias = read_mask(module, attention_mask, causal=bool(causal) and queries > 1)
     arguments = {
@@ -160,15 +160,16 @@ def _refuse_unsupported(module: Any, dropout: float, others: dict[str, Any]) -> 
             got=dropout,
             remedy="call model.eval() or set the config's dropout to 0",
         )
-    if _collects_weights():
-        raise _refusal(module, "output_attentions", True)
+    if _is_collecting_weights():
+        raise _make_error(module, "output_attentions", True)
     for name, value in others.items():
+        is_set = value is not None and value is not False
         # An unknown keyword may change the result, as softcap and s_aux did when they were new.
-        if value is not None and value is not False and name not in IGNORED_KEYWORDS:
-            raise _refusal(module, name, value)
+        if is_set and name not in IGNORED_KEYWORDS:
+            raise _make_error(module, name, value)
 
 
-def _refusal(module: Any, name: str, value: Any) -> ModelError:
+def _make_error(module: Any, name: str, value: Any) -> ModelError:
     shown = value if isinstance(value, (bool, int, float, str)) else type(value).__name__
     return ModelError(
         name,
@@ -178,7 +179,7 @@ def _refusal(module: Any, name: str, value: Any) -> ModelError:
     )
 
 
-def _collects_weights() -> bool:
+def _is_collecting_weights() -> bool:
     """Return whether transformers collects weights by hooks."""
     # Not every model passes output_attentions to its layers.
     collector = output_capturing._active_collector.get()

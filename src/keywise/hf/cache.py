@@ -60,7 +60,7 @@ class CacheLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no 
 
     @property
     def record_past(self) -> bool:
-        """Whether a sliding layer keeps the tokens that its window has passed."""
+        """Whether a sliding layer stores the tokens that its window has passed."""
         return self.kv.windows[self._number] is None
 
     @record_past.setter
@@ -118,17 +118,18 @@ class CacheLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no 
         return tokens - first + query_length, first
 
     def _make_tensors(self, last_tokens: int | None) -> tuple[Any, Any]:
-        """Return keys and values of all tokens or of the last ones, over the cache's memory."""
+        """Return keys and values of all tokens, or of the last ones, without a copy."""
         chunks = self.kv.chunks(self._number)
         first_key = chunks[0].key
-        dtype = self._dtype or getattr(torch, first_key.dtype if first_key.scale is None else "float32")
-        visible = chunks if last_tokens is None else _take_last(chunks, last_tokens)
+        stored_dtype = "float32" if first_key.scale is not None else first_key.dtype
+        dtype = self._dtype or getattr(torch, stored_dtype)
+        visible = chunks if last_tokens is None else _select_last(chunks, last_tokens)
         keys, values = zip(*visible, strict=True)
         return join_chunks(keys, dtype), join_chunks(values, dtype)
 
 
-def _take_last(chunks: tuple[Chunk, ...], tokens: int) -> Iterator[Chunk]:
-    """Yield the chunks of the last so many tokens."""
+def _select_last(chunks: tuple[Chunk, ...], tokens: int) -> Iterator[Chunk]:
+    """Yield the chunks of the last tokens, the first of them cut if necessary."""
     surplus = sum(chunk.tokens for chunk in chunks) - tokens
     for chunk in chunks:
         if surplus < chunk.tokens:
@@ -163,7 +164,7 @@ class Cache(DynamicCache):  # type: ignore[misc]  # transformers has no types he
     Raises
     ------
     ModelError
-        The model has layers that keep something else than keys and values.
+        The model has layers that store more than keys and values.
     OptionError
         `dtype` differs from that of `kv`.
     FormatError
@@ -258,8 +259,8 @@ class Cache(DynamicCache):  # type: ignore[misc]  # transformers has no types he
         fingerprint : mapping
             The model, as `keywise.models.fingerprint` describes it; every field must equal that of the file.
         token_ids : int array [N] or [B, N], optional
-            The tokens to continue with. Kept is what they share with the file from the first token on, without the
-            last token, which the model needs as input. None keeps the whole file.
+            The tokens to continue with. The cache is truncated to the prefix that they share with the file, without
+            the last of them, which the model needs as input. None uses the whole file.
         positions : int array of that shape, optional
             As passed to `save`, if they were.
 
@@ -272,7 +273,7 @@ class Cache(DynamicCache):  # type: ignore[misc]  # transformers has no types he
         FormatError
             The file is damaged, or was made by another model, tokenizer, dtype or rotary positions.
         OptionError
-            A sliding layer has dropped what the shared tokens need.
+            A sliding layer has dropped keys that the shared tokens need.
 
         Examples
         --------
@@ -306,18 +307,18 @@ class Cache(DynamicCache):  # type: ignore[misc]  # transformers has no types he
         return self.fork()
 
     def truncate(self, tokens: int) -> None:
-        """Keep the first tokens only.
+        """Remove all but the first tokens.
 
         Parameters
         ----------
         tokens : int
-            Number of tokens to keep.
+            Number of tokens that remain.
 
         Raises
         ------
         OptionError
-            There are fewer tokens, or a sliding layer has dropped what the next token would see; after
-            `activate_past_recording` such layers keep everything.
+            There are fewer tokens, or a sliding layer has dropped keys that the next token would see; after
+            `activate_past_recording` such layers drop none.
 
         Examples
         --------
@@ -337,7 +338,7 @@ class Cache(DynamicCache):  # type: ignore[misc]  # transformers has no types he
         Raises
         ------
         OptionError
-            The number is positive, or see `truncate`.
+            The number is positive, or the tokens cannot be removed; see `truncate`.
 
         Examples
         --------
@@ -354,7 +355,7 @@ class Cache(DynamicCache):  # type: ignore[misc]  # transformers has no types he
             self.truncate(len(self.kv) + tokens_to_remove)
 
     def activate_past_recording(self) -> None:
-        """Make sliding layers keep the tokens that their windows pass.
+        """Make sliding layers store the tokens that their windows have passed.
 
         Then any number of tokens can be removed again.
         """
@@ -382,17 +383,17 @@ class Cache(DynamicCache):  # type: ignore[misc]  # transformers has no types he
         Parameters
         ----------
         repeats : int
-            How many times.
+            Number of repetitions.
         """
         self.batch_select_indices(torch.arange(self._count_items()).repeat_interleave(repeats))
 
     def batch_select_indices(self, indices: Any) -> None:
-        """Replace the batch by some of its items, in the given order.
+        """Replace the batch by some of its items, in the order of `indices`.
 
         Parameters
         ----------
         indices : int or bool tensor
-            Numbers of the items, or True for every item to keep.
+            Numbers of the items, or True for every item that remains.
         """
         items = self._count_items()
         if items:
@@ -418,7 +419,7 @@ def _make_layer(number: int, layer: Any) -> Any:
     if layer_type not in (DynamicLayer, DynamicSlidingWindowLayer):
         raise ModelError(
             "config",
-            f"must describe layers that keep keys and values only; layer {number} needs a {layer_type.__name__}",
+            f"must describe layers that store keys and values only; layer {number} needs a {layer_type.__name__}",
             remedy="use transformers' DynamicCache for this model",
         )
     return CacheLayer(number, getattr(layer, "sliding_window", None))

@@ -1,4 +1,4 @@
-"""Keys or values that lie in several chunks of memory, as one tensor for a model."""
+"""Keys or values in several chunks of memory, as one tensor for a model."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from keywise.attention.operation import Chunks
 class JoinedTensor(torch.Tensor):  # type: ignore[misc]  # torch has no types here
     """Several arrays joined along the tokens, without storage of its own.
 
-    keywise's attention uses the chunks in place. Any other operation works on the tensor that they stand for, which is
-    made by the first of them.
+    keywise's attention uses the chunks in place. Any other operation works on the dense tensor, which the
+    first such operation makes.
 
     Parameters
     ----------
@@ -41,7 +41,7 @@ class JoinedTensor(torch.Tensor):  # type: ignore[misc]  # torch has no types he
 
     @functools.cached_property
     def dense(self) -> Any:
-        """The tensor that the chunks stand for, with storage."""
+        """The chunks as one tensor with storage."""
         return torch.cat([self._to_tensor(chunk) for chunk in self.chunks], dim=2)
 
     def _to_tensor(self, chunk: Any) -> Any:
@@ -90,7 +90,7 @@ def join_chunks(chunks: Sequence[HostArray], dtype: Any) -> Any:
 
 def _view_as_tensor(chunk: HostArray) -> Any:
     tensor = torch.from_numpy(chunk.data)
-    # NumPy has no bfloat16: such data is held as 16-bit integers.
+    # NumPy has no bfloat16: its bits are stored as 16-bit integers.
     return tensor.view(torch.bfloat16) if chunk.dtype == "bfloat16" else tensor
 
 

@@ -1,4 +1,4 @@
-"""What a mask that reaches an attention function means: visible keys, and numbers added to the scores."""
+"""Masks of transformers' layers as visible keys and a bias of the scores."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from keywise.errors import ModelError
 
 
 def read_mask(module: Any, attention_mask: Any, *, causal: bool) -> tuple[Mask | None, Any]:
-    """Return which keys a mask shows, and what it adds to the scores.
+    """Return the visible keys of a mask, and its bias of the scores.
 
     Parameters
     ----------
     module : torch.nn.Module
         The attention layer, for errors.
     attention_mask : tensor or None
-        What the model made of the answer of `keywise.hf.masks.make_mask`, or the user's own mask: boolean (True =
-        visible), or numbers added to the scores.
+        The result of `keywise.hf.masks.make_mask`, possibly changed by the model, or the user's own mask: boolean
+        (True = visible), or numbers added to the scores.
     causal : bool
         Whether attention without a mask is causal, aligned at the last key.
 

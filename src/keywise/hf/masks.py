@@ -1,7 +1,7 @@
 """Masks that transformers describes, as `keywise.Mask` objects of linear size.
 
 transformers describes a mask by closures over token positions. Those that its own helpers make are recognised by their
-code objects, which no other function shares; any other closure is evaluated to the boolean tensor that it stands for.
+code objects, which no other function shares; any other closure is evaluated to a boolean tensor.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ MaskFunction = Callable[..., Any]
 
 @dataclass(frozen=True, eq=False)
 class Pattern:
-    """Which of two positions sees the other, whatever the offsets and the padding.
+    """The keys that a query sees, as a rule about positions without offsets and padding.
 
     Attributes
     ----------
@@ -41,9 +41,9 @@ class Pattern:
     documents: Any = None
 
     def intersect(self, other: Pattern) -> Pattern | None:
-        """Return the pattern in which both hold.
+        """Return the pattern of the keys that are visible in both.
 
-        There is none, and the result is None, where two sets of documents meet.
+        The result is None if both patterns have documents.
 
         Parameters
         ----------
@@ -54,8 +54,8 @@ class Pattern:
             return None
         return Pattern(
             causal=self.causal or other.causal,
-            left=_minimum(self.left, other.left),
-            right=_minimum(self.right, other.right),
+            left=_find_minimum(self.left, other.left),
+            right=_find_minimum(self.right, other.right),
             documents=other.documents if self.documents is None else self.documents,
         )
 
@@ -65,7 +65,7 @@ class Pattern:
         return self.causal or self.left is not None or self.right is not None or self.documents is not None
 
 
-def _minimum(first: int | None, second: int | None) -> int | None:
+def _find_minimum(first: int | None, second: int | None) -> int | None:
     limits = [limit for limit in (first, second) if limit is not None]
     return min(limits, default=None)
 
@@ -85,7 +85,7 @@ class Layout:
     padding : bool tensor [B, tokens] or None
         True for a real token.
     use_vmap : bool
-        How transformers evaluates the closure.
+        Whether transformers evaluates the closure by vmap.
     device : torch.device or str
         Where the mask is made.
     """
@@ -201,7 +201,8 @@ def _intersect_patterns(functions: tuple[MaskFunction, ...]) -> Pattern | None:
 def _read_packed_pattern(functions: tuple[MaskFunction, ...]) -> Pattern | None:
     """Return the pattern of packed documents.
 
-    A document's own positions must rise by one: only then do causal order and windows mean the same in both countings.
+    Inside a document, positions must increase by one. Otherwise causal order and windows would differ between positions
+    in the document and in the batch.
     """
     codes = [getattr(function, "__code__", None) for function in functions]
     packed = masking_utils.packed_sequence_mask_function(None)
@@ -224,13 +225,13 @@ def _get_closure_variable(function: Any, name: str) -> Any:
 class LazyMask(torch.Tensor):  # type: ignore[misc]  # torch has no types here
     """A boolean mask [B, 1, queries, keys] without storage.
 
-    Models slice, copy and combine masks. Any operation works on the elements, which are made by the first of them; the
-    attention function uses the layout alone.
+    Models slice, copy and combine masks. Any operation works on the elements, which the first one makes; the attention
+    function uses the layout alone.
 
     Parameters
     ----------
     layout : Layout
-        What the mask stands for.
+        Arguments of the mask function.
     """
 
     mask_layout: Layout
@@ -245,12 +246,12 @@ class LazyMask(torch.Tensor):  # type: ignore[misc]  # torch has no types here
 
     @functools.cached_property
     def dense(self) -> Any:
-        """The boolean tensor that the mask stands for, with storage."""
+        """The mask as a boolean tensor with storage."""
         return self.mask_layout.make_dense()
 
     @functools.cached_property
     def mask(self) -> Mask:
-        """The same as a `keywise.Mask`, of linear size where there is one."""
+        """The mask as a `keywise.Mask`, of linear size where possible."""
         mask = self.mask_layout.make_mask()
         return Mask(allowed=self.dense) if mask is None else mask
 
@@ -286,8 +287,7 @@ def make_mask(  # noqa: PLR0917  (transformers names and orders the arguments)
     """Make a mask: None for plain causal attention, otherwise a `LazyMask`.
 
     transformers calls this function. None always means causal attention aligned at the last key. A mask under which
-    every query sees every key is a `LazyMask` too, because the attention function could not tell it from the causal
-    one.
+    every query sees every key is a `LazyMask` too, because None would be causal for the attention function.
 
     Parameters
     ----------
@@ -302,9 +302,9 @@ def make_mask(  # noqa: PLR0917  (transformers names and orders the arguments)
     local_size : int, optional
         Length of the window or chunk, where the layer has one.
     allow_is_causal_skip : bool
-        Whether the answer may be None.
+        Whether the result may be None.
     use_vmap : bool
-        How transformers evaluates `mask_function`, should the elements be needed.
+        Whether transformers evaluates `mask_function` by vmap, if the elements are needed.
     device : torch.device or str
         The device of the mask.
     **_

@@ -1,4 +1,4 @@
-"""The modules of a transformers model, and those of them that have an attention setting of their own."""
+"""The modules of a transformers model, and the parts with an attention setting of their own."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from keywise.errors import DtypeError, ModelError
 
 ATTENTION_NAME = "keywise"
-"""The name under which transformers knows keywise's attention and mask functions."""
+"""Name of keywise's attention and mask functions in transformers."""
 
 
 def import_transformers() -> Any:
@@ -41,8 +41,8 @@ def import_transformers() -> Any:
     return transformers
 
 
-def name_modules(model: Any) -> dict[Any, str]:
-    """Return the qualified name of every module of a model, itself included.
+def check_model(model: Any) -> None:
+    """Raise an error unless an argument is a transformers model.
 
     Parameters
     ----------
@@ -58,6 +58,24 @@ def name_modules(model: Any) -> dict[Any, str]:
     """
     if not isinstance(model, import_transformers().PreTrainedModel):
         raise DtypeError("model", "must be a loaded transformers model (PreTrainedModel)", got=type(model).__name__)
+
+
+def name_modules(model: Any) -> dict[Any, str]:
+    """Return the qualified name of every module of a model, itself included.
+
+    Parameters
+    ----------
+    model : transformers.PreTrainedModel
+        A loaded model.
+
+    Raises
+    ------
+    DtypeError
+        `model` is not a transformers model.
+    ModelError
+        torch or transformers is not installed.
+    """
+    check_model(model)
     return {module: name for name, module in model.named_modules()}
 
 

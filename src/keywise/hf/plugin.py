@@ -44,7 +44,7 @@ def use(model: Model) -> Model:
     Parameters
     ----------
     model : transformers.PreTrainedModel
-        A loaded model. All its parts (text, vision, ...) get the attention.
+        A loaded model. All its parts (text, vision, ...) use the attention.
 
     Returns
     -------
@@ -100,7 +100,7 @@ def use_temporarily(model: Any) -> Iterator[None]:
     Raises
     ------
     DtypeError, ModelError
-        As `use`.
+        As in `use`.
     """
     parts = list_parts(model)
     previous = [part.config._attn_implementation for part in parts]

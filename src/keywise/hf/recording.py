@@ -1,4 +1,4 @@
-"""Recording of attention statistics while a transformers model runs, in prefill and in every decoding step."""
+"""Recording of attention statistics while a transformers model runs."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ def record_stats(model: Any, spec: StatsSpec | None = None, **options: Any) -> I
     ModelError
         The model does not attend with keywise, or is being recorded already.
     OptionError, DtypeError, ShapeError
-        A choice cannot be used (see `StatsSpec`), the model does not have such a layer or head, or both `spec` and
-        keywords are given.
+        A field cannot be used (see `StatsSpec`), the model does not have such a layer or head, or both `spec` and
+        keywords are passed.
 
     Examples
     --------
@@ -64,7 +64,7 @@ def record_stats(model: Any, spec: StatsSpec | None = None, **options: Any) -> I
     >>> record[0].name, record[0].queries, tuple(record[0].stats.key_mass.shape)
     ('model.layers.2.self_attn', (3, 4), (1, 2, 4))
 
-    A specification can be kept and used again:
+    A specification can be used several times:
 
     >>> spec = keywise.hf.StatsSpec(heads=[1], top_k=2)
     >>> with torch.no_grad(), keywise.hf.record_stats(model, spec) as record:
@@ -110,7 +110,7 @@ def find_collector(module: Any) -> StatsCollector | None:
 
 
 class _StopModel(BaseException):
-    """Leaves a model once everything was recorded.
+    """Stop a model once everything was recorded.
 
     It is not an Exception, so that model code does not catch it.
     """
@@ -122,14 +122,14 @@ class _StopModel(BaseException):
 
 @dataclass(frozen=True, eq=False)
 class CallPlan:
-    """What to record in one call of a layer.
+    """The statistics to record in one call of a layer.
 
     Attributes
     ----------
     request
         The statistics to compute.
     place
-        The fields of `LayerStats` that say which call it is.
+        The fields of `LayerStats` that identify the call.
     present_segments
         The segments that the request numbers 0, 1, ...; None without segments.
     """
@@ -140,7 +140,7 @@ class CallPlan:
 
 
 class StatsCollector:
-    """Plans and collects the statistics of a model's attention calls.
+    """Plan and collect the statistics of a model's attention calls.
 
     Parameters
     ----------
@@ -172,10 +172,10 @@ class StatsCollector:
     def _check_layers(self) -> None:
         if self._layers is None:
             return
-        found = (_find_layer_number(module, name) for module, name in self.layer_names.items())
-        numbers = {number for number in found if number is not None}
-        if self._layers - numbers:
-            raise OptionError("layers", f"must be among the model's {sorted(numbers)}", got=sorted(self._layers))
+        numbers = {_find_layer_number(module, name) for module, name in self.layer_names.items()}
+        existing = {number for number in numbers if number is not None}
+        if self._layers - existing:
+            raise OptionError("layers", f"must be among the model's {sorted(existing)}", got=sorted(self._layers))
 
     def check_attention(self) -> None:
         """Raise an error unless the model attends with keywise.
@@ -203,7 +203,7 @@ class StatsCollector:
         queries, keys : int
             Number of queries and keys of the call.
         first_query, first_key : int
-            Token positions of the first query and key, as far as the call's mask tells.
+            Token positions of the first query and key, as far as the call's mask shows them.
 
         Raises
         ------
@@ -247,7 +247,7 @@ class StatsCollector:
         if kind == "self":
             self._first_query[stack] = first_query
             return first_query
-        # The encoder's keys do not tell where the decoder's queries are; the self-attention before it did.
+        # The encoder's keys do not determine the position of the decoder's queries; the self-attention before it does.
         return self._first_query.get(stack, 0)
 
     def _is_recorded(self, layer: int | None, kind: str) -> bool:
@@ -286,7 +286,7 @@ class StatsCollector:
         return output
 
     def _number_segments(self, plan: CallPlan, stats: AttentionStats) -> Any:
-        """Return the segment mass with an entry for every segment, 0 for those that the call did not see."""
+        """Return the segment mass of every segment, 0 for those without keys in the call."""
         segments = self._spec.token_segments
         if segments is None:
             return stats.segment_mass
@@ -301,7 +301,7 @@ class StatsCollector:
 def _select_heads(
     stats: AttentionStats, heads: Iterable[int] | None, layer: str
 ) -> tuple[tuple[int, ...], AttentionStats]:
-    """Return the numbers of the heads to keep, and their statistics."""
+    """Return the numbers of the selected heads, and their statistics."""
     head_count = stats.lse.shape[1]
     if heads is None:
         return tuple(range(head_count)), stats

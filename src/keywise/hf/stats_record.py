@@ -59,7 +59,7 @@ class StatsRecord(Sequence[LayerStats]):
     Parameters
     ----------
     records : iterable of LayerStats
-        The records to hold.
+        The records, in order.
 
     Examples
     --------
@@ -126,7 +126,7 @@ class StatsRecord(Sequence[LayerStats]):
         Raises
         ------
         OptionError
-            `name` is another word.
+            `name` is neither of the two.
 
         Examples
         --------

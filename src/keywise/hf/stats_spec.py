@@ -1,4 +1,4 @@
-"""Which attention statistics of a model to record, and the segments of its token positions."""
+"""The choice of attention statistics to record, and segments of token positions."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ KINDS = ("self", "cross")
 
 @dataclass(frozen=True, eq=False)
 class StatsSpec:
-    """Which statistics `record_stats` keeps: of which layers, heads, queries and keys.
+    """Select the layers, heads, queries and statistics that `record_stats` records.
 
     Parameters
     ----------
     layers : iterable of int, optional
         Numbers of the layers to record; default all.
     heads : iterable of int, optional
-        Numbers of the query heads to keep in each record; default all.
+        Numbers of the query heads to record; default all.
     queries : int or slice or range, optional
-        The queries to report: a number for the last so many of each call, or a slice or range of token positions,
+        The queries to report: a number n for the last n of each call, or a slice or range of token positions,
         padding counted, in whichever call they occur. Default all. `key_mass` sums over these queries.
     top_k : int
         Number of heaviest keys per query; 0 for none.
@@ -41,7 +41,7 @@ class StatsSpec:
     kind : str, optional
         ``"self"`` or ``"cross"`` to record that attention only.
     stop : bool
-        Whether to leave the ``with`` block as soon as every layer of `layers` was recorded. The model then gives no
+        Whether to leave the ``with`` block as soon as every layer of `layers` was recorded. The model then returns no
         output, and a cache passed to it lacks the tokens in the layers that did not run.
 
     Raises
@@ -100,7 +100,9 @@ class StatsSpec:
         if queries.step not in (None, 1):
             raise OptionError("queries", "must have a step of 1", got=queries)
         start = check_int("queries.start", queries.start or 0, minimum=0)
-        return start, None if queries.stop is None else check_int("queries.stop", queries.stop, minimum=0)
+        if queries.stop is None:
+            return start, None
+        return start, check_int("queries.stop", queries.stop, minimum=0)
 
     @functools.cached_property
     def token_segments(self) -> TokenSegments | None:
@@ -114,7 +116,7 @@ class StatsSpec:
         return TokenSegments.from_ids(self.segment_ids)
 
     def select_queries(self, first_query: int, queries: int) -> tuple[int, int]:
-        """Return the selected range of a call's queries: the first, and the one after the last.
+        """Return the first selected query of a call, and the one after the last.
 
         Parameters
         ----------
@@ -141,11 +143,14 @@ class TokenSegments:
 
     Parameters
     ----------
+    argument : str
+        Name of the user's argument, for errors.
     ids : int array [tokens]
         The segment of every token, -1 for none.
     """
 
-    def __init__(self, ids: Any) -> None:
+    def __init__(self, argument: str, ids: Any) -> None:
+        self._argument = argument
         self._ids = ids
         self.count = int(self._ids.max()) + 1
         self._latest: tuple[tuple[int, int], tuple[Any, Any]] | None = None
@@ -164,11 +169,12 @@ class TokenSegments:
             raise OptionError(
                 "segment_bounds", "must be two or more increasing positions from 0", got=positions.tolist()
             )
-        return cls(np.repeat(np.arange(-1, positions.size - 1), np.diff(positions, prepend=0)))
+        ids = np.repeat(np.arange(-1, positions.size - 1), np.diff(positions, prepend=0))
+        return cls("segment_bounds", ids)
 
     @classmethod
     def from_ids(cls, ids: Any) -> TokenSegments:
-        """Return the segments that the tokens name.
+        """Return the segments with these ids.
 
         Parameters
         ----------
@@ -178,7 +184,7 @@ class TokenSegments:
         numbers = _check_positions("segment_ids", ids)
         if numbers.min() < -1:
             raise OptionError("segment_ids", "must be 0 or more, or -1 for none", got=int(numbers.min()))
-        return cls(numbers)
+        return cls("segment_ids", numbers)
 
     def number_keys(self, layer: str, first_key: int, keys: int) -> tuple[Any, Any]:
         """Return the segments of a call's keys, numbered without gaps.
@@ -195,7 +201,7 @@ class TokenSegments:
         Returns
         -------
         int array [keys] or None, int array [segments present] or None
-            The number of every key's segment, -1 for none, and the segments that the numbers stand for. Both are None
+            The number of every key's segment, -1 for none, and the segment of each number. Both are None
             where the call sees no key of any segment.
 
         Raises
@@ -205,8 +211,8 @@ class TokenSegments:
         """
         if first_key + keys < self._ids.size:
             raise ShapeError(
-                "segment_bounds",
-                f"or segment_ids must cover at most the {first_key + keys} keys that {layer} sees",
+                self._argument,
+                f"must cover at most the {first_key + keys} keys that {layer} sees",
                 got=int(self._ids.size),
                 remedy='choose the attention that they are meant for with kind="self" or kind="cross"',
             )
@@ -217,7 +223,8 @@ class TokenSegments:
             ids[: covered_ids.size] = covered_ids
             present = np.unique(ids[ids >= 0])
             numbers = np.where(ids < 0, -1, np.searchsorted(present, ids))
-            self._latest = (first_key, keys), ((numbers, present) if present.size else (None, None))
+            numbered = (numbers, present) if present.size else (None, None)
+            self._latest = (first_key, keys), numbered
         return self._latest[1]
 
 
@@ -234,7 +241,7 @@ def check_kind(argument: str, kind: str) -> str:
     Raises
     ------
     OptionError
-        `kind` is another word.
+        `kind` is neither of the two.
     """
     if kind not in KINDS:
         raise OptionError(argument, "must be 'self' or 'cross'", got=kind)

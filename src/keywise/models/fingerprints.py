@@ -10,11 +10,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from keywise.errors import DtypeError, ModelError
+from keywise.errors import ModelError
+from keywise.hf.parts import check_model
 from keywise.util.atomic_write import atomic_write
-from keywise.util.paths import cache_folder
+from keywise.util.paths import locate_cache_folder
 
-# Entries of a config that do not change keys and values: where the model came from, how results are returned.
+# Entries of a config that do not change keys and values, such as the model's origin and the form of results.
 _IGNORED_ENTRIES = frozenset(
     {
         "architectures",
@@ -49,12 +50,12 @@ def fingerprint(
     model : transformers.PreTrainedModel
         A loaded model.
     tokenizer : transformers tokenizer, optional
-        The tokenizer whose tokens are kept; None where tokens come from elsewhere.
+        The tokenizer that makes the cached tokens; None if they come from elsewhere.
     folder : path, optional
-        The folder that model and tokenizer were loaded from, unchanged since. Its files' digests are remembered by
-        path, size and time of change, so that they are computed once. Default: digests of the weights in memory.
+        The folder that model and tokenizer were loaded from, unchanged since. Its files' digests are stored by path,
+        size and time of change, so that they are computed once. Default: digests of the weights in memory.
     cache_dir : path, optional
-        Where digests of files are remembered; see `keywise.util.paths.cache_folder`.
+        Where digests of files are stored; see `keywise.util.paths.locate_cache_folder`.
 
     Returns
     -------
@@ -66,7 +67,7 @@ def fingerprint(
     DtypeError
         `model` is not a transformers model.
     ModelError
-        `folder` has no safetensors.
+        `folder` has no safetensors, or torch or transformers is not installed.
 
     Examples
     --------
@@ -76,10 +77,7 @@ def fingerprint(
     >>> sorted(fingerprint(LlamaForCausalLM(small)))
     ['config', 'dtype', 'rope', 'tokenizer', 'weights']
     """
-    from transformers import PreTrainedModel
-
-    if not isinstance(model, PreTrainedModel):
-        raise DtypeError("model", "must be a loaded transformers model (PreTrainedModel)", got=type(model).__name__)
+    check_model(model)
     config = model.config.to_dict()
     path = None if folder is None else Path(folder)
     return {
@@ -99,7 +97,7 @@ def fingerprint_files(files: Mapping[str, Path], *, cache_dir: Folder | None = N
     files : mapping of str to pathlib.Path
         The files, by the names to digest.
     cache_dir : path, optional
-        Where digests of files are remembered; see `keywise.util.paths.cache_folder`.
+        Where digests of files are stored; see `keywise.util.paths.locate_cache_folder`.
 
     Examples
     --------
@@ -122,7 +120,7 @@ def _digest_weights(model: Any, folder: Path | None, cache_dir: Folder | None) -
             "folder", "must have .safetensors files", got=str(folder), remedy="name the folder of the loaded model"
         )
     digests = [_digest_file(file, cache_dir) for file in files]
-    # The files say what was loaded; a sample of each tensor tells whether the model was changed since.
+    # The files are what was loaded; samples of each tensor detect later changes of the model.
     return "files: " + _digest([*digests, *_encode_parameters(model, SAMPLES_PER_TENSOR)])
 
 
@@ -187,25 +185,26 @@ def _digest(parts: Iterable[bytes]) -> str:
 
 
 def _digest_file(path: Path, cache_dir: Folder | None) -> bytes:
-    """Return the SHA-256 of a file, remembered while its path, size and times stay the same."""
+    """Return the SHA-256 of a file, stored while its path, size and times stay the same."""
     path = path.resolve()
     stat = path.stat()
     state = {"path": str(path), "size_bytes": stat.st_size, "changed_ns": stat.st_mtime_ns, "inode": stat.st_ino}
-    note = cache_folder(cache_dir) / "digests" / f"{_digest([str(path).encode()])[:32]}.json"
-    if (sha256 := _read_note(note, state)) is not None:
-        return sha256
+    record_file = locate_cache_folder(cache_dir) / "digests" / f"{_digest([str(path).encode()])[:32]}.json"
+    stored = _read_record(record_file, state)
+    if stored is not None:
+        return stored
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").digest()
-    with suppress(OSError):  # without a note the file is digested again next time
-        note.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(note, private=True) as file:
+    with suppress(OSError):  # without a record the file is digested again next time
+        record_file.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(record_file, private=True) as file:
             file.write(json.dumps({**state, "sha256": sha256.hex()}).encode())
     return sha256
 
 
-def _read_note(note: Path, state: dict[str, Any]) -> bytes | None:
+def _read_record(record_file: Path, state: dict[str, Any]) -> bytes | None:
     try:
-        recorded = json.loads(note.read_bytes())
+        recorded = json.loads(record_file.read_bytes())
         sha256 = bytes.fromhex(recorded.pop("sha256"))
     except (OSError, ValueError, TypeError, AttributeError, KeyError):
         return None  # never written, or damaged: the file is digested again

@@ -1,4 +1,4 @@
-"""GGUF files, converted once to folders of safetensors that are there whole or not at all."""
+"""Conversion of GGUF files to folders of safetensors, which appear atomically."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _MANIFEST = "keywise.json"
 
 
 def convert_gguf(gguf_file: Path, cache: Path, status: Status) -> Path:
-    """Return the safetensors folder of a GGUF file, converting the file the first time.
+    """Return the safetensors folder of a GGUF file, after a conversion the first time.
 
     Parameters
     ----------
@@ -33,7 +33,7 @@ def convert_gguf(gguf_file: Path, cache: Path, status: Status) -> Path:
     Raises
     ------
     ModelError
-        The file cannot be read, or the folder not written.
+        The file cannot be read, or the folder cannot be written.
     """
     sha256 = _digest_file(gguf_file)
     origin = {"source_bytes": gguf_file.stat().st_size, "source_sha256": sha256}
@@ -45,7 +45,7 @@ def convert_gguf(gguf_file: Path, cache: Path, status: Status) -> Path:
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".converting-", dir=folder.parent) as scratch:
-            # One level down: the rename below then leaves the scratch folder for its context manager to remove.
+            # In a subfolder, because the context manager removes the scratch folder itself after the rename.
             unfinished = Path(scratch) / "model"
             _write_safetensors(gguf_file, unfinished)
             _write_manifest(unfinished, origin)
@@ -53,7 +53,7 @@ def convert_gguf(gguf_file: Path, cache: Path, status: Status) -> Path:
     except OSError as error:
         raise ModelError(
             "cache_dir",
-            f"{str(cache)!r} cannot hold the converted model: {error}",
+            f"must be a folder that can store the converted model; in {str(cache)!r} it cannot be written: {error}",
             remedy="choose another folder with KEYWISE_CACHE_DIR",
         ) from error
     return folder
@@ -106,10 +106,13 @@ def _is_complete(folder: Path, origin: dict[str, Any]) -> bool:
     manifest = json.loads(manifest_file.read_text(encoding="utf-8"))
     if {key: manifest[key] for key in origin} != origin:
         return False
-    return all(
-        (folder / name).is_file() and [(folder / name).stat().st_size, _digest_file(folder / name)] == recorded
-        for name, recorded in manifest["files"].items()
-    )
+    return all(_is_unchanged(folder / name, recorded) for name, recorded in manifest["files"].items())
+
+
+def _is_unchanged(path: Path, recorded: list[Any]) -> bool:
+    if not path.is_file():
+        return False
+    return [path.stat().st_size, _digest_file(path)] == recorded
 
 
 def _digest_file(path: Path) -> str:

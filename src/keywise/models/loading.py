@@ -21,17 +21,17 @@ from keywise.models.quiet_transformers import quiet_transformers
 from keywise.models.sources import ModelSource, describe_model, download_model, find_model, refuse_offline
 from keywise.util.checks import check_bool
 from keywise.util.optional_imports import require_modules
-from keywise.util.paths import cache_folder
+from keywise.util.paths import locate_cache_folder
 from keywise.util.progress import Status
 
-# Larger models are loaded in bfloat16 and not packed: memory matters more than the time that either saves.
+# Larger models are loaded in bfloat16 and not packed, to save memory.
 MAX_SMALL_PARAMETERS = 1_000_000_000
 DTYPES = ("float32", "bfloat16")
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A language model in memory with its tokenizer.
+    """A loaded language model with its tokenizer.
 
     Attributes
     ----------
@@ -73,15 +73,15 @@ def load_model(
     source : path or str, optional
         A folder with safetensors, a ``.gguf`` file or a hub id. Default: see `find_model`.
     dtype : str, optional
-        What the model computes in, whatever its file holds: ``"float32"``, or ``"bfloat16"`` in half the memory.
+        Data type of the computation, for any file: ``"float32"``, or ``"bfloat16"`` in half the memory.
         Default: bfloat16 where the CPU multiplies it directly, and for models of over a billion parameters; otherwise
-        float32, which holds bfloat16 weights exactly.
+        float32, which represents bfloat16 weights exactly.
     pack_linear : bool
         Whether the linear layers of a bfloat16 model of up to a billion parameters also store their weights in oneDNN's
         layout. Calls with few tokens are faster; the layers need their memory twice. See
         `keywise.models.packed_linear.pack_linear_layers`.
     cache_dir : path, optional
-        Where converted models are kept; default ``KEYWISE_CACHE_DIR``, else keywise's folder in the user's cache.
+        Folder of converted models; default ``KEYWISE_CACHE_DIR``, else keywise's folder in the user's cache.
     status : callable, optional
         Called with a line of text before every slow step.
 
@@ -92,9 +92,9 @@ def load_model(
     Raises
     ------
     ModelError
-        No model is found, it cannot be loaded safely, or it has no fast tokenizer.
+        There is no model, it cannot be loaded safely, or it has no fast tokenizer.
     OptionError
-        `dtype` is another one.
+        `dtype` is not supported.
     DtypeError
         `pack_linear` is neither True nor False.
 
@@ -110,14 +110,14 @@ def load_model(
     check_bool("pack_linear", pack_linear)
     require_modules("hf", "torch", "transformers", "safetensors", "huggingface_hub")
     report = status or _ignore_status
-    found = find_model(source)
-    folder = _prepare_folder(found, cache_dir, report)
-    report(f"Loading {found.name}")
-    return _load_folder(found.name, folder, dtype, pack_linear=pack_linear)
+    model_source = find_model(source)
+    folder = _prepare_folder(model_source, cache_dir, report)
+    report(f"Loading {model_source.name}")
+    return _load_folder(model_source.name, folder, dtype, pack_linear=pack_linear)
 
 
 def _ignore_status(_line: str) -> None:
-    """Ignore a status line."""
+    """Do nothing with a status line."""
 
 
 def _prepare_folder(source: ModelSource, cache_dir: str | os.PathLike[str] | None, report: Status) -> Path:
@@ -127,7 +127,7 @@ def _prepare_folder(source: ModelSource, cache_dir: str | os.PathLike[str] | Non
         report(f"Downloading {source.name} from the hub")
         return download_model(source)
     if source.kind == "gguf":
-        return convert_gguf(source.path, cache_folder(cache_dir), report)
+        return convert_gguf(source.path, locate_cache_folder(cache_dir), report)
     return source.path
 
 

@@ -1,4 +1,4 @@
-"""Linear layers whose weights are stored a second time in oneDNN's layout, so that no call has to reorder them."""
+"""Linear layers that also store their weights in oneDNN's layout."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _LAYOUT_ROWS = 64
 def pack_linear_layers(model: Any) -> None:
     """Pack the weights of a model's bfloat16 linear layers for oneDNN.
 
-    The layers store their weights in oneDNN's layout too, and multiply with those; torch alone reorders the weights at
-    every call. The layers' own weights stay. A layer returns to them when they change (except by ``weight.data``, whose
-    changes torch does not report), where gradients are recorded, and when it is compiled. Nothing happens where torch
-    has no oneDNN, or oneDNN does not multiply bfloat16 on this CPU.
+    The layers also store their weights in oneDNN's layout and multiply by this copy; torch alone reorders the weights
+    at every call. The layers' own weights stay. A layer uses them again when they change (except by ``weight.data``,
+    whose changes torch does not report), where gradients are recorded, and when it is compiled. Nothing happens where
+    torch has no oneDNN, or oneDNN does not multiply bfloat16 on this CPU.
 
     Parameters
     ----------
@@ -48,7 +48,7 @@ def pack_linear_layers(model: Any) -> None:
 def _can_pack(weight: Any) -> bool:
     import torch
 
-    # A tensor made in inference mode does not count its changes.
+    # A tensor made in inference mode has no version counter.
     return bool(weight.dtype is torch.bfloat16 and weight.is_cpu and not weight.is_inference())
 
 
@@ -73,20 +73,18 @@ def _define_packed_linear() -> Any:
             state = {name: value for name, value in vars(self).items() if not name.startswith("_packed")}
             return object.__new__, (torch.nn.Linear,), state
 
+        def _has_changed(self, weight: Any) -> bool:
+            is_same = weight.data_ptr() == self._packed_from.data_ptr() and weight._version == self._packed_version
+            return not is_same
+
         def forward(self, input: Any) -> Any:
             weight = self.weight
-            if self._packed is not None and (
-                weight.data_ptr() != self._packed_from.data_ptr() or weight._version != self._packed_version
-            ):
+            if self._packed is not None and self._has_changed(weight):
                 self._packed = None
                 self._packed_from = None
-            if (
-                self._packed is None
-                or input.dtype is not weight.dtype
-                or input.shape[-1:] != weight.shape[1:]
-                or torch.is_grad_enabled()
-                or torch.compiler.is_compiling()
-            ):
+            if self._packed is None or torch.is_grad_enabled() or torch.compiler.is_compiling():
+                return super().forward(input)
+            if input.dtype is not weight.dtype or input.shape[-1:] != weight.shape[1:]:
                 return super().forward(input)
             return multiply(input, self._packed, self.bias, "none", [], "")
 

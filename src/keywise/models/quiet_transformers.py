@@ -1,4 +1,4 @@
-"""Transformers without its notices."""
+"""Suppression of the notices and progress bars of transformers."""
 
 from __future__ import annotations
 

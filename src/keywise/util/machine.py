@@ -1,4 +1,4 @@
-"""Read what this machine is: the CPU's name, and the CPUs that this process may use."""
+"""The CPU's name, and the CPUs that this process may use."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def read_cpu_name() -> str:
     Returns
     -------
     str
-        Family and model are appended where they are known: virtual machines often report the brand alone.
+        With family and model where they are known, because virtual machines often report the brand alone.
 
     Examples
     --------
@@ -45,8 +45,9 @@ def read_cpu_name() -> str:
         first_cpu = CPU_LIST.read_text(encoding="utf-8", errors="replace").partition("\n\n")[0]
         lines = (line.partition(":") for line in first_cpu.splitlines())
         fields = {name.strip(): value.strip() for name, _, value in lines}
-        if name := fields.get("model name"):
-            if "cpu family" in fields:
-                return f"{name} (family {fields['cpu family']}, model {fields['model']})"
+        name = fields.get("model name")
+        if name and "cpu family" in fields:
+            return f"{name} (family {fields['cpu family']}, model {fields['model']})"
+        if name:
             return name
     return platform.processor() or platform.machine()

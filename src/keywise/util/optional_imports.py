@@ -35,7 +35,7 @@ def require_modules(extra: str, *modules: str) -> None:
         raise ModelError(", ".join(missing), "must be installed", remedy=f'use `pip install "keywise[{extra}]"`')
 
 
-def package_folders(package: str) -> list[Path]:
+def find_package_folders(package: str) -> list[Path]:
     """Return the folders of an installed package without importing it.
 
     Parameters
@@ -50,8 +50,8 @@ def package_folders(package: str) -> list[Path]:
 
     Examples
     --------
-    >>> from keywise.util.optional_imports import package_folders
-    >>> package_folders("no_such_package")
+    >>> from keywise.util.optional_imports import find_package_folders
+    >>> find_package_folders("no_such_package")
     []
     """
     spec = find_spec(package)

@@ -1,4 +1,4 @@
-"""The folder in which keywise keeps its files."""
+"""The folder of the files that keywise stores between runs."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 from keywise.util.optional_imports import require_modules
 
 
-def cache_folder(cache_dir: str | os.PathLike[str] | None = None) -> Path:
-    """Return the folder in which keywise keeps files between runs.
+def locate_cache_folder(cache_dir: str | os.PathLike[str] | None = None) -> Path:
+    """Return the folder of the files that keywise stores between runs.
 
     The folder is not created.
 
@@ -31,8 +31,8 @@ def cache_folder(cache_dir: str | os.PathLike[str] | None = None) -> Path:
 
     Examples
     --------
-    >>> from keywise.util.paths import cache_folder
-    >>> cache_folder("cache").name
+    >>> from keywise.util.paths import locate_cache_folder
+    >>> locate_cache_folder("cache").name
     'cache'
     """
     configured = cache_dir or os.environ.get("KEYWISE_CACHE_DIR")
