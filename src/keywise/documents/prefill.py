@@ -64,7 +64,7 @@ class PrefilledContext:
     store
         Where documents are stored; None to compute always.
     stored
-        The stored document, if it was found already.
+        The stored document, if `PrefillStore.find_text` returned one.
     progress
         Called after every chunk with the number of tokens done and of all.
 
@@ -103,12 +103,12 @@ class PrefilledContext:
         """Number of the document's tokens that were loaded instead of computed."""
         return self._prefill.reused_tokens
 
-    def run(self, use: Callable[[Any], Result]) -> Result:
-        """Return what a function makes of a fork of the document's cache.
+    def run(self, function: Callable[[Any], Result]) -> Result:
+        """Call a function with a fork of the document's cache and return its result.
 
         Parameters
         ----------
-        use
+        function
             Takes the fork and may append to it. It is called again if the stored file proves damaged.
 
         Raises
@@ -118,7 +118,7 @@ class PrefilledContext:
         """
         while True:
             try:
-                return use(self._prefill.cache.fork())
+                return function(self._prefill.cache.fork())
             except FormatError as error:
                 discard_damaged(self._store, self._prefill.stored, error)
                 # Assigned only when complete: an interrupt leaves the document as it was.
@@ -146,7 +146,7 @@ def prefill_document(
     stored: StoredPrefill | None,
     progress: Progress | None,
 ) -> Prefill:
-    """Load what is stored of a document, compute the rest, and store the whole.
+    """Load the stored part of a document, compute the rest, and store all of it.
 
     Parameters
     ----------
@@ -209,7 +209,7 @@ def prefill_document(
 
 
 def discard_damaged(store: PrefillStore | None, stored: StoredPrefill | None, error: FormatError) -> None:
-    """Remove the stored file that an error is about; raise the error if there is none."""
+    """Remove the stored file that caused an error; raise the error if there is none."""
     if store is None or stored is None:
         raise error
     store.discard(stored.path, error)
