@@ -45,7 +45,7 @@ def load_temperature(dataset: Any) -> float:
 
 
 def update_temperature(path: str) -> None:
-    """Calibrate and store a library's temperature if its rows have doubled since."""
+    """Calibrate and store a library's temperature if its rows doubled since the last calibration."""
     dataset = lance.dataset(path)
     row_count = dataset.count_rows()
     calibrated_rows = int(dataset.config().get(CALIBRATED_ROWS_FIELD, "0"))
