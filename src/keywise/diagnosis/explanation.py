@@ -20,12 +20,12 @@ INEXACT_SHARE = 1e-2
 UNEXPLAINED_SHARE = 0.005
 """A hypothesis explains an error when at most this share of it remains, beyond rounding."""
 DETECTABLE_FACTOR = 4
-"""A fault would have been detected when its output differs from the expected one by this many tolerances."""
+"""A fault is detectable if its output differs from the expected one by this many tolerances."""
 UNEXPLAINED_CODES = ("output-differs", "output-not-finite", "inexact")
 
 
 class Explanation(NamedTuple):
-    """Hold the code that explains an output, None when it is that of attention, and the results of all checks."""
+    """The code that explains an output, None for a correct output, and the results of all checks."""
 
     code: str | None
     results: CheckResults
@@ -57,7 +57,7 @@ def check_output(
 
 
 def explain_comparison(comparison: Comparison, known_clean: Set[str] = frozenset()) -> Explanation:
-    """Return the fault that explains a comparison, and what was shown to be clean.
+    """Return the fault that explains a comparison, and the results of all checks.
 
     Parameters
     ----------
@@ -198,13 +198,10 @@ def _record_detectable_faults(comparison: Comparison, results: CheckResults, kno
     for hypothesis in HYPOTHESES:
         if hypothesis.code in known_clean:
             continue
-        detectable = any(
-            bool(
-                (np.abs(output - expected.output) > DETECTABLE_FACTOR * expected.tolerance)[comparison.comparable].any()
-            )
-            for _, output in hypothesis.predict(comparison.problem, comparison.queries)
-        )
-        if detectable:
-            results.add_clean(hypothesis.code)
+        for _, output in hypothesis.predict(comparison.problem, comparison.queries):
+            detectable = np.abs(output - expected.output) > DETECTABLE_FACTOR * expected.tolerance
+            if detectable[comparison.comparable].any():
+                results.add_clean(hypothesis.code)
+                break
         else:
             results.add_untestable(hypothesis.undetectable, hypothesis.code)

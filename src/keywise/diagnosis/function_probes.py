@@ -1,4 +1,4 @@
-"""Run a function on inputs that show its faults: compare its outputs, and change what must not matter."""
+"""Run a function on inputs that show its faults: compare its outputs, and make changes that must not matter."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ class Probe(NamedTuple):
 
 
 def run_probes(tested: FunctionUnderTest) -> CheckResults:
-    """Change what must not matter and measure whether the output moves."""
+    """Make changes that must not matter and measure whether the output moves."""
     results = CheckResults()
     inputs = tested.draw_inputs()
     before = tested.compute_output(inputs)

@@ -1,4 +1,4 @@
-"""Predict the output that each known fault of an attention would give.
+"""Predict the output of attention with each known fault.
 
 A hypothesis evaluates the definition on a changed problem. It explains an observed output that lies within rounding of
 its prediction and not of the output of attention.
@@ -23,7 +23,7 @@ MAX_STORED_TOKENS = 512
 
 
 class Prediction(NamedTuple):
-    """Describe what a fault does, and hold the output that it gives the sampled queries [B, Hq, R, Dv]."""
+    """A description of a fault, and its output for the sampled queries [B, Hq, R, Dv]."""
 
     description: str
     output: Array
@@ -39,7 +39,7 @@ class Hypothesis(NamedTuple):
     code: str
     predict: Predict
     undetectable: str
-    """Why the fault could not be detected where its predictions equal the output of attention."""
+    """Why the fault cannot be detected if its predictions equal the output of attention."""
 
 
 # --- masks -----------------------------------------------------------------------------------------------------------
@@ -183,9 +183,9 @@ def _predict_scales(list_scales: Callable[[Problem], tuple[tuple[str, float], ..
     """Return a prediction for every wrong scale of a list of (description, scale)."""
 
     def predict(problem: Problem, queries: Array) -> Iterator[Prediction]:
-        for words, scale in list_scales(problem):
+        for formula, scale in list_scales(problem):
             if not math.isclose(scale, problem.scale, rel_tol=1e-6):
-                description = f"attention with scale {words} {scale:.4g} instead of {problem.scale:.4g}"
+                description = f"attention with scale {formula} {scale:.4g} instead of {problem.scale:.4g}"
                 yield Prediction(description, _evaluate(problem._replace(scale=scale), queries))
 
     return predict

@@ -42,7 +42,7 @@ class CallComparer:
     inputs : ModelInputs
         Makes the model's inputs.
     results : CheckResults
-        Results so far; what the calls show is added to them.
+        Results so far, to which those of the calls are added.
     """
 
     def __init__(self, model: Any, inputs: ModelInputs, results: CheckResults) -> None:
@@ -143,7 +143,7 @@ class CallComparer:
     def _compare_call(
         self, results: CheckResults, call: AttentionCall, meaning: MaskAndBias, input_name: str, *, inspect: bool
     ) -> None:
-        """Compare one call with the definition and add what it shows to `results`."""
+        """Compare one call with the definition and add the outcome to `results`."""
         self.compared_calls += 1
         problem = call.make_problem(meaning)
         place = f"{call.layer} ({input_name})" if input_name else call.layer

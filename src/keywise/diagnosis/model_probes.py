@@ -21,7 +21,7 @@ ROUNDINGS_PER_LAYER = 8
 LIMIT_DEVIATIONS = 8
 """Standard deviations of rounding noise below which nothing is reported."""
 MAX_RUN_DIFFERENCE = 1e-3
-"""Largest difference of two runs, relative to the output; threads may sum in another order."""
+"""Largest difference of two runs, relative to the output: threads may sum in another order."""
 COLLAPSED_DISTANCE = ROUNDING_UNITS["bfloat16"]
 """Relative distance of the tokens' states from their mean below which bfloat16 cannot tell them apart."""
 DECODED_TOKENS = 3
@@ -202,12 +202,12 @@ class ModelProbes:
             self.model(**model_inputs)
         states: dict[Any, Any] = {}
 
-        def keep_state(module: Any, arguments: Any, options: dict[str, Any]) -> None:
+        def record_state(module: Any, arguments: Any, options: dict[str, Any]) -> None:
             state = options.get("hidden_states", arguments[0] if arguments else None)
             if state is not None:
                 states.setdefault(module, state.double())
 
-        handles = [module.register_forward_pre_hook(keep_state, with_kwargs=True) for module in layers.values()]
+        handles = [module.register_forward_pre_hook(record_state, with_kwargs=True) for module in layers.values()]
         try:
             self.model(**model_inputs)
         finally:
@@ -313,7 +313,7 @@ class ModelProbes:
         return results
 
     def _separates_documents(self, packed: dict[str, Any]) -> bool:
-        """Return whether every layer is attention whose mask separates documents; recurrent layers are not."""
+        """Return whether every layer is attention whose mask separates documents."""
         masks = self._record_masks(packed) or {}
         separating = [
             layer
