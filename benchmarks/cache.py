@@ -293,7 +293,7 @@ def measure_perplexity(model_name: str | None, name: str, text: str, tokens: int
     loaded = load_model(model_name, dtype="float32")
     ids = loaded.tokenizer(text, return_tensors="pt", verbose=False).input_ids[:, :tokens]
     if ids.shape[1] < 2:
-        raise OptionError("text", f"must have 2 tokens or more; {name!r} has {ids.shape[1]}")
+        raise OptionError("text", f"must have 2 tokens or more, got {ids.shape[1]} in {name!r}")
     model = keywise.hf.use(loaded.model)
     caches = keywise.hf.Cache(model.config), keywise.hf.Cache(model.config, dtype="int8")
     losses = [0.0, 0.0]

@@ -253,7 +253,8 @@ def _split_folds(observations: Sequence[Observation], all_heads: Heads) -> Itera
     if len(articles) < 2:
         raise OptionError(
             "data",
-            f"must hold two articles or more: heads are judged on other articles than tuned on; it has {len(articles)}",
+            f"must hold two articles or more, got {len(articles)}",
+            remedy="heads are judged on other articles than they are tuned on",
         )
     for part in np.array_split(articles, min(FOLDS, len(articles))):
         fold_articles = set(part.tolist())

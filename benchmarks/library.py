@@ -66,7 +66,9 @@ def select_tasks(tasks: Sequence[str] | None, data: Path | None) -> list[str]:
     if not tasks:
         return [task for task in TASKS if task != "evidence" or data]
     if "evidence" in tasks and data is None:
-        raise OptionError("data", "must be given for the task evidence: a file of questions in SQuAD's format")
+        raise OptionError(
+            "data", "must be given for the task evidence", remedy="name a file of questions in SQuAD's format"
+        )
     return [task for task in TASKS if task in tasks]
 
 

@@ -65,7 +65,7 @@ def read_paragraphs(data: Path, folder: Path) -> list[list[_LocatedQuestion]]:
     except FileNotFoundError as error:
         raise MissingFileError("data", "must be an existing file", got=str(data)) from error
     except OSError as error:
-        raise FormatError("data", f"cannot be read ({error.strerror})", got=str(data)) from error
+        raise FormatError("data", f"must be a readable file ({error.strerror})", got=str(data)) from error
     except (ValueError, KeyError, TypeError, IndexError) as error:
         raise FormatError("data", f"must be a JSON file in SQuAD's format ({error!r})", got=str(data)) from error
     return questions

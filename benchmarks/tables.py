@@ -54,7 +54,7 @@ DESCRIPTIONS = {
     "over random keys and values in bfloat16 and in int8. Perplexity of a text in float32, with a float32 and an int8 "
     "cache. torch's allocations are added up over a step; those of Python and NumPy are the peak.",
 }
-"""How the tables of a kind are measured, where the tables do not say it."""
+"""The method of measurement of a kind of run, where its tables do not describe it."""
 
 
 def format_tables(runs: Sequence[Run]) -> str:
@@ -70,7 +70,7 @@ def format_tables(runs: Sequence[Run]) -> str:
     parts = list(describe_sources(runs))
     for kind in dict.fromkeys(run.kind for run in runs):
         if kind not in FORMATTERS:
-            raise FormatError("path", f"is a run of unknown kind {kind!r}; kinds are {', '.join(FORMATTERS)}")
+            raise FormatError("path", f"must be a run of kind {', '.join(FORMATTERS)}", got=kind)
         parts.append(FORMATTERS[kind]([run for run in runs if run.kind == kind]))
     return "\n\n".join(parts)
 
@@ -117,7 +117,7 @@ def update_tables(page: str, folder: Path) -> str:
     updated, count = _TABLE.subn(regenerate, page)
     if not count:
         markers = "<!-- python -m benchmarks table FILE... --> and <!-- end of table -->"
-        raise FormatError("page", f"must have lines {markers}")
+        raise FormatError("page", f"must have the lines {markers}")
     return updated
 
 
