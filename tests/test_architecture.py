@@ -96,7 +96,7 @@ def test_no_handler_catches_everything(path: Path) -> None:
     assert not {"everything", "Exception", "BaseException"} & set(caught(path))
 
 
-def test_only_the_folder_for_python_knows_python() -> None:
+def test_only_native_python_includes_python_headers() -> None:
     knowing = {
         path.parent.name
         for path in NATIVE
@@ -105,7 +105,7 @@ def test_only_the_folder_for_python_knows_python() -> None:
     assert knowing == {"python"}
 
 
-def test_every_target_is_the_one_kernel_over_its_own_vocabulary() -> None:
+def test_every_target_compiles_the_same_kernel() -> None:
     targets = [path for path in NATIVE if path.parent.name == "targets" and path.suffix == ".cpp"]
     assert len(targets) >= 4
     for path in targets:
@@ -115,7 +115,7 @@ def test_every_target_is_the_one_kernel_over_its_own_vocabulary() -> None:
         assert path.with_suffix(".h").exists(), path.name
 
 
-def test_no_flag_changes_arithmetic_or_the_floor_of_the_wheel() -> None:
+def test_no_compiler_flag_changes_arithmetic_or_requires_the_build_machine() -> None:
     build = (ROOT / "CMakeLists.txt").read_text(encoding="utf-8")
     assert not re.search(r"-ffast-math|-Ofast|-march=native|-funsafe-math|-ffinite-math", build)
 

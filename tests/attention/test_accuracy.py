@@ -58,7 +58,7 @@ def test_errors_are_at_most_twice_plain_ones(kernel: str, dtype: str, head_dim: 
     assert not over
 
 
-def test_the_exponential_errs_by_no_more_than_it_says(kernel: str) -> None:
+def test_error_of_the_exponential_is_within_its_stated_bound(kernel: str) -> None:
     """native/exp.h states the bounds over [-126, 0]; with scale ln 2 a score is its own exponent of 2."""
     stated = 1.1e-7 if kernel == "portable" else 8e-8
     exponent = -np.random.default_rng(0).uniform(0, 126, 100_000).astype(np.float32)
@@ -71,7 +71,7 @@ def test_the_exponential_errs_by_no_more_than_it_says(kernel: str) -> None:
     assert not hidden.any()
 
 
-def test_weights_next_to_nothing_vanish_and_the_caller_keeps_its_own(kernel: str) -> None:
+def test_subnormal_weights_are_flushed_in_the_kernel_only(kernel: str) -> None:
     smallest = np.float32(2.0**-126)
     exponent = -np.linspace(126.5, 300, 1000, dtype=np.float32)
     key = np.concatenate([[0], exponent]).astype(np.float32)[None, None, :, None]

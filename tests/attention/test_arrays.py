@@ -38,7 +38,7 @@ class Speaker:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_results_are_of_the_query_s_kind_and_dtype(target: str, dtype: str) -> None:
+def test_results_have_the_type_and_dtype_of_the_query(target: str, dtype: str) -> None:
     arguments = Case(dtype, mask="causal").arguments()
     stats = kw.attention_stats(**arguments, top_k=2, segment_bounds=[0, 5, 33])
     assert isinstance(stats.output, torch.Tensor)
@@ -53,7 +53,7 @@ def test_results_are_of_the_query_s_kind_and_dtype(target: str, dtype: str) -> N
     np.testing.assert_array_equal(numbers(output), numbers(stats.output))
 
 
-def test_dlpack_in_and_out(target: str) -> None:
+def test_dlpack_arrays_are_accepted_and_returned(target: str) -> None:
     arguments = Case().arguments()
     spoken = {name: Speaker(arguments[name].numpy()) for name in ("query", "key", "value")}
     stats = kw.attention_stats(**{**arguments, **spoken})
@@ -62,7 +62,7 @@ def test_dlpack_in_and_out(target: str) -> None:
     np.testing.assert_array_equal(stats.output.array, kw.attend(**arguments).numpy())
 
 
-def test_kinds_may_be_mixed_and_the_query_decides(target: str) -> None:
+def test_mixed_array_types_return_the_type_of_the_query(target: str) -> None:
     arguments = Case().arguments()
     right = kw.attend(**arguments)
     mixed = kw.attend(**{**arguments, "key": arguments["key"].numpy(), "value": Speaker(arguments["value"].numpy())})
@@ -90,7 +90,7 @@ def test_every_layout_gives_the_same_bits(target: str, dtype: str) -> None:
         np.testing.assert_array_equal(numbers(got), numbers(right), err_msg=layout)
 
 
-def test_inputs_are_left_alone_and_may_be_read_only(target: str) -> None:
+def test_read_only_inputs_are_accepted_and_unchanged(target: str) -> None:
     arguments = {name: Case().arguments()[name].numpy() for name in ("query", "key", "value")}
     before = {name: array.copy() for name, array in arguments.items()}
     for array in arguments.values():
@@ -100,7 +100,7 @@ def test_inputs_are_left_alone_and_may_be_read_only(target: str) -> None:
         np.testing.assert_array_equal(array, before[name])
 
 
-def test_memory_off_its_natural_boundary_is_copied(target: str) -> None:
+def test_misaligned_arrays_are_copied(target: str) -> None:
     arguments = {name: Case().arguments()[name].numpy() for name in ("query", "key", "value")}
     right = kw.attend(**arguments)
     for name, array in arguments.items():
@@ -112,7 +112,7 @@ def test_memory_off_its_natural_boundary_is_copied(target: str) -> None:
         np.testing.assert_array_equal(kw.attend(**{**arguments, name: shifted}), right)
 
 
-def test_fields_of_records_have_strides_of_odd_bytes(target: str) -> None:
+def test_record_fields_with_odd_strides_equal_contiguous_arrays(target: str) -> None:
     arguments = {name: Case().arguments()[name].numpy() for name in ("query", "key", "value")}
     records = np.zeros((5, 33), dtype=[("tag", np.uint8), ("number", np.float32)])
     records["number"] = np.random.default_rng(0).standard_normal((5, 33))
@@ -123,7 +123,7 @@ def test_fields_of_records_have_strides_of_odd_bytes(target: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_bias_and_mask_of_any_strides(target: str, dtype: str) -> None:
+def test_bias_and_mask_of_any_strides_equal_contiguous_ones(target: str, dtype: str) -> None:
     arguments = Case(dtype, queries=6, keys=40).arguments()
     generator = np.random.default_rng(0)
     bias = torch.from_numpy(generator.standard_normal((40, 4, 6)).astype(np.float32)).to(getattr(torch, dtype))
@@ -139,14 +139,14 @@ def test_bias_and_mask_of_any_strides(target: str, dtype: str) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", ["query", "key", "value"])
 @pytest.mark.parametrize("queries", [1, 6, 70])
-def test_one_row_may_stand_for_all(target: str, dtype: str, name: str, queries: int) -> None:
+def test_broadcast_tokens_equal_contiguous_copies(target: str, dtype: str, name: str, queries: int) -> None:
     arguments = Case(dtype, queries=queries, keys=1100, head_dim=64, value_dim=64).arguments()
     one = arguments[name][:, :, :1].expand_as(arguments[name])
     right = kw.attend(**{**arguments, name: one.contiguous()})
     np.testing.assert_allclose(numbers(kw.attend(**{**arguments, name: one})), numbers(right), atol=1e-5)
 
 
-def test_tensors_that_want_gradients_pass_where_none_are_recorded() -> None:
+def test_tensors_that_require_gradients_are_accepted_under_no_grad() -> None:
     arguments = Case().arguments()
     right = kw.attend(**arguments)
     arguments["query"].requires_grad_()

@@ -61,7 +61,7 @@ CASES = [
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.mask)
 @pytest.mark.parametrize("cuts", CUTS, ids=lambda cuts: f"{len(cuts) + 1} pieces")
-def test_pieces_give_what_one_array_gives(case: Case, cuts: tuple[int, ...], target: str) -> None:
+def test_chunks_equal_the_definition(case: Case, cuts: tuple[int, ...], target: str) -> None:
     check_pieces(case, cuts)
 
 
@@ -83,12 +83,12 @@ LONG = [
 
 
 @pytest.mark.parametrize(("case", "cuts"), LONG, ids=lambda item: item.dtype if isinstance(item, Case) else len(item))
-def test_long_pieces(case: Case, cuts: tuple[int, ...], kernel: str) -> None:
+def test_long_chunks_equal_the_definition(case: Case, cuts: tuple[int, ...], kernel: str) -> None:
     check_pieces(case, cuts)
 
 
 @pytest.mark.parametrize("queries", [1, 30])
-def test_pieces_are_read_where_they_are_and_give_the_same_bits_on_any_number_of_threads(queries: int) -> None:
+def test_chunks_are_not_copied_and_bits_do_not_depend_on_threads(queries: int) -> None:
     arguments = in_pieces(Case(queries=queries, key_heads=1, keys=3_000, mask="causal").arguments(), (900, 2_500))
     problem = make_problem(**arguments)
     for chunk, key, value in zip(problem.chunks, arguments["key"], arguments["value"], strict=True):
@@ -106,7 +106,7 @@ def test_pieces_are_read_where_they_are_and_give_the_same_bits_on_any_number_of_
 
 
 @pytest.mark.parametrize("number", range(len(CASES)), ids=MASKS)
-def test_no_bit_depends_on_the_pieces(number: int, kernel: str) -> None:
+def test_bits_do_not_depend_on_the_chunks(number: int, kernel: str) -> None:
     case = replace(CASES[number], queries=(1, 5, 60, 200)[number % 4], keys=(300, 1_500)[number // 2 % 2])
     arguments, want = case.arguments(), StatsRequest(**case.stats_arguments())
     whole, read = run(**arguments), run(**arguments, stats=want)
@@ -119,7 +119,7 @@ def test_no_bit_depends_on_the_pieces(number: int, kernel: str) -> None:
             np.testing.assert_array_equal(numbers(getattr(got, name)), numbers(getattr(read, name)), err_msg=name)
 
 
-def test_poison_in_one_piece_stays_hidden_in_all(target: str) -> None:
+def test_hidden_nan_in_one_chunk_does_not_leak(target: str) -> None:
     arguments = Case(batch=1, queries=2, keys=40).arguments()
     poisoned = {name: arguments[name].clone() for name in ("key", "value")}
     for name in ("key", "value"):

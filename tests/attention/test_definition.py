@@ -35,7 +35,7 @@ def weights(query: np.ndarray, key: np.ndarray, **options: object) -> np.ndarray
 
 
 @pytest.mark.parametrize("keys", [1, 2, 7, 64, 1030])
-def test_identical_keys_share_evenly(target: str, keys: int) -> None:
+def test_identical_keys_have_equal_weights(target: str, keys: int) -> None:
     query, value = normal(1, 2, 3, 8), normal(1, 2, keys, 4, seed=1)
     key = np.broadcast_to(normal(1, 2, 1, 8, seed=2), (1, 2, keys, 8))
     stats = kw.attention_stats(query, key, value, top_k=1)
@@ -47,7 +47,7 @@ def test_identical_keys_share_evenly(target: str, keys: int) -> None:
 
 
 @pytest.mark.parametrize("scale", [0.0, 0.5, 1.0, 2.0, 5.0, 20.0, 90.0, -3.0])
-def test_one_matching_key_at_rising_scale(target: str, scale: float) -> None:
+def test_weight_of_one_matching_key_follows_the_scale(target: str, scale: float) -> None:
     keys = 9
     key = np.eye(keys, dtype=np.float32)[None, None]
     stats = kw.attention_stats(key[:, :, 4:5], key, key, scale=scale, top_k=1)
@@ -67,7 +67,7 @@ def test_scale_defaults_to_one_over_root_head_dim(target: str) -> None:
     assert np.array_equal(kw.attend(query, key, value), kw.attend(query, key, value, scale=0.2))
 
 
-def test_rows_without_keys(target: str) -> None:
+def test_queries_without_keys_have_output_zero(target: str) -> None:
     query, key, value = normal(1, 2, 3, 8), normal(1, 1, 6, 8, seed=1), normal(1, 1, 6, 5, seed=2)
     allowed = np.ones((3, 6), bool)
     allowed[1] = False
@@ -89,7 +89,7 @@ def test_rows_without_keys(target: str) -> None:
 
 
 @pytest.mark.parametrize(("queries", "keys", "batch"), [(0, 5, 1), (3, 0, 1), (3, 5, 0), (0, 0, 1)])
-def test_empty_sizes(target: str, queries: int, keys: int, batch: int) -> None:
+def test_sizes_of_zero_have_empty_or_zero_results(target: str, queries: int, keys: int, batch: int) -> None:
     query, key, value = normal(batch, 2, queries, 8), normal(batch, 2, keys, 8), normal(batch, 2, keys, 3)
     stats = kw.attention_stats(
         query, key, value, mask=kw.Mask(causal=True), top_k=2, segment_bounds=[0, keys] if keys else None
@@ -104,7 +104,7 @@ def test_empty_sizes(target: str, queries: int, keys: int, batch: int) -> None:
         assert (stats.top_keys == -1).all()
 
 
-def test_no_value_leaks_from_a_key_of_weight_zero_by_mask(target: str) -> None:
+def test_hidden_nan_does_not_leak_into_output_or_statistics(target: str) -> None:
     query, key, value = normal(1, 1, 4, 8), normal(1, 1, 9, 8, seed=1), normal(1, 1, 9, 8, seed=2)
     clean = kw.attention_stats(query, key, value, mask=kw.Mask(lengths=[6]), top_k=9)
     key[:, :, 6:], value[:, :, 6:] = np.nan, np.inf
@@ -114,7 +114,7 @@ def test_no_value_leaks_from_a_key_of_weight_zero_by_mask(target: str) -> None:
 
 
 @pytest.mark.parametrize("poison", [np.nan, np.inf])
-def test_a_row_that_sees_nan_says_so_and_its_neighbours_do_not(target: str, poison: float) -> None:
+def test_visible_nan_reaches_only_the_queries_that_see_it(target: str, poison: float) -> None:
     query, key, value = normal(1, 1, 5, 8), normal(1, 1, 5, 8, seed=1), normal(1, 1, 5, 8, seed=2)
     clean = kw.attend(query, key, value, mask=kw.Mask(causal=True))
     value[0, 0, 3, 2] = poison
@@ -136,7 +136,7 @@ def test_sinks_take_the_share_of_one_more_key(target: str) -> None:
     np.testing.assert_allclose(weights(query, key, sinks=sinks).sum(axis=3), kept, **CLOSE)
 
 
-def test_a_sink_of_minus_infinity_is_none_and_a_huge_one_takes_all(target: str) -> None:
+def test_sink_of_minus_infinity_takes_no_weight_and_a_huge_one_all(target: str) -> None:
     query, key, value = normal(1, 2, 3, 8), normal(1, 2, 6, 8, seed=1), normal(1, 2, 6, 5, seed=2)
     got = kw.attention_stats(query, key, value, sinks=np.array([-np.inf, 500], np.float32))
     np.testing.assert_allclose(got.output[:, 0], kw.attend(query, key, value)[:, 0], **CLOSE)
@@ -146,7 +146,7 @@ def test_a_sink_of_minus_infinity_is_none_and_a_huge_one_takes_all(target: str) 
     assert not got.entropy[:, 1].any()
 
 
-def test_softcap_comes_before_bias_and_bias_before_mask(target: str) -> None:
+def test_softcap_is_applied_before_bias_and_bias_before_mask(target: str) -> None:
     query, key = normal(1, 1, 1, 4) * 9, normal(1, 1, 3, 4, seed=1) * 9
     bias = np.array([0.0, 2.5, -np.inf], np.float32)
     score = 1.5 * np.tanh((query @ key.swapaxes(2, 3)).ravel().astype(float) * 0.5 / 1.5) + bias
@@ -156,7 +156,7 @@ def test_softcap_comes_before_bias_and_bias_before_mask(target: str) -> None:
     np.testing.assert_array_equal(hidden, [1, 0, 0])
 
 
-def test_query_heads_share_key_heads_in_runs(target: str) -> None:
+def test_consecutive_query_heads_share_a_key_head(target: str) -> None:
     key, value = np.zeros((1, 3, 2, 4), np.float32), np.zeros((1, 3, 2, 1), np.float32)
     value[0, :, :, 0] = [[10, 10], [20, 20], [30, 30]]
     for group in (1, 2, 3, 4, 7, 8):
@@ -175,7 +175,7 @@ def test_key_mass_is_a_sum_per_query_head_not_a_mean(target: str) -> None:
         np.testing.assert_allclose(stats.key_mass, right, rtol=1e-5, atol=1e-5)
 
 
-def test_segments_by_bounds_and_by_ids(target: str) -> None:
+def test_segment_mass_is_summed_by_bounds_and_by_ids(target: str) -> None:
     query, key, value = normal(1, 2, 3, 8), normal(1, 2, 7, 8, seed=1), normal(1, 2, 7, 3, seed=2)
     share = weights(query, key)
     by_bounds = kw.attention_stats(query, key, value, segment_bounds=[1, 3, 6]).segment_mass
@@ -189,7 +189,7 @@ def test_segments_by_bounds_and_by_ids(target: str) -> None:
     assert kw.attention_stats(query, key, value).segment_mass is None
 
 
-def test_top_keys_fall_in_weight_and_ties_go_to_the_lower_key(target: str) -> None:
+def test_top_keys_are_sorted_by_weight_and_ties_by_key(target: str) -> None:
     # Whole numbers: every score is exact, so ties are ties in any order of summation.
     strength = np.array([1, 3, 2, 3, 0, 2, 3, 1, 1, 2] * 40, np.float32)
     key = np.zeros((1, 1, 400, 4), np.float32)
@@ -203,7 +203,7 @@ def test_top_keys_fall_in_weight_and_ties_go_to_the_lower_key(target: str) -> No
     np.testing.assert_allclose(stats.top_mass, stats.top_weights.sum(axis=3), rtol=1e-6)
 
 
-def test_top_asks_for_more_keys_than_there_are(target: str) -> None:
+def test_top_k_above_the_number_of_keys_is_padded(target: str) -> None:
     query, key = normal(1, 1, 2, 4), normal(1, 1, 3, 4, seed=1)
     stats = kw.attention_stats(query, key, key, top_k=6, mask=kw.Mask(causal=True))
     assert (np.sort(stats.top_keys[0, 0, 0])[:5] == [-1, -1, -1, -1, 0]).all()
@@ -247,7 +247,7 @@ def may_see(mask: kw.Mask, item: int, query: int, key: int, queries: int, keys: 
 
 @pytest.mark.parametrize("kind", [kind for kind in MASKS if "allowed" not in kind and kind != "none"])
 @pytest.mark.parametrize(("queries", "keys"), [(1, 9), (5, 9), (9, 9), (12, 9)])
-def test_masks_say_what_their_fields_say(kind: str, queries: int, keys: int) -> None:
+def test_visible_keys_follow_the_fields_of_the_mask(kind: str, queries: int, keys: int) -> None:
     for seed in range(5):
         problem = Case(mask=kind, queries=queries, keys=keys, group=1, seed=seed).problem()
         mask = Case(mask=kind, queries=queries, keys=keys, group=1, seed=seed).arguments()["mask"]
@@ -264,7 +264,7 @@ def pattern(queries: int, keys: int, **fields: object) -> list[str]:
     return ["".join("x" if sees else "." for sees in row) for row in seen]
 
 
-def test_masks_drawn_by_hand(target: str) -> None:
+def test_masks_equal_patterns_drawn_by_hand(target: str) -> None:
     assert pattern(3, 3, causal=True) == ["x..", "xx.", "xxx"]
     assert pattern(2, 4, causal=True) == ["xxx.", "xxxx"], "lower-right alignment"
     assert pattern(4, 2, causal=True) == ["..", "..", "x.", "xx"]
@@ -322,7 +322,7 @@ def test_definition_agrees_with_torch_in_float64(case: Case) -> None:
 
 
 @pytest.mark.parametrize("case", list(oracle_cases()), ids=lambda case: case.mask)
-def test_readings_follow_from_torch_weights(case: Case) -> None:
+def test_statistics_equal_those_of_torch_weights(case: Case) -> None:
     problem = case.problem()
     stats = reference.evaluate(problem)
     arguments = case.arguments()

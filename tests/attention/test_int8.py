@@ -63,7 +63,7 @@ CASES += [
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.mask}-{case.dtype}-{case.keys}")
-def test_kernels_meet_the_definition_over_the_rounded_numbers(case: Case, kernel: str) -> None:
+def test_kernels_over_int8_equal_the_definition_over_rounded_numbers(case: Case, kernel: str) -> None:
     whole = run(**rounded(case.arguments()))
     for cuts in ((), (1, 37, 290)):
         arguments = rounded(case.arguments(), cuts)
@@ -108,7 +108,7 @@ FLOATS = st.floats(-(2.0**100), 2.0**100, width=32).filter(lambda number: number
 
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(array=strategies.arrays(np.float32, (1, 2, 3, 5), elements=FLOATS))
-def test_the_error_of_an_element_is_at_most_what_is_stated(array: np.ndarray) -> None:
+def test_quantisation_error_is_within_its_stated_bound(array: np.ndarray) -> None:
     taken = quantise("key", as_host_array("key", array))
     assert taken.scale is not None
     largest = np.abs(array.astype(np.float64)).max(axis=3, keepdims=True)
@@ -116,7 +116,7 @@ def test_the_error_of_an_element_is_at_most_what_is_stated(array: np.ndarray) ->
     assert (error <= largest / 254 * (1 + 1e-6)).all()
 
 
-def test_a_cache_in_int8_is_the_definition_over_rounded_tokens_whatever_its_history(target: str) -> None:
+def test_int8_cache_equals_attention_over_rounded_tokens_after_any_history(target: str) -> None:
     key, value = (tokens(200, seed=seed, batch=2, width=16, dtype="bfloat16") for seed in (0, 1))
     cache = kw.KVCache(layers=1, dtype="int8")
     for begin, end in ((0, 100), *((token, token + 1) for token in range(100, 150))):
@@ -134,7 +134,7 @@ def test_a_cache_in_int8_is_the_definition_over_rounded_tokens_whatever_its_hist
     assert np.abs(numbers(cache.attend(0, query, mask=kw.Mask(causal=True))) - numbers(exact)).max() < 0.03
 
 
-def test_a_window_in_int8_stays_small_and_right() -> None:
+def test_int8_cache_with_a_window_equals_attention_over_the_last_tokens() -> None:
     key, value = (tokens(300, seed=seed, width=16) for seed in (0, 1))
     cache = kw.KVCache(layers=1, windows=[9], dtype="int8")
     for token in range(300):
@@ -156,7 +156,7 @@ def test_int8_takes_half_the_bytes_of_bfloat16_and_a_scale() -> None:
     assert held["int8"] == held[None] / 2 + 2 * 2 * 100 * 4
 
 
-def test_int8_comes_back_from_a_file(tmp_path: Path) -> None:
+def test_int8_cache_is_restored_from_a_file(tmp_path: Path) -> None:
     cache = kw.KVCache(layers=2, dtype="int8")
     for layer in (0, 1):
         cache.append(layer, tokens(70, seed=layer, batch=2), tokens(70, seed=layer + 2, batch=2, width=5))
@@ -175,7 +175,7 @@ def test_int8_comes_back_from_a_file(tmp_path: Path) -> None:
         np.testing.assert_allclose(numbers(got), numbers(right), atol=1e-6)
 
 
-def test_mistakes_are_refused() -> None:
+def test_int8_refuses_unusable_dtypes_numbers_and_chunks() -> None:
     with pytest.raises(OptionError, match="dtype must be None or 'int8', got 'int4'"):
         kw.KVCache(layers=1, dtype="int4")
     cache = kw.KVCache(layers=1, dtype="int8")

@@ -45,7 +45,7 @@ SWEEP = pairwise(
 
 
 @pytest.mark.parametrize("case", SWEEP, ids=lambda case: f"{case.seed}")
-def test_sweep(case: Case, kernel: str) -> None:
+def test_pairs_of_factors_equal_the_definition(case: Case, kernel: str) -> None:
     check_case(case)
 
 
@@ -75,12 +75,12 @@ WIDE = [
 
 
 @pytest.mark.parametrize("case", WIDE, ids=lambda case: f"{case.dtype}-{case.group}-{case.value_dim}")
-def test_few_rows_over_wide_values(case: Case, kernel: str) -> None:
+def test_few_queries_over_wide_values_equal_the_definition(case: Case, kernel: str) -> None:
     check_case(case)
 
 
 @pytest.mark.parametrize("case", LONG, ids=lambda case: f"{case.queries}x{case.keys}-{case.dtype}")
-def test_long(case: Case, kernel: str) -> None:
+def test_long_inputs_equal_the_definition(case: Case, kernel: str) -> None:
     check_case(case)
 
 
@@ -93,12 +93,12 @@ WIDTHS = [
 
 
 @pytest.mark.parametrize("case", WIDTHS, ids=lambda case: f"{case.dtype}-{case.head_dim}-{case.peaky}")
-def test_head_sizes_around_each_vector_width(case: Case, kernel: str) -> None:
+def test_head_dims_around_vector_widths_equal_the_definition(case: Case, kernel: str) -> None:
     check_case(case)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_row_biased_by_the_smallest_float_everywhere_is_uniform(target: str, dtype: str) -> None:
+def test_bias_of_the_lowest_float_on_every_key_has_uniform_weights(target: str, dtype: str) -> None:
     case = Case(dtype, queries=3, keys=40)
     arguments = case.arguments()
     smallest = np.zeros((3, 40), np.float32)
@@ -112,7 +112,7 @@ def test_a_row_biased_by_the_smallest_float_everywhere_is_uniform(target: str, d
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_equal_keys_tie_wherever_they_stand(target: str, dtype: str) -> None:
+def test_equal_keys_have_equal_weights_at_every_position(target: str, dtype: str) -> None:
     arguments = Case(dtype, batch=1, key_heads=1, queries=14, keys=1300, head_dim=33, seed=5).arguments()
     key = arguments["key"]
     places = [3, 4, 200, 255, 256, 500, 511, 1024, 1299]
@@ -123,7 +123,7 @@ def test_equal_keys_tie_wherever_they_stand(target: str, dtype: str) -> None:
 
 
 @pytest.mark.parametrize("case", SWEEP[::9], ids=lambda case: f"{case.seed}")
-def test_reading_changes_the_output_by_no_more_than_rounding(case: Case, target: str) -> None:
+def test_statistics_change_the_output_by_rounding_only(case: Case, target: str) -> None:
     verdict = verdict_of(case)
     alone = numbers(kw.attend(**case.arguments()))
     beside = numbers(kw.attention_stats(**case.arguments(), **case.stats_arguments()).output)
@@ -131,7 +131,7 @@ def test_reading_changes_the_output_by_no_more_than_rounding(case: Case, target:
 
 
 @pytest.mark.parametrize("rows", [(0, 20), (3, 9), (19, 20), (7, 7)])
-def test_reading_some_rows_alone(target: str, rows: tuple[int, int]) -> None:
+def test_statistics_of_selected_queries_equal_those_of_all_queries(target: str, rows: tuple[int, int]) -> None:
     arguments = Case(queries=20, keys=300, mask="causal", sinks=True).arguments()
     first, last = rows
     wanted = {"top_k": 4, "segment_bounds": [0, 50, 300]}
@@ -152,7 +152,7 @@ def test_reading_some_rows_alone(target: str, rows: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_the_output_may_be_stored_token_by_token(target: str, dtype: str) -> None:
+def test_transposed_output_has_the_same_bits(target: str, dtype: str) -> None:
     arguments = Case(dtype, queries=20, keys=300, mask="causal", value_dim=24).arguments()
     right = kw.attend(**arguments)
     got = run(**arguments, transposed_output=True)
@@ -161,7 +161,7 @@ def test_the_output_may_be_stored_token_by_token(target: str, dtype: str) -> Non
 
 
 @pytest.mark.parametrize("keys", [31, 32, 300])
-def test_a_bias_of_minus_infinity_keeps_a_poisoned_value_out(target: str, keys: int) -> None:
+def test_nan_value_under_a_bias_of_minus_infinity_does_not_leak(target: str, keys: int) -> None:
     ones = np.ones((1, 1, 3, 4), np.float32)
     key, value, bias = (
         np.ones((1, 1, keys, 4), np.float32),
@@ -196,7 +196,7 @@ def _narrow_by_definition(mask: str, dtype: str) -> kw.AttentionStats:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("mask", NARROW)
-def test_rows_that_see_few_of_many_keys(target: str, mask: str, dtype: str) -> None:
+def test_queries_with_few_visible_keys_equal_the_definition(target: str, mask: str, dtype: str) -> None:
     got, right = _read_narrow(mask, dtype), _narrow_by_definition(mask, dtype)
     tolerance = 2e-2 if dtype == "bfloat16" else 1e-5
     np.testing.assert_allclose(numbers(got.output), numbers(right.output), atol=tolerance)

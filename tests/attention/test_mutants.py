@@ -185,7 +185,7 @@ BOTH_INPUTS = pytest.mark.parametrize("peaky", [False, True], ids=["normal", "pe
 
 @EVERY_DTYPE
 @BOTH_INPUTS
-def test_the_healthy_problem_passes(target: str, dtype: str, peaky: bool) -> None:
+def test_correct_results_pass_the_comparison(target: str, dtype: str, peaky: bool) -> None:
     arguments, judged = healthy(dtype, peaky), healthy_verdict(dtype, peaky)
     check_output(kw.attend(**arguments), judged)
     check_stats(kw.attention_stats(**arguments, **READING), judged)
@@ -194,7 +194,7 @@ def test_the_healthy_problem_passes(target: str, dtype: str, peaky: bool) -> Non
 @EVERY_DTYPE
 @BOTH_INPUTS
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.__name__)
-def test_a_wrong_definition_is_caught(
+def test_wrong_output_fails_the_comparison(
     target: str, dtype: str, peaky: bool, mutant: Callable[[Arguments], Arguments]
 ) -> None:
     arguments, judged = healthy(dtype, peaky), healthy_verdict(dtype, peaky)
@@ -214,7 +214,7 @@ def test_a_wrong_definition_is_caught(
 @EVERY_DTYPE
 @BOTH_INPUTS
 @pytest.mark.parametrize("mutant", READING_MUTANTS, ids=lambda mutant: mutant.__name__)
-def test_a_wrong_reading_is_caught(
+def test_wrong_statistics_fail_the_comparison(
     target: str, dtype: str, peaky: bool, mutant: Callable[[reference.Result], reference.Result]
 ) -> None:
     arguments, judged = healthy(dtype, peaky), healthy_verdict(dtype, peaky)

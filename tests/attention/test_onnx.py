@@ -30,12 +30,12 @@ def conformance_cases() -> dict[str, Any]:
     }
 
 
-def test_all_93_cases_are_here() -> None:
+def test_all_93_conformance_cases_are_present() -> None:
     assert len(conformance_cases()) == 93
 
 
 @pytest.mark.parametrize("name", list(conformance_cases()))
-def test_conformance(target: str, name: str) -> None:
+def test_conformance_case_has_the_expected_outputs(target: str, name: str) -> None:
     case = conformance_cases()[name]
     (node,) = case.model.graph.node
     ((inputs, outputs),) = case.data_sets

@@ -41,7 +41,7 @@ def close(one: kw.Partial, other: kw.Partial, rtol: float = 1e-5) -> None:
         np.testing.assert_allclose(getattr(one, name), getattr(other, name), rtol=rtol, atol=rtol, err_msg=name)
 
 
-def test_the_empty_partial_changes_nothing() -> None:
+def test_merge_with_empty_partial_has_the_same_bits() -> None:
     empty = kw.Partial.empty(2, 3, 4, 5)
     for part in some_partials(4):
         for merged in (kw.merge(part, empty), kw.merge(empty, part), kw.merge(empty, part, empty), kw.merge(part)):
@@ -49,7 +49,7 @@ def test_the_empty_partial_changes_nothing() -> None:
                 np.testing.assert_array_equal(getattr(merged, name), getattr(part, name))
 
 
-def test_empty_with_empty_is_empty_and_gives_nothing() -> None:
+def test_merge_of_empty_partials_is_empty_with_output_zero() -> None:
     empty = kw.Partial.empty(2, 3, 4, 5)
     merged = kw.merge(empty, empty)
     assert np.isneginf(merged.running_max).all()
@@ -60,7 +60,7 @@ def test_empty_with_empty_is_empty_and_gives_nothing() -> None:
     assert not merged.output(sinks=np.zeros(3)).any()
 
 
-def test_any_grouping_gives_the_same() -> None:
+def test_merge_is_associative_and_commutative() -> None:
     a, b, c, d = some_partials(4, seed=1)
     whole = kw.merge(a, b, c, d)
     for other in (
@@ -73,7 +73,7 @@ def test_any_grouping_gives_the_same() -> None:
         close(whole, kw.merge(*order))
 
 
-def test_merging_far_apart_peaks_neither_overflows_nor_forgets() -> None:
+def test_merge_of_distant_maxima_does_not_overflow() -> None:
     rows = np.ones((1, 1, 1), np.float32)
     high = kw.Partial(3e4 * rows, rows, rows[..., None] * 2)
     low = kw.Partial(-3e4 * rows, rows, rows[..., None] * 5)
@@ -98,7 +98,7 @@ CASES = [
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.mask}-{case.queries}x{case.keys}-{case.dtype}")
-def test_parts_merge_to_the_whole(case: Case, target: str) -> None:
+def test_partials_of_splits_merge_to_attention_over_all_keys(case: Case, target: str) -> None:
     arguments = case.arguments()
     mask, sinks, bias = arguments.pop("mask"), arguments.pop("sinks"), arguments.pop("bias")
     mask = kw.Mask() if mask is None else kw.Mask(allowed=mask) if isinstance(mask, np.ndarray) else mask
@@ -126,7 +126,7 @@ def test_parts_merge_to_the_whole(case: Case, target: str) -> None:
     np.testing.assert_allclose(lse, verdict.truth.lse, atol=verdict.tolerance["lse"], rtol=0)
 
 
-def test_a_partial_is_what_the_definition_says(target: str) -> None:
+def test_partial_equals_the_definition(target: str) -> None:
     case = Case(queries=3, keys=70, mask="causal window")
     arguments = case.arguments()
     arguments.pop("sinks")
@@ -138,7 +138,7 @@ def test_a_partial_is_what_the_definition_says(target: str) -> None:
     assert {array.dtype for array in (got.running_max, got.running_sum, got.values)} == {np.dtype(np.float32)}
 
 
-def test_merge_refuses_nothing_and_strangers() -> None:
+def test_merge_refuses_no_partials_and_other_shapes() -> None:
     with pytest.raises(kw.OptionError, match="partials must be one or more"):
         kw.merge()
     with pytest.raises(kw.ShapeError, match="partials must have the same shape"):
@@ -150,7 +150,7 @@ def test_merge_refuses_nothing_and_strangers() -> None:
 
 
 @pytest.mark.parametrize(("queries", "dtype"), [(1, np.float32), (3, np.float16), (40, np.float32)])
-def test_a_part_is_read_in_the_same_pass(target: str, queries: int, dtype: type) -> None:
+def test_partial_with_stats_equals_partial_and_statistics(target: str, queries: int, dtype: type) -> None:
     random_numbers = np.random.default_rng(0)
     query, key, value = (random_numbers.normal(size=(1, 2, n, 16)).astype(dtype) for n in (queries, 1500, 1500))
     seen = random_numbers.random((1, 1, 1, 1500)) < 0.5
@@ -165,7 +165,7 @@ def test_a_part_is_read_in_the_same_pass(target: str, queries: int, dtype: type)
     assert stats.key_mass is None
 
 
-def test_shares_of_a_whole_sum_to_one() -> None:
+def test_shares_of_merged_partials_sum_to_one() -> None:
     parts = some_partials(4)
     whole = kw.merge(*parts)
     shares = [part.share_of(whole) for part in parts]

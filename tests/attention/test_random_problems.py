@@ -39,7 +39,7 @@ CASES = st.builds(
 
 @FIXED
 @given(case=CASES)
-def test_error_rule(case: Case) -> None:
+def test_errors_of_random_problems_are_at_most_twice_plain_ones(case: Case) -> None:
     for target in kw.targets():
         with kw.using(target):
             check_case(case)
@@ -57,7 +57,7 @@ SMALL = st.builds(
 
 @settings(FIXED, max_examples=25)
 @given(case=SMALL, shift=st.floats(-20, 20))
-def test_a_constant_bias_moves_lse_alone(case: Case, shift: float) -> None:
+def test_constant_bias_changes_only_lse(case: Case, shift: float) -> None:
     for target in kw.targets():
         with kw.using(target):
             plain = kw.attention_stats(**case.arguments())
@@ -69,7 +69,7 @@ def test_a_constant_bias_moves_lse_alone(case: Case, shift: float) -> None:
 
 @settings(FIXED, max_examples=25)
 @given(case=SMALL, data=st.data())
-def test_the_order_of_keys_does_not_matter(case: Case, data: st.DataObject) -> None:
+def test_permuted_keys_leave_the_output_unchanged(case: Case, data: st.DataObject) -> None:
     order = data.draw(st.permutations(range(case.keys)))
     arguments = case.arguments()
     shuffled = {**arguments, "key": arguments["key"][:, :, order], "value": arguments["value"][:, :, order]}
@@ -83,7 +83,7 @@ def test_the_order_of_keys_does_not_matter(case: Case, data: st.DataObject) -> N
 
 @settings(FIXED, max_examples=25)
 @given(case=SMALL)
-def test_outputs_are_averages_of_values(case: Case) -> None:
+def test_outputs_lie_between_the_smallest_and_largest_values(case: Case) -> None:
     arguments = case.arguments()
     value = numbers(arguments["value"]).repeat(case.group, axis=1)
     for target in kw.targets():

@@ -79,7 +79,7 @@ def test_python_threads_do_not_disturb_each_other(target: str) -> None:
     assert len(got) == len(cases)
 
 
-def test_the_number_of_threads_is_what_was_set() -> None:
+def test_get_num_threads_returns_the_number_set() -> None:
     for threads in (1, 5, 2):
         kw.set_num_threads(threads)
         assert kw.get_num_threads() == threads
@@ -111,14 +111,14 @@ def test_the_environment_sets_the_default() -> None:
     assert done.stdout == "3\n", done.stderr
 
 
-def test_the_default_is_torch_s_number_when_torch_is_loaded() -> None:
+def test_default_is_torchs_number_of_threads_if_torch_is_loaded() -> None:
     code = "import torch, keywise as kw; torch.set_num_threads(5); print(kw.get_num_threads())"
     done = in_a_new_process(code, KEYWISE_THREADS="")
     assert done.stdout == "5\n", done.stderr
 
 
 @pytest.mark.parametrize("value", ["0", "many", "-1", "1.5"])
-def test_a_bad_environment_is_refused_by_name(value: str) -> None:
+def test_bad_environment_variable_is_refused_by_name(value: str) -> None:
     code = "import numpy as np, keywise as kw; x = np.ones((1, 1, 1, 1), np.float32); kw.attend(x, x, x)"
     done = in_a_new_process(code, KEYWISE_THREADS=value)
     assert done.returncode != 0
@@ -126,7 +126,7 @@ def test_a_bad_environment_is_refused_by_name(value: str) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this operating system cannot fork")
-def test_a_forked_process_computes_too() -> None:
+def test_forked_process_computes_the_same_output() -> None:
     code = """
 import os, numpy as np, keywise as kw
 x = np.random.default_rng(0).standard_normal((1, 4, 300, 64)).astype(np.float32)
@@ -151,7 +151,7 @@ threads = len(os.listdir("/proc/self/task"))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="torch's threads are shared on Linux")
-def test_torch_s_threads_are_keywise_s_too() -> None:
+def test_keywise_runs_on_the_threads_of_torch() -> None:
     code = """
 x @ x.mT
 again = kw.attend(x, x, x)
@@ -164,7 +164,7 @@ assert torch.equal(kw.attend(x, x, x), alone) and len(os.listdir("/proc/self/tas
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="torch's threads are shared on Linux")
-def test_torch_s_threads_serve_one_caller_at_a_time() -> None:
+def test_simultaneous_callers_on_torchs_threads_have_the_same_bits() -> None:
     code = """
 from concurrent.futures import ThreadPoolExecutor
 def calls(_):
@@ -178,7 +178,7 @@ with ThreadPoolExecutor(3) as callers:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="torch's threads are shared on Linux")
-def test_a_forked_process_does_not_wait_for_torch_s_threads() -> None:
+def test_forked_process_does_not_wait_for_torchs_threads() -> None:
     code = """
 child = os.fork()
 if child == 0:
@@ -200,7 +200,7 @@ x = np.ones((1, 16, 16384, 64), np.float32)
 """
 
 
-def test_other_python_threads_run_while_the_kernel_does() -> None:
+def test_other_python_threads_run_during_a_call() -> None:
     code = """
 done = threading.Event()
 worker = threading.Thread(target=lambda: (kw.attend(x[:, :2], x[:, :2], x[:, :2]), done.set()))
@@ -238,7 +238,7 @@ assert np.allclose(kw.attend(y, y, y), 1)
     assert float(done.stdout) < 2
 
 
-def test_a_daemon_thread_at_work_does_not_disturb_the_end_of_python() -> None:
+def test_python_exits_during_a_call_in_a_daemon_thread() -> None:
     code = """
 import threading, time, numpy as np, keywise as kw
 x = np.random.default_rng(0).normal(size=(1, 8, 4096, 64)).astype(np.float32)

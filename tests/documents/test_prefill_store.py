@@ -243,7 +243,7 @@ def test_a_damaged_header_is_reported_and_the_text_computed_again(
 @pytest.mark.usefixtures("small_blocks")
 @pytest.mark.parametrize("place", KEYS)
 @pytest.mark.parametrize("question", ["ask", "evidence"])
-def test_damaged_keys_show_at_the_first_question_and_the_text_is_read_again(
+def test_damaged_keys_are_reported_at_the_first_question_and_computed_again(
     loaded: LoadedModel, tmp_path: Path, place: Callable[[int], int], question: str
 ) -> None:
     first = Reader(loaded, cache_dir=tmp_path).read(TEXT)

@@ -65,7 +65,7 @@ def test_generate_returns_the_tokens_of_transformers_own_cache(name: str, side: 
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_other_attentions_work_with_it(attention: str) -> None:
+def test_other_attention_implementations_work_with_the_cache(attention: str) -> None:
     model, model_inputs = make_model("llama", attention), make_prompt("llama")
     cache = keywise.hf.Cache(model.config)
     expected = generate(model, model_inputs, DynamicCache(config=model.config))

@@ -36,7 +36,7 @@ def compute_both_logits(model, model_inputs):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_models_have_heavy_keys(name):
+def test_models_of_the_tests_have_heavy_keys(name):
     model = make(name)
     model.set_attn_implementation("eager")
     with torch.no_grad():
