@@ -1,4 +1,4 @@
-"""What every test shares: no network, and fixtures that run a test on each usable target."""
+"""Settings of all tests: no network, and fixtures that run a test on each usable target."""
 
 from __future__ import annotations
 

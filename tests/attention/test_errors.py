@@ -1,4 +1,4 @@
-"""Bad input: every refusal is of keywise's own kind and names the argument."""
+"""Bad input: every error is one of keywise's and names the argument."""
 
 from __future__ import annotations
 
@@ -185,9 +185,9 @@ def test_unknown_and_positional_arguments_are_refused() -> None:
 
 
 def test_windows_wider_than_any_sequence_are_unlimited() -> None:
-    right = call(mask=kw.Mask(causal=True)).output
+    expected = call(mask=kw.Mask(causal=True)).output
     for huge in (2**31, 2**63, 2**70):
-        np.testing.assert_array_equal(call(mask=kw.Mask(causal=True, window=(huge, huge))).output, right)
+        np.testing.assert_array_equal(call(mask=kw.Mask(causal=True, window=(huge, huge))).output, expected)
         narrow = kw.Mask(causal=True, window=(0, 0), keep_first=huge, starts=[1, 2])
         np.testing.assert_array_equal(call(mask=narrow).output, call(mask=kw.Mask(causal=True, starts=[1, 2])).output)
 

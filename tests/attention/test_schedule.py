@@ -1,4 +1,4 @@
-"""The C++ test of the schedule: compiled here, because the native module does not show its schedules."""
+"""The C++ test of the schedule, compiled here because the native module does not expose its schedules."""
 
 from __future__ import annotations
 

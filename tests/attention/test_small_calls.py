@@ -1,4 +1,4 @@
-"""Plain tensors are read where they are: the bits of the same arrays through NumPy, and nothing unreadable slips in."""
+"""Plain tensors are read in place, with the bits of the same arrays through NumPy, and unreadable ones are refused."""
 
 from __future__ import annotations
 

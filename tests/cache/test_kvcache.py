@@ -16,7 +16,7 @@ from keywise.attention.problem import make_problem
 from keywise.attention.stats_request import StatsRequest
 from keywise.errors import DtypeError, KeywiseError, OptionError, ShapeError
 from tests.support.cases import DTYPES
-from tests.support.judging import CAUSAL, check_output, check_stats, numbers, verdict
+from tests.support.judging import CAUSAL, as_float64, check_output, check_stats, make_expectation
 
 KINDS = [*((dtype, "torch") for dtype in DTYPES), ("float32", "numpy"), ("float16", "numpy")]
 
@@ -53,12 +53,12 @@ def test_appending_token_by_token_equals_one_array(dtype: str, kind: str, target
     expected = kw.attend(query, key, value, mask=mask)
     actual = cache.attend(1, query, mask=mask)
     assert type(actual) is type(expected)
-    np.testing.assert_array_equal(numbers(actual), numbers(expected))
+    np.testing.assert_array_equal(as_float64(actual), as_float64(expected))
     stats = cache.attention_stats(1, query, mask=mask, top_k=3, segment_bounds=[0, 40, 150])
     expected_stats = kw.attention_stats(query, key, value, mask=mask, top_k=3, segment_bounds=[0, 40, 150])
     for name in ("output", "lse", "entropy", "top_keys", "top_weights", "key_mass", "segment_mass"):
         np.testing.assert_array_equal(
-            numbers(getattr(stats, name)), numbers(getattr(expected_stats, name)), err_msg=name
+            as_float64(getattr(stats, name)), as_float64(getattr(expected_stats, name)), err_msg=name
         )
 
 
@@ -116,7 +116,7 @@ def test_window_keeps_the_keys_that_the_next_queries_see(target: str) -> None:
         assert cache.tokens(0) == end
         assert cache.first_key(0) == max(0, begin - window)
         actual = cache.attend(0, query[:, :, begin:end], mask=kw.Mask(causal=True))
-        np.testing.assert_allclose(numbers(actual), numbers(expected[:, :, begin:end]), atol=2e-6)
+        np.testing.assert_allclose(as_float64(actual), as_float64(expected[:, :, begin:end]), atol=2e-6)
         begin = end
     assert begin == count
     (chunk,) = cache.chunks(0)
@@ -137,7 +137,7 @@ def test_truncated_window_continues_or_refuses_when_keys_were_dropped() -> None:
         cache.append(layer, key[:, :, 40:41], value[:, :, 40:41])
     mask = kw.Mask(causal=True, window=(10, None))
     expected = kw.attend(query[:, :, 40:41], key[:, :, :41], value[:, :, :41], mask=mask)
-    np.testing.assert_allclose(numbers(cache.attend(0, query[:, :, 40:41])), numbers(expected), atol=1e-6)
+    np.testing.assert_allclose(as_float64(cache.attend(0, query[:, :, 40:41])), as_float64(expected), atol=1e-6)
     with pytest.raises(
         OptionError,
         match="before position 30, which the window of layer 0 has dropped, got 39",
@@ -287,8 +287,10 @@ def test_any_history_equals_one_array(operations: list[tuple[str, Any]], dtype: 
         assert torch.equal(actual_key, expected)
         assert torch.equal(actual_value, expected.flip(3))
     query = tokens(queries, seed=99, batch=key.shape[0], heads=4, dtype=dtype)
-    judged = verdict(make_problem(query, key, key.flip(3), **CAUSAL, stats=StatsRequest(segment_bounds=[0, 1])))
+    expectation = make_expectation(
+        make_problem(query, key, key.flip(3), **CAUSAL, stats=StatsRequest(segment_bounds=[0, 1]))
+    )
     for target in kw.targets():
         with kw.using(target):
-            check_output(cache.attend(0, query, mask=kw.Mask(causal=True)), judged)
-            check_stats(cache.attention_stats(0, query, mask=kw.Mask(causal=True), segment_bounds=[0, 1]), judged)
+            check_output(cache.attend(0, query, mask=kw.Mask(causal=True)), expectation)
+            check_stats(cache.attention_stats(0, query, mask=kw.Mask(causal=True), segment_bounds=[0, 1]), expectation)

@@ -1,4 +1,4 @@
-"""The command line as tests run it."""
+"""Run the command line in tests."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from keywise.cli.application import make_application
 
 PROCESS = (sys.executable, "-m", "keywise")
-"""What begins a process of `keywise`; arguments follow."""
+"""The command that starts a process of `keywise`; arguments follow."""
 
 
 def run(*arguments: object) -> Any:

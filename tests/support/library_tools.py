@@ -68,7 +68,7 @@ def document_text(number: int, edition: int = 0) -> str:
 
 
 def add_editions_until_killed(path: str, folder: str, group_sentences: int, started: Any) -> None:
-    """Write new editions of documents and add them, without end."""
+    """Write new editions of documents and add them, until the process is killed."""
     ingest.GROUP_SENTENCES = group_sentences
     library = Library.open(path, "a", encoder=SlowEncoder())
     started.set()
