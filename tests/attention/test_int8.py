@@ -22,7 +22,7 @@ from keywise.cache import file
 from keywise.cache.int8 import quantise
 from keywise.errors import DtypeError, OptionError
 from tests.attention.test_accuracy import RESULTS
-from tests.cache.test_kvcache import tokens
+from tests.cache.test_kvcache import draw_tokens
 from tests.support.cases import DTYPES, MASKS, Case
 from tests.support.judging import CAUSAL, as_float64, check_output, check_stats, find_largest_error, make_expectation
 from tests.support.plain import attend_plainly
@@ -119,7 +119,7 @@ def test_quantisation_error_is_within_its_stated_bound(array: np.ndarray) -> Non
 
 
 def test_int8_cache_equals_attention_over_rounded_tokens_after_any_history(target: str) -> None:
-    key, value = (tokens(200, seed=seed, batch=2, width=16, dtype="bfloat16") for seed in (0, 1))
+    key, value = (draw_tokens(200, seed=seed, batch=2, width=16, dtype="bfloat16") for seed in (0, 1))
     cache = kw.KVCache(layers=1, dtype="int8")
     for begin, end in ((0, 100), *((token, token + 1) for token in range(100, 150))):
         cache.append(0, key[:, :, begin:end], value[:, :, begin:end])
@@ -127,7 +127,7 @@ def test_int8_cache_equals_attention_over_rounded_tokens_after_any_history(targe
     cache.append(0, key[:, :, 150:], value[:, :, 150:])
     cache.truncate(180)
     cache.select([1, 0, 1])
-    query = tokens(3, seed=2, batch=3, heads=4, width=16, dtype="bfloat16")
+    query = draw_tokens(3, seed=2, batch=3, heads=4, width=16, dtype="bfloat16")
     arguments = round_to_int8({"key": key[[1, 0, 1], :, :180], "value": value[[1, 0, 1], :, :180]})
     expectation = make_expectation(make_problem(query, **arguments, **CAUSAL, stats=StatsRequest(top_k=4)))
     check_output(cache.attend(0, query, mask=kw.Mask(causal=True)), expectation)
@@ -137,11 +137,11 @@ def test_int8_cache_equals_attention_over_rounded_tokens_after_any_history(targe
 
 
 def test_int8_cache_with_a_window_equals_attention_over_the_last_tokens() -> None:
-    key, value = (tokens(300, seed=seed, width=16) for seed in (0, 1))
+    key, value = (draw_tokens(300, seed=seed, width=16) for seed in (0, 1))
     cache = kw.KVCache(layers=1, windows=[9], dtype="int8")
     for token in range(300):
         cache.append(0, key[:, :, token : token + 1], value[:, :, token : token + 1])
-    query = tokens(1, seed=2, width=16)
+    query = draw_tokens(1, seed=2, width=16)
     arguments = round_to_int8({"key": key[:, :, 290:], "value": value[:, :, 290:]})
     np.testing.assert_allclose(as_float64(cache.attend(0, query)), as_float64(run(query, **arguments)), atol=1e-6)
 
@@ -151,7 +151,9 @@ def test_int8_takes_half_the_bytes_of_bfloat16_and_a_scale() -> None:
     for dtype in (None, "int8"):
         cache = kw.KVCache(layers=1, dtype=dtype)
         cache.append(
-            0, tokens(100, seed=0, width=64, dtype="bfloat16"), tokens(100, seed=1, width=64, dtype="bfloat16")
+            0,
+            draw_tokens(100, seed=0, width=64, dtype="bfloat16"),
+            draw_tokens(100, seed=1, width=64, dtype="bfloat16"),
         )
         arrays = [array for side in cache.chunks(0)[0] for array in (side.data, side.scale) if array is not None]
         stored_bytes[dtype] = sum(array.nbytes for array in arrays)
@@ -161,17 +163,17 @@ def test_int8_takes_half_the_bytes_of_bfloat16_and_a_scale() -> None:
 def test_int8_cache_is_restored_from_a_file(tmp_path: Path) -> None:
     cache = kw.KVCache(layers=2, dtype="int8")
     for layer in (0, 1):
-        cache.append(layer, tokens(70, seed=layer, batch=2), tokens(70, seed=layer + 2, batch=2, width=5))
+        cache.append(layer, draw_tokens(70, seed=layer, batch=2), draw_tokens(70, seed=layer + 2, batch=2, width=5))
     fork = cache.fork()
-    fork.append(0, tokens(3, seed=7, batch=2), tokens(3, seed=8, batch=2, width=5))
-    fork.append(1, tokens(3, seed=7, batch=2), tokens(3, seed=8, batch=2, width=5))
+    fork.append(0, draw_tokens(3, seed=7, batch=2), draw_tokens(3, seed=8, batch=2, width=5))
+    fork.append(1, draw_tokens(3, seed=7, batch=2), draw_tokens(3, seed=8, batch=2, width=5))
     file.save(tmp_path / "cache", fork, fingerprint={}, token_ids=np.zeros((2, 73), int))
     opened = file.open(tmp_path / "cache", {})
     opened.verify()
     assert opened.cache.dtype == "int8"
     for other in (fork, opened.cache):
-        other.append(0, tokens(1, seed=9, batch=2), tokens(1, seed=9, batch=2, width=5))
-    query = tokens(2, seed=3, batch=2)
+        other.append(0, draw_tokens(1, seed=9, batch=2), draw_tokens(1, seed=9, batch=2, width=5))
+    query = draw_tokens(2, seed=3, batch=2)
     for layer in (0, 1):
         actual, expected = opened.cache.attend(layer, query), fork.attend(layer, query)
         np.testing.assert_allclose(as_float64(actual), as_float64(expected), atol=1e-6)
@@ -182,12 +184,12 @@ def test_int8_refuses_unusable_dtypes_numbers_and_chunks() -> None:
         kw.KVCache(layers=1, dtype="int4")
     cache = kw.KVCache(layers=1, dtype="int8")
     for wrong in (np.nan, np.inf):
-        poisoned = tokens(3, seed=0)
+        poisoned = draw_tokens(3, seed=0)
         poisoned[0, 1, 2, 3] = wrong
         with pytest.raises(OptionError, match="value must be finite in float32"):
-            cache.append(0, tokens(3, seed=0), poisoned)
+            cache.append(0, draw_tokens(3, seed=0), poisoned)
     assert len(cache) == 0
-    unsplit, floats = quantise("key", as_host_array("key", tokens(3, seed=0))), tokens(3, seed=0)
+    unsplit, floats = quantise("key", as_host_array("key", draw_tokens(3, seed=0))), draw_tokens(3, seed=0)
     with pytest.raises(DtypeError, match=r"query must have dtype float32.* got int8 with scales"):
         run(unsplit, floats, floats)
     with pytest.raises(DtypeError, match="value must have the key's dtype int8 with scales, got float32"):

@@ -96,7 +96,7 @@ def start_benchmarks(*arguments: object) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
         cwd=ROOT,
-        preexec_fn=command_line.heed_control_c,  # noqa: PLW1509
+        preexec_fn=command_line.restore_control_c,  # noqa: PLW1509
     )
 
 

@@ -15,7 +15,7 @@ import torch
 import keywise as kw
 from keywise.attention import _native
 from keywise.models import find_model
-from tests.support.command_line import PROCESS, heed_control_c, run
+from tests.support.command_line import PROCESS, restore_control_c, run
 
 LIGHTHOUSE = Path(__file__).parents[2] / "examples" / "lighthouse.md"
 QUESTION = "Where is the old lens now?"
@@ -365,7 +365,7 @@ def test_interrupt_ends_with_130_and_one_line():
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=heed_control_c,  # noqa: PLW1509
+        preexec_fn=restore_control_c,  # noqa: PLW1509
     )
     # The first piece of the answer: the model is at work.
     first = process.stdout.read(1)

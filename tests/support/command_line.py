@@ -19,6 +19,6 @@ def run(*arguments: object) -> Any:
     return CliRunner().invoke(make_application(), [str(argument) for argument in arguments])
 
 
-def heed_control_c() -> None:
+def restore_control_c() -> None:
     """Let a process begin with Ctrl-C as usual: tests begun in the background ignore it, and children inherit that."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -53,11 +53,11 @@ def write_documents(folder: Path, count: int, edition: int = 0) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{number:03}.txt" for number in range(count)]
     for number, path in enumerate(paths):
-        path.write_text(document_text(number, edition), encoding="utf-8")
+        path.write_text(make_document_text(number, edition), encoding="utf-8")
     return paths
 
 
-def document_text(number: int, edition: int = 0) -> str:
+def make_document_text(number: int, edition: int = 0) -> str:
     """Return the text of a generated document."""
     name = NAMES[number % 8]
     thing = THINGS[number // 8 % 8]
