@@ -128,7 +128,7 @@ def judge_evidence(
 
 
 def measure_cost(model: str | None, dtype: str | None, text: str, question: str, *, rounds: int) -> dict[str, Any]:
-    """Time the evidence for a question on a prefilled document, and a plain forward pass of the same tokens.
+    """Time the evidence for a question, and a plain forward pass of the same tokens.
 
     Parameters
     ----------

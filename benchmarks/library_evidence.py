@@ -1,4 +1,4 @@
-"""Ranks of the gold sentence in a library: by search, and by evidence in the passages that the search returns."""
+"""Ranks of the gold sentence in a library, by search and by evidence."""
 
 # ruff: noqa: PLC0415  (Lance and models are slow to import: only the process that measures needs them)
 

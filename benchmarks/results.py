@@ -1,4 +1,4 @@
-"""Results of a run in a JSON file: written completely after every result, checked when it is read."""
+"""Results of a run in a JSON file, which is complete after every result."""
 
 from __future__ import annotations
 

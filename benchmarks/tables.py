@@ -76,7 +76,7 @@ def format_tables(runs: Sequence[Run]) -> str:
 
 
 def describe_sources(runs: Sequence[Run]) -> Iterator[str]:
-    """Yield, for every machine with its versions, a paragraph that names it and the commands of its runs."""
+    """Yield a paragraph for every machine, with its versions and the commands of its runs."""
     commands: dict[str, list[str]] = {}
     for run in runs:
         versions = ", ".join(f"{name} {version}" for name, version in run.machine["versions"].items())
@@ -122,7 +122,10 @@ def update_tables(page: str, folder: Path) -> str:
 
 
 def _find_files(folder: Path, pattern: str) -> list[Path]:
-    """Return the files of a pattern in the order of `MACHINES`; a name without a file is returned as it is."""
+    """Return the files of a pattern in the order of `MACHINES`.
+
+    A name without a file is returned unchanged.
+    """
     paths = [folder / name for name in glob.glob(pattern, root_dir=folder)] or [folder / pattern]
     order = {machine: number for number, machine in enumerate(MACHINES)}
     return sorted(paths, key=lambda path: (order.get(path.parent.name, len(order)), path))

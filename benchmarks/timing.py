@@ -180,7 +180,10 @@ def time_interleaved(backends: Mapping[str, Backend], budget: TimeBudget) -> tup
 
 
 def _time_single_call(backend: Backend) -> float:
-    """Time single calls: the first one wakes threads and fills caches, and short ones are far faster after it."""
+    """Time single calls and return the seconds of the fastest.
+
+    The first call wakes threads and fills caches, and short calls are far faster after it.
+    """
     seconds = _time_calls(backend, 1)
     if seconds > MAX_WARMED_SECONDS:
         return seconds
@@ -188,7 +191,10 @@ def _time_single_call(backend: Backend) -> float:
 
 
 def wait_until_idle() -> None:
-    """Wait until the threads of the previous backend sleep; some free memory long after their call."""
+    """Wait until the threads of the previous backend sleep.
+
+    Some free memory long after their call.
+    """
     deadline = time.perf_counter() + MAX_PAUSE_SECONDS
     busy = True
     while busy and time.perf_counter() < deadline:

@@ -39,7 +39,10 @@ def kernel(request: pytest.FixtureRequest) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def one_torch_thread() -> Iterator[None]:
-    """Small models only lose time to torch's threads, which wait by spinning and crawl where tests share their CPUs."""
+    """Run torch on one thread.
+
+    Small models lose time to torch's threads, which spin where tests share their CPUs.
+    """
     import torch
 
     before = torch.get_num_threads()

@@ -380,7 +380,10 @@ def change_header(data: bytes, change: Callable[[dict[str, Any]], Any]) -> bytes
 
 
 def put(*path: Any, value: Any) -> Callable[[dict[str, Any]], None]:
-    """Return a change that sets a value; a step into a string of the metadata goes through its JSON."""
+    """Return a change that sets a value.
+
+    A step into a string of the metadata decodes its JSON.
+    """
 
     def change(root: Any) -> None:
         if path[0] in ("layers", "fingerprint"):

@@ -15,10 +15,13 @@ PROCESS = (sys.executable, "-m", "keywise")
 
 
 def run(*arguments: object) -> Any:
-    """Run a command in this process: its exit code, and what it wrote to stdout and stderr."""
+    """Run a command in this process, and return its exit code and output."""
     return CliRunner().invoke(make_application(), [str(argument) for argument in arguments])
 
 
 def restore_control_c() -> None:
-    """Let a process begin with Ctrl-C as usual: tests begun in the background ignore it, and children inherit that."""
+    """Restore the default handler of Ctrl-C for child processes.
+
+    Tests that run in the background ignore it, and children inherit that.
+    """
     signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -78,7 +78,10 @@ def add_editions_until_killed(path: str, folder: str, group_sentences: int, star
 
 
 def add_when_all_are_ready(path: str, folder: str, barrier: Any, results: Any) -> None:
-    """Add a folder at the same moment as others do; put the number of documents, or an error's message, in a queue."""
+    """Add a folder at the same time as other processes.
+
+    The number of documents, or an error's message, is put into a queue.
+    """
     library = Library.open(path, "a", encoder=WordEncoder())
     barrier.wait(60)
     try:

@@ -17,7 +17,10 @@ def _multiply(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
 
 
 def attend_plainly(problem: Problem, dtype: torch.dtype, *, scale_first: bool) -> Result:
-    """Evaluate a problem in `dtype`, scaling the queries or the scores; the results come as float64 NumPy arrays."""
+    """Evaluate a problem in `dtype`, scaling the queries or the scores.
+
+    The results are float64 NumPy arrays.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # These tensors are small: waiting for a second thread costs more than it gives.
     try:

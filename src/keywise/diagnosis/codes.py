@@ -1,4 +1,4 @@
-"""Every code: its severity, the stage that finds it, why it matters and what to do."""
+"""Every code with its severity, stage, reason and remedy."""
 
 from __future__ import annotations
 

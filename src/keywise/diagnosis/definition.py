@@ -157,7 +157,7 @@ def compute_expected(sample: Problem) -> Expected:
 
 
 def _bound_scores(sample: Problem, visible: Array) -> tuple[float, Array]:
-    """Return the largest |query . key| and the bound [B, Hq, R] on the error of a score."""
+    """Return the largest product and the bound [B, Hq, R] on a score's error."""
     unit = ROUNDING_UNITS[sample.dtype]
     group = sample.shape.query_heads // sample.shape.key_heads
     query = sample.query.floats(np.float64)
@@ -175,7 +175,10 @@ def _bound_scores(sample: Problem, visible: Array) -> tuple[float, Array]:
 
 
 def _bound_output(sample: Problem, score_error: Array) -> Array:
-    """Return the bound [B, Hq, R] on the error of the output; inf where the scores are too inexact."""
+    """Return the bound [B, Hq, R] on the error of the output.
+
+    It is infinite where the scores are too inexact.
+    """
     unit = ROUNDING_UNITS[sample.dtype]
     group = sample.shape.query_heads // sample.shape.key_heads
     value = sample.value_floats(np.float64)

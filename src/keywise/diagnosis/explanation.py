@@ -25,7 +25,10 @@ UNEXPLAINED_CODES = ("output-differs", "output-not-finite", "inexact")
 
 
 class Explanation(NamedTuple):
-    """The code that explains an output, None for a correct output, and the results of all checks."""
+    """The code that explains an output, and the results of all checks.
+
+    The code is None for a correct output.
+    """
 
     code: str | None
     results: CheckResults
@@ -112,7 +115,7 @@ def _find_unpadded_queries(comparison: Comparison) -> Array:
 
 
 def _is_mean_of_values(comparison: Comparison, queries: Array) -> bool:
-    """Return whether the output of the queries [B, Hq, R] is the mean of all values."""
+    """Return whether the queries [B, Hq, R] have the mean of all values as output."""
     expected, observed = comparison.expected, comparison.observed
     unmasked = select_queries(comparison.problem, comparison.queries, np.ones_like(expected.visible))
     mean = reference.evaluate(unmasked._replace(scale=0.0, bias=None, sinks=None)).output

@@ -56,7 +56,7 @@ class CallComparer:
             self._compare_run(run, "", inspect=True)
 
     def compare_own_inputs(self, own_inputs: dict[str, Any]) -> None:
-        """Compare the calls of a run on the user's own inputs; inspect keys, values and weights too."""
+        """Compare and inspect the calls of a run on the user's own inputs."""
         self._compare_run(self._make_run(self.inputs.limit_logits(own_inputs)), "", inspect=True)
 
     def compare_small_inputs(self) -> None:
@@ -97,7 +97,7 @@ class CallComparer:
             cache = self.model(input_ids=ids, past_key_values=cache, use_cache=True).past_key_values
 
     def _compare_run(self, run: Run, input_name: str, *, inspect: bool = False) -> None:
-        """Compare every call of a run with the definition, under the mask that transformers' rules give."""
+        """Compare every call of a run with the definition under transformers' mask."""
         meanings = self._record_masks(run)
 
         def compare(call: AttentionCall) -> None:

@@ -1,4 +1,4 @@
-"""Change a model's inputs where the change must not matter, and measure whether its output moves."""
+"""Make changes of a model's inputs that must not move its output."""
 
 # ruff: noqa: PLC0415  (torch and transformers are slow to import, or absent: only calls need them)
 
@@ -96,7 +96,7 @@ class ModelProbes:
         return results
 
     def run(self, results: CheckResults) -> None:
-        """Run the probes that fit the model in the order of causes, up to the first error.
+        """Run the probes that fit the model, up to the first error.
 
         Parameters
         ----------
@@ -358,7 +358,10 @@ class ModelProbes:
         return results
 
     def _decode_with_cache(self, model_inputs: dict[str, Any], one_pass: Any, calls: list[AttentionCall]) -> float:
-        """Decode the last tokens one by one, leave the last step's calls in `calls`, and return the difference."""
+        """Decode the last tokens one by one and return the largest difference.
+
+        The calls of the last step are left in `calls`.
+        """
         from transformers.modeling_outputs import BaseModelOutput
 
         name = self.inputs.output_name
@@ -376,7 +379,7 @@ class ModelProbes:
         return difference
 
     def _find_position(self, token: Any, step: AttentionCall) -> int:
-        """Return the position at which the first layer's query of the token is nearest to that of a decoding step."""
+        """Return the position at which the token's query is nearest to that of a decoding step."""
         import torch
 
         calls: list[AttentionCall] = []

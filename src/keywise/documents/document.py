@@ -292,7 +292,10 @@ class Document:
         return quoted_sentences
 
     def _encode_question(self, question: str, *, answer_tokens: int) -> QuestionTokens:
-        """Return a question's tokens; raise if they or the answer cannot fit into the model's context."""
+        """Return a question's tokens, or raise if it does not fit.
+
+        It is checked that question and answer can fit into the model's context.
+        """
         if not isinstance(question, str):
             raise DtypeError("question", "must be a str", got=question)
         if not question.strip():

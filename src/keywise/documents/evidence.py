@@ -160,7 +160,9 @@ def pool_heads(stats: EvidenceStats, heads: Heads) -> tuple[Scores, Scores]:
 
 
 def compute_feature_odds(stats: EvidenceStats, text_scores: Mapping[str, Scores], heads: Heads) -> dict[str, Scores]:
-    """Return the odds of every sentence by each feature; shares are products of powers of these.
+    """Return the odds of every sentence by each feature.
+
+    The shares are products of powers of these odds.
 
     Features are the shares of the matching and of the copying heads, the matching share of the sentence before (a
     sentence often refers to it: "Its keeper ..."), and the scores of the text.

@@ -27,7 +27,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, eq=False)
 class Prefill:
-    """The keys and values of a document, and the attention of the null question on it.
+    """The keys and values of a document, and the null question's attention on it.
 
     Attributes
     ----------
@@ -226,14 +226,14 @@ def _open_cache(model: EvidenceModel, stored: StoredPrefill | None) -> Any:
 
 
 def _forward_chunks(model: EvidenceModel, cache: Any, token_ids: list[int]) -> Iterator[int]:
-    """Run the tokens that a cache lacks, and yield after every chunk how many it has."""
+    """Run the missing tokens of a cache, and yield its length after every chunk."""
     for first in range(cache.reused_tokens, len(token_ids), CHUNK_TOKENS):
         forward_tokens(model.loaded, cache, token_ids[first : first + CHUNK_TOKENS])
         yield min(first + CHUNK_TOKENS, len(token_ids))
 
 
 def _is_complete(stored: StoredPrefill, token_ids: Sequence[int], calibration: Mapping[str, NDArray[Any]]) -> bool:
-    """Return whether a stored document has exactly these tokens, with the same heads and null question."""
+    """Return whether a stored document has exactly these tokens and this calibration."""
     if not stored.common_tokens == len(token_ids) == stored.token_ids.size:
         return False
     return all(

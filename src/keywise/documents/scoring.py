@@ -53,7 +53,7 @@ class EvidenceStats:
 
 @dataclass(frozen=True, eq=False)
 class Continuation:
-    """A cache that holds a document and a question, and the model's most probable next token."""
+    """A cache with a document and a question, and the most probable next token."""
 
     cache: Any
     next_token: int
@@ -131,7 +131,7 @@ def evidence_from_stats(
     copying_queries: slice,
     weights: NDArray[np.float64] | None = None,
 ) -> EvidenceStats:
-    """Return the mean attention mass of the matching and of the copying heads on each sentence.
+    """Return the mean attention mass of matching and copying heads on each sentence.
 
     Parameters
     ----------

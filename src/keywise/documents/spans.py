@@ -1,4 +1,4 @@
-"""The most probable span of a short text as an answer, and the probability of answers."""
+"""The most probable span of a text as an answer, and probabilities of answers."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Span:
 def find_best_span(
     model: EvidenceModel, cache: Any, text: str, question: QuestionTokens, *, max_tokens: int
 ) -> Span | None:
-    """Return the span of a text that a model would most likely quote as its answer.
+    """Return the most probable span of a text as a quoted answer.
 
     Starts are chosen by the probability of their first token and by the attention of the copying heads. Whole spans
     are then compared by the probability of their tokens and of the quotation's end, that attention, and their length,
@@ -116,7 +116,7 @@ def find_best_span(
 
 
 def compute_quote_log_probability(model: EvidenceModel, text: str, question: str, answer: str) -> float:
-    """Return the natural logarithm of the probability that a model quotes an answer from a text.
+    """Return the log-probability, in nats, that a model quotes an answer from a text.
 
     Parameters
     ----------

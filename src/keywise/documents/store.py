@@ -1,4 +1,4 @@
-"""Prefilled documents on disk, found by the longest common prefix of tokens and limited in bytes."""
+"""Prefilled documents on disk, found by the longest common prefix of tokens."""
 
 from __future__ import annotations
 
@@ -310,7 +310,9 @@ class PrefillStore:
         extra: Mapping[str, NDArray[Any]],
         replacing: StoredPrefill | None,
     ) -> None:
-        """Write a document; report it if it is larger than the limit or cannot be written.
+        """Write a document.
+
+        One that is larger than the limit or cannot be written is reported.
 
         Parameters
         ----------
@@ -436,7 +438,10 @@ def _make_private_folder(folder: Path) -> None:
 
 
 def _remove(path: Path) -> int:
-    """Remove a file and return its size in bytes; processes that have it open keep it."""
+    """Remove a file and return its size in bytes.
+
+    Processes that have the file open can still read it.
+    """
     try:
         size_bytes = path.stat().st_size
         path.unlink()

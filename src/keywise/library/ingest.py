@@ -1,4 +1,4 @@
-"""Add documents to a library: find files, compare their content, split them into sentences, encode and commit."""
+"""Add documents to a library: find, compare, split, encode and commit files."""
 
 from __future__ import annotations
 

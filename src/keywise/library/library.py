@@ -1,4 +1,4 @@
-"""`Library`: keys of sentences, or keys of the user's own, in a Lance dataset, and attention to all of them."""
+"""`Library`: keys in a Lance dataset, and attention to all of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Attention over some rows of a library, which can be merged with attention over the others."""
+"""Attention over some rows of a library, and its merging."""
 
 from __future__ import annotations
 

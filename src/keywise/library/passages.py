@@ -1,4 +1,4 @@
-"""Passages of documents for a language model to read, chosen by a question's attention to sentences."""
+"""Passages for a language model to read, chosen by a question's attention."""
 
 from __future__ import annotations
 

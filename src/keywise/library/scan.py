@@ -1,4 +1,4 @@
-"""Exact attention over every row of a library, fragment by fragment, in memory that does not grow with the rows."""
+"""Exact attention over every row of a library, in memory independent of their number."""
 
 from __future__ import annotations
 
@@ -103,7 +103,10 @@ def _read_visible(fragment: Any, query: Query) -> tuple[Array | None, Array | No
 
 
 def _slice_pages(pages: Sequence[Array], max_rows: int) -> Iterator[tuple[int, list[Array]]]:
-    """Yield groups of pages with at most `max_rows`, each with its first row; larger pages are cut."""
+    """Yield groups of pages of at most `max_rows`, each after its first row.
+
+    Larger pages are split.
+    """
     first = 0
     group_rows = 0
     group: list[Array] = []

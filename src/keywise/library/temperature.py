@@ -1,4 +1,4 @@
-"""The temperature of a library: the one under which a sentence best predicts the sentence that follows it.
+"""The temperature under which a library's sentences best predict their next sentences.
 
 A sentence is a query; the next sentence of its paragraph is the right key and all others are wrong. The temperature
 with the largest likelihood calibrates the weights.

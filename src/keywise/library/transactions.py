@@ -1,4 +1,4 @@
-"""Atomic changes of a library: each is one version of the dataset, and concurrent writers lose nothing."""
+"""Atomic changes of a library, each of which is one version of the dataset."""
 
 from __future__ import annotations
 
