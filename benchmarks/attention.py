@@ -70,7 +70,7 @@ def plan_jobs(
     baselines
         Names of the baselines; empty for all.
     only
-        Part of the name of the cases wanted.
+        Text that the names of the cases must contain.
     seconds
         Time for the rounds of a case; default that of its group.
 

@@ -82,7 +82,10 @@ def _format_case(timing: Timing, limits: Limits, names: Sequence[str]) -> list[s
 
 
 def _format_excluded(timings: Sequence[Timing]) -> Iterator[str]:
-    """List the excluded backends and their reasons, with the number of cases where it is not all of them."""
+    """List the excluded backends and their reasons.
+
+    The number of cases is added where it is not all of them.
+    """
     cases: dict[tuple[str, str], int] = {}
     for timing in timings:
         for reason in timing.excluded.items():

@@ -1,4 +1,4 @@
-"""The KV cache: a second question, decoding steps, keys and values in int8, and perplexity over int8."""
+"""The KV cache: a second question, decoding steps, int8 and perplexity."""
 
 # ruff: noqa: PLC0415  (torch and transformers are slow to import: only the processes that measure need them)
 
@@ -192,7 +192,10 @@ def measure_question(model: str | None, dtype: str, tokens: int, folder: str, na
 
 
 def measure_step(model_name: str | None, past: int, dtype: str, budget: TimeBudget) -> Iterator[dict[str, Any]]:
-    """Time decoding steps with each cache in turns, all with keywise's attention, once their logits agree."""
+    """Time decoding steps with each cache whose logits agree, in turns.
+
+    All run with keywise's attention.
+    """
     import torch
     from transformers import DynamicCache
 
@@ -246,7 +249,7 @@ def _measure_torch_bytes(work: Callable[[], Any]) -> int:
 
 
 def _measure_numpy_peak(work: Callable[[], Any]) -> int:
-    """Return the peak of the memory of Python and NumPy, which torch's profiler does not see."""
+    """Return the peak memory of Python and NumPy, which torch's profiler does not count."""
     tracemalloc.start()
     try:
         work()
@@ -256,7 +259,7 @@ def _measure_numpy_peak(work: Callable[[], Any]) -> int:
 
 
 def measure_int8(shape: str, layers: int, keys: int, budget: TimeBudget) -> Iterator[dict[str, Any]]:
-    """Time one query over the keys of some layers, stored in bfloat16 and in int8, in turns."""
+    """Time one query over keys stored in bfloat16 and in int8, in turns."""
     import torch
 
     query_heads, heads, width = SHAPES[shape]
@@ -284,7 +287,10 @@ def measure_int8(shape: str, layers: int, keys: int, budget: TimeBudget) -> Iter
 
 
 def measure_perplexity(model_name: str | None, name: str, text: str, tokens: int) -> Iterator[dict[str, Any]]:
-    """Measure a float32 model's perplexity of a text, with a float32 and with an int8 cache."""
+    """Measure a text's perplexity with a float32 and with an int8 cache.
+
+    The model computes in float32.
+    """
     import torch
 
     import keywise.hf
@@ -293,7 +299,7 @@ def measure_perplexity(model_name: str | None, name: str, text: str, tokens: int
     loaded = load_model(model_name, dtype="float32")
     ids = loaded.tokenizer(text, return_tensors="pt", verbose=False).input_ids[:, :tokens]
     if ids.shape[1] < 2:
-        raise OptionError("text", f"must have 2 tokens or more; {name!r} has {ids.shape[1]}")
+        raise OptionError("text", f"must have 2 tokens or more, got {ids.shape[1]} in {name!r}")
     model = keywise.hf.use(loaded.model)
     caches = keywise.hf.Cache(model.config), keywise.hf.Cache(model.config, dtype="int8")
     losses = [0.0, 0.0]

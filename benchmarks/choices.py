@@ -15,7 +15,7 @@ def check_choices(argument: str, names: Sequence[str], choices: Iterable[str]) -
     argument
         The argument that holds the names.
     names
-        Names given by the user.
+        The user's names.
     choices
         Names that exist.
 

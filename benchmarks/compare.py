@@ -55,7 +55,7 @@ def plan_cases(groups: Sequence[str], only: str = "") -> list[ComparedCase]:
     groups
         Names of groups; empty for all but `SLOW_GROUPS`.
     only
-        Part of the name of the cases wanted.
+        Text that the names of the cases must contain.
 
     Raises
     ------
@@ -99,7 +99,17 @@ def check_folders(before: Path, after: Path) -> None:
 
 
 class Build:
-    """A process that runs one build of keywise."""
+    """A process that runs one build of keywise.
+
+    Parameters
+    ----------
+    name
+        ``"before"`` or ``"after"``.
+    folder
+        The folder that holds the build's `keywise` package.
+    threads
+        Number of threads, and of CPUs that the process may use.
+    """
 
     def __init__(self, name: str, folder: Path, threads: int) -> None:
         context = multiprocessing.get_context("spawn")
@@ -123,7 +133,7 @@ class Build:
         except EOFError:
             succeeded, result = False, "its process ended"
         if not succeeded:
-            raise KeywiseError(self._name, f"is a build that cannot run the case: {result}")
+            raise KeywiseError(self._name, f"must be a build that can run the case: {result}")
         return result
 
     def stop(self) -> None:

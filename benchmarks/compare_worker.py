@@ -125,7 +125,7 @@ class Worker:
 
 
 def prepare_call(case: Case, library: str, operation: str) -> Callable[[], Any]:
-    """Return a function that runs `attend` or `attention_stats` on a case's arrays of torch or NumPy."""
+    """Return a function that runs an operation on a case's arrays."""
     import keywise as kw
     from benchmarks.inputs import make_inputs
 

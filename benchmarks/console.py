@@ -1,4 +1,4 @@
-"""What commands print beside their results: errors in one line, and progress."""
+"""Messages of commands beside their results: errors in one line, and progress."""
 
 # ruff: noqa: PLC0415  (rich and the tables are only needed while a command measures)
 

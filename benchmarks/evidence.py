@@ -128,7 +128,7 @@ def judge_evidence(
 
 
 def measure_cost(model: str | None, dtype: str | None, text: str, question: str, *, rounds: int) -> dict[str, Any]:
-    """Time the evidence for a question on a prefilled document, and a plain forward pass of the same tokens.
+    """Time the evidence for a question, and a plain forward pass of the same tokens.
 
     Parameters
     ----------
@@ -253,7 +253,8 @@ def _split_folds(observations: Sequence[Observation], all_heads: Heads) -> Itera
     if len(articles) < 2:
         raise OptionError(
             "data",
-            f"must hold two articles or more: heads are judged on other articles than tuned on; it has {len(articles)}",
+            f"must hold two articles or more, got {len(articles)}",
+            remedy="heads are judged on other articles than they are tuned on",
         )
     for part in np.array_split(articles, min(FOLDS, len(articles))):
         fold_articles = set(part.tolist())

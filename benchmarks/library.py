@@ -1,4 +1,4 @@
-"""A library of keys: exact attention to a million keys, compared with vector stores, and on a cluster."""
+"""Exact attention to a library of a million keys, compared with vector stores."""
 
 # ruff: noqa: PLC0415  (Lance, FAISS, Ray and models are slow to import: only the processes that measure need them)
 
@@ -66,7 +66,9 @@ def select_tasks(tasks: Sequence[str] | None, data: Path | None) -> list[str]:
     if not tasks:
         return [task for task in TASKS if task != "evidence" or data]
     if "evidence" in tasks and data is None:
-        raise OptionError("data", "must be given for the task evidence: a file of questions in SQuAD's format")
+        raise OptionError(
+            "data", "must be given for the task evidence", remedy="name a file of questions in SQuAD's format"
+        )
     return [task for task in TASKS if task in tasks]
 
 
@@ -101,7 +103,10 @@ def run_tasks(tasks: Sequence[str], keys: int, data: Path | None, questions: int
 
 
 def make_library(path: Path, count: int) -> Any:
-    """Create a library of random float16 keys of length 1, in fragments of the size that `Library.add` makes."""
+    """Create a library of random float16 keys of length 1.
+
+    Its fragments have the size of those of `Library.add`.
+    """
     import keywise as kw
 
     library = kw.Library.open(path, "a")
@@ -130,7 +135,10 @@ def prepare_library(folder: Path, keys: int) -> Iterator[Path]:
 
 
 def measure_extra(path: Path, queries: int) -> Iterator[int]:
-    """Measure the growth of the process's own memory during attention; the mapped file does not count."""
+    """Measure the growth of the process's own memory during attention.
+
+    The mapped file is not counted.
+    """
     import keywise as kw
 
     library = kw.Library.open(path)
@@ -138,7 +146,7 @@ def measure_extra(path: Path, queries: int) -> Iterator[int]:
 
 
 def measure_speed(path: Path, budget: TimeBudget) -> Iterator[dict[str, Any]]:
-    """Time one query and many over all keys, in turns, once all backends return the same rows."""
+    """Time one query and many over all keys on the backends that agree."""
     import keywise as kw
     from keywise.library.arrow_arrays import arrow_to_vectors
 

@@ -1,4 +1,4 @@
-"""Ranks of the gold sentence in a library: by search, and by evidence in the passages that the search returns."""
+"""Ranks of the gold sentence in a library, by search and by evidence."""
 
 # ruff: noqa: PLC0415  (Lance and models are slow to import: only the process that measures needs them)
 
@@ -65,7 +65,7 @@ def read_paragraphs(data: Path, folder: Path) -> list[list[_LocatedQuestion]]:
     except FileNotFoundError as error:
         raise MissingFileError("data", "must be an existing file", got=str(data)) from error
     except OSError as error:
-        raise FormatError("data", f"cannot be read ({error.strerror})", got=str(data)) from error
+        raise FormatError("data", f"must be a readable file ({error.strerror})", got=str(data)) from error
     except (ValueError, KeyError, TypeError, IndexError) as error:
         raise FormatError("data", f"must be a JSON file in SQuAD's format ({error!r})", got=str(data)) from error
     return questions

@@ -60,7 +60,10 @@ class Limits:
         return asdict(self)
 
     def compute_min_seconds(self, case: Case) -> float:
-        """Return the least time of a case: its operations, or reading its keys and values from memory."""
+        """Return the least time of a case by the measured limits.
+
+        It is the time of its operations, or of reading its keys and values from memory.
+        """
         return max(
             case.operations / self.operations_per_second[case.dtype],
             case.key_value_bytes / self.read_bytes_per_second,
@@ -104,7 +107,7 @@ def _measure_rate(pool: ThreadPoolExecutor, work: Callable[[int], float], thread
 
 
 def describe_machine() -> dict[str, Any]:
-    """Describe the CPU, its targets, the system and the versions of the packages that are compared.
+    """Describe the CPU, its targets, the system and the versions of packages.
 
     Examples
     --------

@@ -36,7 +36,9 @@ threshold it does not."""
 
 
 def run_backends(tokens: int, model: str | None) -> Iterator[dict[str, Any]]:
-    """Measure every backend in a process of its own, with glibc's own and with a fixed mmap threshold.
+    """Measure every backend in a process of its own, under two mmap thresholds.
+
+    They are glibc's own and a fixed one.
 
     Parameters
     ----------
@@ -53,7 +55,7 @@ def run_backends(tokens: int, model: str | None) -> Iterator[dict[str, Any]]:
 
 
 def _measure_peak(backend: str, tokens: int, model_name: str | None) -> Iterator[dict[str, Any]]:
-    """Run one forward pass, and report this process's peak memory after loading and after the pass."""
+    """Yield this process's peak memory after loading and after one forward pass."""
     import torch
 
     import keywise.hf

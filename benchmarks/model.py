@@ -72,7 +72,7 @@ def select_tasks(kinds: Sequence[str] | None, dtypes: Sequence[str] | None, max_
     Parameters
     ----------
     kinds, dtypes
-        Kinds and dtypes wanted; None for all.
+        Kinds and dtypes to select; None for all.
     max_tokens
         Length of the longest text.
 

@@ -1,4 +1,7 @@
-"""Processes that measure: libraries size their thread pools once, by the CPUs that a process may use."""
+"""Processes that measure, each with its own number of CPUs and threads.
+
+Libraries size their thread pools once, by the CPUs that a process may use.
+"""
 
 from __future__ import annotations
 
@@ -65,7 +68,10 @@ def run_in_process(
 
 @contextmanager
 def set_environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """Set environment variables for processes that start in the block; some are read before Python's first line."""
+    """Set environment variables for processes that start in the block.
+
+    Some variables are read before Python's first line.
+    """
     earlier = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
     try:

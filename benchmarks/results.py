@@ -1,4 +1,4 @@
-"""Results of a run in a JSON file: written as a whole after every result, checked when it is read."""
+"""Results of a run in a JSON file, which is complete after every result."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class Run:
 
 
 def write_file(path: Path, content: str | bytes) -> None:
-    """Write a file as a whole or not at all.
+    """Write a file completely or not at all.
 
     Raises
     ------
@@ -102,7 +102,7 @@ def read_text_file(path: Path) -> str:
     except FileNotFoundError as error:
         raise MissingFileError("path", "must be an existing file", got=str(path)) from error
     except OSError as error:
-        raise FormatError("path", f"{str(path)!r} cannot be read: {error.strerror}") from error
+        raise FormatError("path", f"{str(path)!r} must be readable: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise FormatError("path", f"{str(path)!r} must be UTF-8 text: {error}") from error
 

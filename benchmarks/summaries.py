@@ -1,4 +1,4 @@
-"""Short tables for docs/performance.md: one per question of a user, over several machines."""
+"""Short tables for docs/performance.md: each answers a user's question, over several machines."""
 
 from __future__ import annotations
 
@@ -61,10 +61,10 @@ def _format_machines(runs: Sequence[Run]) -> str:
     return format_table(columns, rows.values())
 
 
-def _select_timings(runs: Sequence[Run], wanted: Callable[[Timing], bool]) -> Iterator[tuple[str, Timing]]:
+def _select_timings(runs: Sequence[Run], is_selected: Callable[[Timing], bool]) -> Iterator[tuple[str, Timing]]:
     for run in runs:
         for timing in collect_timings([run])[0]:
-            if timing.threads == THREADS and KEYWISE in timing.seconds_per_call and wanted(timing):
+            if timing.threads == THREADS and KEYWISE in timing.seconds_per_call and is_selected(timing):
                 yield _name_machine(run), timing
 
 

@@ -54,7 +54,7 @@ DESCRIPTIONS = {
     "over random keys and values in bfloat16 and in int8. Perplexity of a text in float32, with a float32 and an int8 "
     "cache. torch's allocations are added up over a step; those of Python and NumPy are the peak.",
 }
-"""How the tables of a kind are measured, where the tables do not say it."""
+"""The method of measurement of a kind of run, where its tables do not describe it."""
 
 
 def format_tables(runs: Sequence[Run]) -> str:
@@ -70,13 +70,13 @@ def format_tables(runs: Sequence[Run]) -> str:
     parts = list(describe_sources(runs))
     for kind in dict.fromkeys(run.kind for run in runs):
         if kind not in FORMATTERS:
-            raise FormatError("path", f"is a run of unknown kind {kind!r}; kinds are {', '.join(FORMATTERS)}")
+            raise FormatError("path", f"must be a run of kind {', '.join(FORMATTERS)}", got=kind)
         parts.append(FORMATTERS[kind]([run for run in runs if run.kind == kind]))
     return "\n\n".join(parts)
 
 
 def describe_sources(runs: Sequence[Run]) -> Iterator[str]:
-    """Yield, for every machine with its versions, a paragraph that names it and the commands of its runs."""
+    """Yield a paragraph for every machine, with its versions and the commands of its runs."""
     commands: dict[str, list[str]] = {}
     for run in runs:
         versions = ", ".join(f"{name} {version}" for name, version in run.machine["versions"].items())
@@ -117,12 +117,15 @@ def update_tables(page: str, folder: Path) -> str:
     updated, count = _TABLE.subn(regenerate, page)
     if not count:
         markers = "<!-- python -m benchmarks table FILE... --> and <!-- end of table -->"
-        raise FormatError("page", f"must have lines {markers}")
+        raise FormatError("page", f"must have the lines {markers}")
     return updated
 
 
 def _find_files(folder: Path, pattern: str) -> list[Path]:
-    """Return the files of a pattern in the order of `MACHINES`; a name without a file is returned as it is."""
+    """Return the files of a pattern in the order of `MACHINES`.
+
+    A name without a file is returned unchanged.
+    """
     paths = [folder / name for name in glob.glob(pattern, root_dir=folder)] or [folder / pattern]
     order = {machine: number for number, machine in enumerate(MACHINES)}
     return sorted(paths, key=lambda path: (order.get(path.parent.name, len(order)), path))

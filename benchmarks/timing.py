@@ -14,7 +14,6 @@ import numpy as np
 from benchmarks.backends import Backend, Baseline, UnsupportedCaseError
 from benchmarks.cases import Case
 from benchmarks.inputs import compute_reference, make_inputs
-from keywise.errors import FormatError
 
 TOLERANCE = {"float32": 2e-5, "bfloat16": 3e-2, "float16": 4e-3}
 """Largest error accepted, relative to the largest output of the definition."""
@@ -95,14 +94,11 @@ class Timing:
 
         Raises
         ------
-        FormatError
+        KeyError, TypeError
             A value is missing or unknown.
         """
-        try:
-            fields = {name: value for name, value in values.items() if name != "name"}
-            return cls(**{**fields, "case": Case(**fields["case"])})
-        except (KeyError, TypeError, ValueError) as error:
-            raise FormatError("path", f"is damaged: {error!r}", remedy="delete it or create it again") from error
+        fields = {name: value for name, value in values.items() if name != "name"}
+        return cls(**{**fields, "case": Case(**fields["case"])})
 
     def median_seconds(self, name: str) -> float:
         """Return the median of a backend's seconds per call."""
@@ -184,7 +180,10 @@ def time_interleaved(backends: Mapping[str, Backend], budget: TimeBudget) -> tup
 
 
 def _time_single_call(backend: Backend) -> float:
-    """Time single calls: the first one wakes threads and fills caches, and short ones are far faster after it."""
+    """Time single calls and return the seconds of the fastest.
+
+    The first call wakes threads and fills caches, and short calls are far faster after it.
+    """
     seconds = _time_calls(backend, 1)
     if seconds > MAX_WARMED_SECONDS:
         return seconds
@@ -192,7 +191,10 @@ def _time_single_call(backend: Backend) -> float:
 
 
 def wait_until_idle() -> None:
-    """Wait until the threads of the previous backend sleep; some free memory long after their call."""
+    """Wait until the threads of the previous backend sleep.
+
+    Some free memory long after their call.
+    """
     deadline = time.perf_counter() + MAX_PAUSE_SECONDS
     busy = True
     while busy and time.perf_counter() < deadline:

@@ -18,11 +18,14 @@ def collect_timings(runs: Sequence[Run]) -> tuple[list[Timing], list[Limits]]:
     FormatError
         A run is of another kind, or damaged.
     """
+    timings: list[Timing] = []
+    limits: list[Limits] = []
     for run in runs:
         if run.kind != "attention":
             raise FormatError("path", f"{str(run.path)!r} must be a run of kind attention, got kind {run.kind!r}")
-    try:
-        limits = [Limits(**values) for run in runs for values in run.limits]
-    except TypeError as error:
-        raise FormatError("path", f"is damaged: {error}", remedy=CREATE_AGAIN) from error
-    return [Timing.from_dict(values) for run in runs for values in run.results], limits
+        try:
+            limits += [Limits(**values) for values in run.limits]
+            timings += [Timing.from_dict(values) for values in run.results]
+        except (KeyError, TypeError, ValueError) as error:
+            raise FormatError("path", f"{str(run.path)!r} is damaged: {error!r}", remedy=CREATE_AGAIN) from error
+    return timings, limits

@@ -1,4 +1,4 @@
-"""What every test shares: no network, and fixtures that run a test on each usable target."""
+"""Settings of all tests: no network, and fixtures that run a test on each usable target."""
 
 from __future__ import annotations
 
@@ -39,7 +39,10 @@ def kernel(request: pytest.FixtureRequest) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def one_torch_thread() -> Iterator[None]:
-    """Small models only lose time to torch's threads, which wait by spinning and crawl where tests share their CPUs."""
+    """Run torch on one thread.
+
+    Small models lose time to torch's threads, which spin where tests share their CPUs.
+    """
     import torch
 
     before = torch.get_num_threads()

@@ -17,15 +17,15 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 NATIVE = sorted(path for path in (ROOT / "native").rglob("*") if path.suffix in {".h", ".cpp"})
 
 
-def layer_of(path: Path) -> str:
+def get_layer(path: Path) -> str:
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
-def name_of(path: Path) -> str:
+def get_relative_name(path: Path) -> str:
     return path.relative_to(PACKAGE).as_posix()
 
 
-def imports(path: Path) -> Iterator[str]:
+def list_imports(path: Path) -> Iterator[str]:
     """Yield every module that a file imports, inside functions too; `from a import b` as a.b."""
     package = ["keywise", *path.relative_to(PACKAGE).parts[:-1]]
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -38,33 +38,39 @@ def imports(path: Path) -> Iterator[str]:
 
 
 def test_only_attention_native_imports_the_native_module() -> None:
-    importers = {name_of(path) for path in MODULES if any("_native" in module for module in imports(path))}
+    importers = {
+        get_relative_name(path) for path in MODULES if any("_native" in module for module in list_imports(path))
+    }
     assert importers == {"attention/native.py"}
 
 
-def calls(path: Path) -> Iterator[str]:
+def list_calls(path: Path) -> Iterator[str]:
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute | ast.Name):
             yield node.func.attr if isinstance(node.func, ast.Attribute) else node.func.id
 
 
-def test_only_the_definition_writes_a_softmax_out() -> None:
+def test_only_the_definition_partials_and_spans_compute_exponentials() -> None:
     exponentials = {"exp", "exp2", "expm1", "logaddexp", "logsumexp", "softmax", "log_softmax"}
-    writers = {name_of(path) for path in MODULES if exponentials & set(calls(path))}
+    writers = {get_relative_name(path) for path in MODULES if exponentials & set(list_calls(path))}
     # Partials rescale by exp of a difference of maxima. Spans compare the probabilities of next tokens.
     assert writers == {"attention/reference.py", "attention/partial.py", "documents/spans.py"}
 
 
 @pytest.mark.parametrize(
-    "path", [path for path in MODULES if layer_of(path) in {"attention", "cache", "errors", "util"}], ids=name_of
+    "path",
+    [path for path in MODULES if get_layer(path) in {"attention", "cache", "errors", "util"}],
+    ids=get_relative_name,
 )
 def test_attention_and_cache_import_numpy_alone(path: Path) -> None:
-    foreign = {module.split(".")[0] for module in imports(path)} - set(sys.stdlib_module_names) - {"keywise", "numpy"}
+    foreign = (
+        {module.split(".")[0] for module in list_imports(path)} - set(sys.stdlib_module_names) - {"keywise", "numpy"}
+    )
     # ml_dtypes: NumPy's bfloat16 arrays; zlib_ng: a faster CRC-32 if installed; platformdirs: the cache folder.
     assert foreign <= {"ml_dtypes", "zlib_ng", "platformdirs"}
 
 
-def heavy_imports_on_load(path: Path) -> set[str]:
+def find_heavy_imports(path: Path) -> set[str]:
     """Return the heavy packages that importing the file itself would import."""
     found = set()
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
@@ -80,32 +86,34 @@ def heavy_imports_on_load(path: Path) -> set[str]:
 LAZY_MODULES = {"hf/attention.py", "hf/cache.py", "hf/joined.py", "hf/masks.py"}
 
 
-@pytest.mark.parametrize("path", [path for path in MODULES if name_of(path) not in LAZY_MODULES], ids=name_of)
+@pytest.mark.parametrize(
+    "path", [path for path in MODULES if get_relative_name(path) not in LAZY_MODULES], ids=get_relative_name
+)
 def test_heavy_packages_are_imported_inside_functions(path: Path) -> None:
-    assert not heavy_imports_on_load(path)
+    assert not find_heavy_imports(path)
 
 
-def caught(path: Path) -> Iterator[str]:
+def list_caught_exceptions(path: Path) -> Iterator[str]:
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ExceptHandler):
             yield "everything" if node.type is None else ast.unparse(node.type)
 
 
-@pytest.mark.parametrize("path", MODULES, ids=name_of)
+@pytest.mark.parametrize("path", MODULES, ids=get_relative_name)
 def test_no_handler_catches_everything(path: Path) -> None:
-    assert not {"everything", "Exception", "BaseException"} & set(caught(path))
+    assert not {"everything", "Exception", "BaseException"} & set(list_caught_exceptions(path))
 
 
-def test_only_the_folder_for_python_knows_python() -> None:
-    knowing = {
+def test_only_native_python_includes_python_headers() -> None:
+    including = {
         path.parent.name
         for path in NATIVE
         if re.search(r"#\s*include\s*[<\"](nanobind|Python\.h|pybind)|Py_|PyObject", path.read_text(encoding="utf-8"))
     }
-    assert knowing == {"python"}
+    assert including == {"python"}
 
 
-def test_every_target_is_the_one_kernel_over_its_own_vocabulary() -> None:
+def test_every_target_compiles_the_same_kernel() -> None:
     targets = [path for path in NATIVE if path.parent.name == "targets" and path.suffix == ".cpp"]
     assert len(targets) >= 4
     for path in targets:
@@ -115,7 +123,7 @@ def test_every_target_is_the_one_kernel_over_its_own_vocabulary() -> None:
         assert path.with_suffix(".h").exists(), path.name
 
 
-def test_no_flag_changes_arithmetic_or_the_floor_of_the_wheel() -> None:
+def test_no_compiler_flag_changes_arithmetic_or_requires_the_build_machine() -> None:
     build = (ROOT / "CMakeLists.txt").read_text(encoding="utf-8")
     assert not re.search(r"-ffast-math|-Ofast|-march=native|-funsafe-math|-ffinite-math", build)
 

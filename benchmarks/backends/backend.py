@@ -73,7 +73,10 @@ def refuse_large_weights(inputs: Inputs) -> None:
 
 
 def make_visible_mask(inputs: Inputs) -> Any:
-    """Return the mask of a causal case as a torch tensor [queries, keys], True where a key is visible."""
+    """Return the mask [queries, keys] of a causal case as a torch tensor.
+
+    It is True where a key is visible.
+    """
     import torch
 
     case = inputs.case

@@ -1,4 +1,4 @@
-"""ONNX Runtime: its two attention operators, each as a model of one node with all arrays bound beforehand."""
+"""ONNX Runtime: its two attention operators, each as a model of one node."""
 
 # ruff: noqa: PLC0415  (onnxruntime is slow to import, or absent: only calls need it)
 

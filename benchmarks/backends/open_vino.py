@@ -135,7 +135,10 @@ def _infer(request: Any, _bound: object) -> None:
 
 
 def _make_tensor(array: NDArray[Any], element_type: Any) -> tuple[NDArray[Any], Any]:
-    """Return an array and a tensor over its memory; bfloat16, which NumPy has no type for, as its bits."""
+    """Return an array and a tensor over its memory.
+
+    bfloat16, for which NumPy has no type, is passed as its bits.
+    """
     import openvino
 
     if array.dtype.kind == "i":
@@ -152,7 +155,7 @@ def _get_element_type(inputs: Inputs) -> Any:
 
 
 def _repeat_key_heads(ops: Any, heads: Any, inputs: Inputs) -> Any:
-    """Repeat key heads for their groups, in the pattern that OpenVINO recognises and fuses where it can."""
+    """Repeat key heads for their groups, in the pattern that OpenVINO fuses."""
     case = inputs.case
     if not case.has_grouped_heads:
         return heads

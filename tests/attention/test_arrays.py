@@ -13,11 +13,11 @@ import keywise as kw
 from keywise.attention.arrays import as_host_array, as_row_contiguous, round_to
 from keywise.attention.problem import make_problem
 from tests.support.cases import DTYPES, LAYOUTS, Case, lay_out
-from tests.support.judging import numbers
+from tests.support.judging import as_float64
 
 
-class Speaker:
-    """An array of some other library: it speaks DLPack and names its own namespace."""
+class DlpackArray:
+    """An array of another library, with DLPack and an array namespace."""
 
     def __init__(self, array: np.ndarray, device: tuple[int, int] = (1, 0)) -> None:
         self.array = array
@@ -29,16 +29,16 @@ class Speaker:
     def __dlpack_device__(self) -> tuple[int, int]:
         return self.device
 
-    def __array_namespace__(self) -> type[Speaker]:
-        return Speaker
+    def __array_namespace__(self) -> type[DlpackArray]:
+        return DlpackArray
 
     @staticmethod
-    def asarray(array: np.ndarray) -> Speaker:
-        return Speaker(array)
+    def asarray(array: np.ndarray) -> DlpackArray:
+        return DlpackArray(array)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_results_are_of_the_query_s_kind_and_dtype(target: str, dtype: str) -> None:
+def test_results_have_the_type_and_dtype_of_the_query(target: str, dtype: str) -> None:
     arguments = Case(dtype, mask="causal").arguments()
     stats = kw.attention_stats(**arguments, top_k=2, segment_bounds=[0, 5, 33])
     assert isinstance(stats.output, torch.Tensor)
@@ -46,27 +46,29 @@ def test_results_are_of_the_query_s_kind_and_dtype(target: str, dtype: str) -> N
     assert stats.top_keys.dtype == torch.int32
     for name in ("lse", "entropy", "top_weights", "top_mass", "key_mass", "segment_mass"):
         assert getattr(stats, name).dtype == torch.float32, name
-    as_arrays = {name: lay_out(numbers(arguments[name]), "reversed", dtype) for name in ("query", "key", "value")}
+    as_arrays = {name: lay_out(as_float64(arguments[name]), "reversed", dtype) for name in ("query", "key", "value")}
     output = kw.attend(**{**arguments, **as_arrays})
     assert type(output) is np.ndarray
     assert output.dtype == (ml_dtypes.bfloat16 if dtype == "bfloat16" else np.dtype(dtype))
-    np.testing.assert_array_equal(numbers(output), numbers(stats.output))
+    np.testing.assert_array_equal(as_float64(output), as_float64(stats.output))
 
 
-def test_dlpack_in_and_out(target: str) -> None:
+def test_dlpack_arrays_are_accepted_and_returned(target: str) -> None:
     arguments = Case().arguments()
-    spoken = {name: Speaker(arguments[name].numpy()) for name in ("query", "key", "value")}
-    stats = kw.attention_stats(**{**arguments, **spoken})
-    assert isinstance(stats.output, Speaker)
-    assert isinstance(stats.key_mass, Speaker)
+    exported = {name: DlpackArray(arguments[name].numpy()) for name in ("query", "key", "value")}
+    stats = kw.attention_stats(**{**arguments, **exported})
+    assert isinstance(stats.output, DlpackArray)
+    assert isinstance(stats.key_mass, DlpackArray)
     np.testing.assert_array_equal(stats.output.array, kw.attend(**arguments).numpy())
 
 
-def test_kinds_may_be_mixed_and_the_query_decides(target: str) -> None:
+def test_mixed_array_types_return_the_type_of_the_query(target: str) -> None:
     arguments = Case().arguments()
-    right = kw.attend(**arguments)
-    mixed = kw.attend(**{**arguments, "key": arguments["key"].numpy(), "value": Speaker(arguments["value"].numpy())})
-    assert torch.equal(mixed, right)
+    expected = kw.attend(**arguments)
+    mixed = kw.attend(
+        **{**arguments, "key": arguments["key"].numpy(), "value": DlpackArray(arguments["value"].numpy())}
+    )
+    assert torch.equal(mixed, expected)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -77,20 +79,20 @@ def test_layouts_are_read_in_place_unless_the_last_axis_has_gaps(layout: str, dt
     problem = make_problem(**arguments)
     (chunk,) = problem.chunks
     for name, array in (("query", problem.query), ("key", chunk.key), ("value", chunk.value)):
-        taken, given = array.data, as_host_array(name, arguments[name]).data
-        np.testing.assert_array_equal(taken, given)
-        assert np.shares_memory(taken, given) == (layout != "strided")
+        converted, original = array.data, as_host_array(name, arguments[name]).data
+        np.testing.assert_array_equal(converted, original)
+        assert np.shares_memory(converted, original) == (layout != "strided")
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_every_layout_gives_the_same_bits(target: str, dtype: str) -> None:
-    right = kw.attend(**Case(dtype, queries=20, keys=70).arguments())
+    expected = kw.attend(**Case(dtype, queries=20, keys=70).arguments())
     for layout in ("transposed", "cache", "reversed", "strided"):
-        got = kw.attend(**Case(dtype, queries=20, keys=70, layout=layout).arguments())
-        np.testing.assert_array_equal(numbers(got), numbers(right), err_msg=layout)
+        actual = kw.attend(**Case(dtype, queries=20, keys=70, layout=layout).arguments())
+        np.testing.assert_array_equal(as_float64(actual), as_float64(expected), err_msg=layout)
 
 
-def test_inputs_are_left_alone_and_may_be_read_only(target: str) -> None:
+def test_read_only_inputs_are_accepted_and_unchanged(target: str) -> None:
     arguments = {name: Case().arguments()[name].numpy() for name in ("query", "key", "value")}
     before = {name: array.copy() for name, array in arguments.items()}
     for array in arguments.values():
@@ -100,58 +102,60 @@ def test_inputs_are_left_alone_and_may_be_read_only(target: str) -> None:
         np.testing.assert_array_equal(array, before[name])
 
 
-def test_memory_off_its_natural_boundary_is_copied(target: str) -> None:
+def test_misaligned_arrays_are_copied(target: str) -> None:
     arguments = {name: Case().arguments()[name].numpy() for name in ("query", "key", "value")}
-    right = kw.attend(**arguments)
+    expected = kw.attend(**arguments)
     for name, array in arguments.items():
         buffer = np.empty(array.nbytes + 1, np.uint8)
         shifted = buffer[1:].view(np.float32).reshape(array.shape)
         shifted[...] = array
         assert not shifted.flags.aligned
         assert as_row_contiguous(shifted).flags.aligned
-        np.testing.assert_array_equal(kw.attend(**{**arguments, name: shifted}), right)
+        np.testing.assert_array_equal(kw.attend(**{**arguments, name: shifted}), expected)
 
 
-def test_fields_of_records_have_strides_of_odd_bytes(target: str) -> None:
+def test_record_fields_with_odd_strides_equal_contiguous_arrays(target: str) -> None:
     arguments = {name: Case().arguments()[name].numpy() for name in ("query", "key", "value")}
     records = np.zeros((5, 33), dtype=[("tag", np.uint8), ("number", np.float32)])
     records["number"] = np.random.default_rng(0).standard_normal((5, 33))
-    got = kw.attention_stats(**arguments, bias=records["number"], query_weights=records["number"][:, 0])
-    right = kw.attention_stats(**arguments, bias=records["number"].copy(), query_weights=records["number"][:, 0].copy())
-    np.testing.assert_array_equal(got.output, right.output)
-    np.testing.assert_array_equal(got.key_mass, right.key_mass)
+    actual = kw.attention_stats(**arguments, bias=records["number"], query_weights=records["number"][:, 0])
+    expected = kw.attention_stats(
+        **arguments, bias=records["number"].copy(), query_weights=records["number"][:, 0].copy()
+    )
+    np.testing.assert_array_equal(actual.output, expected.output)
+    np.testing.assert_array_equal(actual.key_mass, expected.key_mass)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_bias_and_mask_of_any_strides(target: str, dtype: str) -> None:
+def test_bias_and_mask_of_any_strides_equal_contiguous_ones(target: str, dtype: str) -> None:
     arguments = Case(dtype, queries=6, keys=40).arguments()
     generator = np.random.default_rng(0)
     bias = torch.from_numpy(generator.standard_normal((40, 4, 6)).astype(np.float32)).to(getattr(torch, dtype))
-    turned = bias.permute(1, 2, 0)
+    permuted = bias.permute(1, 2, 0)
     allowed = generator.random((40, 6)) < 0.7
-    right = kw.attend(**{**arguments, "bias": turned.contiguous(), "mask": np.ascontiguousarray(allowed.T)})
-    assert torch.equal(kw.attend(**{**arguments, "bias": turned, "mask": allowed.T}), right)
-    backwards = kw.attend(**{**arguments, "bias": turned, "mask": allowed[:, ::-1].T[::-1]})
-    assert torch.equal(backwards, right)
-    assert torch.equal(kw.attend(**{**arguments, "bias": turned, "mask": torch.from_numpy(allowed.T)}), right)
+    expected = kw.attend(**{**arguments, "bias": permuted.contiguous(), "mask": np.ascontiguousarray(allowed.T)})
+    assert torch.equal(kw.attend(**{**arguments, "bias": permuted, "mask": allowed.T}), expected)
+    backwards = kw.attend(**{**arguments, "bias": permuted, "mask": allowed[:, ::-1].T[::-1]})
+    assert torch.equal(backwards, expected)
+    assert torch.equal(kw.attend(**{**arguments, "bias": permuted, "mask": torch.from_numpy(allowed.T)}), expected)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", ["query", "key", "value"])
 @pytest.mark.parametrize("queries", [1, 6, 70])
-def test_one_row_may_stand_for_all(target: str, dtype: str, name: str, queries: int) -> None:
+def test_broadcast_tokens_equal_contiguous_copies(target: str, dtype: str, name: str, queries: int) -> None:
     arguments = Case(dtype, queries=queries, keys=1100, head_dim=64, value_dim=64).arguments()
     one = arguments[name][:, :, :1].expand_as(arguments[name])
-    right = kw.attend(**{**arguments, name: one.contiguous()})
-    np.testing.assert_allclose(numbers(kw.attend(**{**arguments, name: one})), numbers(right), atol=1e-5)
+    expected = kw.attend(**{**arguments, name: one.contiguous()})
+    np.testing.assert_allclose(as_float64(kw.attend(**{**arguments, name: one})), as_float64(expected), atol=1e-5)
 
 
-def test_tensors_that_want_gradients_pass_where_none_are_recorded() -> None:
+def test_tensors_that_require_gradients_are_accepted_under_no_grad() -> None:
     arguments = Case().arguments()
-    right = kw.attend(**arguments)
+    expected = kw.attend(**arguments)
     arguments["query"].requires_grad_()
     with torch.no_grad():
-        assert torch.equal(kw.attend(**arguments), right)
+        assert torch.equal(kw.attend(**arguments), expected)
     with pytest.raises(kw.TargetError, match="query must not require gradients"):
         kw.attend(**arguments)
 
@@ -160,10 +164,10 @@ def test_rounding_is_to_nearest_even_in_one_step() -> None:
     generator = np.random.default_rng(0)
     exact = generator.standard_normal(20_000) * 2.0 ** generator.integers(-30, 30, 20_000)
     halfway = np.float64(1) + np.arange(64) * 2.0**-8
-    # Just beside a tie, by less than float32 can tell: rounding twice would round these the wrong way.
+    # Nearer to a tie than float32 resolves: rounding twice would round these the wrong way.
     beside = np.concatenate([halfway * (1 + 2.0**-40), halfway * (1 - 2.0**-40)])
     data = np.concatenate([exact, halfway, beside, -halfway, [0.0, -0.0, np.inf, -np.inf, 3.4e38, 1e39, 1e-41, 6e-8]])
-    got = round_to(data, "bfloat16").view(ml_dtypes.bfloat16).astype(np.float64)
+    actual = round_to(data, "bfloat16").view(ml_dtypes.bfloat16).astype(np.float64)
     candidates = np.arange(0x7F81, dtype=np.uint16).view(ml_dtypes.bfloat16).astype(np.float64)
     candidates[-1] = 2.0**128  # The tie between the largest number and infinity lies below this.
     above = np.searchsorted(candidates, np.abs(data)).clip(1, candidates.size - 1)
@@ -172,10 +176,10 @@ def test_rounding_is_to_nearest_even_in_one_step() -> None:
         nearer_high = (np.abs(data) - low > high - np.abs(data)) | (
             (np.abs(data) - low == high - np.abs(data)) & (above % 2 == 0)
         )
-    right = np.copysign(np.where(nearer_high, high, low), data)
-    right[np.abs(right) == 2.0**128] = np.copysign(np.inf, data[np.abs(right) == 2.0**128])
-    right = np.where(np.isinf(data), data, right)
-    np.testing.assert_array_equal(got, right)
+    expected = np.copysign(np.where(nearer_high, high, low), data)
+    expected[np.abs(expected) == 2.0**128] = np.copysign(np.inf, data[np.abs(expected) == 2.0**128])
+    expected = np.where(np.isinf(data), data, expected)
+    np.testing.assert_array_equal(actual, expected)
     assert np.isnan(round_to(np.array([np.nan]), "bfloat16").view(ml_dtypes.bfloat16).astype(float)).all()
     with np.errstate(over="ignore"):
         np.testing.assert_array_equal(round_to(data, "float16"), data.astype(np.float16))

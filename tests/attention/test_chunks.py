@@ -1,4 +1,4 @@
-"""Keys and values in pieces: the same results as in one array, and nothing is copied together."""
+"""Keys and values in chunks: the same results as in one array, without a copy."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from keywise.attention.problem import make_problem
 from keywise.attention.stats_request import StatsRequest
 from keywise.errors import DtypeError, ShapeError
 from tests.support.cases import DTYPES, MASKS, Case
-from tests.support.judging import arguments_of, check_output, check_stats, numbers, verdict_of
+from tests.support.judging import as_float64, check_output, check_stats, expect_case, make_arguments
 
 
-def in_pieces(arguments: dict[str, Any], cuts: tuple[int, ...]) -> dict[str, Any]:
-    """Cut keys and values at some tokens, every other piece moved to memory of its own."""
+def split_arguments(arguments: dict[str, Any], cuts: tuple[int, ...]) -> dict[str, Any]:
+    """Split keys and values at some tokens, with every other chunk in memory of its own."""
     cut: dict[str, Any] = dict(arguments)
     for name in ("key", "value"):
         array = arguments[name]
@@ -30,10 +30,10 @@ def in_pieces(arguments: dict[str, Any], cuts: tuple[int, ...]) -> dict[str, Any
     return cut
 
 
-def check_pieces(case: Case, cuts: tuple[int, ...]) -> None:
-    arguments = in_pieces(arguments_of(case), cuts)
-    check_output(run(**arguments), verdict_of(case))
-    check_stats(run(**arguments, stats=StatsRequest(**case.stats_arguments())), verdict_of(case))
+def check_split_case(case: Case, cuts: tuple[int, ...]) -> None:
+    arguments = split_arguments(make_arguments(case), cuts)
+    check_output(run(**arguments), expect_case(case))
+    check_stats(run(**arguments, stats=StatsRequest(**case.stats_arguments())), expect_case(case))
 
 
 CUTS = ((33,), (1, 2, 300), (0, 17, 17, 255, 299), tuple(range(7, 300, 23)))
@@ -60,9 +60,9 @@ CASES = [
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.mask)
-@pytest.mark.parametrize("cuts", CUTS, ids=lambda cuts: f"{len(cuts) + 1} pieces")
-def test_pieces_give_what_one_array_gives(case: Case, cuts: tuple[int, ...], target: str) -> None:
-    check_pieces(case, cuts)
+@pytest.mark.parametrize("cuts", CUTS, ids=lambda cuts: f"{len(cuts) + 1} chunks")
+def test_chunks_equal_the_definition(case: Case, cuts: tuple[int, ...], target: str) -> None:
+    check_split_case(case, cuts)
 
 
 LONG = [
@@ -83,51 +83,53 @@ LONG = [
 
 
 @pytest.mark.parametrize(("case", "cuts"), LONG, ids=lambda item: item.dtype if isinstance(item, Case) else len(item))
-def test_long_pieces(case: Case, cuts: tuple[int, ...], kernel: str) -> None:
-    check_pieces(case, cuts)
+def test_long_chunks_equal_the_definition(case: Case, cuts: tuple[int, ...], kernel: str) -> None:
+    check_split_case(case, cuts)
 
 
 @pytest.mark.parametrize("queries", [1, 30])
-def test_pieces_are_read_where_they_are_and_give_the_same_bits_on_any_number_of_threads(queries: int) -> None:
-    arguments = in_pieces(Case(queries=queries, key_heads=1, keys=3_000, mask="causal").arguments(), (900, 2_500))
+def test_chunks_are_not_copied_and_bits_do_not_depend_on_threads(queries: int) -> None:
+    arguments = split_arguments(Case(queries=queries, key_heads=1, keys=3_000, mask="causal").arguments(), (900, 2_500))
     problem = make_problem(**arguments)
     for chunk, key, value in zip(problem.chunks, arguments["key"], arguments["value"], strict=True):
         assert np.shares_memory(chunk.key.data, key.numpy())
         assert np.shares_memory(chunk.value.data, value.numpy())
-    found = []
+    results = []
     for threads in (1, 2, 3, 7):
         kw.set_num_threads(threads)
         stats = run(**arguments, stats=StatsRequest())
-        found.append((stats.output, stats.key_mass, stats.top_weights, stats.entropy))
+        results.append((stats.output, stats.key_mass, stats.top_weights, stats.entropy))
     kw.set_num_threads(None)
-    for others in found[1:]:
-        for one, other in zip(found[0], others, strict=True):
+    for others in results[1:]:
+        for one, other in zip(results[0], others, strict=True):
             assert torch.equal(one, other)
 
 
 @pytest.mark.parametrize("number", range(len(CASES)), ids=MASKS)
-def test_no_bit_depends_on_the_pieces(number: int, kernel: str) -> None:
+def test_bits_do_not_depend_on_the_chunks(number: int, kernel: str) -> None:
     case = replace(CASES[number], queries=(1, 5, 60, 200)[number % 4], keys=(300, 1_500)[number // 2 % 2])
-    arguments, want = case.arguments(), StatsRequest(**case.stats_arguments())
-    whole, read = run(**arguments), run(**arguments, stats=want)
+    arguments, request = case.arguments(), StatsRequest(**case.stats_arguments())
+    unsplit, unsplit_stats = run(**arguments), run(**arguments, stats=request)
     cuts = sorted(np.random.default_rng(number).integers(0, case.keys, 4).tolist())
     for places in (cuts, range(3, case.keys, 41), (256, 257)):
-        cut = in_pieces(arguments, tuple(places))
-        assert torch.equal(run(**cut), whole)
-        got = run(**cut, stats=want)
+        cut = split_arguments(arguments, tuple(places))
+        assert torch.equal(run(**cut), unsplit)
+        actual = run(**cut, stats=request)
         for name in ("output", "lse", "entropy", "top_keys", "top_weights", "key_mass", "segment_mass"):
-            np.testing.assert_array_equal(numbers(getattr(got, name)), numbers(getattr(read, name)), err_msg=name)
+            np.testing.assert_array_equal(
+                as_float64(getattr(actual, name)), as_float64(getattr(unsplit_stats, name)), err_msg=name
+            )
 
 
-def test_poison_in_one_piece_stays_hidden_in_all(target: str) -> None:
+def test_hidden_nan_in_one_chunk_does_not_leak(target: str) -> None:
     arguments = Case(batch=1, queries=2, keys=40).arguments()
     poisoned = {name: arguments[name].clone() for name in ("key", "value")}
     for name in ("key", "value"):
         poisoned[name][:, :, 20:25] = torch.nan
     mask = kw.Mask(starts=[25])
-    right = kw.attend(**{**arguments, "mask": mask})
-    got = run(**in_pieces({**arguments, **poisoned, "mask": mask}, (23, 30)))
-    np.testing.assert_allclose(numbers(got), numbers(right), atol=1e-6)
+    expected = kw.attend(**{**arguments, "mask": mask})
+    actual = run(**split_arguments({**arguments, **poisoned, "mask": mask}, (23, 30)))
+    np.testing.assert_allclose(as_float64(actual), as_float64(expected), atol=1e-6)
 
 
 def test_chunks_that_do_not_fit_are_refused() -> None:
@@ -149,12 +151,12 @@ def test_chunks_that_do_not_fit_are_refused() -> None:
 def test_chunks_without_tokens_change_nothing(target: str) -> None:
     arguments = Case(queries=3, keys=20).arguments()
     empty, none = arguments["key"][:, :, :0], Chunks([arguments["key"][:, :, :0]] * 2)
-    whole = run(
+    unsplit = run(
         **{
             **arguments,
             "key": Chunks([empty, arguments["key"], empty]),
             "value": Chunks([empty, arguments["value"], empty]),
         }
     )
-    assert torch.equal(whole, kw.attend(**arguments))
+    assert torch.equal(unsplit, kw.attend(**arguments))
     assert not run(**{**arguments, "key": none, "value": none}).any()

@@ -1,4 +1,4 @@
-"""Bad input: every refusal is of keywise's own kind and names the argument."""
+"""Bad input: every error is one of keywise's and names the argument."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def call(**changes: Any) -> Any:
     return kw.attention_stats(**{"query": ONES, "key": KEYS, "value": KEYS, **changes})
 
 
-def test_the_healthy_call_works() -> None:
+def test_valid_call_returns_an_output() -> None:
     assert call().output.shape == (2, 4, 3, 8)
 
 
@@ -53,7 +53,7 @@ SHAPES = {
 
 
 @pytest.mark.parametrize("name", SHAPES)
-def test_shapes_that_do_not_fit(name: str) -> None:
+def test_shapes_that_do_not_fit_are_refused(name: str) -> None:
     changes, argument = SHAPES[name]
     with pytest.raises(kw.ShapeError, match=argument):
         call(**changes)
@@ -96,7 +96,7 @@ DTYPES = {
 
 
 @pytest.mark.parametrize("name", DTYPES)
-def test_types_keywise_does_not_take(name: str) -> None:
+def test_unsupported_types_are_refused(name: str) -> None:
     changes, argument = DTYPES[name]
     with pytest.raises(kw.DtypeError, match=argument):
         call(**changes)
@@ -133,7 +133,7 @@ OPTIONS = {
 
 
 @pytest.mark.parametrize("name", OPTIONS)
-def test_options_that_cannot_be_used(name: str) -> None:
+def test_unusable_options_are_refused(name: str) -> None:
     changes, argument = OPTIONS[name]
     with pytest.raises(kw.OptionError, match=argument):
         call(**changes)
@@ -155,7 +155,7 @@ MASKS = {
 
 
 @pytest.mark.parametrize("name", MASKS)
-def test_masks_that_say_nothing(name: str) -> None:
+def test_unusable_mask_fields_are_refused(name: str) -> None:
     fields, error, argument = MASKS[name]
     with pytest.raises(error, match=f"mask.{argument} must "):
         kw.Mask(**fields)
@@ -177,7 +177,7 @@ def test_other_devices_and_gradients_are_refused_by_name(name: str) -> None:
         call(**{name: Speaker(tensor.numpy(), device=(2, 0))})
 
 
-def test_no_argument_is_ignored() -> None:
+def test_unknown_and_positional_arguments_are_refused() -> None:
     with pytest.raises(TypeError, match="dropout"):
         kw.attend(ONES, KEYS, KEYS, dropout=0.1)  # type: ignore[call-arg]
     with pytest.raises(TypeError, match="positional"):
@@ -185,14 +185,14 @@ def test_no_argument_is_ignored() -> None:
 
 
 def test_windows_wider_than_any_sequence_are_unlimited() -> None:
-    right = call(mask=kw.Mask(causal=True)).output
+    expected = call(mask=kw.Mask(causal=True)).output
     for huge in (2**31, 2**63, 2**70):
-        np.testing.assert_array_equal(call(mask=kw.Mask(causal=True, window=(huge, huge))).output, right)
+        np.testing.assert_array_equal(call(mask=kw.Mask(causal=True, window=(huge, huge))).output, expected)
         narrow = kw.Mask(causal=True, window=(0, 0), keep_first=huge, starts=[1, 2])
         np.testing.assert_array_equal(call(mask=narrow).output, call(mask=kw.Mask(causal=True, starts=[1, 2])).output)
 
 
-def test_partial_checks_where_it_stands() -> None:
+def test_partial_refuses_invalid_first_keys() -> None:
     for first_key, error in (
         (-1, kw.OptionError),
         (2**63, kw.OptionError),
@@ -206,7 +206,7 @@ def test_partial_checks_where_it_stands() -> None:
         kw.partial(ONES, KEYS, KEYS, first_key=3, mask=kw.Mask(documents=np.zeros((2, 7), int)))
 
 
-def test_targets_are_used_or_refused() -> None:
+def test_unknown_and_unsuitable_targets_are_refused() -> None:
     with pytest.raises(kw.TargetError, match=r"target must be one of .* got 'sparkle'"), kw.using("sparkle"):
         pass
     wide = ONES.astype(np.float64), KEYS.astype(np.float64), KEYS.astype(np.float64)
@@ -221,7 +221,7 @@ def test_targets_are_used_or_refused() -> None:
     assert kw.explain().target == kw.targets()[0]
 
 
-def test_explain_names_a_reason_for_every_target_passed_over() -> None:
+def test_explain_has_a_reason_for_every_unused_target() -> None:
     explanation = kw.explain(*(array.astype(np.float64) for array in (ONES, KEYS, KEYS)))
     assert set(kw.targets()) <= set(explanation.reasons)
     assert all("float64" in explanation.reasons[name] for name in kw.targets() if name != "reference")
@@ -237,7 +237,7 @@ def test_explain_names_a_reason_for_every_target_passed_over() -> None:
         kw.explain(ONES, KEYS, KEYS, windows=3)  # type: ignore[call-arg]
 
 
-def test_statistics_name_what_they_lack() -> None:
+def test_table_and_items_of_statistics_refuse_bad_arguments() -> None:
     stats = call()
     with pytest.raises(kw.ShapeError, match="labels"):
         stats.table(labels=["one"])
@@ -250,7 +250,7 @@ def test_statistics_name_what_they_lack() -> None:
     assert "<table>" in stats._repr_html_()
 
 
-def test_every_error_is_keywise_s_and_python_s() -> None:
+def test_errors_subclass_keywise_error_and_a_builtin_error() -> None:
     for error, base in (
         (kw.ShapeError, ValueError),
         (kw.DtypeError, TypeError),
@@ -275,13 +275,13 @@ def test_sinks_beyond_float32_are_refused() -> None:
         kw.attend(x, x, x, sinks=np.array([1e39]))
 
 
-def test_merge_takes_partials_only() -> None:
+def test_merge_refuses_other_types_than_partials() -> None:
     x = np.ones((1, 1, 2, 3), np.float32)
     with pytest.raises(kw.DtypeError, match=r"partials must be results of keywise.partial, got a int at index 1"):
         kw.merge(kw.partial(x, x, x), 5)
 
 
-def test_more_threads_than_sense_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_than_1024_threads_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(kw.OptionError, match="threads must be between 1 and 1024, got 100000"):
         kw.set_num_threads(100_000)
     monkeypatch.setenv("KEYWISE_THREADS", "99999999")

@@ -1,4 +1,4 @@
-"""Keys and values in int8: the kernels against the definition over the rounded numbers, and what rounding costs."""
+"""Keys and values in int8: the kernels against the definition over the rounded numbers, and the error of rounding."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from keywise.cache import file
 from keywise.cache.int8 import quantise
 from keywise.errors import DtypeError, OptionError
 from tests.attention.test_accuracy import RESULTS
-from tests.cache.test_kvcache import tokens
+from tests.cache.test_kvcache import draw_tokens
 from tests.support.cases import DTYPES, MASKS, Case
-from tests.support.judging import CAUSAL, check_output, check_stats, numbers, verdict, worst
-from tests.support.plain import plain
+from tests.support.judging import CAUSAL, as_float64, check_output, check_stats, find_largest_error, make_expectation
+from tests.support.plain import attend_plainly
 
 
-def rounded(arguments: dict[str, Any], cuts: tuple[int, ...] = ()) -> dict[str, Any]:
-    """Round the keys and values of a problem to int8, in pieces where cuts are given."""
-    made = dict(arguments)
+def round_to_int8(arguments: dict[str, Any], cuts: tuple[int, ...] = ()) -> dict[str, Any]:
+    """Round the keys and values of a problem to int8, in chunks where `cuts` is set."""
+    rounded_arguments = dict(arguments)
     for name in ("key", "value"):
         parts = np.split(arguments[name].nan_to_num(0, 0, 0).float().numpy(), cuts, axis=2)
-        made[name] = Chunks(quantise(name, as_host_array(name, part)) for part in parts)
-    return made
+        rounded_arguments[name] = Chunks(quantise(name, as_host_array(name, part)) for part in parts)
+    return rounded_arguments
 
 
 CASES = [
@@ -63,44 +63,46 @@ CASES += [
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.mask}-{case.dtype}-{case.keys}")
-def test_kernels_meet_the_definition_over_the_rounded_numbers(case: Case, kernel: str) -> None:
-    whole = run(**rounded(case.arguments()))
+def test_kernels_over_int8_equal_the_definition_over_rounded_numbers(case: Case, kernel: str) -> None:
+    unsplit = run(**round_to_int8(case.arguments()))
     for cuts in ((), (1, 37, 290)):
-        arguments = rounded(case.arguments(), cuts)
-        assert torch.equal(run(**arguments), whole)
-        judged = verdict(make_problem(**arguments, stats=StatsRequest(**case.stats_arguments())))
-        check_output(run(**arguments), judged)
-        check_stats(run(**arguments, stats=StatsRequest(**case.stats_arguments())), judged)
+        arguments = round_to_int8(case.arguments(), cuts)
+        assert torch.equal(run(**arguments), unsplit)
+        expectation = make_expectation(make_problem(**arguments, stats=StatsRequest(**case.stats_arguments())))
+        check_output(run(**arguments), expectation)
+        check_stats(run(**arguments, stats=StatsRequest(**case.stats_arguments())), expectation)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("queries", [1, 4, 100])  # keys and values read in place, values in place, packed
 @pytest.mark.parametrize("peaky", [False, True], ids=["normal", "peaky"])
 def test_errors_are_at_most_twice_plain_ones(kernel: str, dtype: str, queries: int, peaky: bool) -> None:
-    """The rule of test_accuracy.py, without any floor, over what the rounded numbers stand for."""
+    """The rule of test_accuracy.py over the rounded numbers, without a floor."""
     errors, allowed = dict.fromkeys(RESULTS, 0.0), dict.fromkeys(RESULTS, 0.0)
     for seed in range(10):
         case = Case(dtype, 2, 4, queries=queries, group=3, keys=300, value_dim=80, peaky=peaky, seed=seed)
-        arguments = rounded(case.arguments())
+        arguments = round_to_int8(case.arguments())
         problem = make_problem(**arguments, stats=StatsRequest())
-        truth, stats = reference.evaluate(problem), run(**arguments, stats=StatsRequest())
-        single = plain(problem, torch.float32, scale_first=False)
-        same = plain(problem, getattr(torch, dtype), scale_first=False)
+        reference_result, stats = reference.evaluate(problem), run(**arguments, stats=StatsRequest())
+        single = attend_plainly(problem, torch.float32, scale_first=False)
+        same = attend_plainly(problem, getattr(torch, dtype), scale_first=False)
         for name in RESULTS:
-            errors[name] += worst(numbers(getattr(stats, name)), getattr(truth, name))
-            allowed[name] += 2 * worst(getattr(same if name == "output" else single, name), getattr(truth, name))
+            errors[name] += find_largest_error(as_float64(getattr(stats, name)), getattr(reference_result, name))
+            allowed[name] += 2 * find_largest_error(
+                getattr(same if name == "output" else single, name), getattr(reference_result, name)
+            )
     over = {name: f"{error:.3g} > {allowed[name]:.3g}" for name, error in errors.items() if error > allowed[name]}
     assert not over
 
 
 def test_the_same_bits_on_any_number_of_threads() -> None:
-    arguments = rounded(Case("bfloat16", queries=1, keys=5_000, group=4, mask="causal").arguments(), (700,))
-    found = []
+    arguments = round_to_int8(Case("bfloat16", queries=1, keys=5_000, group=4, mask="causal").arguments(), (700,))
+    results = []
     for threads in (1, 2, 3, 7):
         kw.set_num_threads(threads)
-        found.append(run(**arguments))
+        results.append(run(**arguments))
     kw.set_num_threads(None)
-    assert all(torch.equal(found[0], other) for other in found[1:])
+    assert all(torch.equal(results[0], other) for other in results[1:])
 
 
 FLOATS = st.floats(-(2.0**100), 2.0**100, width=32).filter(lambda number: number == 0 or abs(number) > 1e-30)
@@ -108,16 +110,16 @@ FLOATS = st.floats(-(2.0**100), 2.0**100, width=32).filter(lambda number: number
 
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(array=strategies.arrays(np.float32, (1, 2, 3, 5), elements=FLOATS))
-def test_the_error_of_an_element_is_at_most_what_is_stated(array: np.ndarray) -> None:
-    taken = quantise("key", as_host_array("key", array))
-    assert taken.scale is not None
+def test_quantisation_error_is_within_its_stated_bound(array: np.ndarray) -> None:
+    quantised = quantise("key", as_host_array("key", array))
+    assert quantised.scale is not None
     largest = np.abs(array.astype(np.float64)).max(axis=3, keepdims=True)
-    error = np.abs(taken.floats(np.float64) - array)
+    error = np.abs(quantised.floats(np.float64) - array)
     assert (error <= largest / 254 * (1 + 1e-6)).all()
 
 
-def test_a_cache_in_int8_is_the_definition_over_rounded_tokens_whatever_its_history(target: str) -> None:
-    key, value = (tokens(200, seed=seed, batch=2, width=16, dtype="bfloat16") for seed in (0, 1))
+def test_int8_cache_equals_attention_over_rounded_tokens_after_any_history(target: str) -> None:
+    key, value = (draw_tokens(200, seed=seed, batch=2, width=16, dtype="bfloat16") for seed in (0, 1))
     cache = kw.KVCache(layers=1, dtype="int8")
     for begin, end in ((0, 100), *((token, token + 1) for token in range(100, 150))):
         cache.append(0, key[:, :, begin:end], value[:, :, begin:end])
@@ -125,73 +127,75 @@ def test_a_cache_in_int8_is_the_definition_over_rounded_tokens_whatever_its_hist
     cache.append(0, key[:, :, 150:], value[:, :, 150:])
     cache.truncate(180)
     cache.select([1, 0, 1])
-    query = tokens(3, seed=2, batch=3, heads=4, width=16, dtype="bfloat16")
-    arguments = rounded({"key": key[[1, 0, 1], :, :180], "value": value[[1, 0, 1], :, :180]})
-    judged = verdict(make_problem(query, **arguments, **CAUSAL, stats=StatsRequest(top_k=4)))
-    check_output(cache.attend(0, query, mask=kw.Mask(causal=True)), judged)
-    check_stats(cache.attention_stats(0, query, mask=kw.Mask(causal=True), top_k=4), judged)
+    query = draw_tokens(3, seed=2, batch=3, heads=4, width=16, dtype="bfloat16")
+    arguments = round_to_int8({"key": key[[1, 0, 1], :, :180], "value": value[[1, 0, 1], :, :180]})
+    expectation = make_expectation(make_problem(query, **arguments, **CAUSAL, stats=StatsRequest(top_k=4)))
+    check_output(cache.attend(0, query, mask=kw.Mask(causal=True)), expectation)
+    check_stats(cache.attention_stats(0, query, mask=kw.Mask(causal=True), top_k=4), expectation)
     exact = kw.attend(query, key[[1, 0, 1], :, :180], value[[1, 0, 1], :, :180], mask=kw.Mask(causal=True))
-    assert np.abs(numbers(cache.attend(0, query, mask=kw.Mask(causal=True))) - numbers(exact)).max() < 0.03
+    assert np.abs(as_float64(cache.attend(0, query, mask=kw.Mask(causal=True))) - as_float64(exact)).max() < 0.03
 
 
-def test_a_window_in_int8_stays_small_and_right() -> None:
-    key, value = (tokens(300, seed=seed, width=16) for seed in (0, 1))
+def test_int8_cache_with_a_window_equals_attention_over_the_last_tokens() -> None:
+    key, value = (draw_tokens(300, seed=seed, width=16) for seed in (0, 1))
     cache = kw.KVCache(layers=1, windows=[9], dtype="int8")
     for token in range(300):
         cache.append(0, key[:, :, token : token + 1], value[:, :, token : token + 1])
-    query = tokens(1, seed=2, width=16)
-    arguments = rounded({"key": key[:, :, 290:], "value": value[:, :, 290:]})
-    np.testing.assert_allclose(numbers(cache.attend(0, query)), numbers(run(query, **arguments)), atol=1e-6)
+    query = draw_tokens(1, seed=2, width=16)
+    arguments = round_to_int8({"key": key[:, :, 290:], "value": value[:, :, 290:]})
+    np.testing.assert_allclose(as_float64(cache.attend(0, query)), as_float64(run(query, **arguments)), atol=1e-6)
 
 
 def test_int8_takes_half_the_bytes_of_bfloat16_and_a_scale() -> None:
-    held = {}
+    stored_bytes = {}
     for dtype in (None, "int8"):
         cache = kw.KVCache(layers=1, dtype=dtype)
         cache.append(
-            0, tokens(100, seed=0, width=64, dtype="bfloat16"), tokens(100, seed=1, width=64, dtype="bfloat16")
+            0,
+            draw_tokens(100, seed=0, width=64, dtype="bfloat16"),
+            draw_tokens(100, seed=1, width=64, dtype="bfloat16"),
         )
         arrays = [array for side in cache.chunks(0)[0] for array in (side.data, side.scale) if array is not None]
-        held[dtype] = sum(array.nbytes for array in arrays)
-    assert held["int8"] == held[None] / 2 + 2 * 2 * 100 * 4
+        stored_bytes[dtype] = sum(array.nbytes for array in arrays)
+    assert stored_bytes["int8"] == stored_bytes[None] / 2 + 2 * 2 * 100 * 4
 
 
-def test_int8_comes_back_from_a_file(tmp_path: Path) -> None:
+def test_int8_cache_is_restored_from_a_file(tmp_path: Path) -> None:
     cache = kw.KVCache(layers=2, dtype="int8")
     for layer in (0, 1):
-        cache.append(layer, tokens(70, seed=layer, batch=2), tokens(70, seed=layer + 2, batch=2, width=5))
+        cache.append(layer, draw_tokens(70, seed=layer, batch=2), draw_tokens(70, seed=layer + 2, batch=2, width=5))
     fork = cache.fork()
-    fork.append(0, tokens(3, seed=7, batch=2), tokens(3, seed=8, batch=2, width=5))
-    fork.append(1, tokens(3, seed=7, batch=2), tokens(3, seed=8, batch=2, width=5))
+    fork.append(0, draw_tokens(3, seed=7, batch=2), draw_tokens(3, seed=8, batch=2, width=5))
+    fork.append(1, draw_tokens(3, seed=7, batch=2), draw_tokens(3, seed=8, batch=2, width=5))
     file.save(tmp_path / "cache", fork, fingerprint={}, token_ids=np.zeros((2, 73), int))
     opened = file.open(tmp_path / "cache", {})
     opened.verify()
     assert opened.cache.dtype == "int8"
     for other in (fork, opened.cache):
-        other.append(0, tokens(1, seed=9, batch=2), tokens(1, seed=9, batch=2, width=5))
-    query = tokens(2, seed=3, batch=2)
+        other.append(0, draw_tokens(1, seed=9, batch=2), draw_tokens(1, seed=9, batch=2, width=5))
+    query = draw_tokens(2, seed=3, batch=2)
     for layer in (0, 1):
-        got, right = opened.cache.attend(layer, query), fork.attend(layer, query)
-        np.testing.assert_allclose(numbers(got), numbers(right), atol=1e-6)
+        actual, expected = opened.cache.attend(layer, query), fork.attend(layer, query)
+        np.testing.assert_allclose(as_float64(actual), as_float64(expected), atol=1e-6)
 
 
-def test_mistakes_are_refused() -> None:
+def test_int8_refuses_unusable_dtypes_numbers_and_chunks() -> None:
     with pytest.raises(OptionError, match="dtype must be None or 'int8', got 'int4'"):
         kw.KVCache(layers=1, dtype="int4")
     cache = kw.KVCache(layers=1, dtype="int8")
     for wrong in (np.nan, np.inf):
-        poisoned = tokens(3, seed=0)
+        poisoned = draw_tokens(3, seed=0)
         poisoned[0, 1, 2, 3] = wrong
         with pytest.raises(OptionError, match="value must be finite in float32"):
-            cache.append(0, tokens(3, seed=0), poisoned)
+            cache.append(0, draw_tokens(3, seed=0), poisoned)
     assert len(cache) == 0
-    whole, floats = quantise("key", as_host_array("key", tokens(3, seed=0))), tokens(3, seed=0)
+    unsplit, floats = quantise("key", as_host_array("key", draw_tokens(3, seed=0))), draw_tokens(3, seed=0)
     with pytest.raises(DtypeError, match=r"query must have dtype float32.* got int8 with scales"):
-        run(whole, floats, floats)
+        run(unsplit, floats, floats)
     with pytest.raises(DtypeError, match="value must have the key's dtype int8 with scales, got float32"):
-        run(floats, whole, floats)
+        run(floats, unsplit, floats)
     with pytest.raises(DtypeError, match="key chunk 1 must have the first chunk's dtype int8 with scales, got float32"):
-        run(floats, Chunks([whole, floats]), Chunks([whole, floats]))
-    without = HostArray(whole.data, "int8", None)
+        run(floats, Chunks([unsplit, floats]), Chunks([unsplit, floats]))
+    without = HostArray(unsplit.data, "int8", None)
     with pytest.raises(DtypeError, match=r"key must have dtype float32.* got int8"):
         run(floats, without, without)

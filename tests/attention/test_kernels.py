@@ -1,4 +1,4 @@
-"""Every kernel against the definition: sizes around each vector width, layouts, masks, biases and readings."""
+"""Every kernel against the definition: sizes around each vector width, layouts, masks, biases and statistics."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import torch
 import keywise as kw
 from keywise.attention.operation import run
 from keywise.attention.stats_request import StatsRequest
-from tests.support.cases import BIASES, DTYPES, LAYOUTS, MASKS, SEGMENTS, Case, pairwise
-from tests.support.judging import check_case, numbers, verdict_of, worst
+from tests.support.cases import BIASES, DTYPES, LAYOUTS, MASKS, SEGMENTS, Case, combine_pairwise
+from tests.support.judging import as_float64, check_case, expect_case, find_largest_error
 
 HEAD_DIMS = (1, 3, 4, 7, 8, 15, 16, 17, 31, 32, 33, 63, 64, 65, 80, 128, 129, 256, 512)
 VALUE_DIMS = (0, 1, 7, 24, 33, 64, 130)
@@ -20,7 +20,7 @@ KEYS = (1, 2, 15, 16, 17, 31, 32, 33, 255, 256, 257, 300, 513, 1025, 2100)
 QUERIES = (1, 2, 3, 5, 12, 13, 47, 48, 49, 240)
 GROUPS = (1, 2, 3, 4, 7, 8)
 
-SWEEP = pairwise(
+SWEEP = combine_pairwise(
     {
         "dtype": DTYPES,
         "head_dim": HEAD_DIMS,
@@ -45,7 +45,7 @@ SWEEP = pairwise(
 
 
 @pytest.mark.parametrize("case", SWEEP, ids=lambda case: f"{case.seed}")
-def test_sweep(case: Case, kernel: str) -> None:
+def test_pairs_of_factors_equal_the_definition(case: Case, kernel: str) -> None:
     check_case(case)
 
 
@@ -65,7 +65,7 @@ LONG = [
     Case("bfloat16", batch=1, key_heads=2, queries=192, keys=4_096, head_dim=16, peaky=True, segment_kind="ids"),
     Case("float16", batch=2, key_heads=9, queries=5, keys=4_500, head_dim=16, mask="lengths", query_weights=True),
 ]
-# Few rows take values in other tiles than many, and those of wide values otherwise than those of narrow ones.
+# The tiles of the values depend on the number of queries and on the width of the values.
 WIDE = [
     Case(dtype, batch=1, key_heads=2, group=group, queries=1, keys=700, head_dim=64, value_dim=width, peaky=group == 2)
     for dtype in DTYPES
@@ -75,12 +75,12 @@ WIDE = [
 
 
 @pytest.mark.parametrize("case", WIDE, ids=lambda case: f"{case.dtype}-{case.group}-{case.value_dim}")
-def test_few_rows_over_wide_values(case: Case, kernel: str) -> None:
+def test_few_queries_over_wide_values_equal_the_definition(case: Case, kernel: str) -> None:
     check_case(case)
 
 
 @pytest.mark.parametrize("case", LONG, ids=lambda case: f"{case.queries}x{case.keys}-{case.dtype}")
-def test_long(case: Case, kernel: str) -> None:
+def test_long_inputs_equal_the_definition(case: Case, kernel: str) -> None:
     check_case(case)
 
 
@@ -93,26 +93,26 @@ WIDTHS = [
 
 
 @pytest.mark.parametrize("case", WIDTHS, ids=lambda case: f"{case.dtype}-{case.head_dim}-{case.peaky}")
-def test_head_sizes_around_each_vector_width(case: Case, kernel: str) -> None:
+def test_head_dims_around_vector_widths_equal_the_definition(case: Case, kernel: str) -> None:
     check_case(case)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_row_biased_by_the_smallest_float_everywhere_is_uniform(target: str, dtype: str) -> None:
+def test_bias_of_the_lowest_float_on_every_key_has_uniform_weights(target: str, dtype: str) -> None:
     case = Case(dtype, queries=3, keys=40)
     arguments = case.arguments()
     smallest = np.zeros((3, 40), np.float32)
     smallest[1] = np.finfo(np.float32).min
     stats = kw.attention_stats(**{**arguments, "bias": smallest})
-    mean = numbers(arguments["value"]).mean(axis=2).repeat(case.group, axis=1)
-    np.testing.assert_allclose(numbers(stats.output)[:, :, 1], mean, atol=0.02 if dtype != "float32" else 1e-6)
-    np.testing.assert_allclose(numbers(stats.entropy)[:, :, 1], np.log(40), rtol=1e-5)
+    mean = as_float64(arguments["value"]).mean(axis=2).repeat(case.group, axis=1)
+    np.testing.assert_allclose(as_float64(stats.output)[:, :, 1], mean, atol=0.02 if dtype != "float32" else 1e-6)
+    np.testing.assert_allclose(as_float64(stats.entropy)[:, :, 1], np.log(40), rtol=1e-5)
     others = kw.attend(**arguments)
-    np.testing.assert_array_equal(numbers(stats.output)[:, :, ::2], numbers(others)[:, :, ::2])
+    np.testing.assert_array_equal(as_float64(stats.output)[:, :, ::2], as_float64(others)[:, :, ::2])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_equal_keys_tie_wherever_they_stand(target: str, dtype: str) -> None:
+def test_equal_keys_have_equal_weights_at_every_position(target: str, dtype: str) -> None:
     arguments = Case(dtype, batch=1, key_heads=1, queries=14, keys=1300, head_dim=33, seed=5).arguments()
     key = arguments["key"]
     places = [3, 4, 200, 255, 256, 500, 511, 1024, 1299]
@@ -123,45 +123,45 @@ def test_equal_keys_tie_wherever_they_stand(target: str, dtype: str) -> None:
 
 
 @pytest.mark.parametrize("case", SWEEP[::9], ids=lambda case: f"{case.seed}")
-def test_reading_changes_the_output_by_no_more_than_rounding(case: Case, target: str) -> None:
-    verdict = verdict_of(case)
-    alone = numbers(kw.attend(**case.arguments()))
-    beside = numbers(kw.attention_stats(**case.arguments(), **case.stats_arguments()).output)
-    assert worst(alone, beside) <= verdict.tolerance["output"]
+def test_statistics_change_the_output_by_rounding_only(case: Case, target: str) -> None:
+    expectation = expect_case(case)
+    alone = as_float64(kw.attend(**case.arguments()))
+    with_stats = as_float64(kw.attention_stats(**case.arguments(), **case.stats_arguments()).output)
+    assert find_largest_error(alone, with_stats) <= expectation.tolerance["output"]
 
 
 @pytest.mark.parametrize("rows", [(0, 20), (3, 9), (19, 20), (7, 7)])
-def test_reading_some_rows_alone(target: str, rows: tuple[int, int]) -> None:
+def test_statistics_of_selected_queries_equal_those_of_all_queries(target: str, rows: tuple[int, int]) -> None:
     arguments = Case(queries=20, keys=300, mask="causal", sinks=True).arguments()
     first, last = rows
-    wanted = {"top_k": 4, "segment_bounds": [0, 50, 300]}
-    got = run(**arguments, stats=StatsRequest(**wanted, queries=rows))
-    all_rows = kw.attention_stats(**arguments, **wanted)
+    options = {"top_k": 4, "segment_bounds": [0, 50, 300]}
+    actual = run(**arguments, stats=StatsRequest(**options, queries=rows))
+    all_rows = kw.attention_stats(**arguments, **options)
     own_weights = np.zeros(20, np.float32)
     own_weights[first:last] = 1
-    np.testing.assert_allclose(numbers(got.output), numbers(all_rows.output), atol=1e-6)
-    np.testing.assert_array_equal(got.top_keys, all_rows.top_keys[:, :, first:last])
+    np.testing.assert_allclose(as_float64(actual.output), as_float64(all_rows.output), atol=1e-6)
+    np.testing.assert_array_equal(actual.top_keys, all_rows.top_keys[:, :, first:last])
     for name in ("lse", "entropy", "top_weights", "segment_mass"):
-        right = numbers(getattr(all_rows, name))[:, :, first:last]
-        np.testing.assert_allclose(numbers(getattr(got, name)), right, atol=3e-6, err_msg=name)
-    right = kw.attention_stats(**arguments, query_weights=own_weights).key_mass
-    np.testing.assert_allclose(numbers(got.key_mass), numbers(right), atol=1e-6)
+        expected = as_float64(getattr(all_rows, name))[:, :, first:last]
+        np.testing.assert_allclose(as_float64(getattr(actual, name)), expected, atol=3e-6, err_msg=name)
+    expected = kw.attention_stats(**arguments, query_weights=own_weights).key_mass
+    np.testing.assert_allclose(as_float64(actual.key_mass), as_float64(expected), atol=1e-6)
     without = run(**arguments, stats=StatsRequest(top_k=0, key_mass=False, queries=rows))
     assert without.key_mass is None
-    np.testing.assert_allclose(numbers(without.entropy), numbers(got.entropy), atol=1e-6)
+    np.testing.assert_allclose(as_float64(without.entropy), as_float64(actual.entropy), atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_the_output_may_be_stored_token_by_token(target: str, dtype: str) -> None:
+def test_transposed_output_has_the_same_bits(target: str, dtype: str) -> None:
     arguments = Case(dtype, queries=20, keys=300, mask="causal", value_dim=24).arguments()
-    right = kw.attend(**arguments)
-    got = run(**arguments, transposed_output=True)
-    assert got.is_contiguous()
-    assert torch.equal(got.transpose(1, 2), right)
+    expected = kw.attend(**arguments)
+    actual = run(**arguments, transposed_output=True)
+    assert actual.is_contiguous()
+    assert torch.equal(actual.transpose(1, 2), expected)
 
 
 @pytest.mark.parametrize("keys", [31, 32, 300])
-def test_a_bias_of_minus_infinity_keeps_a_poisoned_value_out(target: str, keys: int) -> None:
+def test_nan_value_under_a_bias_of_minus_infinity_does_not_leak(target: str, keys: int) -> None:
     ones = np.ones((1, 1, 3, 4), np.float32)
     key, value, bias = (
         np.ones((1, 1, keys, 4), np.float32),
@@ -183,22 +183,24 @@ NARROW = {
 }
 
 
-def _read_narrow(mask: str, dtype: str) -> kw.AttentionStats:
+def _compute_narrow_stats(mask: str, dtype: str) -> kw.AttentionStats:
     arguments = Case(dtype, batch=2, group=2, queries=1500, keys=1500, head_dim=16, value_dim=16).arguments()
     return kw.attention_stats(**{**arguments, "mask": kw.Mask(**NARROW[mask])}, segment_bounds=[0, 300, 1200, 1500])
 
 
 @functools.cache  # every target is compared with the same
-def _narrow_by_definition(mask: str, dtype: str) -> kw.AttentionStats:
+def _compute_narrow_reference(mask: str, dtype: str) -> kw.AttentionStats:
     with kw.using("reference"):
-        return _read_narrow(mask, dtype)
+        return _compute_narrow_stats(mask, dtype)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("mask", NARROW)
-def test_rows_that_see_few_of_many_keys(target: str, mask: str, dtype: str) -> None:
-    got, right = _read_narrow(mask, dtype), _narrow_by_definition(mask, dtype)
+def test_queries_with_few_visible_keys_equal_the_definition(target: str, mask: str, dtype: str) -> None:
+    actual, expected = _compute_narrow_stats(mask, dtype), _compute_narrow_reference(mask, dtype)
     tolerance = 2e-2 if dtype == "bfloat16" else 1e-5
-    np.testing.assert_allclose(numbers(got.output), numbers(right.output), atol=tolerance)
+    np.testing.assert_allclose(as_float64(actual.output), as_float64(expected.output), atol=tolerance)
     for name in ("key_mass", "segment_mass", "entropy"):
-        np.testing.assert_allclose(numbers(getattr(got, name)), numbers(getattr(right, name)), rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(
+            as_float64(getattr(actual, name)), as_float64(getattr(expected, name)), rtol=1e-4, atol=1e-4
+        )

@@ -11,14 +11,14 @@ import onnx
 import onnx.backend.test.case.node
 import pytest
 
-from tests.support.onnx_attention import INPUTS, attention
+from tests.support.onnx_attention import INPUTS, run_attention
 
 # The cases state rtol 1e-3, atol 1e-7; half precision rounds its output more coarsely than that.
 TOLERANCES = {"float32": (1e-3, 1e-7), "float16": (2e-3, 1e-3), "bfloat16": (1.6e-2, 8e-3), "bool": (0, 0)}
 
 
 @functools.cache
-def conformance_cases() -> dict[str, Any]:
+def collect_conformance_cases() -> dict[str, Any]:
     with warnings.catch_warnings():
         # Making the cases of other operators divides by zero on purpose.
         warnings.simplefilter("ignore", RuntimeWarning)
@@ -30,25 +30,25 @@ def conformance_cases() -> dict[str, Any]:
     }
 
 
-def test_all_93_cases_are_here() -> None:
-    assert len(conformance_cases()) == 93
+def test_all_93_conformance_cases_are_present() -> None:
+    assert len(collect_conformance_cases()) == 93
 
 
-@pytest.mark.parametrize("name", list(conformance_cases()))
-def test_conformance(target: str, name: str) -> None:
-    case = conformance_cases()[name]
+@pytest.mark.parametrize("name", list(collect_conformance_cases()))
+def test_conformance_case_has_the_expected_outputs(target: str, name: str) -> None:
+    case = collect_conformance_cases()[name]
     (node,) = case.model.graph.node
     ((inputs, outputs),) = case.data_sets
-    given = [role for role, name_in_graph in zip(INPUTS, node.input, strict=False) if name_in_graph]
-    wanted = ("Y", "present_key", "present_value", "qk_matmul_output")
-    named = [role for role, name_in_graph in zip(wanted, node.output, strict=False) if name_in_graph]
+    input_names = [role for role, name_in_graph in zip(INPUTS, node.input, strict=False) if name_in_graph]
+    roles = ("Y", "present_key", "present_value", "qk_matmul_output")
+    output_names = [role for role, name_in_graph in zip(roles, node.output, strict=False) if name_in_graph]
     attributes = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
-    got = attention(dict(zip(given, inputs, strict=True)), attributes, named)
-    assert len(outputs) == len(named)
-    for role, right in zip(named, outputs, strict=True):
-        rtol, atol = TOLERANCES[right.dtype.name]
-        assert got[role].dtype == right.dtype
-        assert got[role].shape == right.shape
+    actual = run_attention(dict(zip(input_names, inputs, strict=True)), attributes, output_names)
+    assert len(outputs) == len(output_names)
+    for role, expected in zip(output_names, outputs, strict=True):
+        rtol, atol = TOLERANCES[expected.dtype.name]
+        assert actual[role].dtype == expected.dtype
+        assert actual[role].shape == expected.shape
         np.testing.assert_allclose(
-            got[role].astype(np.float64), right.astype(np.float64), rtol=rtol, atol=atol, err_msg=role
+            actual[role].astype(np.float64), expected.astype(np.float64), rtol=rtol, atol=atol, err_msg=role
         )

@@ -1,4 +1,4 @@
-"""Random problems by hypothesis: the error rule on every target, and what must hold whatever the numbers."""
+"""Random problems by hypothesis: the error rule on every target, and properties of attention."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 import keywise as kw
 from tests.support.cases import BIASES, DTYPES, LAYOUTS, MASKS, SEGMENTS, Case
-from tests.support.judging import check_case, numbers
+from tests.support.judging import as_float64, check_case
 
 # The seed is fixed: a failure is the code's, never the day's.
 FIXED = settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
@@ -39,7 +39,7 @@ CASES = st.builds(
 
 @FIXED
 @given(case=CASES)
-def test_error_rule(case: Case) -> None:
+def test_errors_of_random_problems_are_at_most_twice_plain_ones(case: Case) -> None:
     for target in kw.targets():
         with kw.using(target):
             check_case(case)
@@ -57,38 +57,38 @@ SMALL = st.builds(
 
 @settings(FIXED, max_examples=25)
 @given(case=SMALL, shift=st.floats(-20, 20))
-def test_a_constant_bias_moves_lse_alone(case: Case, shift: float) -> None:
+def test_constant_bias_changes_only_lse(case: Case, shift: float) -> None:
     for target in kw.targets():
         with kw.using(target):
             plain = kw.attention_stats(**case.arguments())
             moved = kw.attention_stats(**{**case.arguments(), "bias": np.full((1,), shift, np.float32)})
-        np.testing.assert_allclose(numbers(moved.output), numbers(plain.output), atol=3e-5)
-        np.testing.assert_allclose(numbers(moved.entropy), numbers(plain.entropy), atol=1e-4)
-        np.testing.assert_allclose(numbers(moved.lse), numbers(plain.lse) + np.float32(shift), atol=3e-5)
+        np.testing.assert_allclose(as_float64(moved.output), as_float64(plain.output), atol=3e-5)
+        np.testing.assert_allclose(as_float64(moved.entropy), as_float64(plain.entropy), atol=1e-4)
+        np.testing.assert_allclose(as_float64(moved.lse), as_float64(plain.lse) + np.float32(shift), atol=3e-5)
 
 
 @settings(FIXED, max_examples=25)
 @given(case=SMALL, data=st.data())
-def test_the_order_of_keys_does_not_matter(case: Case, data: st.DataObject) -> None:
+def test_permuted_keys_leave_the_output_unchanged(case: Case, data: st.DataObject) -> None:
     order = data.draw(st.permutations(range(case.keys)))
     arguments = case.arguments()
     shuffled = {**arguments, "key": arguments["key"][:, :, order], "value": arguments["value"][:, :, order]}
     for target in kw.targets():
         with kw.using(target):
             plain, moved = kw.attention_stats(**arguments), kw.attention_stats(**shuffled)
-        np.testing.assert_allclose(numbers(moved.output), numbers(plain.output), atol=3e-5)
-        np.testing.assert_allclose(numbers(moved.key_mass), numbers(plain.key_mass)[:, :, order], atol=1e-4)
-        np.testing.assert_allclose(numbers(moved.top_weights), numbers(plain.top_weights), atol=3e-5)
+        np.testing.assert_allclose(as_float64(moved.output), as_float64(plain.output), atol=3e-5)
+        np.testing.assert_allclose(as_float64(moved.key_mass), as_float64(plain.key_mass)[:, :, order], atol=1e-4)
+        np.testing.assert_allclose(as_float64(moved.top_weights), as_float64(plain.top_weights), atol=3e-5)
 
 
 @settings(FIXED, max_examples=25)
 @given(case=SMALL)
-def test_outputs_are_averages_of_values(case: Case) -> None:
+def test_outputs_lie_between_the_smallest_and_largest_values(case: Case) -> None:
     arguments = case.arguments()
-    value = numbers(arguments["value"]).repeat(case.group, axis=1)
+    value = as_float64(arguments["value"]).repeat(case.group, axis=1)
     for target in kw.targets():
         with kw.using(target):
-            output = numbers(kw.attend(**arguments))
+            output = as_float64(kw.attend(**arguments))
         slack = 1e-5 * np.abs(value).max()
         assert (output <= value.max(axis=2, keepdims=True) + slack).all()
         assert (output >= value.min(axis=2, keepdims=True) - slack).all()

@@ -1,4 +1,4 @@
-"""The C++ test of the schedule: compiled here, because the native module does not show its schedules."""
+"""The C++ test of the schedule, compiled here because the native module does not expose its schedules."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ NATIVE = Path(__file__).resolve().parents[2] / "native"
 SOURCES = ("tests/schedule_test.cpp", "schedule.cpp", "workspace.cpp")
 
 
-def test_schedules_cover_every_row_and_key_whatever_the_threads(tmp_path: Path) -> None:
+def test_schedules_cover_every_query_and_key_for_any_number_of_threads(tmp_path: Path) -> None:
     compiler = shutil.which("c++")
     if compiler is None:
         pytest.skip("no C++ compiler")

@@ -1,4 +1,4 @@
-"""Plain tensors are read where they are: the bits of the same arrays through NumPy, and nothing unreadable slips in."""
+"""Plain tensors are read in place, with the bits of the same arrays through NumPy, and unreadable ones are refused."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def test_chunks_of_plain_tensors_have_the_bits_of_the_same_arrays_through_numpy(
     check_same_bits(run(query, *chunks, mask=mask), run(query, key, value, mask=mask))
 
 
-def test_chunks_of_any_kind_mix(query: torch.Tensor) -> None:
+def test_chunks_of_different_array_types_equal_one_array(query: torch.Tensor) -> None:
     expected = kw.attend(query, torch.cat([query, query], 2), torch.cat([query, query], 2))
     empty = query[:, :, :0]
     for odd in (query.numpy(), query.mT.contiguous().mT, as_host(query)):
@@ -258,7 +258,7 @@ def test_masks_with_arrays_have_the_bits_of_the_same_arrays_through_numpy(query:
             kw.attend(query, query, query, mask=wrong)
 
 
-def test_any_finite_number_is_a_scale_and_nothing_else_is(query: torch.Tensor) -> None:
+def test_finite_scales_are_accepted_and_others_refused(query: torch.Tensor) -> None:
     for scale in (1, np.float32(0.5), -0.25):
         expected = run_through_numpy(query, query, query, scale=float(scale))
         check_same_bits(kw.attend(query, query, query, scale=scale), expected)
@@ -267,7 +267,7 @@ def test_any_finite_number_is_a_scale_and_nothing_else_is(query: torch.Tensor) -
             kw.attend(query, query, query, scale=scale)
 
 
-def test_gradients_are_refused_and_not_wanted_ones_are_not(query: torch.Tensor) -> None:
+def test_tensors_that_require_gradients_are_refused_unless_under_no_grad(query: torch.Tensor) -> None:
     expected = kw.attend(query, query, query)
     wants = query.clone().requires_grad_()
     for arguments in ((wants, query, query), (query, wants, query), (query, query, wants)):
@@ -277,12 +277,12 @@ def test_gradients_are_refused_and_not_wanted_ones_are_not(query: torch.Tensor) 
             assert torch.equal(kw.attend(*arguments), expected)
 
 
-def test_negated_elements_are_refused_as_numpy_refuses_them(query: torch.Tensor) -> None:
+def test_negated_views_are_refused_as_by_numpy(query: torch.Tensor) -> None:
     with pytest.raises(RuntimeError, match="negative bit"):
         kw.attend(torch._neg_view(query), query, query)
 
 
-def test_the_result_is_a_tensor_of_its_own(query: torch.Tensor) -> None:
+def test_result_shares_no_memory_with_later_results(query: torch.Tensor) -> None:
     first = kw.attend(query, query, query)
     kept = first.clone()
     second = kw.attend(-query, query, query)
@@ -292,7 +292,7 @@ def test_the_result_is_a_tensor_of_its_own(query: torch.Tensor) -> None:
     assert torch.equal(first, kept + 1)
 
 
-def test_arrays_are_released_after_a_call_and_after_a_refusal(query: torch.Tensor) -> None:
+def test_arrays_are_released_after_calls_and_errors(query: torch.Tensor) -> None:
     arrays = (query, query.numpy().copy(), as_host(query.clone()))
     counts = [sys.getrefcount(array) for array in arrays]
     for array in arrays:
@@ -305,7 +305,7 @@ def test_arrays_are_released_after_a_call_and_after_a_refusal(query: torch.Tenso
     assert [sys.getrefcount(array) for array in arrays] == counts
 
 
-def test_an_error_of_the_environment_is_told_at_the_call(query: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bad_environment_variable_raises_at_the_call(query: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KEYWISE_THREADS", "many")
     with pytest.raises(kw.OptionError, match=r"KEYWISE_THREADS must be an integer .* got 'many'"):
         kw.attend(query, query, query)

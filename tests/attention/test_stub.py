@@ -11,7 +11,7 @@ import keywise.attention
 STUB = Path(keywise.attention.__file__).parent / "_native.pyi"
 
 
-def test_stub_is_fresh(tmp_path: Path) -> None:
+def test_stub_equals_a_newly_generated_one(tmp_path: Path) -> None:
     fresh = tmp_path / "_native.pyi"
     command = [sys.executable, "-m", "nanobind.stubgen", "-q", "-m", "keywise.attention._native", "-o", str(fresh)]
     subprocess.run(command, check=True)

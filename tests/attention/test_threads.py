@@ -13,7 +13,7 @@ import pytest
 
 import keywise as kw
 from tests.support.cases import DTYPES, Case
-from tests.support.judging import numbers
+from tests.support.judging import as_float64
 
 CASES = {
     "prefill": Case(batch=1, queries=300, keys=300, head_dim=40, mask="causal", peaky=True),
@@ -38,13 +38,13 @@ def test_same_bits_on_any_number_of_threads(target: str, name: str, dtype: str) 
     case = Case(**{**vars(CASES[name]), "dtype": dtype})
     arguments = case.arguments()
     unsunk = {option: value for option, value in arguments.items() if option != "sinks"}
-    found = []
+    results = []
     # The definition is slow and uses none of them.
     for threads in (1, 7) if target == "reference" else (1, 2, 3, 7, 20, 1, 7):
         kw.set_num_threads(threads)
         stats = kw.attention_stats(**arguments, **READING)
         part = kw.partial(**unsunk)
-        found.append(
+        results.append(
             [
                 kw.attend(**arguments),
                 *(getattr(stats, field) for field in FIELDS),
@@ -53,33 +53,33 @@ def test_same_bits_on_any_number_of_threads(target: str, name: str, dtype: str) 
                 part.values,
             ]
         )
-    for other in found[1:]:
-        for one, two in zip(found[0], other, strict=True):
-            np.testing.assert_array_equal(numbers(one), numbers(two))
+    for other in results[1:]:
+        for one, two in zip(results[0], other, strict=True):
+            np.testing.assert_array_equal(as_float64(one), as_float64(two))
 
 
 def test_python_threads_do_not_disturb_each_other(target: str) -> None:
     cases = [Case(queries=40, keys=200, mask="causal", seed=seed) for seed in range(6)]
-    right = [kw.attend(**case.arguments()).numpy() for case in cases]
-    got: dict[int, list[np.ndarray]] = {}
+    expected = [kw.attend(**case.arguments()).numpy() for case in cases]
+    actual: dict[int, list[np.ndarray]] = {}
 
     def work(number: int) -> None:
         arguments = cases[number].arguments()
         with kw.using(target):
-            got[number] = [kw.attend(**arguments).numpy() for _ in range(4)]
+            actual[number] = [kw.attend(**arguments).numpy() for _ in range(4)]
 
     workers = [threading.Thread(target=work, args=(number,)) for number in range(len(cases))]
     for worker in workers:
         worker.start()
     for worker in workers:
         worker.join()
-    for number, outputs in got.items():
+    for number, outputs in actual.items():
         for output in outputs:
-            np.testing.assert_array_equal(output, right[number])
-    assert len(got) == len(cases)
+            np.testing.assert_array_equal(output, expected[number])
+    assert len(actual) == len(cases)
 
 
-def test_the_number_of_threads_is_what_was_set() -> None:
+def test_get_num_threads_returns_the_number_set() -> None:
     for threads in (1, 5, 2):
         kw.set_num_threads(threads)
         assert kw.get_num_threads() == threads
@@ -100,33 +100,33 @@ def test_bad_numbers_of_threads_are_refused(threads: object, error: type[Excepti
         kw.set_num_threads(threads)  # type: ignore[arg-type]
 
 
-def in_a_new_process(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def run_in_new_process(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", code], env={**os.environ, **environment}, capture_output=True, text=True, check=False
     )
 
 
 def test_the_environment_sets_the_default() -> None:
-    done = in_a_new_process("import keywise as kw; print(kw.get_num_threads())", KEYWISE_THREADS="3")
+    done = run_in_new_process("import keywise as kw; print(kw.get_num_threads())", KEYWISE_THREADS="3")
     assert done.stdout == "3\n", done.stderr
 
 
-def test_the_default_is_torch_s_number_when_torch_is_loaded() -> None:
+def test_default_is_torchs_number_of_threads_if_torch_is_loaded() -> None:
     code = "import torch, keywise as kw; torch.set_num_threads(5); print(kw.get_num_threads())"
-    done = in_a_new_process(code, KEYWISE_THREADS="")
+    done = run_in_new_process(code, KEYWISE_THREADS="")
     assert done.stdout == "5\n", done.stderr
 
 
 @pytest.mark.parametrize("value", ["0", "many", "-1", "1.5"])
-def test_a_bad_environment_is_refused_by_name(value: str) -> None:
+def test_bad_environment_variable_is_refused_by_name(value: str) -> None:
     code = "import numpy as np, keywise as kw; x = np.ones((1, 1, 1, 1), np.float32); kw.attend(x, x, x)"
-    done = in_a_new_process(code, KEYWISE_THREADS=value)
+    done = run_in_new_process(code, KEYWISE_THREADS=value)
     assert done.returncode != 0
     assert f"KEYWISE_THREADS must be an integer from 1 to 1024, got {value!r}" in done.stderr
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this operating system cannot fork")
-def test_a_forked_process_computes_too() -> None:
+def test_forked_process_computes_the_same_output() -> None:
     code = """
 import os, numpy as np, keywise as kw
 x = np.random.default_rng(0).standard_normal((1, 4, 300, 64)).astype(np.float32)
@@ -151,7 +151,7 @@ threads = len(os.listdir("/proc/self/task"))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="torch's threads are shared on Linux")
-def test_torch_s_threads_are_keywise_s_too() -> None:
+def test_keywise_runs_on_the_threads_of_torch() -> None:
     code = """
 x @ x.mT
 again = kw.attend(x, x, x)
@@ -159,12 +159,12 @@ assert torch.equal(again, alone) and len(os.listdir("/proc/self/task")) == threa
 kw.set_num_threads(3)  # not torch's number: keywise has its own
 assert torch.equal(kw.attend(x, x, x), alone) and len(os.listdir("/proc/self/task")) == threads + 2
 """
-    done = in_a_new_process(WITH_TORCH + code, KEYWISE_THREADS="", OMP_NUM_THREADS="")
+    done = run_in_new_process(WITH_TORCH + code, KEYWISE_THREADS="", OMP_NUM_THREADS="")
     assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="torch's threads are shared on Linux")
-def test_torch_s_threads_serve_one_caller_at_a_time() -> None:
+def test_simultaneous_callers_on_torchs_threads_have_the_same_bits() -> None:
     code = """
 from concurrent.futures import ThreadPoolExecutor
 def calls(_):
@@ -173,12 +173,12 @@ def calls(_):
 with ThreadPoolExecutor(3) as callers:
     assert all(callers.map(calls, range(6)))
 """
-    done = in_a_new_process(WITH_TORCH + code, KEYWISE_THREADS="", OMP_NUM_THREADS="")
+    done = run_in_new_process(WITH_TORCH + code, KEYWISE_THREADS="", OMP_NUM_THREADS="")
     assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="torch's threads are shared on Linux")
-def test_a_forked_process_does_not_wait_for_torch_s_threads() -> None:
+def test_forked_process_does_not_wait_for_torchs_threads() -> None:
     code = """
 child = os.fork()
 if child == 0:
@@ -200,7 +200,7 @@ x = np.ones((1, 16, 16384, 64), np.float32)
 """
 
 
-def test_other_python_threads_run_while_the_kernel_does() -> None:
+def test_other_python_threads_run_during_a_call() -> None:
     code = """
 done = threading.Event()
 worker = threading.Thread(target=lambda: (kw.attend(x[:, :2], x[:, :2], x[:, :2]), done.set()))
@@ -211,7 +211,7 @@ while not done.is_set():
     time.sleep(0.001)
 print(turns)
 """
-    done = in_a_new_process(LONG_CALL + code)
+    done = run_in_new_process(LONG_CALL + code)
     assert int(done.stdout) > 10, done.stderr
 
 
@@ -232,13 +232,13 @@ assert np.allclose(kw.attend(y, y, y), 1)
     with_portable = (
         LONG_CALL + "with kw.using('portable'):\n" + "".join(f"    {line}\n" for line in code.strip().splitlines())
     )
-    done = in_a_new_process(with_portable, KEYWISE_THREADS="2")
+    done = run_in_new_process(with_portable, KEYWISE_THREADS="2")
     assert done.returncode == 0, done.stderr
     # Far less than the call itself would take.
     assert float(done.stdout) < 2
 
 
-def test_a_daemon_thread_at_work_does_not_disturb_the_end_of_python() -> None:
+def test_python_exits_during_a_call_in_a_daemon_thread() -> None:
     code = """
 import threading, time, numpy as np, keywise as kw
 x = np.random.default_rng(0).normal(size=(1, 8, 4096, 64)).astype(np.float32)

@@ -96,7 +96,7 @@ def start_benchmarks(*arguments: object) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
         cwd=ROOT,
-        preexec_fn=command_line.heed_control_c,  # noqa: PLW1509
+        preexec_fn=command_line.restore_control_c,  # noqa: PLW1509
     )
 
 
@@ -433,7 +433,10 @@ def test_damaged_and_earlier_files_are_refused(tmp_path: Path) -> None:
         (good.replace('"machine"', '"engine"'), "is damaged"),
         (good.replace('"keys"', '"kiys"'), "is damaged"),
         (good.replace('"read_bytes', '"write_bytes'), "is damaged"),
-        (good.replace('"kind": "attention"', '"kind": "intention"'), "unknown kind 'intention'"),
+        (
+            good.replace('"kind": "attention"', '"kind": "intention"'),
+            "must be a run of kind attention, model, .*, got 'intention'",
+        ),
     ]:
         assert bad != good
         path.write_text(bad, encoding="utf-8")

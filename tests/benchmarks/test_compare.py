@@ -72,7 +72,7 @@ def test_folder_without_keywise_and_broken_builds_are_refused(tmp_path: Path) ->
         next(run_comparison(cases, tmp_path, SOURCES, threads=1, rounds=3, seconds=0.0))
     (tmp_path / "keywise").mkdir()
     (tmp_path / "keywise" / "__init__.py").write_text("raise ImportError('not built')\n", encoding="utf-8")
-    with pytest.raises(KeywiseError, match="before is a build that cannot run the case: ImportError: not built"):
+    with pytest.raises(KeywiseError, match="before must be a build that can run the case: ImportError: not built"):
         next(run_comparison(cases, tmp_path, SOURCES, threads=1, rounds=3, seconds=0.0))
 
 

@@ -86,7 +86,7 @@ def test_cache_benchmark_measures_reuse_steps_and_perplexity(tmp_path: Path) -> 
     assert perplexity["tokens"] == 40
     assert perplexity["int8_perplexity"] == pytest.approx(perplexity["perplexity"], rel=0.05)
     assert perplexity["int8_perplexity"] != perplexity["perplexity"]
-    with pytest.raises(OptionError, match="text must have 2 tokens or more; 'none' has 0"):
+    with pytest.raises(OptionError, match="text must have 2 tokens or more, got 0 in 'none'"):
         next(cache.measure_perplexity(None, "none", "", 40))
 
     by_task = {"question": [first, second], "step": [step], "perplexity": [perplexity]}

@@ -23,23 +23,25 @@ from keywise.cache.header import START_BYTES, VERSION, hash_tokens
 from keywise.cache.payload import CHECK_BYTES
 from keywise.cache.safetensors_header import LENGTH_WORD, MAX_HEADER_BYTES, PAGE_BYTES
 from keywise.errors import DtypeError, FormatError, MissingFileError, OptionError, ShapeError
-from tests.cache.test_kvcache import layer_tensors, tokens
+from tests.cache.test_kvcache import draw_tokens, layer_tensors
 from tests.support.cases import DTYPES
 from tests.support.judging import numbers
 
 FINGERPRINT = {"weights": "5e1f", "tokenizer": "77", "rope": "theta 10000", "dtype": "float32"}
 
 
-def cache_of(count: int, *, layers: int = 2, dtype: str = "float32", batch: int = 1, **options: Any) -> kw.KVCache:
+def make_cache(count: int, *, layers: int = 2, dtype: str = "float32", batch: int = 1, **options: Any) -> kw.KVCache:
     cache = kw.KVCache(layers, **options)
     for layer in range(layers):
-        key, value = (tokens(count, seed=2 * layer + side, batch=batch, width=8 + side, dtype=dtype) for side in (0, 1))
+        key, value = (
+            draw_tokens(count, seed=2 * layer + side, batch=batch, width=8 + side, dtype=dtype) for side in (0, 1)
+        )
         cache.append(layer, key, value)
     return cache
 
 
 def save(path: Path, count: int = 20, **options: Any) -> kw.KVCache:
-    cache = cache_of(count, **options)
+    cache = make_cache(count, **options)
     file.save(path, cache, fingerprint=FINGERPRINT, token_ids=np.arange(cache.layers, cache.layers + count))
     return cache
 
@@ -47,8 +49,8 @@ def save(path: Path, count: int = 20, **options: Any) -> kw.KVCache:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("batch", [1, 3])
 def test_saved_cache_opens_unchanged_and_continues(tmp_path: Path, dtype: str, batch: int, target: str) -> None:
-    cache = cache_of(300, dtype=dtype, batch=batch).fork()
-    more = [tokens(40, seed=9, batch=batch, width=8 + side, dtype=dtype) for side in (0, 1)]
+    cache = make_cache(300, dtype=dtype, batch=batch).fork()
+    more = [draw_tokens(40, seed=9, batch=batch, width=8 + side, dtype=dtype) for side in (0, 1)]
     for layer in (0, 1):
         cache.append(layer, *more)
     ids = np.random.default_rng(0).integers(0, 50_000, (batch, 340))
@@ -61,7 +63,7 @@ def test_saved_cache_opens_unchanged_and_continues(tmp_path: Path, dtype: str, b
     assert opened.extra.keys() == extra.keys()
     for name, array in extra.items():
         np.testing.assert_array_equal(opened.extra[name], array)
-    query = tokens(2, seed=5, batch=batch, heads=4, dtype=dtype)
+    query = draw_tokens(2, seed=5, batch=batch, heads=4, dtype=dtype)
     for branch in (opened.cache, opened.cache.fork()):
         assert len(branch) == 340
         for layer in (0, 1):
@@ -93,7 +95,7 @@ def test_windows_and_unused_layers_are_restored(tmp_path: Path) -> None:
     cache = kw.KVCache(layers=3, windows=[5, None, None])
     for begin in (0, 10):
         for layer in (0, 1):
-            cache.append(layer, tokens(10, seed=begin), tokens(10, seed=begin))
+            cache.append(layer, draw_tokens(10, seed=begin), draw_tokens(10, seed=begin))
     file.save(tmp_path / "cache", cache, fingerprint={}, token_ids=np.arange(20))
     opened = file.open(tmp_path / "cache", {}).cache
     assert opened.windows == (5, None, None)
@@ -102,7 +104,7 @@ def test_windows_and_unused_layers_are_restored(tmp_path: Path) -> None:
     assert len(opened) == 20
     for layer in (0, 1):
         assert torch.equal(layer_tensors(opened, layer)[0], layer_tensors(cache, layer)[0])
-    opened.append(0, tokens(1, seed=3), tokens(1, seed=3))
+    opened.append(0, draw_tokens(1, seed=3), draw_tokens(1, seed=3))
     assert opened.first_key(0) == 15
 
 
@@ -112,7 +114,7 @@ def test_saving_over_the_mapped_file_leaves_open_readers_unchanged(tmp_path: Pat
     first, reader = file.open(path, FINGERPRINT), file.open(path, FINGERPRINT)
     before = [numbers(array) for array in layer_tensors(first.cache)]
     for layer in (0, 1):
-        first.cache.append(layer, tokens(5, seed=7), tokens(5, seed=7, width=9))
+        first.cache.append(layer, draw_tokens(5, seed=7), draw_tokens(5, seed=7, width=9))
     file.save(path, first.cache, fingerprint=FINGERPRINT, token_ids=np.arange(25))
     for array, right in zip(layer_tensors(reader.cache), before, strict=True):
         np.testing.assert_array_equal(numbers(array), right)
@@ -146,10 +148,10 @@ def test_safetensors_package_reads_the_same_tensors(tmp_path: Path, dtype: str) 
     import safetensors.torch
 
     path = tmp_path / "cache"
-    cache = cache_of(70, dtype="float32") if dtype == "int8" else cache_of(70, dtype=dtype)
+    cache = make_cache(70, dtype="float32") if dtype == "int8" else make_cache(70, dtype=dtype)
     if dtype == "int8":
         cache = kw.KVCache(1, dtype="int8")
-        cache.append(0, tokens(70, seed=0), tokens(70, seed=1, width=9))
+        cache.append(0, draw_tokens(70, seed=0), draw_tokens(70, seed=1, width=9))
     mass = np.arange(7, dtype=np.float16)
     flags = np.array([[True, False]])
     file.save(path, cache, fingerprint=FINGERPRINT, token_ids=np.arange(70), extra={"mass": mass, "flags": flags})
@@ -212,7 +214,7 @@ def test_every_damaged_byte_of_the_payload_is_detected(tmp_path: Path) -> None:
 
 def test_damaged_extra_array_is_refused_at_opening(tmp_path: Path) -> None:
     path = tmp_path / "cache"
-    file.save(path, cache_of(3), fingerprint={}, token_ids=np.arange(3), extra={"mass": np.ones(5)})
+    file.save(path, make_cache(3), fingerprint={}, token_ids=np.arange(3), extra={"mass": np.ones(5)})
     header = file.read_header(path)
     flip(path, 8 * (header.header_bytes + header.extra["mass"].begin))
     with pytest.raises(FormatError, match="checksum of bytes"):
@@ -227,7 +229,7 @@ def test_damaged_layer_is_refused_at_first_use_and_other_layers_work(tmp_path: P
     assert header.layers[2] is not None
     flip(path, 8 * (header.header_bytes + header.layers[2].tensors["value"].end - 1))
     opened = file.open(path, FINGERPRINT)
-    query = tokens(1, seed=1)
+    query = draw_tokens(1, seed=1)
     assert torch.equal(opened.cache.attend(0, query), cache.attend(0, query))
     fork = opened.cache.fork()
     for branch in (opened.cache, fork):
@@ -235,7 +237,7 @@ def test_damaged_layer_is_refused_at_first_use_and_other_layers_work(tmp_path: P
             lambda branch: branch.attend(2, query),
             lambda branch: branch.attention_stats(2, query),
             lambda branch: branch.chunks(2),
-            lambda branch: branch.append(2, query, tokens(1, seed=1, width=9)),
+            lambda branch: branch.append(2, query, draw_tokens(1, seed=1, width=9)),
             lambda branch: branch.select([0, 0]),
             lambda branch: file.save(path, branch, fingerprint={}, token_ids=np.arange(4000)),
         ):
@@ -249,7 +251,7 @@ def test_damaged_layer_is_refused_at_first_use_and_other_layers_work(tmp_path: P
 def test_only_the_remaining_tokens_of_a_truncated_layer_are_verified(tmp_path: Path, kind: str | None) -> None:
     path, count = tmp_path / "cache", 70_000
     cache = kw.KVCache(1, dtype=kind)
-    cache.append(0, *[tokens(count, seed=seed, batch=2, dtype="bfloat16") for seed in (1, 2)])
+    cache.append(0, *[draw_tokens(count, seed=seed, batch=2, dtype="bfloat16") for seed in (1, 2)])
     file.save(path, cache, fingerprint=FINGERPRINT, token_ids=np.zeros((2, count), np.int64))
     header = file.read_header(path)
     assert header.layers[0] is not None
@@ -272,7 +274,7 @@ def test_only_the_remaining_tokens_of_a_truncated_layer_are_verified(tmp_path: P
         opened = file.open(path, FINGERPRINT).cache
         for branch in (opened.fork(), opened):
             branch.truncate(remaining)
-            branch.attend(0, tokens(1, seed=1, batch=2, dtype="bfloat16"))
+            branch.attend(0, draw_tokens(1, seed=1, batch=2, dtype="bfloat16"))
 
     for remaining in (1, 10_000, count):
         needed = blocks(remaining)
@@ -378,7 +380,10 @@ def change_header(data: bytes, change: Callable[[dict[str, Any]], Any]) -> bytes
 
 
 def put(*path: Any, value: Any) -> Callable[[dict[str, Any]], None]:
-    """Return a change that sets a value; a step into a string of the metadata goes through its JSON."""
+    """Return a change that sets a value.
+
+    A step into a string of the metadata decodes its JSON.
+    """
 
     def change(root: Any) -> None:
         if path[0] in ("layers", "fingerprint"):
@@ -551,7 +556,7 @@ INVALID_TEXTS: dict[str, tuple[Callable[[bytes], bytes], str]] = {
 @pytest.mark.parametrize("name", INVALID_TEXTS)
 def test_header_that_is_no_strict_json_is_refused(tmp_path: Path, name: str) -> None:
     path = tmp_path / "cache"
-    file.save(path, cache_of(3), fingerprint={}, token_ids=np.arange(3), extra={"x": np.ones(1)})
+    file.save(path, make_cache(3), fingerprint={}, token_ids=np.arange(3), extra={"x": np.ones(1)})
     text, payload = split(path.read_bytes())
     change, message = INVALID_TEXTS[name]
     assert change(text) != text
@@ -563,7 +568,7 @@ def test_header_that_is_no_strict_json_is_refused(tmp_path: Path, name: str) -> 
 def test_scales_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "cache"
     cache = kw.KVCache(1, dtype="int8")
-    cache.append(0, tokens(3, seed=0), tokens(3, seed=1))
+    cache.append(0, draw_tokens(3, seed=0), draw_tokens(3, seed=1))
     file.save(path, cache, fingerprint={}, token_ids=np.arange(3))
     data = path.read_bytes()
     for change in (put("layers.0.key_scale", "dtype", value="I32"), put("layers.0.key_scale", "shape", value=[6])):
@@ -594,7 +599,7 @@ def test_length_word_out_of_range_is_refused(tmp_path: Path) -> None:
 
 def test_random_changes_of_a_header_raise_format_errors_only(tmp_path: Path) -> None:
     path = tmp_path / "cache"
-    file.save(path, cache_of(3), fingerprint=FINGERPRINT, token_ids=np.arange(3), extra={"x": np.ones(3, np.int16)})
+    file.save(path, make_cache(3), fingerprint=FINGERPRINT, token_ids=np.arange(3), extra={"x": np.ones(3, np.int16)})
     text, payload = split(path.read_bytes())
     random = np.random.default_rng(0)
     alphabet = b'0123456789-+.eE[]{}",:\\ntFIU8_x \xff\x00'
@@ -627,7 +632,7 @@ def test_tokens_with_other_hashes_are_refused(tmp_path: Path) -> None:
 
 def test_common_tokens_is_the_longest_common_prefix(tmp_path: Path) -> None:
     path = tmp_path / "cache"
-    cache = cache_of(700, layers=1)
+    cache = make_cache(700, layers=1)
     ids = np.random.default_rng(0).integers(0, 99, 700)
     file.save(path, cache, fingerprint={}, token_ids=ids.tolist())
     header = file.read_header(path)
@@ -647,13 +652,13 @@ def test_common_tokens_is_the_longest_common_prefix(tmp_path: Path) -> None:
 
 
 def test_arguments_that_do_not_fit_are_refused_and_write_nothing(tmp_path: Path) -> None:
-    path, cache = tmp_path / "cache", cache_of(4)
+    path, cache = tmp_path / "cache", make_cache(4)
     good: dict[str, Any] = {"fingerprint": {}, "token_ids": [1, 2, 3, 4]}
     uneven = cache.fork()
-    uneven.append(0, tokens(1, seed=0), tokens(1, seed=0, width=9))
+    uneven.append(0, draw_tokens(1, seed=0), draw_tokens(1, seed=0, width=9))
     gone = kw.KVCache(layers=1, windows=[0])
     for seed in (0, 1):
-        gone.append(0, tokens(2, seed=seed), tokens(2, seed=seed))
+        gone.append(0, draw_tokens(2, seed=seed), draw_tokens(2, seed=seed))
     gone.truncate(2)
     mistakes: list[tuple[kw.KVCache, dict[str, Any], type[Exception], str]] = [
         (cache, {"token_ids": [1, 2, 3]}, ShapeError, r"token_ids must have the shape .* \[1, 4\], got \[3\]"),

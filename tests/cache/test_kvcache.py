@@ -16,12 +16,14 @@ from keywise.attention.problem import make_problem
 from keywise.attention.stats_request import StatsRequest
 from keywise.errors import DtypeError, KeywiseError, OptionError, ShapeError
 from tests.support.cases import DTYPES
-from tests.support.judging import CAUSAL, check_output, check_stats, numbers, verdict
+from tests.support.judging import CAUSAL, as_float64, check_output, check_stats, make_expectation
 
 KINDS = [*((dtype, "torch") for dtype in DTYPES), ("float32", "numpy"), ("float16", "numpy")]
 
 
-def tokens(count: int, *, seed: int, batch: int = 1, heads: int = 2, width: int = 8, dtype: str = "float32") -> Any:
+def draw_tokens(
+    count: int, *, seed: int, batch: int = 1, heads: int = 2, width: int = 8, dtype: str = "float32"
+) -> Any:
     """Return random keys or values [batch, heads, count, width] as a torch tensor."""
     array = np.random.default_rng(seed).standard_normal((batch, heads, count, width))
     return torch.from_numpy(array).to(getattr(torch, dtype))
@@ -38,8 +40,8 @@ def layer_tensors(cache: kw.KVCache, layer: int = 0) -> tuple[Any, Any]:
 
 @pytest.mark.parametrize(("dtype", "kind"), KINDS)
 def test_appending_token_by_token_equals_one_array(dtype: str, kind: str, target: str) -> None:
-    key, value = tokens(150, seed=1, batch=2, dtype=dtype), tokens(150, seed=2, batch=2, width=5, dtype=dtype)
-    query = tokens(3, seed=3, batch=2, heads=4, dtype=dtype)
+    key, value = draw_tokens(150, seed=1, batch=2, dtype=dtype), draw_tokens(150, seed=2, batch=2, width=5, dtype=dtype)
+    query = draw_tokens(3, seed=3, batch=2, heads=4, dtype=dtype)
     if kind == "numpy":
         key, value, query = key.numpy(), value.numpy(), query.numpy()
     cache = kw.KVCache(layers=2)
@@ -53,12 +55,12 @@ def test_appending_token_by_token_equals_one_array(dtype: str, kind: str, target
     expected = kw.attend(query, key, value, mask=mask)
     actual = cache.attend(1, query, mask=mask)
     assert type(actual) is type(expected)
-    np.testing.assert_array_equal(numbers(actual), numbers(expected))
+    np.testing.assert_array_equal(as_float64(actual), as_float64(expected))
     stats = cache.attention_stats(1, query, mask=mask, top_k=3, segment_bounds=[0, 40, 150])
     expected_stats = kw.attention_stats(query, key, value, mask=mask, top_k=3, segment_bounds=[0, 40, 150])
     for name in ("output", "lse", "entropy", "top_keys", "top_weights", "key_mass", "segment_mass"):
         np.testing.assert_array_equal(
-            numbers(getattr(stats, name)), numbers(getattr(expected_stats, name)), err_msg=name
+            as_float64(getattr(stats, name)), as_float64(getattr(expected_stats, name)), err_msg=name
         )
 
 
@@ -67,7 +69,7 @@ def test_appending_copies_no_past_tokens() -> None:
     moves = 0
     address = None
     for step in range(4_000):
-        cache.append(0, tokens(1, seed=step), tokens(1, seed=-step - 1 + 2**32))
+        cache.append(0, draw_tokens(1, seed=step), draw_tokens(1, seed=-step - 1 + 2**32))
         (chunk,) = cache.chunks(0)
         moves += chunk.key.data.ctypes.data != address
         address = chunk.key.data.ctypes.data
@@ -76,7 +78,7 @@ def test_appending_copies_no_past_tokens() -> None:
 
 def test_tokens_of_a_head_are_contiguous_and_chunks_are_views() -> None:
     cache = kw.KVCache(layers=1)
-    cache.append(0, tokens(5, seed=0), tokens(5, seed=1))
+    cache.append(0, draw_tokens(5, seed=0), draw_tokens(5, seed=1))
     (chunk,) = cache.chunks(0)
     assert all(head.flags.c_contiguous for head in chunk.key.data[0])
     assert np.shares_memory(chunk.key.data, cache.chunks(0)[0].key.data)
@@ -84,28 +86,28 @@ def test_tokens_of_a_head_are_contiguous_and_chunks_are_views() -> None:
 
 def test_forks_change_independently_without_copies() -> None:
     cache = kw.KVCache(layers=1)
-    key, value = tokens(50, seed=0), tokens(50, seed=1)
+    key, value = draw_tokens(50, seed=0), draw_tokens(50, seed=1)
     cache.append(0, key, value)
     forks = [cache.fork() for _ in range(3)]
     for number, fork in enumerate([cache, *forks]):
         assert np.shares_memory(fork.chunks(0)[0].key.data, cache.chunks(0)[0].key.data)
-        more = tokens(20 + number, seed=10 + number)
+        more = draw_tokens(20 + number, seed=10 + number)
         fork.append(0, more, more)
         fork.truncate(65)
     for number, fork in enumerate([cache, *forks]):
-        expected = torch.cat([key, tokens(20 + number, seed=10 + number)[:, :, :15]], dim=2)
+        expected = torch.cat([key, draw_tokens(20 + number, seed=10 + number)[:, :, :15]], dim=2)
         assert torch.equal(layer_tensors(fork)[0], expected)
     cache.truncate(30)
-    cache.append(0, tokens(40, seed=99), tokens(40, seed=99))
+    cache.append(0, draw_tokens(40, seed=99), draw_tokens(40, seed=99))
     for number, fork in enumerate(forks, start=1):
-        expected = torch.cat([key, tokens(20 + number, seed=10 + number)[:, :, :15]], dim=2)
+        expected = torch.cat([key, draw_tokens(20 + number, seed=10 + number)[:, :, :15]], dim=2)
         assert torch.equal(layer_tensors(fork)[0], expected), "truncating its origin changed a fork"
-    assert torch.equal(layer_tensors(cache)[0], torch.cat([key[:, :, :30], tokens(40, seed=99)], dim=2))
+    assert torch.equal(layer_tensors(cache)[0], torch.cat([key[:, :, :30], draw_tokens(40, seed=99)], dim=2))
 
 
 def test_window_keeps_the_keys_that_the_next_queries_see(target: str) -> None:
     window, count = 6, 400
-    key, value, query = tokens(count, seed=0), tokens(count, seed=1), tokens(count, seed=2, heads=4)
+    key, value, query = draw_tokens(count, seed=0), draw_tokens(count, seed=1), draw_tokens(count, seed=2, heads=4)
     cache = kw.KVCache(layers=1, windows=[window])
     mask = kw.Mask(causal=True, window=(window, None))
     expected = kw.attend(query, key, value, mask=mask)
@@ -116,7 +118,7 @@ def test_window_keeps_the_keys_that_the_next_queries_see(target: str) -> None:
         assert cache.tokens(0) == end
         assert cache.first_key(0) == max(0, begin - window)
         actual = cache.attend(0, query[:, :, begin:end], mask=kw.Mask(causal=True))
-        np.testing.assert_allclose(numbers(actual), numbers(expected[:, :, begin:end]), atol=2e-6)
+        np.testing.assert_allclose(as_float64(actual), as_float64(expected[:, :, begin:end]), atol=2e-6)
         begin = end
     assert begin == count
     (chunk,) = cache.chunks(0)
@@ -125,7 +127,7 @@ def test_window_keeps_the_keys_that_the_next_queries_see(target: str) -> None:
 
 
 def test_truncated_window_continues_or_refuses_when_keys_were_dropped() -> None:
-    key, value, query = tokens(100, seed=0), tokens(100, seed=1), tokens(100, seed=2)
+    key, value, query = draw_tokens(100, seed=0), draw_tokens(100, seed=1), draw_tokens(100, seed=2)
     cache = kw.KVCache(layers=2, windows=[10, None])
     for begin, end in ((0, 40), (40, 60)):
         for layer in (0, 1):
@@ -137,7 +139,7 @@ def test_truncated_window_continues_or_refuses_when_keys_were_dropped() -> None:
         cache.append(layer, key[:, :, 40:41], value[:, :, 40:41])
     mask = kw.Mask(causal=True, window=(10, None))
     expected = kw.attend(query[:, :, 40:41], key[:, :, :41], value[:, :, :41], mask=mask)
-    np.testing.assert_allclose(numbers(cache.attend(0, query[:, :, 40:41])), numbers(expected), atol=1e-6)
+    np.testing.assert_allclose(as_float64(cache.attend(0, query[:, :, 40:41])), as_float64(expected), atol=1e-6)
     with pytest.raises(
         OptionError,
         match="before position 30, which the window of layer 0 has dropped, got 39",
@@ -152,27 +154,27 @@ def test_truncated_window_continues_or_refuses_when_keys_were_dropped() -> None:
 def test_queries_that_would_see_dropped_keys_are_refused() -> None:
     cache = kw.KVCache(layers=1, windows=[4])
     for _ in range(20):
-        cache.append(0, tokens(1, seed=0), tokens(1, seed=1))
-    cache.attend(0, tokens(1, seed=2))
+        cache.append(0, draw_tokens(1, seed=0), draw_tokens(1, seed=1))
+    cache.attend(0, draw_tokens(1, seed=2))
     with pytest.raises(OptionError, match="first of 2 queries sees keys from position 14 on; layer 0 has"):
-        cache.attend(0, tokens(2, seed=2))
+        cache.attend(0, draw_tokens(2, seed=2))
     with pytest.raises(OptionError, match=r"mask.keep_first must be 0 after keys were dropped, got 1"):
-        cache.attend(0, tokens(1, seed=2), mask=kw.Mask(keep_first=1))
+        cache.attend(0, draw_tokens(1, seed=2), mask=kw.Mask(keep_first=1))
     with pytest.raises(OptionError, match="position 13 on"):
-        cache.attend(0, tokens(1, seed=2), mask=kw.Mask(lengths=[18]))
+        cache.attend(0, draw_tokens(1, seed=2), mask=kw.Mask(lengths=[18]))
     cache.windows = [None]
     with pytest.raises(OptionError, match="position 0 on"):
-        cache.attend(0, tokens(1, seed=2))
-    cache.attend(0, tokens(1, seed=2), mask=kw.Mask(window=(3, None)))
+        cache.attend(0, draw_tokens(1, seed=2))
+    cache.attend(0, draw_tokens(1, seed=2), mask=kw.Mask(window=(3, None)))
 
 
 def test_select_follows_beam_search() -> None:
-    key, value = tokens(10, seed=0), tokens(10, seed=1)
+    key, value = draw_tokens(10, seed=0), draw_tokens(10, seed=1)
     cache = kw.KVCache(layers=1)
     cache.append(0, key, value)
     cache.select([0, 0, 0])
     assert cache.chunks(0)[0].key.data.strides[0] == 0, "repeating a batch of one copied it"
-    steps = [tokens(1, seed=10 + step, batch=3) for step in range(4)]
+    steps = [draw_tokens(1, seed=10 + step, batch=3) for step in range(4)]
     expected = key.repeat(3, 1, 1, 1)
     for step, items in zip(steps, ([0, 1, 2], [2, 0, 0], [1, 1, 1], [2, 1, 0]), strict=True):
         cache.append(0, step, step)
@@ -191,33 +193,33 @@ def test_select_follows_beam_search() -> None:
 
 def test_emptied_cache_accepts_other_shapes_and_dtypes() -> None:
     cache = kw.KVCache(layers=1)
-    cache.append(0, tokens(10, seed=0), tokens(10, seed=1))
+    cache.append(0, draw_tokens(10, seed=0), draw_tokens(10, seed=1))
     cache.truncate(0)
     with pytest.raises(OptionError, match="layer must have keys, got 0; append some first"):
-        cache.attend(0, tokens(1, seed=0))
-    other = tokens(5, seed=2, batch=3, heads=1, width=4, dtype="float16")
+        cache.attend(0, draw_tokens(1, seed=0))
+    other = draw_tokens(5, seed=2, batch=3, heads=1, width=4, dtype="float16")
     cache.append(0, other, other)
     assert torch.equal(layer_tensors(cache)[0], other)
 
 
 def test_wrong_arguments_are_refused_and_change_nothing() -> None:
     cache = kw.KVCache(layers=2)
-    cache.append(0, tokens(4, seed=0), tokens(4, seed=1, width=6))
-    one, one_value = tokens(1, seed=0), tokens(1, seed=0, width=6)
+    cache.append(0, draw_tokens(4, seed=0), draw_tokens(4, seed=1, width=6))
+    one, one_value = draw_tokens(1, seed=0), draw_tokens(1, seed=0, width=6)
     cases: list[tuple[Any, Any, Any, type[KeywiseError], str]] = [
         (2, one, one_value, OptionError, "layer must be between 0 and 1, got 2"),
         (
             0,
             one,
-            tokens(2, seed=0, width=6),
+            draw_tokens(2, seed=0, width=6),
             ShapeError,
             r"value must have the batch, heads and tokens of key, \[1, 2, 1",
         ),
         (0, one, one, ShapeError, r"value must have shape \[1, 2, 1, 6\] for layer 0, got \[1, 2, 1, 8\]"),
         (
             0,
-            tokens(1, seed=0, batch=2),
-            tokens(1, seed=0, batch=2, width=6),
+            draw_tokens(1, seed=0, batch=2),
+            draw_tokens(1, seed=0, batch=2, width=6),
             ShapeError,
             r"key must have shape \[1, 2, 1, 8\] for layer 0, got \[2, 2, 1, 8\]",
         ),
@@ -245,7 +247,7 @@ def test_wrong_arguments_are_refused_and_change_nothing() -> None:
     with pytest.raises(OptionError, match=r"layers must be between 1 and .* got 0"):
         kw.KVCache(layers=0)
     with pytest.raises(DtypeError, match="key chunk 0 must have the query's dtype float16, got float32"):
-        cache.attend(0, tokens(1, seed=0, dtype="float16"))
+        cache.attend(0, draw_tokens(1, seed=0, dtype="float16"))
 
 
 OPERATION = st.one_of(
@@ -261,13 +263,13 @@ OPERATION = st.one_of(
 def test_any_history_equals_one_array(operations: list[tuple[str, Any]], dtype: str, queries: int) -> None:
     """Check every branch, the abandoned ones too, against the array of its own history."""
     cache = kw.KVCache(layers=1)
-    start = tokens(1, seed=0, batch=2, dtype=dtype)
+    start = draw_tokens(1, seed=0, batch=2, dtype=dtype)
     cache.append(0, start, start.flip(3))
     key = start
     abandoned: list[tuple[kw.KVCache, torch.Tensor]] = []
     for seed, (name, detail) in enumerate(operations, start=1):
         if name == "append":
-            more = tokens(detail, seed=seed, batch=key.shape[0], dtype=dtype)
+            more = draw_tokens(detail, seed=seed, batch=key.shape[0], dtype=dtype)
             cache.append(0, more, more.flip(3))
             key = torch.cat([key, more], dim=2)
         elif name == "truncate":
@@ -286,9 +288,11 @@ def test_any_history_equals_one_array(operations: list[tuple[str, Any]], dtype: 
         actual_key, actual_value = layer_tensors(branch)
         assert torch.equal(actual_key, expected)
         assert torch.equal(actual_value, expected.flip(3))
-    query = tokens(queries, seed=99, batch=key.shape[0], heads=4, dtype=dtype)
-    judged = verdict(make_problem(query, key, key.flip(3), **CAUSAL, stats=StatsRequest(segment_bounds=[0, 1])))
+    query = draw_tokens(queries, seed=99, batch=key.shape[0], heads=4, dtype=dtype)
+    expectation = make_expectation(
+        make_problem(query, key, key.flip(3), **CAUSAL, stats=StatsRequest(segment_bounds=[0, 1]))
+    )
     for target in kw.targets():
         with kw.using(target):
-            check_output(cache.attend(0, query, mask=kw.Mask(causal=True)), judged)
-            check_stats(cache.attention_stats(0, query, mask=kw.Mask(causal=True), segment_bounds=[0, 1]), judged)
+            check_output(cache.attend(0, query, mask=kw.Mask(causal=True)), expectation)
+            check_stats(cache.attention_stats(0, query, mask=kw.Mask(causal=True), segment_bounds=[0, 1]), expectation)

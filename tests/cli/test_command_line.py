@@ -15,7 +15,7 @@ import torch
 import keywise as kw
 from keywise.attention import _native
 from keywise.models import find_model
-from tests.support.command_line import PROCESS, heed_control_c, run
+from tests.support.command_line import PROCESS, restore_control_c, run
 
 LIGHTHOUSE = Path(__file__).parents[2] / "examples" / "lighthouse.md"
 QUESTION = "Where is the old lens now?"
@@ -140,7 +140,7 @@ def test_a_second_question_reuses_the_stored_document(tmp_path):
     assert json.loads(run("cache", "list", "--json").stdout)["kept"] == []
 
 
-def test_cache_limit(own_cache):
+def test_cache_limit_is_shown_set_and_checked(own_cache):
     assert json.loads(run("cache", "limit", "--json").stdout) == {"limit_bytes": 4 * 10**9}
     for given, limit_bytes, shown in (
         ("1.5GB", 1_500_000_000, "1.5 GB"),
@@ -161,7 +161,7 @@ def test_cache_limit(own_cache):
     assert run("cache", "limit", "1GB").exit_code == 0
 
 
-def test_info_json():
+def test_info_json_has_fixed_keys():
     done = run("info", "--json")
     assert done.exit_code == 0, done.stderr
     facts = json.loads(done.stdout)
@@ -252,7 +252,7 @@ def test_a_page_never_replaces_a_document(tmp_path, link):
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
 @pytest.mark.parametrize("arguments", [["info"], ["info", "--json"], ["--help"]])
-def test_output_that_cannot_be_written(arguments):
+def test_unwritable_stdout_exits_without_a_traceback(arguments):
     with open("/dev/full", "w") as full:
         done = subprocess.run(
             [*PROCESS, *arguments],
@@ -277,7 +277,7 @@ def test_info_with_a_bad_model_shows_the_rest(monkeypatch):
     assert "got '/nonexistent'" in shown.stdout
 
 
-def test_version():
+def test_version_is_printed():
     assert run("--version").stdout == f"keywise {kw.__version__}\n"
 
 
@@ -311,7 +311,7 @@ def test_wrong_usage_shows_the_usage(arguments):
     assert "Usage" in done.stderr
 
 
-def test_a_question_needs_something_to_ask():
+def test_a_question_without_file_or_library_is_refused():
     done = run("ask", "Why?")
     assert done.exit_code == 2
     assert "FILE must name one file or more; or ask a library with --library" in done.stderr
@@ -329,7 +329,7 @@ def test_help_shows_examples():
     assert "info" in commands
 
 
-def test_core_install_says_what_to_install(tmp_path):
+def test_core_install_names_the_missing_packages(tmp_path):
     """Python without its site-packages, given only what a core install brings."""
     packages = Path(str(distribution("keywise").locate_file("")))
     for path in [*packages.glob("numpy*"), *packages.glob("keywise-*.dist-info")]:
@@ -365,7 +365,7 @@ def test_interrupt_ends_with_130_and_one_line():
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=heed_control_c,  # noqa: PLW1509
+        preexec_fn=restore_control_c,  # noqa: PLW1509
     )
     # The first piece of the answer: the model is at work.
     first = process.stdout.read(1)

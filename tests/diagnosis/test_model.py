@@ -31,7 +31,7 @@ EAGER_ONLY = {"gemma2", "gpt_oss"}
 
 def make_model(name: str, attention: str) -> Any:
     keywise.hf.register()
-    model = models.make(name)
+    model = models.make_model(name)
     model.set_attn_implementation(attention)
     return model
 
@@ -51,7 +51,7 @@ def test_healthy_model_has_no_errors_or_warnings(name: str, attention: str) -> N
 
 @pytest.mark.parametrize("name", models.DECODERS)
 def test_every_check_of_decoders_is_made(name: str) -> None:
-    diagnosis = check_model(models.make(name))
+    diagnosis = check_model(models.make_model(name))
     tested = {"future-leak", "padding-visible", "document-leak", "prefill-decode-disagree", "positions-not-shifted"}
     if name == "gpt_oss":  # transformers makes its masks without positions
         tested.remove("document-leak")
@@ -66,7 +66,7 @@ def test_every_check_of_decoders_is_made(name: str) -> None:
 
 def test_unusual_scale_is_a_note() -> None:
     for name in ("t5", "whisper"):
-        severities = {finding.code: finding.severity for finding in check_model(models.make(name)).findings}
+        severities = {finding.code: finding.severity for finding in check_model(models.make_model(name)).findings}
         assert severities["scale-unusual"] == "note"
 
 
@@ -79,8 +79,8 @@ def test_half_precision_model_has_no_errors(dtype: torch.dtype, attention: str) 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "mistral"])
 def test_own_padded_inputs_are_healthy(name: str) -> None:
-    padded = models.inputs(name, "left")
-    assert check_model(models.make(name), inputs=padded).healthy
+    padded = models.make_inputs(name, "left")
+    assert check_model(models.make_model(name), inputs=padded).healthy
 
 
 def test_model_is_unchanged_by_the_check() -> None:
@@ -156,22 +156,22 @@ def test_model_of_sound_has_no_errors() -> None:
     [
         (lambda model: (torch.nn.Linear(2, 2),), kw.DtypeError, "model .*Linear"),
         (lambda model: (model, None, "text"), kw.OptionError, "tokenizer must be given with text"),
-        (lambda model: (model, models.tokenizer("<unk>", "a"), ""), kw.OptionError, "text must not be empty"),
+        (lambda model: (model, models.make_tokenizer("<unk>", "a"), ""), kw.OptionError, "text must not be empty"),
     ],
 )
 def test_unusable_argument_is_refused_by_name(arguments: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
-        check_model(*arguments(models.make("llama")))
+        check_model(*arguments(models.make_model("llama")))
 
 
 def test_inputs_that_are_no_dictionary_are_refused() -> None:
     with pytest.raises(kw.DtypeError, match="inputs must be a dictionary, got 'Tensor'"):
-        check_model(models.make("llama"), inputs=torch.zeros(1, 3))
+        check_model(models.make_model("llama"), inputs=torch.zeros(1, 3))
 
 
 def test_text_for_a_model_of_images_is_refused() -> None:
     with pytest.raises(kw.OptionError, match="text must not be given for a model that takes 'pixel_values'"):
-        check_model(models.make("vit"), models.tokenizer("<unk>", "a"), "a")
+        check_model(models.make_model("vit"), models.make_tokenizer("<unk>", "a"), "a")
 
 
 @pytest.fixture(scope="module")
@@ -210,9 +210,9 @@ def test_minilm_is_healthy() -> None:
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
     """Save a tiny model with a tokenizer of a few words."""
-    tokenizer = models.tokenizer("<unk>", *(LIGHTHOUSE.read_text(encoding="utf-8").split()[:40]))
+    tokenizer = models.make_tokenizer("<unk>", *(LIGHTHOUSE.read_text(encoding="utf-8").split()[:40]))
     folder = tmp_path / "model"
-    models.make("llama").save_pretrained(folder)
+    models.make_model("llama").save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 

@@ -42,7 +42,7 @@ def test_first_failed_probe_explains_the_others() -> None:
     assert diagnosis.findings[0].consequences == ("prefill-decode-disagree",)
 
 
-def test_found_outweighs_clean_and_clean_outweighs_not_testable() -> None:
+def test_a_finding_outweighs_clean_and_clean_outweighs_not_testable() -> None:
     results = CheckResults()
     results.add_untestable("no window", "window-dropped", "scale-missing", "sinks-dropped")
     results.add_clean("window-dropped", "scale-missing")

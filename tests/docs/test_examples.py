@@ -23,18 +23,18 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_docstrings(name: str) -> None:
+def test_examples_of_docstrings_run(name: str) -> None:
     failed, _ = doctest.testmod(importlib.import_module(name), optionflags=doctest.NORMALIZE_WHITESPACE)
     assert failed == 0
 
 
-def test_docstrings_hold_examples() -> None:
+def test_at_least_ten_docstrings_have_examples() -> None:
     finder = doctest.DocTestFinder(exclude_empty=True)
-    found = [test for name in MODULES for test in finder.find(importlib.import_module(name)) if test.examples]
-    assert len(found) >= 10
+    tests = [test for name in MODULES for test in finder.find(importlib.import_module(name)) if test.examples]
+    assert len(tests) >= 10
 
 
-def python_blocks(page: Path) -> list[tuple[int, str]]:
+def find_python_blocks(page: Path) -> list[tuple[int, str]]:
     """Return (line, code) of each block marked as Python."""
     text = page.read_text(encoding="utf-8")
     return [
@@ -45,12 +45,12 @@ def python_blocks(page: Path) -> list[tuple[int, str]]:
 
 @pytest.mark.usefixtures("own_cache")
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
-def test_pages(page: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_examples_of_pages_run(page: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Run a page's blocks one after the other; later ones may use what earlier ones made."""
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {"__name__": page.stem}
-    for line, code in python_blocks(page):
+    for line, code in find_python_blocks(page):
         if ">>>" in code:
             test = doctest.DocTestParser().get_doctest(code, names, page.name, str(page), line)
             runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE)

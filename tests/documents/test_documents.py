@@ -70,7 +70,7 @@ def windowed(loaded):
     return LoadedModel(model, loaded.tokenizer, "windowed", None)
 
 
-def eager_sentence_mass(loaded, document, heads, question):
+def compute_eager_sentence_mass(loaded, document, heads, question):
     """Compute the mass of matching and copying heads on sentences from the weights of one eager forward pass."""
     prompt = document.reader.evidence_model.prompt
     encoded = prompt.encode_document(document.sources)
@@ -87,7 +87,7 @@ def eager_sentence_mass(loaded, document, heads, question):
     first, last = len(prompt.before_ids), tokens.shape[1] - answer_start
     in_sentence = np.eye(sentence_ids.max() + 1)[sentence_ids] * (sentence_ids >= 0)[:, None]
 
-    def mean_mass(group, queries, query_weights=None):
+    def compute_mean_mass(group, queries, query_weights=None):
         return [
             np.average(
                 weights[layer][0, head, queries, first : first + len(document_ids)].double().numpy() @ in_sentence,
@@ -97,9 +97,9 @@ def eager_sentence_mass(loaded, document, heads, question):
             for layer, head in group
         ]
 
-    copying = mean_mass(heads.copying, slice(last, None))
+    copying = compute_mean_mass(heads.copying, slice(last, None))
     if question == NULL_QUESTION:
-        return mean_mass(heads.matching, slice(first + len(document_ids), last)), copying
+        return compute_mean_mass(heads.matching, slice(first + len(document_ids), last)), copying
     # Only the question's own tokens count, those of many sentences little.
     own_ids = loaded.tokenizer(question, add_special_tokens=False)["input_ids"]
     place = next(n for n in range(len(question_ids)) if question_ids[n : n + len(own_ids)] == own_ids)
@@ -109,12 +109,12 @@ def eager_sentence_mass(loaded, document, heads, question):
     ]
     query_weights = [inverse_document_frequency(count, in_sentence.shape[1]) ** 2 for count in sentences_with]
     start = first + len(document_ids) + place
-    return mean_mass(heads.matching, slice(start, start + len(own_ids)), query_weights), copying
+    return compute_mean_mass(heads.matching, slice(start, start + len(own_ids)), query_weights), copying
 
 
 def assert_stats_equal_eager(loaded, document, heads, question, atol):
-    matching, copying = eager_sentence_mass(loaded, document, heads, question)
-    null_matching, null_copying = eager_sentence_mass(loaded, document, heads, NULL_QUESTION)
+    matching, copying = compute_eager_sentence_mass(loaded, document, heads, question)
+    null_matching, null_copying = compute_eager_sentence_mass(loaded, document, heads, NULL_QUESTION)
     stats, _ = score_all_heads(document, question)
     np.testing.assert_allclose(stats.matching, np.subtract(matching, null_matching), atol=atol)
     expected = np.subtract(copying, null_copying).reshape(stats.copying.shape)
@@ -122,23 +122,23 @@ def assert_stats_equal_eager(loaded, document, heads, question, atol):
 
 
 def test_the_best_sentence_contains_the_answer(answer):
-    asked, _ = answer
-    assert "museum" in asked.text
-    assert asked.complete
-    assert "museum" in asked.evidence[0].text
-    assert asked.evidence[0].share > 1.5 * asked.evidence[1].share
-    assert asked.no_answer_share < 0.5
-    assert asked.document_tokens > 500
-    assert asked.answer_tokens <= 40
+    result, _ = answer
+    assert "museum" in result.text
+    assert result.complete
+    assert "museum" in result.evidence[0].text
+    assert result.evidence[0].share > 1.5 * result.evidence[1].share
+    assert result.no_answer_share < 0.5
+    assert result.document_tokens > 500
+    assert result.answer_tokens <= 40
 
 
 def test_a_quoted_answer_is_part_of_its_source(answer):
-    asked, _ = answer
-    assert asked.sentences == 1
-    assert asked.complete
-    assert asked.text in asked.evidence[0].text
-    assert [asked.text[word.start : word.end] for word in asked.words] == asked.text.split()
-    assert {word.sources for word in asked.words} == {(1,)}
+    result, _ = answer
+    assert result.sentences == 1
+    assert result.complete
+    assert result.text in result.evidence[0].text
+    assert [result.text[word.start : word.end] for word in result.words] == result.text.split()
+    assert {word.sources for word in result.words} == {(1,)}
 
 
 def test_a_quotation_is_the_likeliest_of_the_spans(in_float32):

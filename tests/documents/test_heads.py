@@ -47,7 +47,7 @@ def test_heads_of_an_earlier_build_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "heads.json"
     fields = {"matching": [], "copying": [], "powers": {}, "none_mass": 0.0, "none_power": 0.0}
     path.write_text(json.dumps({"model": "tiny", "weights": [WEIGHTS], "heads": fields}))
-    with pytest.raises(FormatError, match=r"heads\.json was made by an earlier build; delete it or create it again"):
+    with pytest.raises(FormatError, match=r"heads\.json' was made by an earlier build; delete it or create it again"):
         Heads.load(path)
     path.write_text(json.dumps({"version": 3, "model": "tiny", "weights": [WEIGHTS], "heads": fields}))
     with pytest.raises(FormatError, match="was made by another build"):

@@ -51,7 +51,7 @@ def loaded(request: pytest.FixtureRequest, default: LoadedModel) -> LoadedModel:
 
 
 @contextmanager
-def counted(loaded: LoadedModel) -> Iterator[list[int]]:
+def count_tokens(loaded: LoadedModel) -> Iterator[list[int]]:
     """Collect the number of tokens of every call of the model."""
     calls: list[int] = []
     hook = loaded.model.register_forward_pre_hook(lambda _module, arguments: calls.append(arguments[0].shape[1]))
@@ -65,7 +65,7 @@ def ask(document: Document) -> Answer:
     return document.ask(QUESTION, max_tokens=6)
 
 
-def words_and_evidence(answer: Answer) -> Any:
+def select_words_and_evidence(answer: Answer) -> Any:
     return answer.text, answer.words, answer.evidence
 
 
@@ -75,12 +75,12 @@ def answers_agree(actual: Answer, expected: Answer) -> bool:
     return masses[0].keys() == masses[1].keys() and masses[0] == pytest.approx(masses[1], rel=1e-3, abs=1e-5)
 
 
-def null_question_ids(document: Document, question: str) -> list[int]:
+def encode_question_ids(document: Document, question: str) -> list[int]:
     model = document.reader.evidence_model
     return model.prompt.encode_question(question, start_answer=model.starts_answer).token_ids
 
 
-def files(folder: Path) -> list[Path]:
+def list_files(folder: Path) -> list[Path]:
     return sorted(path for path in (folder / "documents").rglob("*") if path.is_file())
 
 
@@ -88,13 +88,13 @@ def test_the_same_text_is_not_computed_again(loaded: LoadedModel, tmp_path: Path
     first = Reader(loaded, cache_dir=tmp_path).read(TEXT)
     assert first.reused_tokens == 0
     steps: list[tuple[int, int]] = []
-    with counted(loaded) as calls:
+    with count_tokens(loaded) as calls:
         second = Reader(loaded, cache_dir=tmp_path).read(TEXT, progress=lambda *done: steps.append(done))
     # The null question is not run again either.
     assert (calls, steps) == ([], [])
     assert second.reused_tokens == second.tokens == first.tokens
     answers = ask(first), ask(second)
-    assert words_and_evidence(answers[0]) == words_and_evidence(answers[1])
+    assert select_words_and_evidence(answers[0]) == select_words_and_evidence(answers[1])
     assert [answer.reused_tokens for answer in answers] == [0, first.tokens]
 
 
@@ -108,12 +108,12 @@ def test_the_tokens_of_the_same_text_are_loaded(
     )
     second = reader.read(TEXT)
     assert second.reused_tokens == second.tokens == first.tokens
-    assert words_and_evidence(ask(second)) == words_and_evidence(ask(first))
+    assert select_words_and_evidence(ask(second)) == select_words_and_evidence(ask(first))
 
 
 def test_a_file_under_the_name_of_another_text_is_not_used(loaded: LoadedModel, tmp_path: Path) -> None:
     Reader(loaded, cache_dir=tmp_path).read(TEXT)
-    (stored,) = files(tmp_path)
+    (stored,) = list_files(tmp_path)
     reader = Reader(loaded, cache_dir=tmp_path)
     other = Source("text", "No " + TEXT)
     digest = reader.evidence_model.prompt.digest_sources([other])
@@ -137,10 +137,10 @@ def test_of_a_changed_text_only_the_end_is_computed(loaded: LoadedModel, tmp_pat
     as_long = TEXT.replace("19", "18")
     for changed in (as_long, TEXT + " It is dark.", TEXT[:-60] + "all lamps are dark.", TEXT[:-60]):
         fresh = Reader(loaded, keep=False).read(changed)
-        with counted(loaded) as calls:
+        with count_tokens(loaded) as calls:
             document = Reader(loaded, cache_dir=tmp_path).read(changed)
         assert document.tokens - 40 < document.reused_tokens <= document.tokens
-        null_tokens = len(null_question_ids(document, "N/A"))
+        null_tokens = len(encode_question_ids(document, "N/A"))
         assert sum(calls) == document.tokens - document.reused_tokens + null_tokens
         assert answers_agree(ask(document), ask(fresh))
     # A text with another beginning shares only the template before it.
@@ -150,7 +150,7 @@ def test_of_a_changed_text_only_the_end_is_computed(loaded: LoadedModel, tmp_pat
 def test_a_longer_text_replaces_its_beginning(loaded: LoadedModel, tmp_path: Path) -> None:
     for text in (TEXT, TEXT + " It is dark.", TEXT + " It is dark. It is cold."):
         Reader(loaded, cache_dir=tmp_path).read(text)
-    assert len(files(tmp_path)) == 1
+    assert len(list_files(tmp_path)) == 1
     assert Reader(loaded, cache_dir=tmp_path).read(TEXT).reused_tokens > 100
 
 
@@ -171,7 +171,7 @@ def test_an_interrupt_stores_the_chunks_done(
     with pytest.raises(KeyboardInterrupt):
         Reader(loaded, cache_dir=tmp_path).read(TEXT)
     hook.remove()
-    assert len(files(tmp_path)) == (1 if chunks else 0)
+    assert len(list_files(tmp_path)) == (1 if chunks else 0)
     again = Reader(loaded, cache_dir=tmp_path)
     document = again.read(TEXT)
     before = len(again.evidence_model.prompt.before_ids)
@@ -222,7 +222,7 @@ def test_a_damaged_header_is_reported_and_the_text_computed_again(
 ) -> None:
     loaded = tiny("llama", default)
     expected = ask(Reader(loaded, cache_dir=tmp_path).read(TEXT))
-    path = files(tmp_path)[0]
+    path = list_files(tmp_path)[0]
     damage(path)
     messages: list[str] = []
     document = Reader(loaded, cache_dir=tmp_path, status=messages.append).read(TEXT)
@@ -237,19 +237,19 @@ def test_a_damaged_header_is_reported_and_the_text_computed_again(
         assert len(messages) == 1
         assert "removed: the document is computed again" in messages[0]
         assert Reader(loaded, cache_dir=tmp_path).read(TEXT).reused_tokens == document.tokens
-    assert words_and_evidence(ask(document)) == words_and_evidence(expected)
+    assert select_words_and_evidence(ask(document)) == select_words_and_evidence(expected)
 
 
 @pytest.mark.usefixtures("small_blocks")
 @pytest.mark.parametrize("place", KEYS)
 @pytest.mark.parametrize("question", ["ask", "evidence"])
-def test_damaged_keys_show_at_the_first_question_and_the_text_is_read_again(
+def test_damaged_keys_are_reported_at_the_first_question_and_computed_again(
     loaded: LoadedModel, tmp_path: Path, place: Callable[[int], int], question: str
 ) -> None:
     first = Reader(loaded, cache_dir=tmp_path).read(TEXT)
     expected = first.ask(QUESTION, max_tokens=6)
     expected_evidence = first.evidence(QUESTION)
-    flip(files(tmp_path)[0], place)
+    flip(list_files(tmp_path)[0], place)
     messages: list[str] = []
     document = Reader(loaded, cache_dir=tmp_path, status=messages.append).read(TEXT)
     # Opening reads no keys: nothing is known yet.
@@ -257,7 +257,7 @@ def test_damaged_keys_show_at_the_first_question_and_the_text_is_read_again(
     chunks: list[str] = []
     if question == "ask":
         answer = document.ask(QUESTION, max_tokens=6, on_token=chunks.append)
-        assert words_and_evidence(answer) == words_and_evidence(expected)
+        assert select_words_and_evidence(answer) == select_words_and_evidence(expected)
         assert answer.reused_tokens == 0
         assert "".join(chunks).strip() == answer.text
     else:
@@ -269,7 +269,7 @@ def test_damaged_keys_show_at_the_first_question_and_the_text_is_read_again(
     assert "damaged: the checksum" in messages[0]
     assert "removed: the document is computed again" in messages[0]
     # The file was replaced, and the computed document serves the next questions.
-    with counted(loaded) as calls:
+    with count_tokens(loaded) as calls:
         assert document.evidence(QUESTION) == expected_evidence
         assert (
             Reader(loaded, cache_dir=tmp_path, status=messages.append).read(TEXT).evidence(QUESTION)
@@ -285,13 +285,15 @@ def test_damaged_keys_of_a_beginning_are_not_reused(
     loaded: LoadedModel, tmp_path: Path, place: Callable[[int], int]
 ) -> None:
     Reader(loaded, cache_dir=tmp_path).read(TEXT)
-    flip(files(tmp_path)[0], place)
+    flip(list_files(tmp_path)[0], place)
     messages: list[str] = []
     changed = TEXT + " It is dark."
     document = Reader(loaded, cache_dir=tmp_path, status=messages.append).read(changed)
     assert "damaged: the checksum" in messages[0]
     assert (len(messages), document.reused_tokens) == (1, 0)
-    assert words_and_evidence(ask(document)) == words_and_evidence(ask(Reader(loaded, keep=False).read(changed)))
+    assert select_words_and_evidence(ask(document)) == select_words_and_evidence(
+        ask(Reader(loaded, keep=False).read(changed))
+    )
     assert Reader(loaded, cache_dir=tmp_path).read(TEXT).reused_tokens > 100
 
 
@@ -301,7 +303,7 @@ def test_an_interrupted_second_prefill_leaves_the_document_complete(
 ) -> None:
     monkeypatch.setattr(prefill, "CHUNK_TOKENS", 40)
     expected = ask(Reader(loaded, cache_dir=tmp_path).read(TEXT))
-    flip(files(tmp_path)[0], KEYS[0])
+    flip(list_files(tmp_path)[0], KEYS[0])
     document = Reader(loaded, cache_dir=tmp_path, status=lambda _: None).read(TEXT)
     calls: list[int] = []
 
@@ -323,11 +325,13 @@ def test_the_null_statistics_of_another_calibration_are_not_used(
 ) -> None:
     Reader(loaded, cache_dir=tmp_path).read(TEXT)
     monkeypatch.setattr(prefill, "NULL_QUESTION", "Nothing?")
-    with counted(loaded) as calls:
+    with count_tokens(loaded) as calls:
         document = Reader(loaded, cache_dir=tmp_path).read(TEXT)
-    assert calls == [len(null_question_ids(document, "Nothing?"))]
+    assert calls == [len(encode_question_ids(document, "Nothing?"))]
     assert document.reused_tokens == document.tokens
-    assert words_and_evidence(ask(document)) == words_and_evidence(ask(Reader(loaded, cache_dir=tmp_path).read(TEXT)))
+    assert select_words_and_evidence(ask(document)) == select_words_and_evidence(
+        ask(Reader(loaded, cache_dir=tmp_path).read(TEXT))
+    )
 
 
 def test_a_document_of_an_earlier_build_is_computed_again_and_replaced(
@@ -341,7 +345,7 @@ def test_a_document_of_an_earlier_build_is_computed_again_and_replaced(
     assert "was made by an earlier build; delete it or create it again" in messages.pop()
     document = Reader(loaded, cache_dir=tmp_path, status=messages.append).read(TEXT)
     assert document.reused_tokens == 0
-    assert words_and_evidence(ask(document)) == words_and_evidence(expected)
+    assert select_words_and_evidence(ask(document)) == select_words_and_evidence(expected)
     assert len(messages) == 1
     assert "was made by an earlier build" in messages[0]
     assert "removed: the document is computed again" in messages[0]
@@ -352,14 +356,14 @@ def test_a_document_of_an_earlier_build_is_computed_again_and_replaced(
 def test_nothing_is_stored_with_keep_false(default: LoadedModel, tmp_path: Path, own_cache: Path) -> None:
     loaded = tiny("llama", default)
     assert Reader(loaded, cache_dir=tmp_path, keep=False).read(TEXT).reused_tokens == 0
-    assert files(tmp_path) == files(own_cache) == []
+    assert list_files(tmp_path) == list_files(own_cache) == []
     Reader(loaded, keep=True).read(TEXT)
-    assert len(files(own_cache)) == 1
+    assert len(list_files(own_cache)) == 1
 
 
 def test_files_are_for_their_owner_alone(default: LoadedModel, tmp_path: Path) -> None:
     Reader(tiny("llama", default), cache_dir=tmp_path).read(TEXT)
-    path = files(tmp_path)[0]
+    path = list_files(tmp_path)[0]
     assert [oct(part.stat().st_mode & 0o777) for part in (path, *path.parents[:2])] == ["0o600", "0o700", "0o700"]
 
 
@@ -368,15 +372,15 @@ def test_the_limit_removes_documents_unused_for_longest(default: LoadedModel, tm
     assert limited.limit_bytes == DEFAULT_LIMIT_BYTES
     texts = [f"{word} {TEXT}" for word in ("One", "Two", "Three")]
     for age, text in zip((30, 20, 10), texts, strict=True):
-        before = set(files(tmp_path))
+        before = set(list_files(tmp_path))
         Reader(loaded, cache_dir=tmp_path).read(text)
-        (made,) = set(files(tmp_path)) - before
+        (made,) = set(list_files(tmp_path)) - before
         os.utime(made, (time.time() - age, time.time() - age))
     kept = limited.kept()
     assert [(item.model, item.sources, item.tokens > 100) for item in kept] == [("llama", ("text",), True)] * 3
     assert Reader(loaded, cache_dir=tmp_path).read(texts[0]).reused_tokens > 100  # the oldest is used again
     limited.limit_bytes = 2 * kept[0].size_bytes + 1000
-    assert len(files(tmp_path)) == 3  # two and the settings
+    assert len(list_files(tmp_path)) == 3  # two and the settings
     Reader(loaded, cache_dir=tmp_path).read("Four " + TEXT)
     reused = [Reader(loaded, cache_dir=tmp_path).read(text).reused_tokens > 0 for text in ("Four " + TEXT, texts[0])]
     assert reused == [True, True]
@@ -394,7 +398,7 @@ def test_a_document_larger_than_the_limit_is_reported_and_not_stored(default: Lo
     assert "more than the limit of 1,000" in messages[0]
     with pytest.warns(UserWarning, match="more than the limit"):
         assert Reader(loaded, cache_dir=tmp_path).read(TEXT).reused_tokens == 0
-    assert [path.name for path in files(tmp_path)] == ["settings.json"]
+    assert [path.name for path in list_files(tmp_path)] == ["settings.json"]
 
 
 def test_a_folder_that_cannot_be_written_is_reported(default: LoadedModel, tmp_path: Path) -> None:
@@ -409,27 +413,27 @@ def test_a_folder_that_cannot_be_written_is_reported(default: LoadedModel, tmp_p
 def test_unfinished_files_of_killed_writers_are_removed(default: LoadedModel, tmp_path: Path) -> None:
     loaded = tiny("llama", default)
     Reader(loaded, cache_dir=tmp_path).read(TEXT)
-    folder = files(tmp_path)[0].parent
+    folder = list_files(tmp_path)[0].parent
     for name, age in ((".keywise-unfinished-old", ABANDONED_SECONDS + 60), (".keywise-unfinished-new", 0)):
         (folder / name).write_bytes(b"half")
         os.utime(folder / name, (time.time() - age, time.time() - age))
     Reader(loaded, cache_dir=tmp_path).read("No " + TEXT)
-    assert [path.name for path in files(tmp_path) if path.name.startswith(".")] == [".keywise-unfinished-new"]
+    assert [path.name for path in list_files(tmp_path) if path.name.startswith(".")] == [".keywise-unfinished-new"]
 
 
 def test_many_questions_share_the_document(loaded: LoadedModel, tmp_path: Path) -> None:
     document = Reader(loaded, cache_dir=tmp_path).read(TEXT)
     questions = [QUESTION, "What is dark?", "Why?"]
     answers = document.ask_many(questions, max_tokens=4)
-    assert [words_and_evidence(answer) for answer in answers] == [
-        words_and_evidence(document.ask(question, max_tokens=4)) for question in questions
+    assert [select_words_and_evidence(answer) for answer in answers] == [
+        select_words_and_evidence(document.ask(question, max_tokens=4)) for question in questions
     ]
     context = document.windows[0].context
     addresses = {context.run(lambda fork: fork.kv.chunks(3)[0].key.data.ctypes.data) for _ in range(2)}
     assert len(addresses) == 1
     with pytest.raises(DtypeError, match="questions must be a list of questions"):
         document.ask_many(QUESTION)
-    with counted(loaded) as calls, pytest.raises(OptionError, match="question must not be empty"):
+    with count_tokens(loaded) as calls, pytest.raises(OptionError, match="question must not be empty"):
         document.ask_many([QUESTION, " "])
     assert calls == []
 

@@ -186,7 +186,7 @@ def test_words_of_an_answer_are_marked_with_their_sources():
     assert mark_sources(ANSWER) == ANSWER.text
 
 
-def test_a_page_tells_when_the_answer_is_doubtful():
+def test_a_page_warns_of_a_doubtful_answer():
     assert "no heads are tuned for model m&amp;m" in to_html(ANSWER, SOURCES)
     tuned = replace(ANSWER, tuned_on="questions", no_answer_share=0.4)
     assert 'class="doubt"' not in to_html(tuned, SOURCES)

@@ -32,14 +32,14 @@ METHODS: dict[str, dict[str, Any]] = {
 
 def make_model(name: str, attention: str = "keywise") -> Any:
     keywise.hf.register()
-    model = models.make(name)
+    model = models.make_model(name)
     model.set_attn_implementation(attention)
     return model
 
 
 def make_prompt(name: str, side: str | None = None) -> dict[str, Any]:
     """Return arguments of `generate`, which makes position ids itself."""
-    return {key: value for key, value in models.inputs(name, side).items() if key != "position_ids"}
+    return {key: value for key, value in models.make_inputs(name, side).items() if key != "position_ids"}
 
 
 def generate(
@@ -65,7 +65,7 @@ def test_generate_returns_the_tokens_of_transformers_own_cache(name: str, side: 
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_other_attentions_work_with_it(attention: str) -> None:
+def test_other_attention_implementations_work_with_the_cache(attention: str) -> None:
     model, model_inputs = make_model("llama", attention), make_prompt("llama")
     cache = keywise.hf.Cache(model.config)
     expected = generate(model, model_inputs, DynamicCache(config=model.config))
@@ -81,7 +81,7 @@ def test_other_attentions_work_with_it(attention: str) -> None:
 @pytest.mark.parametrize("method", ["greedy", "beams"])
 @pytest.mark.parametrize("name", models.ENCODER_DECODERS)
 def test_encoder_decoder_models_generate_the_same_tokens(name: str, method: str) -> None:
-    model, model_inputs = make_model(name), models.inputs(name)
+    model, model_inputs = make_model(name), models.make_inputs(name)
     own = EncoderDecoderCache(keywise.hf.Cache(model.config), keywise.hf.Cache(model.config))
     theirs = EncoderDecoderCache(DynamicCache(config=model.config), DynamicCache(config=model.config))
     assert torch.equal(generate(model, model_inputs, own, method), generate(model, model_inputs, theirs, method))
@@ -97,7 +97,7 @@ def compute_logits(model: Any, ids: torch.Tensor, cache: Any, steps: list[int]) 
 
 @pytest.mark.parametrize("name", ["llama", "qwen2", "mistral", "gemma2", "gpt_oss", "gpt2"])
 def test_prefill_and_decoding_have_equal_logits(name: str) -> None:
-    model, (ids, _) = make_model(name), models.padded_tokens((models.TOKENS, models.TOKENS), "left")
+    model, (ids, _) = make_model(name), models.draw_padded_tokens((models.TOKENS, models.TOKENS), "left")
     with torch.no_grad():
         expected = model(ids, use_cache=False).logits
     close = {"atol": 2e-5, "rtol": 2e-5}
@@ -118,7 +118,7 @@ def test_prefill_and_decoding_have_equal_logits(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["llama", "mistral"])
 def test_forks_share_the_past_and_continue_independently(name: str) -> None:
-    model, (ids, _) = make_model(name), models.padded_tokens((models.TOKENS,), "left")
+    model, (ids, _) = make_model(name), models.draw_padded_tokens((models.TOKENS,), "left")
     with torch.no_grad():
         expected = model(ids, use_cache=False).logits
     cache = keywise.hf.Cache(model.config)
@@ -135,7 +135,7 @@ def test_forks_share_the_past_and_continue_independently(name: str) -> None:
 
 
 def test_a_repeated_batch_of_one_is_not_copied() -> None:
-    model, (ids, _) = make_model("llama"), models.padded_tokens((models.TOKENS,), "left")
+    model, (ids, _) = make_model("llama"), models.draw_padded_tokens((models.TOKENS,), "left")
     cache = keywise.hf.Cache(model.config)
     compute_logits(model, ids[:, :15], cache, [15])
     many = cache.fork()
@@ -151,7 +151,7 @@ def test_a_repeated_batch_of_one_is_not_copied() -> None:
 
 @pytest.mark.parametrize("attention", ["keywise", "eager"])
 def test_int8_logits_are_near_those_of_float32(attention: str, tmp_path: Path) -> None:
-    model, (ids, _) = make_model("gemma2", attention), models.padded_tokens((models.TOKENS,), "left")
+    model, (ids, _) = make_model("gemma2", attention), models.draw_padded_tokens((models.TOKENS,), "left")
     exact, rounded = keywise.hf.Cache(model.config), keywise.hf.Cache(model.config, dtype="int8")
     expected = compute_logits(model, ids, exact, [12, 1, 7])
     actual = compute_logits(model, ids, rounded, [12, 1, 7])
@@ -262,7 +262,7 @@ def test_generation_from_disk_equals_uninterrupted_generation(name: str, dtype: 
 
 @pytest.mark.parametrize("name", ["llama", "mistral"])
 def test_the_common_prefix_is_reused_from_disk(name: str, tmp_path: Path) -> None:
-    model, (ids, _) = make_model(name), models.padded_tokens((models.TOKENS,), "left")
+    model, (ids, _) = make_model(name), models.draw_padded_tokens((models.TOKENS,), "left")
     made = fingerprint(model)
     cache = keywise.hf.Cache(model.config)
     cache.activate_past_recording()
@@ -287,7 +287,7 @@ def test_the_common_prefix_is_reused_from_disk(name: str, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("name", ["t5", "marian"])
 def test_encoder_decoder_generation_from_disk_equals_uninterrupted_generation(name: str, tmp_path: Path) -> None:
-    model, model_inputs = make_model(name), models.inputs(name)
+    model, model_inputs = make_model(name), models.make_inputs(name)
     model.generation_config.forced_eos_token_id = None  # Marian's, which would end the first part
     made = {**fingerprint(model), "source": str(model_inputs["input_ids"].tolist())}
     caches = EncoderDecoderCache(keywise.hf.Cache(model.config), keywise.hf.Cache(model.config))
@@ -324,12 +324,12 @@ def change_rope(model: Any) -> None:
     ],
 )
 def test_a_cache_of_another_model_is_refused(change: Any, field: str, tmp_path: Path) -> None:
-    model, (ids, _) = make_model("llama"), models.padded_tokens((models.TOKENS,), "left")
+    model, (ids, _) = make_model("llama"), models.draw_padded_tokens((models.TOKENS,), "left")
     cache = keywise.hf.Cache(model.config)
     compute_logits(model, ids, cache, [models.TOKENS])
     cache.save(tmp_path / "cache", ids, fingerprint(model))
     if change is None:
-        made = fingerprint(model, models.tokenizer("a", "b"))
+        made = fingerprint(model, models.make_tokenizer("a", "b"))
     else:
         change(model)
         made = fingerprint(model)
@@ -338,7 +338,7 @@ def test_a_cache_of_another_model_is_refused(change: Any, field: str, tmp_path: 
 
 
 def test_a_cache_with_another_number_of_layers_is_refused(tmp_path: Path) -> None:
-    model, (ids, _) = make_model("llama"), models.padded_tokens((models.TOKENS,), "left")
+    model, (ids, _) = make_model("llama"), models.draw_padded_tokens((models.TOKENS,), "left")
     cache = keywise.hf.Cache(model.config)
     compute_logits(model, ids, cache, [models.TOKENS])
     cache.save(tmp_path / "cache", ids, {})

@@ -50,7 +50,7 @@ def test_other_operations_see_the_dense_tensor(dtype: torch.dtype) -> None:
         assert torch.equal(actual, operation(dense))
 
 
-def test_numbers_written_to_it_reach_the_kernels() -> None:
+def test_numbers_written_to_a_joined_tensor_reach_the_kernels() -> None:
     joined_key = join(make_chunks())
     joined_value = join(make_chunks())
     joined_key.transpose(1, 2).mul_(2)

@@ -164,7 +164,7 @@ def test_padding_with_holes_is_linear():
         (False, {"kv_offset": 2, "q_offset": 2}),
     ],
 )
-def test_none_means_causal_at_the_last_key_and_nothing_else(is_none, options):
+def test_no_mask_means_causal_at_the_last_key(is_none, options):
     arguments = {"batch_size": BATCH, "q_length": KEYS, "kv_length": KEYS, **options}
     assert (make_mask(**arguments) is None) == is_none
 

@@ -14,7 +14,15 @@ import transformers as hf
 
 import keywise
 from keywise.hf import attention, masks, plugin
-from tests.support.models import DECODERS, ENCODER_DECODERS, FAMILIES, TOKENS, inputs, make, padded_tokens
+from tests.support.models import (
+    DECODERS,
+    ENCODER_DECODERS,
+    FAMILIES,
+    TOKENS,
+    draw_padded_tokens,
+    make_inputs,
+    make_model,
+)
 
 TOLERANCE = 2e-5
 
@@ -36,11 +44,11 @@ def compute_both_logits(model, model_inputs):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_models_have_heavy_keys(name):
-    model = make(name)
+def test_models_of_the_tests_have_heavy_keys(name):
+    model = make_model(name)
     model.set_attn_implementation("eager")
     with torch.no_grad():
-        out = model(**inputs(name), output_attentions=True)
+        out = model(**make_inputs(name), output_attentions=True)
     weights = [
         layer
         for part in ("attentions", "encoder_attentions", "decoder_attentions", "cross_attentions")
@@ -57,8 +65,8 @@ def test_models_have_heavy_keys(name):
     ("name", "side"), [(name, side) for name in FAMILIES for side in SIDES if side is None or FAMILIES[name].padded]
 )
 def test_logits_equal_eager(name, side):
-    model_inputs = inputs(name, side)
-    expected, actual = compute_both_logits(make(name), model_inputs)
+    model_inputs = make_inputs(name, side)
+    expected, actual = compute_both_logits(make_model(name), model_inputs)
     if side is not None and FAMILIES[name].takes == "text":
         real = model_inputs["attention_mask"].bool()
         expected, actual = expected[real], actual[real]
@@ -69,8 +77,8 @@ def test_logits_equal_eager(name, side):
 @pytest.mark.parametrize("name", [name for name, family in FAMILIES.items() if family.padded])
 def test_logits_without_the_padding_mask_differ(name):
     """Otherwise the equality of padded logits above would prove nothing."""
-    model_inputs = inputs(name, "left")
-    model = keywise.hf.use(make(name))
+    model_inputs = make_inputs(name, "left")
+    model = keywise.hf.use(make_model(name))
     without_mask = {key: value for key, value in model_inputs.items() if key != "attention_mask"}
     difference = (
         (compute_logits(model, model_inputs) - compute_logits(model, without_mask))[1, -TOKENS // 2 :].abs().max()
@@ -82,8 +90,8 @@ def test_logits_without_the_padding_mask_differ(name):
 @pytest.mark.parametrize("side", [None, "left"])
 @pytest.mark.parametrize("name", DECODERS)
 def test_chunked_prefill_equals_eager(name, side, cache):
-    model_inputs = inputs(name, side)
-    model = make(name)
+    model_inputs = make_inputs(name, side)
+    model = make_model(name)
     model.set_attn_implementation("eager")
     expected = compute_logits(model, model_inputs)
     keywise.hf.use(model)
@@ -118,8 +126,8 @@ def generate(model, model_inputs, **options):
     ],
 )
 def test_greedy_generation_equals_eager(name, side):
-    model_inputs = inputs(name, side)
-    model = make(name)
+    model_inputs = make_inputs(name, side)
+    model = make_model(name)
     model.set_attn_implementation("eager")
     expected = generate(model, model_inputs)
     keywise.hf.use(model)
@@ -129,8 +137,8 @@ def test_greedy_generation_equals_eager(name, side):
 
 @pytest.mark.parametrize("name", ["llama", "mistral", "gpt_oss"])
 def test_generation_with_static_cache_and_with_beams(name):
-    model_inputs = inputs(name, "left")
-    model = make(name)
+    model_inputs = make_inputs(name, "left")
+    model = make_model(name)
     for options in ({"cache_implementation": "static"}, {"num_beams": 3}):
         model.set_attn_implementation("eager")
         expected = generate(model, model_inputs, **options)
@@ -140,8 +148,8 @@ def test_generation_with_static_cache_and_with_beams(name):
 
 @pytest.mark.parametrize("name", ["llama", "mistral", "gemma2"])
 def test_packed_documents_do_not_see_each_other(name):
-    model = keywise.hf.use(make(name))
-    ids, _ = padded_tokens((TOKENS,), "left")
+    model = keywise.hf.use(make_model(name))
+    ids, _ = draw_padded_tokens((TOKENS,), "left")
     positions = torch.cat([torch.arange(12), torch.arange(8)])[None]
     packed = compute_logits(model, {"input_ids": ids, "position_ids": positions, "use_cache": False})
     alone = [compute_logits(model, {"input_ids": part}) for part in (ids[:, :12], ids[:, 12:])]
@@ -154,8 +162,8 @@ def test_packed_documents_do_not_see_each_other(name):
 @pytest.mark.parametrize("kind", ["boolean", "hiding", "adding"])
 def test_custom_masks_equal_eager(name, kind):
     """A prefix of five tokens sees itself in both directions; "adding" also makes some keys heavier."""
-    model_inputs = inputs(name)
-    model = make(name)
+    model_inputs = make_inputs(name)
+    model = make_model(name)
     visible = torch.ones(TOKENS, TOKENS).tril().bool()
     visible[:5, :5] = True
     visible = visible[None, None].expand(2, 1, -1, -1)
@@ -174,8 +182,8 @@ def test_custom_masks_equal_eager(name, kind):
 @pytest.mark.parametrize("name", ["llama", "gpt_oss"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_as_close_as_eager(name, dtype):
-    model_inputs = inputs(name, "left")
-    model = make(name)
+    model_inputs = make_inputs(name, "left")
+    model = make_model(name)
     model.set_attn_implementation("eager")
     real = model_inputs["attention_mask"].bool()
     exact = compute_logits(model, model_inputs)[real]
@@ -185,7 +193,7 @@ def test_half_precision_is_as_close_as_eager(name, dtype):
 
 
 def test_a_query_without_keys_has_output_zero():
-    model = keywise.hf.use(make("llama"))
+    model = keywise.hf.use(make_model("llama"))
     layer = model.model.layers[0].self_attn
     tensors = [torch.randn(2, heads, 4, 8) for heads in (4, 2, 2)]
     mask = torch.zeros(2, 1, 4, 4).masked_fill(~torch.ones(4, 4).tril().bool(), torch.finfo(torch.float32).min)
@@ -199,7 +207,7 @@ def test_a_query_without_keys_has_output_zero():
 
 
 def test_one_query_serves_the_whole_batch():
-    layer = make("llama").model.layers[0].self_attn
+    layer = make_model("llama").model.layers[0].self_attn
     query, key, value = torch.randn(1, 4, 3, 8), torch.randn(2, 2, 5, 8), torch.randn(2, 2, 5, 6)
     actual, _ = attention.forward(layer, query, key, value, None, is_causal=False)
     for item in range(2):
@@ -216,16 +224,16 @@ def test_no_n_by_n_mask_is_made(name, side, monkeypatch):
         raise AssertionError(f"a mask of {layout.queries} x {layout.keys} was made")
 
     monkeypatch.setattr(masks.Layout, "make_dense", fail)
-    model = keywise.hf.use(make(name))
-    compute_logits(model, inputs(name, side))
+    model = keywise.hf.use(make_model(name))
+    compute_logits(model, make_inputs(name, side))
     if FAMILIES[name].generates:
-        generate(model, inputs(name, side))
+        generate(model, make_inputs(name, side))
 
 
 def test_registering_twice_changes_nothing():
     keywise.hf.register()
     keywise.hf.register()
-    model = make("llama")
+    model = make_model("llama")
     model.set_attn_implementation("keywise")
     assert model.config._attn_implementation == "keywise"
     again = hf.LlamaForCausalLM._from_config(model.config, attn_implementation="keywise")
@@ -266,12 +274,12 @@ def test_a_module_that_is_not_a_transformers_model_is_refused():
 def test_supported_lists_the_types_that_use_accepts():
     types = keywise.hf.supported()
     assert types == sorted(types)
-    assert {make(name).config.model_type for name in FAMILIES} <= set(types)
+    assert {make_model(name).config.model_type for name in FAMILIES} <= set(types)
     assert "gptj" not in types
 
 
 def test_attention_is_restored_after_temporary_use():
-    model = make("llama")
+    model = make_model("llama")
     model.set_attn_implementation("eager")
     with contextlib.suppress(ZeroDivisionError), plugin.use_temporarily(model):
         assert model.config._attn_implementation == "keywise"
@@ -280,49 +288,49 @@ def test_attention_is_restored_after_temporary_use():
 
 
 def test_dropout_in_training_is_refused():
-    model = keywise.hf.use(make("llama"))
+    model = keywise.hf.use(make_model("llama"))
     model.train()
     for layer in model.model.layers:
         layer.self_attn.attention_dropout = 0.1
     with pytest.raises(keywise.ModelError, match=r"dropout must be 0 in LlamaAttention, got 0\.1; .*model\.eval"):
-        compute_logits(model, inputs("llama"))
+        compute_logits(model, make_inputs("llama"))
 
 
 def test_gradients_are_refused():
-    model = keywise.hf.use(make("llama"))
+    model = keywise.hf.use(make_model("llama"))
     with pytest.raises(keywise.ModelError, match=r"query must not require gradients .*torch\.no_grad\(\)"):
-        model(**inputs("llama"))
+        model(**make_inputs("llama"))
     with torch.inference_mode():
-        assert model(**inputs("llama")).logits.isfinite().all()
+        assert model(**make_inputs("llama")).logits.isfinite().all()
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_output_attentions_is_refused(name):
-    model = keywise.hf.use(make(name))
+    model = keywise.hf.use(make_model(name))
     with pytest.raises(keywise.ModelError, match=r"output_attentions must be left out .*got True; .*record_stats"):
-        compute_logits(model, {**inputs(name), "output_attentions": True})
+        compute_logits(model, {**make_inputs(name), "output_attentions": True})
 
 
 def test_integer_masks_are_refused():
-    model = keywise.hf.use(make("llama"))
+    model = keywise.hf.use(make_model("llama"))
     mask = torch.ones(2, 1, TOKENS, TOKENS, dtype=torch.int64).tril()
     with pytest.raises(
         keywise.ModelError,
         match=r"attention_mask must be boolean or floating point in LlamaAttention, got 'torch\.int64'.*mask\.bool\(\)",
     ):
-        compute_logits(model, {**inputs("llama"), "attention_mask": mask})
+        compute_logits(model, {**make_inputs("llama"), "attention_mask": mask})
 
 
 @pytest.mark.parametrize("name", ["indices", "block_indices", "cu_seq_lens_q", "something_new"])
 def test_keywords_that_may_change_the_result_are_refused(name):
-    model = keywise.hf.use(make("llama"))
+    model = keywise.hf.use(make_model("llama"))
     with pytest.raises(keywise.ModelError, match=f"{name} must be left out in LlamaAttention, got 'Tensor'"):
-        compute_logits(model, {**inputs("llama"), name: torch.arange(3)})
+        compute_logits(model, {**make_inputs("llama"), name: torch.arange(3)})
 
 
 def test_generation_from_a_cached_prefix_equals_eager():
-    model_inputs = inputs("llama")
-    model = make("llama")
+    model_inputs = make_inputs("llama")
+    model = make_model("llama")
     model.set_attn_implementation("eager")
     expected = generate(model, model_inputs)
     keywise.hf.use(model)

@@ -11,7 +11,7 @@ import torch
 import transformers as hf
 
 import keywise
-from tests.support.models import DECODERS, ENCODER_DECODERS, FAMILIES, TOKENS, WINDOW, inputs, make
+from tests.support.models import DECODERS, ENCODER_DECODERS, FAMILIES, TOKENS, WINDOW, make_inputs, make_model
 
 TOLERANCE = 2e-5
 
@@ -61,7 +61,7 @@ def compare(stats, weights, ids=None, top=0):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_prefill_equals_eager_weights(name):
-    model, model_inputs = make(name), inputs(name)
+    model, model_inputs = make_model(name), make_inputs(name)
     expected = compute_eager_weights(model, model_inputs)
     with keywise.hf.record_stats(model, top_k=3) as stats_record:
         run(model, model_inputs)
@@ -80,7 +80,7 @@ def test_prefill_equals_eager_weights(name):
 
 def test_lse_includes_sinks():
     """A sink takes the weight exp(sink - lse) of a query, and the keys the rest."""
-    model, model_inputs = keywise.hf.use(make("gpt_oss")), inputs("gpt_oss")
+    model, model_inputs = keywise.hf.use(make_model("gpt_oss")), make_inputs("gpt_oss")
     with keywise.hf.record_stats(model, top_k=TOKENS) as stats_record:
         run(model, model_inputs)
     for record, layer in zip(stats_record, model.model.layers, strict=True):
@@ -91,7 +91,7 @@ def test_lse_includes_sinks():
 
 @pytest.mark.parametrize("name", DECODERS)
 def test_padding_has_no_key_mass(name):
-    model, model_inputs = make(name), inputs(name, "left")
+    model, model_inputs = make_model(name), make_inputs(name, "left")
     expected = compute_eager_weights(model, model_inputs)
     is_real = model_inputs["attention_mask"].bool()
     with keywise.hf.record_stats(model) as stats_record:
@@ -106,7 +106,7 @@ def test_padding_has_no_key_mass(name):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_segment_mass_equals_eager_weights(name):
-    model, model_inputs = make(name), inputs(name)
+    model, model_inputs = make_model(name), make_inputs(name)
     expected = compute_eager_weights(model, model_inputs)
     source = name in ENCODER_DECODERS
     bounds = SOURCE_BOUNDS if name != "vit" else [0, 1, 9, 17]
@@ -133,8 +133,8 @@ def generate_eagerly(model, prompt):
 
 @pytest.mark.parametrize("name", DECODERS)
 def test_every_decoding_step_equals_eager_weights(name):
-    model = make(name)
-    prompt = {"input_ids": inputs(name)["input_ids"]}
+    model = make_model(name)
+    prompt = {"input_ids": make_inputs(name)["input_ids"]}
     expected = generate_eagerly(model, prompt)
     with keywise.hf.record_stats(model, segment_bounds=SOURCE_BOUNDS, top_k=2) as stats_record:
         tokens = model.generate(**prompt, max_new_tokens=8, do_sample=False)
@@ -165,7 +165,7 @@ def drop_segments(stats):
 
 @pytest.mark.parametrize("name", ENCODER_DECODERS)
 def test_every_decoding_step_with_an_encoder_equals_eager_weights(name):
-    model, model_inputs = make(name), inputs(name)
+    model, model_inputs = make_model(name), make_inputs(name)
     prompt = {key: value for key, value in model_inputs.items() if key != "decoder_input_ids"}
     expected = generate_eagerly(model, prompt)
     with keywise.hf.record_stats(model) as stats_record:
@@ -202,7 +202,7 @@ def test_every_decoding_step_with_an_encoder_equals_eager_weights(name):
     ],
 )
 def test_selected_queries_equal_eager_weights(queries, expected):
-    model, model_inputs = make("llama"), inputs("llama")
+    model, model_inputs = make_model("llama"), make_inputs("llama")
     weights = compute_eager_weights(model, model_inputs)
     with keywise.hf.record_stats(model, queries=queries) as stats_record:
         run(model, model_inputs)
@@ -216,7 +216,7 @@ def test_selected_queries_equal_eager_weights(queries, expected):
 @pytest.mark.parametrize("cache", [hf.DynamicCache, hf.StaticCache])
 @pytest.mark.parametrize("name", ["llama", "mistral"])
 def test_queries_by_position_are_found_across_chunks(name, cache):
-    model, model_inputs = make(name), inputs(name)
+    model, model_inputs = make_model(name), make_inputs(name)
     weights = compute_eager_weights(model, model_inputs)
     past = cache(config=model.config, **({} if cache is hf.DynamicCache else {"max_cache_len": 24}))
     with keywise.hf.record_stats(model, queries=slice(5, 12), layers=[1]) as stats_record:
@@ -232,7 +232,7 @@ def test_queries_by_position_are_found_across_chunks(name, cache):
 
 
 def test_only_selected_layers_and_statistics_are_kept():
-    model, model_inputs = keywise.hf.use(make("llama")), inputs("llama")
+    model, model_inputs = keywise.hf.use(make_model("llama")), make_inputs("llama")
     with keywise.hf.record_stats(model, layers=[1], key_mass=False, top_k=0) as stats_record:
         run(model, model_inputs)
     assert [record.name for record in stats_record] == ["model.layers.1.self_attn"]
@@ -245,7 +245,7 @@ def test_only_selected_layers_and_statistics_are_kept():
 
 @pytest.mark.parametrize("name", ["llama", "gemma2"])
 def test_stop_leaves_the_model_after_the_last_selected_layer(name):
-    model, model_inputs = keywise.hf.use(make(name)), inputs(name)
+    model, model_inputs = keywise.hf.use(make_model(name)), make_inputs(name)
     ran = []
     hooks = [layer.mlp.register_forward_hook(lambda *_: ran.append(1)) for layer in model.model.layers]
     with keywise.hf.record_stats(model, layers=[0], stop=True) as stats_record:
@@ -260,7 +260,7 @@ def test_stop_leaves_the_model_after_the_last_selected_layer(name):
 
 
 def test_recording_does_not_change_logits():
-    model, model_inputs = keywise.hf.use(make("gemma2")), inputs("gemma2", "left")
+    model, model_inputs = keywise.hf.use(make_model("gemma2")), make_inputs("gemma2", "left")
     before = run(model, model_inputs).logits
     with keywise.hf.record_stats(model, top_k=4, segment_bounds=SOURCE_BOUNDS):
         during = run(model, model_inputs).logits
@@ -268,8 +268,8 @@ def test_recording_does_not_change_logits():
 
 
 def test_only_this_model_is_recorded():
-    first, second = keywise.hf.use(make("llama")), keywise.hf.use(make("mistral"))
-    model_inputs = inputs("llama")
+    first, second = keywise.hf.use(make_model("llama")), keywise.hf.use(make_model("mistral"))
+    model_inputs = make_inputs("llama")
     with keywise.hf.record_stats(first) as first_record:
         run(second, model_inputs)
         with keywise.hf.record_stats(second, layers=[0]) as second_record:
@@ -282,7 +282,7 @@ def test_only_this_model_is_recorded():
 
 
 def test_another_thread_is_not_recorded():
-    model, model_inputs = keywise.hf.use(make("llama")), inputs("llama")
+    model, model_inputs = keywise.hf.use(make_model("llama")), make_inputs("llama")
     with keywise.hf.record_stats(model) as stats_record:
         thread = threading.Thread(target=run, args=(model, model_inputs))
         thread.start()
@@ -294,9 +294,9 @@ def test_another_thread_is_not_recorded():
 
 def test_segments_behind_the_window_have_mass_zero():
     """A sliding cache holds no key of segments that the window has passed."""
-    model = keywise.hf.use(make("mistral"))
+    model = keywise.hf.use(make_model("mistral"))
     with keywise.hf.record_stats(model, segment_bounds=[0, 3, 6], queries=1) as stats_record:
-        model.generate(inputs("mistral")["input_ids"], max_new_tokens=2, do_sample=False)
+        model.generate(make_inputs("mistral")["input_ids"], max_new_tokens=2, do_sample=False)
     last = stats_record.step(1)[0]
     assert last.first_key == TOKENS + 1 - WINDOW
     assert last.stats.segment_mass.shape == (2, 4, 1, 2)
@@ -304,19 +304,19 @@ def test_segments_behind_the_window_have_mass_zero():
 
 
 def test_a_model_with_another_attention_is_refused():
-    model = make("llama")
+    model = make_model("llama")
     with pytest.raises(keywise.ModelError, match=r"LlamaForCausalLM attends with sdpa; call keywise\.hf\.use\(model\)"):
         keywise.hf.record_stats(model).__enter__()
 
 
 def test_a_change_of_attention_inside_the_block_is_reported():
-    model = keywise.hf.use(make("llama"))
+    model = keywise.hf.use(make_model("llama"))
     with pytest.raises(keywise.ModelError, match="attends with eager"), keywise.hf.record_stats(model):
         model.set_attn_implementation("eager")
 
 
 def test_recording_twice_at_once_is_refused():
-    model = keywise.hf.use(make("llama"))
+    model = keywise.hf.use(make_model("llama"))
     with keywise.hf.record_stats(model), pytest.raises(keywise.ModelError, match="model must not be recorded already"):
         keywise.hf.record_stats(model.model).__enter__()
 
@@ -355,14 +355,14 @@ def test_recording_twice_at_once_is_refused():
     ],
 )
 def test_options_that_cannot_be_used_are_refused(options, error, message):
-    model, model_inputs = keywise.hf.use(make("llama")), inputs("llama")
+    model, model_inputs = keywise.hf.use(make_model("llama")), make_inputs("llama")
     with pytest.raises(error, match=message) as caught, keywise.hf.record_stats(model, **options):
         run(model, model_inputs)
     assert caught.value.argument.partition(".")[0] in {*options, "segment_bounds"}
 
 
 def test_a_specification_equals_its_keywords():
-    model, model_inputs = keywise.hf.use(make("llama")), inputs("llama")
+    model, model_inputs = keywise.hf.use(make_model("llama")), make_inputs("llama")
     options = {"layers": [1], "queries": 2, "top_k": 3, "segment_bounds": SOURCE_BOUNDS}
     spec = keywise.hf.StatsSpec(**options)
     records = []
@@ -376,7 +376,7 @@ def test_a_specification_equals_its_keywords():
 
 
 def test_a_specification_with_keywords_is_refused():
-    model = keywise.hf.use(make("llama"))
+    model = keywise.hf.use(make_model("llama"))
     with pytest.raises(keywise.OptionError, match="spec cannot be combined with top_k"):
         keywise.hf.record_stats(model, keywise.hf.StatsSpec(), top_k=3).__enter__()
     with pytest.raises(keywise.DtypeError, match=r"spec must be a keywise\.hf\.StatsSpec, got 3"):
@@ -384,7 +384,7 @@ def test_a_specification_with_keywords_is_refused():
 
 
 def test_selected_heads_equal_those_of_all_heads():
-    model, model_inputs = keywise.hf.use(make("llama")), inputs("llama")
+    model, model_inputs = keywise.hf.use(make_model("llama")), make_inputs("llama")
     with keywise.hf.record_stats(model, segment_bounds=SOURCE_BOUNDS) as all_heads:
         run(model, model_inputs)
     with keywise.hf.record_stats(model, heads=[3, 1], segment_bounds=SOURCE_BOUNDS) as two_heads:

@@ -13,7 +13,7 @@ from keywise.library.encoder import DEFAULT_PACKAGE
 from keywise.models import find_model
 from keywise.util.optional_imports import find_package_folders
 from tests.support.command_line import run
-from tests.support.library_tools import document_text, write_documents
+from tests.support.library_tools import make_document_text, write_documents
 
 pytestmark = [
     pytest.mark.usefixtures("own_cache", "one_torch_thread"),
@@ -101,7 +101,9 @@ def test_answer_from_passages_has_evidence_in_the_file(library: Path, tmp_path: 
     keeper = tmp_path / "keeper.txt"
     keeper.write_text("The tower was built in 1858. Its first keeper, Jo Bell, lit the flame.", encoding="utf-8")
     assert run("library", "add", library, keeper).exit_code == 0
-    texts = {f"{number:03d}.txt": document_text(number) for number in range(10)} | {keeper.name: keeper.read_text()}
+    texts = {f"{number:03d}.txt": make_document_text(number) for number in range(10)} | {
+        keeper.name: keeper.read_text()
+    }
     question = "Who lit the flame in the tower?"
     result = run("ask", question, "--library", library, "--json", "--max-tokens", 12)
     assert result.exit_code == 0, result.stderr

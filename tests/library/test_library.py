@@ -20,7 +20,7 @@ from keywise.library.library import Library
 from keywise.library.passages import choose_passages
 from keywise.library.schema import FORMAT_VERSION_FIELD
 from keywise.util.optional_imports import find_package_folders
-from tests.support.library_tools import DIMENSION, WordEncoder, document_text, write_documents
+from tests.support.library_tools import DIMENSION, WordEncoder, make_document_text, write_documents
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def test_search_returns_heaviest_sentences_first(documents: tuple[Library, list[
     hits = library.search("Ben keeps the lamp of house 1", top=4)
     assert hits[0].text == "Ben keeps the lamp of house 1."
     assert hits[0].document == str(paths[1])
-    assert document_text(1)[hits[0].start : hits[0].end] == hits[0].text
+    assert make_document_text(1)[hits[0].start : hits[0].end] == hits[0].text
     assert [hit.rank for hit in hits] == [1, 2, 3, 4]
     assert hits[0].weight > hits[1].weight > 0
     assert sum(hit.weight for hit in hits) < 1
@@ -88,7 +88,7 @@ def test_stored_sentences_and_gaps_join_to_the_text(documents: tuple[Library, li
     library, paths = documents
     rows = library.dataset.to_table(filter=f"document = '{paths[7]}'").to_pylist()
     rows.sort(key=lambda row: row["sentence"])
-    assert "".join(row["gap"] + row["text"] for row in rows) == document_text(7)
+    assert "".join(row["gap"] + row["text"] for row in rows) == make_document_text(7)
     assert [row["paragraph"] for row in rows] == [0, 0, 0, 1, 1, 1]
 
 
@@ -169,7 +169,7 @@ def test_passages_are_complete_paragraphs_within_max_tokens(documents: tuple[Lib
         return len(text.split())
 
     passages = choose_passages(library, "Ben keeps the lamp of house 1", max_tokens=40, count_tokens=count)
-    assert passages[0].text == document_text(1).partition("\n\n")[0]
+    assert passages[0].text == make_document_text(1).partition("\n\n")[0]
     assert passages[0].document == str(paths[1])
     assert sum(count(passage.text) for passage in passages) <= 40
     assert passages[0].weight >= passages[1].weight > 0

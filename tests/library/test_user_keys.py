@@ -20,18 +20,18 @@ QUERIES = 3
 TEMPERATURE = 3.0
 
 
-def random_numbers(*shape: int, seed: int = 0) -> np.ndarray:
+def draw_numbers(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=shape)
 
 
-def definition_weights(queries: np.ndarray, keys: np.ndarray, visible: np.ndarray) -> np.ndarray:
+def compute_weights(queries: np.ndarray, keys: np.ndarray, visible: np.ndarray) -> np.ndarray:
     scores = queries.astype(np.float64) @ keys.astype(np.float64).T / TEMPERATURE
     scores = np.where(visible, scores, -np.inf)
     weights = np.exp(scores - scores.max(axis=1, keepdims=True))
     return weights / weights.sum(axis=1, keepdims=True)
 
 
-def definition_entropy(weights: np.ndarray) -> np.ndarray:
+def compute_entropy(weights: np.ndarray) -> np.ndarray:
     return -np.where(weights > 0, weights * np.log(np.maximum(weights, 1e-300)), 0).sum(axis=1)
 
 
@@ -39,11 +39,11 @@ def make_library(
     folder: Path, dimension: int, dtype: str, fragments: int = 3
 ) -> tuple[Library, np.ndarray, dict[str, Any]]:
     """Create a library of random keys in some fragments, with columns of several types."""
-    keys = random_numbers(KEYS, dimension).astype(dtype)
+    keys = draw_numbers(KEYS, dimension).astype(dtype)
     columns = {
-        "number": random_numbers(KEYS, seed=1) * 1000,
+        "number": draw_numbers(KEYS, seed=1) * 1000,
         "count": np.arange(KEYS),
-        "pair": random_numbers(KEYS, 2, seed=2).astype(np.float32),
+        "pair": draw_numbers(KEYS, 2, seed=2).astype(np.float32),
         "word": [f"word {i % 7}" for i in range(KEYS)],
     }
     library = kw.Library.open(folder / "library", "a", dtype=dtype)
@@ -61,14 +61,14 @@ def test_attention_equals_the_definition(
     if not mapped:
         monkeypatch.setattr("keywise.library.key_maps.KeyMaps.map_fragment", lambda *_: None)
     library, keys, columns = make_library(tmp_path, dimension, dtype)
-    queries = random_numbers(QUERIES, dimension, seed=3).astype(dtype)
+    queries = draw_numbers(QUERIES, dimension, seed=3).astype(dtype)
     for where, visible in [(None, np.ones(KEYS, bool)), ("count % 3 = 1", columns["count"] % 3 == 1)]:
-        weights = definition_weights(queries, keys, visible)
+        weights = compute_weights(queries, keys, visible)
         attention = library.attend(queries, temperature=TEMPERATURE, where=where, top=6, values=values)
         order = np.argsort(-weights, axis=1, kind="stable")[:, :6]
         np.testing.assert_allclose(attention.weights, np.take_along_axis(weights, order, axis=1), atol=1e-6)
         np.testing.assert_allclose(attention.top_mass, attention.weights.sum(axis=1), atol=1e-6)
-        np.testing.assert_allclose(attention.entropy, definition_entropy(weights), atol=1e-4)
+        np.testing.assert_allclose(attention.entropy, compute_entropy(weights), atol=1e-4)
         assert [[match["count"] for match in row] for row in attention.matches] == order.tolist()
         assert attention.matches[0][0]["word"] == columns["word"][order[0, 0]]
         if values is None:
@@ -95,8 +95,8 @@ def test_deleted_rows_and_several_calls_per_page_equal_the_definition(
     library, keys, columns = make_library(tmp_path, 96, "float16", fragments=1)
     library.dataset.delete("count < 250 OR count = 500")
     library = kw.Library.open(library.path)
-    queries = random_numbers(QUERIES, 96, seed=3).astype(np.float16)
-    weights = definition_weights(queries, keys, (columns["count"] >= 250) & (columns["count"] != 500))
+    queries = draw_numbers(QUERIES, 96, seed=3).astype(np.float16)
+    weights = compute_weights(queries, keys, (columns["count"] >= 250) & (columns["count"] != 500))
     attention = library.attend(queries, temperature=TEMPERATURE, top=4)
     np.testing.assert_allclose(attention.weights, -np.sort(-weights, axis=1)[:, :4], atol=1e-6)
     np.testing.assert_allclose(attention.value, weights @ keys.astype(np.float64), atol=1e-5)
@@ -104,12 +104,12 @@ def test_deleted_rows_and_several_calls_per_page_equal_the_definition(
 
 def test_where_leaves_fewer_rows_than_top_or_none(tmp_path: Path) -> None:
     library, _, _ = make_library(tmp_path, 8, "float32", fragments=2)
-    few = library.attend(random_numbers(8), temperature=1.0, where="count < 2", top=5)
+    few = library.attend(draw_numbers(8), temperature=1.0, where="count < 2", top=5)
     assert (few.rows[0, 2:] == -1).all()
     assert (few.weights[0, 2:] == 0).all()
     assert len(few.matches[0]) == 2
     np.testing.assert_allclose(few.top_mass, 1, atol=1e-6)
-    none = library.attend(random_numbers(8), temperature=1.0, where="count < 0", top=5)
+    none = library.attend(draw_numbers(8), temperature=1.0, where="count < 0", top=5)
     assert none.matches == [[]]
     assert none.top_mass.tolist() == [0]
     assert none.entropy.tolist() == [0]
@@ -128,7 +128,7 @@ def test_first_of_equal_keys_ranks_higher(tmp_path: Path) -> None:
 
 def test_number_of_threads_changes_no_bit(tmp_path: Path) -> None:
     library, _, _ = make_library(tmp_path, 96, "float16")
-    queries = random_numbers(QUERIES, 96, seed=3)
+    queries = draw_numbers(QUERIES, 96, seed=3)
     results = []
     for threads in (1, 3):
         kw.set_num_threads(threads)
@@ -182,7 +182,7 @@ def test_library_of_user_keys_refuses_texts_and_encoders(tmp_path: Path) -> None
             OptionError,
             "engine must be 'local' with approximate=True, got 'ray'",
         ),
-        ({"queries": random_numbers(2, 9)}, ShapeError, r"queries must have shape \[N, 8\], got \[2, 9\]"),
+        ({"queries": draw_numbers(2, 9)}, ShapeError, r"queries must have shape \[N, 8\], got \[2, 9\]"),
         ({"queries": np.full(8, np.nan)}, OptionError, "queries must be finite in float32, got nan in row 0"),
         ({"queries": [["a"]]}, DtypeError, "queries must be an array of numbers"),
         ({"queries": " "}, OptionError, "library must have an encoder"),
@@ -191,7 +191,7 @@ def test_library_of_user_keys_refuses_texts_and_encoders(tmp_path: Path) -> None
 def test_attend_refuses_bad_arguments(tmp_path: Path, arguments: dict[str, Any], error: type, message: str) -> None:
     library, _, _ = make_library(tmp_path, 8, "float32", fragments=1)
     with pytest.raises(error, match=message):
-        library.attend(**{"queries": random_numbers(8), **arguments})
+        library.attend(**{"queries": draw_numbers(8), **arguments})
 
 
 @pytest.mark.parametrize(
@@ -199,28 +199,28 @@ def test_attend_refuses_bad_arguments(tmp_path: Path, arguments: dict[str, Any],
     [
         ([[np.nan] * 8], {}, OptionError, "keys must be finite in float16, got nan in row 0"),
         ([[1e30] * 8], {}, OptionError, r"keys must be finite in float16, got 1e\+30 in row 0"),
-        (random_numbers(2, 7), {}, ShapeError, r"\[N, 8\]"),
+        (draw_numbers(2, 7), {}, ShapeError, r"\[N, 8\]"),
         (
-            random_numbers(2, 8),
+            draw_numbers(2, 8),
             {"number": [1.0]},
             ShapeError,
             "columns must have one entry per key: 2, got 1 in column 'number'",
         ),
         (
-            random_numbers(2, 8),
+            draw_numbers(2, 8),
             {"number": ["a", "b"]},
             DtypeError,
             "columns must have the types of the library's columns",
         ),
-        (random_numbers(2, 8), {}, OptionError, r"columns must be .*'number'.*, got \[\]"),
+        (draw_numbers(2, 8), {}, OptionError, r"columns must be .*'number'.*, got \[\]"),
         (
-            random_numbers(2, 8),
+            draw_numbers(2, 8),
             {"key": [1.0, 2.0]},
             OptionError,
             "columns must not be called 'key' or 'weight', got 'key'",
         ),
         (
-            random_numbers(2, 8),
+            draw_numbers(2, 8),
             {"number": [object(), 1]},
             DtypeError,
             "columns must hold numbers or texts, one per key; column 'number' does not",
@@ -231,7 +231,7 @@ def test_add_keys_refuses_bad_arguments_and_adds_nothing(
     tmp_path: Path, keys: Any, columns: dict[str, Any], error: type, message: str
 ) -> None:
     library = kw.Library.open(tmp_path / "library", "a")
-    library.add_keys(random_numbers(3, 8), number=[1.0, 2.0, 3.0])
+    library.add_keys(draw_numbers(3, 8), number=[1.0, 2.0, 3.0])
     with pytest.raises(error, match=message):
         library.add_keys(keys, **columns)
     assert kw.Library.open(library.path).info().rows == 3

@@ -21,7 +21,7 @@ from tests.support.library_tools import (
     WordEncoder,
     add_editions_until_killed,
     add_when_all_are_ready,
-    document_text,
+    make_document_text,
     write_documents,
 )
 
@@ -68,7 +68,7 @@ def test_library_holds_complete_documents_when_writer_is_killed(tmp_path: Path, 
             texts[row["document"]] = texts.get(row["document"], "") + row["gap"] + row["text"]
         for number, text in enumerate(texts.values()):
             edition = int(text.partition("mended in ")[2][:4]) - 1900 - number
-            assert text == document_text(number, edition)
+            assert text == make_document_text(number, edition)
         assert library.search("Ben keeps the lamp of house 1")[0].text == "Ben keeps the lamp of house 1."
     assert len(versions) > 10, "the processes were killed before they committed anything"
     write_documents(folder, 12, edition=500)

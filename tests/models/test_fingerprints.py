@@ -20,10 +20,10 @@ from tests.support import models
 
 
 def test_equal_models_have_equal_fingerprints() -> None:
-    assert fingerprint(models.make("llama")) == fingerprint(models.make("llama"))
+    assert fingerprint(models.make_model("llama")) == fingerprint(models.make_model("llama"))
     assert (
-        fingerprint(models.make("llama"), models.tokenizer("a", "b"))["tokenizer"]
-        == (fingerprint(models.make("llama"), models.tokenizer("a", "b"))["tokenizer"])
+        fingerprint(models.make_model("llama"), models.make_tokenizer("a", "b"))["tokenizer"]
+        == (fingerprint(models.make_model("llama"), models.make_tokenizer("a", "b"))["tokenizer"])
     )
 
 
@@ -49,7 +49,7 @@ def change_rope(model: Any) -> None:
     ],
 )
 def test_a_change_of_the_model_changes_its_field(change: Callable[[Any], Any], fields: set[str]) -> None:
-    model = models.make("llama")
+    model = models.make_model("llama")
     before = fingerprint(model)
     change(model)
     after = fingerprint(model)
@@ -57,18 +57,18 @@ def test_a_change_of_the_model_changes_its_field(change: Callable[[Any], Any], f
 
 
 def test_padding_does_not_change_the_tokenizers_fingerprint() -> None:
-    model, words = models.make("llama"), models.tokenizer("a", "b")
+    model, words = models.make_model("llama"), models.make_tokenizer("a", "b")
     before = fingerprint(model, words)
     words.backend_tokenizer.enable_padding(length=8)
     words.backend_tokenizer.enable_truncation(4)
     assert fingerprint(model, words) == before
-    assert fingerprint(model, models.tokenizer("b", "a"))["tokenizer"] != before["tokenizer"]
+    assert fingerprint(model, models.make_tokenizer("b", "a"))["tokenizer"] != before["tokenizer"]
     assert fingerprint(model)["tokenizer"] == "none"
 
 
 @pytest.fixture
 def saved(tmp_path: Path) -> tuple[Any, Path, Path]:
-    model = models.make("llama")
+    model = models.make_model("llama")
     model.save_pretrained(tmp_path / "model")
     return model, tmp_path / "model", tmp_path / "cache"
 
@@ -97,11 +97,11 @@ def test_files_are_digested_once(saved: tuple[Any, Path, Path], monkeypatch: pyt
 
 def test_a_changed_tokenizer_differs_from_that_of_its_folder(saved: tuple[Any, Path, Path]) -> None:
     model, folder, cache = saved
-    models.tokenizer("a", "b").save_pretrained(folder)
+    models.make_tokenizer("a", "b").save_pretrained(folder)
     loaded = AutoTokenizer.from_pretrained(folder)
     first = fingerprint(model, loaded, folder=folder, cache_dir=cache)
     assert first["tokenizer"].startswith("file: ")
-    other = fingerprint(model, models.tokenizer("b", "a"), folder=folder, cache_dir=cache)
+    other = fingerprint(model, models.make_tokenizer("b", "a"), folder=folder, cache_dir=cache)
     assert other["tokenizer"].startswith("in memory: ")
     loaded.add_tokens(["c"])
     assert fingerprint(model, loaded, folder=folder, cache_dir=cache)["tokenizer"] != first["tokenizer"]
@@ -132,4 +132,4 @@ def test_other_modules_and_empty_folders_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DtypeError, match=r"model must be a loaded transformers model .*got 'Linear'"):
         fingerprint(torch.nn.Linear(2, 2))
     with pytest.raises(ModelError, match=r"folder must have \.safetensors files"):
-        fingerprint(models.make("llama"), folder=tmp_path)
+        fingerprint(models.make_model("llama"), folder=tmp_path)

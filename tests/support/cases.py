@@ -1,4 +1,4 @@
-"""Attention problems described by a few words each: `Case(...)` printed by a failing test rebuilds its arrays."""
+"""Attention problems described by a few fields each: the `Case(...)` that a failing test prints rebuilds its arrays."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class Case:
     seed: int = 0
 
     def arguments(self) -> dict[str, Any]:
-        """Return the arguments of `attend`, keys hidden from every row poisoned with NaN and infinity."""
+        """Return the arguments of `attend`, with NaN and infinity in keys hidden from every query."""
         random_numbers = np.random.default_rng(self.seed)
         query, key, value = self._numbers(random_numbers)
         options: dict[str, Any] = {
@@ -84,7 +84,7 @@ class Case:
         }
 
     def stats_arguments(self) -> dict[str, Any]:
-        """Return what `attention_stats` takes beyond the arguments of `attend`."""
+        """Return the arguments of `attention_stats` that `attend` does not have."""
         random_numbers = np.random.default_rng([self.seed, 1])
         query_weights = random_numbers.uniform(0, 2, (self.key_heads * self.group, self.queries)).astype(np.float32)
         query_weights[:, :: max(2, self.queries // 3)] = 0
@@ -114,7 +114,7 @@ class Case:
             if self.layout == "expanded":
                 key[:] = key[:1, :1]
         # Numbers every dtype holds exactly enough: rounding them is the case's business, not the kernel's.
-        return tuple(_rounded(array, self.dtype) for array in (query, key, value))  # type: ignore[return-value]
+        return tuple(_round(array, self.dtype) for array in (query, key, value))  # type: ignore[return-value]
 
     def _mask(self, random_numbers: np.random.Generator) -> kw.Mask | np.ndarray | None:
         batch, heads, queries, keys = self.batch, self.key_heads * self.group, self.queries, self.keys
@@ -185,12 +185,12 @@ class Case:
         return None
 
 
-def _rounded(array: np.ndarray, dtype: str) -> np.ndarray:
+def _round(array: np.ndarray, dtype: str) -> np.ndarray:
     return torch.from_numpy(array).to(getattr(torch, dtype)).to(torch.float32).numpy()
 
 
 def _poison(key: np.ndarray, value: np.ndarray, problem: Problem) -> None:
-    """Fill keys and values that no row may see with NaN and infinity."""
+    """Fill keys and values that are hidden from every query with NaN and infinity."""
     batch, _, key_heads, _, keys, _, _ = problem.shape
     hidden = ~find_visible_keys(problem).reshape(batch, key_heads, -1, keys).any(axis=2)
     key[hidden] = np.nan
@@ -198,7 +198,7 @@ def _poison(key: np.ndarray, value: np.ndarray, problem: Problem) -> None:
 
 
 def lay_out(numbers: np.ndarray, layout: str, dtype: str) -> Any:
-    """Store [B, H, N, D] numbers in memory in one of the ways callers do; every layout reads back the same."""
+    """Store numbers [B, H, N, D] in one of the memory layouts that callers use."""
     tensor = torch.from_numpy(numbers).to(getattr(torch, dtype))
     batch, heads, tokens, width = tensor.shape
     if layout == "contiguous":
@@ -230,7 +230,7 @@ def as_numpy(tensor: torch.Tensor) -> np.ndarray:
     return tensor.view(torch.uint16).numpy().view(ml_dtypes.bfloat16)
 
 
-def affordable(case: Case, numbers: int = 500_000) -> Case:
+def limit_size(case: Case, numbers: int = 500_000) -> Case:
     """Return the case with fewer items, heads or queries where the definition would store too many numbers."""
     for smaller in ({"batch": 1}, {"key_heads": 1}, {"queries": min(case.queries, 49)}, {"group": min(case.group, 3)}):
         per_key = case.queries + case.head_dim + (case.value_dim or case.head_dim)
@@ -239,7 +239,7 @@ def affordable(case: Case, numbers: int = 500_000) -> Case:
     return case
 
 
-def pairwise(factors: Mapping[str, Sequence[Any]], seed: int) -> list[Case]:
+def combine_pairwise(factors: Mapping[str, Sequence[Any]], seed: int) -> list[Case]:
     """Return cases in which every pair of values of two factors meets at least once."""
     chooser = random.Random(seed)
     names = list(factors)
@@ -259,13 +259,13 @@ def pairwise(factors: Mapping[str, Sequence[Any]], seed: int) -> list[Case]:
         for factor in chooser.sample(range(len(names)), len(names)):
             if factor not in chosen:
                 values = chooser.sample(range(len(factors[names[factor]])), len(factors[names[factor]]))
-                chosen[factor] = max(values, key=lambda value: _gain(factor, value, chosen, open_pairs))
+                chosen[factor] = max(values, key=lambda value: _count_new_pairs(factor, value, chosen, open_pairs))
         open_pairs -= set(itertools.combinations(sorted(chosen.items()), 2))
         fields = {names[factor]: factors[names[factor]][value] for factor, value in chosen.items()}
-        cases.append(affordable(Case(seed=len(cases), **fields)))
+        cases.append(limit_size(Case(seed=len(cases), **fields)))
     return cases
 
 
-def _gain(factor: int, value: int, chosen: Mapping[int, int], open_pairs: set[Any]) -> int:
+def _count_new_pairs(factor: int, value: int, chosen: Mapping[int, int], open_pairs: set[Any]) -> int:
     new = (factor, value)
     return sum((min(new, old), max(new, old)) in open_pairs for old in chosen.items())

@@ -1,4 +1,4 @@
-"""The command line as tests run it."""
+"""Run the command line in tests."""
 
 from __future__ import annotations
 
@@ -11,14 +11,17 @@ from typer.testing import CliRunner
 from keywise.cli.application import make_application
 
 PROCESS = (sys.executable, "-m", "keywise")
-"""What begins a process of `keywise`; arguments follow."""
+"""The command that starts a process of `keywise`; arguments follow."""
 
 
 def run(*arguments: object) -> Any:
-    """Run a command in this process: its exit code, and what it wrote to stdout and stderr."""
+    """Run a command in this process, and return its exit code and output."""
     return CliRunner().invoke(make_application(), [str(argument) for argument in arguments])
 
 
-def heed_control_c() -> None:
-    """Let a process begin with Ctrl-C as usual: tests begun in the background ignore it, and children inherit that."""
+def restore_control_c() -> None:
+    """Restore the default handler of Ctrl-C for child processes.
+
+    Tests that run in the background ignore it, and children inherit that.
+    """
     signal.signal(signal.SIGINT, signal.SIG_DFL)

@@ -53,11 +53,11 @@ def write_documents(folder: Path, count: int, edition: int = 0) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{number:03}.txt" for number in range(count)]
     for number, path in enumerate(paths):
-        path.write_text(document_text(number, edition), encoding="utf-8")
+        path.write_text(make_document_text(number, edition), encoding="utf-8")
     return paths
 
 
-def document_text(number: int, edition: int = 0) -> str:
+def make_document_text(number: int, edition: int = 0) -> str:
     """Return the text of a generated document."""
     name = NAMES[number % 8]
     thing = THINGS[number // 8 % 8]
@@ -68,7 +68,7 @@ def document_text(number: int, edition: int = 0) -> str:
 
 
 def add_editions_until_killed(path: str, folder: str, group_sentences: int, started: Any) -> None:
-    """Write new editions of documents and add them, without end."""
+    """Write new editions of documents and add them, until the process is killed."""
     ingest.GROUP_SENTENCES = group_sentences
     library = Library.open(path, "a", encoder=SlowEncoder())
     started.set()
@@ -78,7 +78,10 @@ def add_editions_until_killed(path: str, folder: str, group_sentences: int, star
 
 
 def add_when_all_are_ready(path: str, folder: str, barrier: Any, results: Any) -> None:
-    """Add a folder at the same moment as others do; put the number of documents, or an error's message, in a queue."""
+    """Add a folder at the same time as other processes.
+
+    The number of documents, or an error's message, is put into a queue.
+    """
     library = Library.open(path, "a", encoder=WordEncoder())
     barrier.wait(60)
     try:

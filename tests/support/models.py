@@ -136,7 +136,7 @@ DECODERS = tuple(name for name, family in FAMILIES.items() if family.takes == "t
 ENCODER_DECODERS = tuple(name for name, family in FAMILIES.items() if family.takes.endswith("to text"))
 
 
-def make(name: str) -> Any:
+def make_model(name: str) -> Any:
     """Build a family's model with weights drawn so that attention is peaky and every optional part matters."""
     torch.manual_seed(7)
     model = FAMILIES[name].build().eval()
@@ -152,12 +152,12 @@ def make(name: str) -> Any:
                 parameter.normal_(0.0, 1.0 if name == "t5" else 0.3)
             else:
                 fan_in = parameter.shape[0] if name == "gpt2" else parameter[0].numel()
-                asked = any(part in key for part in SCORING)
-                parameter.normal_(0.0, (attention if asked else 1.0) / fan_in**0.5)
+                is_scoring = any(part in key for part in SCORING)
+                parameter.normal_(0.0, (attention if is_scoring else 1.0) / fan_in**0.5)
     return model
 
 
-def padded_tokens(lengths: tuple[int, ...], side: str, tokens: int = TOKENS) -> tuple[torch.Tensor, torch.Tensor]:
+def draw_padded_tokens(lengths: tuple[int, ...], side: str, tokens: int = TOKENS) -> tuple[torch.Tensor, torch.Tensor]:
     """Draw token ids [B, tokens] and their padding mask, 1 for a real token."""
     generator = torch.Generator().manual_seed(11)
     ids = torch.randint(3, VOCABULARY, (len(lengths), tokens), generator=generator)
@@ -167,7 +167,7 @@ def padded_tokens(lengths: tuple[int, ...], side: str, tokens: int = TOKENS) -> 
     return ids * real, real
 
 
-def inputs(name: str, side: str | None = None) -> dict[str, torch.Tensor]:
+def make_inputs(name: str, side: str | None = None) -> dict[str, torch.Tensor]:
     """Make a model's inputs; with a side, two rows of which one is padded there."""
     takes = FAMILIES[name].takes
     generator = torch.Generator().manual_seed(5)
@@ -176,10 +176,10 @@ def inputs(name: str, side: str | None = None) -> dict[str, torch.Tensor]:
     targets = torch.randint(3, VOCABULARY, (2, 9), generator=generator)
     if takes == "sound to text":
         return {"input_features": torch.randn(2, 8, 4 * TOKENS, generator=generator), "decoder_input_ids": targets}
-    ids, real = padded_tokens((TOKENS, TOKENS if side is None else TOKENS - 7), side or "left")
+    ids, real = draw_padded_tokens((TOKENS, TOKENS if side is None else TOKENS - 7), side or "left")
     if takes == "text to text":
-        given = {"input_ids": ids, "decoder_input_ids": targets}
-        return given if side is None else {**given, "attention_mask": real}
+        arguments = {"input_ids": ids, "decoder_input_ids": targets}
+        return arguments if side is None else {**arguments, "attention_mask": real}
     if side is None:
         return {"input_ids": ids}
     if name == "bert":
@@ -187,7 +187,7 @@ def inputs(name: str, side: str | None = None) -> dict[str, torch.Tensor]:
     return {"input_ids": ids, "attention_mask": real, "position_ids": (real.cumsum(-1) - 1).clamp(min=0)}
 
 
-def tokenizer(*words: str) -> Any:
+def make_tokenizer(*words: str) -> Any:
     """Make a tokenizer that knows these words."""
     vocabulary = {word: number for number, word in enumerate(words)}
     return hf.PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel(vocabulary, unk_token=words[0])))

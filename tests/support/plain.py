@@ -1,6 +1,6 @@
-"""The plain rival: attention as one writes it in torch, in a given dtype, with every score stored.
+"""Plain attention in torch, in any dtype and with every score stored.
 
-Its error against the float64 definition is the yardstick for keywise's.
+The errors of keywise are compared with its error against the float64 definition.
 """
 
 from __future__ import annotations
@@ -11,22 +11,25 @@ from keywise.attention.problem import Problem
 from keywise.attention.reference import Result, find_visible_keys
 
 
-def _product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+def _multiply(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     """Multiply as the usual half-precision kernels do: sums in float32, rounded once."""
     return (left.float() @ right.float()).to(left.dtype)
 
 
-def plain(problem: Problem, dtype: torch.dtype, *, scale_first: bool) -> Result:
-    """Evaluate a problem in `dtype`, scaling the queries or the scores; the results come as float64 NumPy arrays."""
+def attend_plainly(problem: Problem, dtype: torch.dtype, *, scale_first: bool) -> Result:
+    """Evaluate a problem in `dtype`, scaling the queries or the scores.
+
+    The results are float64 NumPy arrays.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # These tensors are small: waiting for a second thread costs more than it gives.
     try:
-        return _plain(problem, dtype, scale_first)
+        return _attend_plainly(problem, dtype, scale_first)
     finally:
         torch.set_num_threads(threads)
 
 
-def _plain(problem: Problem, dtype: torch.dtype, scale_first: bool) -> Result:
+def _attend_plainly(problem: Problem, dtype: torch.dtype, scale_first: bool) -> Result:
     group = problem.shape[1] // problem.shape[2]
     seen = torch.from_numpy(find_visible_keys(problem))
     query, key, value = (
@@ -35,9 +38,9 @@ def _plain(problem: Problem, dtype: torch.dtype, scale_first: bool) -> Result:
     )
     key, value = (tensor.nan_to_num(0, 0, 0).repeat_interleave(group, dim=1) for tensor in (key, value))
     if scale_first:
-        score = _product(query * problem.scale, key.transpose(2, 3))
+        score = _multiply(query * problem.scale, key.transpose(2, 3))
     else:
-        score = _product(query, key.transpose(2, 3)) * problem.scale
+        score = _multiply(query, key.transpose(2, 3)) * problem.scale
     if problem.softcap is not None:
         score = problem.softcap * torch.tanh(score / problem.softcap)
     if problem.bias is not None:
@@ -50,17 +53,17 @@ def _plain(problem: Problem, dtype: torch.dtype, scale_first: bool) -> Result:
     empty = torch.isneginf(score).all(dim=3)
     weights = with_sinks.softmax(dim=3)[..., : score.shape[3]].masked_fill(empty[..., None], 0)
     lse = with_sinks.logsumexp(dim=3).masked_fill(empty, -torch.inf)
-    result = {"output": _product(weights, value), "lse": lse, "entropy": torch.special.entr(weights).sum(dim=3)}
-    plan = problem.stats
-    if plan is not None:
-        top = min(plan.top_k, score.shape[3])
-        result["top_weights"] = torch.nn.functional.pad(weights.topk(top, dim=3).values, (0, plan.top_k - top))
+    result = {"output": _multiply(weights, value), "lse": lse, "entropy": torch.special.entr(weights).sum(dim=3)}
+    request = problem.stats
+    if request is not None:
+        top = min(request.top_k, score.shape[3])
+        result["top_weights"] = torch.nn.functional.pad(weights.topk(top, dim=3).values, (0, request.top_k - top))
         query_weights = (
-            1 if plan.query_weights is None else torch.from_numpy(plan.query_weights.copy())[..., None].to(dtype)
+            1 if request.query_weights is None else torch.from_numpy(request.query_weights.copy())[..., None].to(dtype)
         )
         result["key_mass"] = (weights * query_weights).sum(dim=2)
-        if plan.segment_count is not None:
-            result["segment_mass"] = torch.zeros((*weights.shape[:3], plan.segment_count), dtype=dtype)
-            for begin, end, segment in plan.segment_ranges.tolist():
+        if request.segment_count is not None:
+            result["segment_mass"] = torch.zeros((*weights.shape[:3], request.segment_count), dtype=dtype)
+            for begin, end, segment in request.segment_ranges.tolist():
                 result["segment_mass"][..., segment] += weights[..., begin:end].sum(dim=3)
     return Result(**{name: tensor.to(torch.float64).numpy() for name, tensor in result.items()})

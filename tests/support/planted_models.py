@@ -84,7 +84,7 @@ def check_registered(
     AttentionInterface.register(name, forward)
     if mask is not None:
         AttentionMaskInterface.register(name, mask)
-    model = models.make(family)
+    model = models.make_model(family)
     model.set_attn_implementation(name)
     try:
         return check_model(model, **options)
@@ -143,7 +143,7 @@ def forward_with_infinite_mask(
 
 
 def check_changed(family: str, change: Callable[[Any], None], **options: Any) -> Diagnosis:
-    model = models.make(family)
+    model = models.make_model(family)
     with torch.no_grad():
         change(model)
     return check_model(model, **options)
@@ -224,18 +224,18 @@ def start_training(model: Any) -> None:
 
 
 def make_left_padded() -> dict[str, Any]:
-    ids, real = models.padded_tokens((models.TOKENS - 7, models.TOKENS), "left")
+    ids, real = models.draw_padded_tokens((models.TOKENS - 7, models.TOKENS), "left")
     return {"input_ids": ids, "attention_mask": real}
 
 
 def make_packed_with_cache() -> dict[str, Any]:
-    ids, _ = models.padded_tokens((models.TOKENS,), "left")
+    ids, _ = models.draw_padded_tokens((models.TOKENS,), "left")
     positions = torch.cat([torch.arange(8), torch.arange(models.TOKENS - 8)])[None]
     return {"input_ids": ids, "position_ids": positions, "use_cache": True}
 
 
 def make_fully_masked_query() -> dict[str, Any]:
-    ids, _ = models.padded_tokens((models.TOKENS,), "left")
+    ids, _ = models.draw_padded_tokens((models.TOKENS,), "left")
     visible = torch.ones(1, 1, models.TOKENS, models.TOKENS).tril().bool()
     visible[..., 5, :] = False
     return {"input_ids": ids, "attention_mask": visible}
@@ -250,7 +250,7 @@ def make_fully_masked_query_added() -> dict[str, Any]:
 
 def check_eager_with_fully_masked_query() -> Diagnosis:
     """Diagnose transformers' eager attention with its own kind of mask: the lowest number, added."""
-    model = models.make("llama")
+    model = models.make_model("llama")
     model.set_attn_implementation("eager")
     return check_model(model, inputs=make_fully_masked_query_added())
 
@@ -435,13 +435,13 @@ MODEL_FAULTS = (
         "left padding without positions",
         "GPT-2",
         "positions-not-shifted",
-        lambda: check_model(models.make("gpt2"), inputs=make_left_padded()),
+        lambda: check_model(models.make_model("gpt2"), inputs=make_left_padded()),
     ),
     PlantedFault(
         "packed documents with a cache",
         "Llama",
         "document-leak",
-        lambda: check_model(models.make("llama"), inputs=make_packed_with_cache()),
+        lambda: check_model(models.make_model("llama"), inputs=make_packed_with_cache()),
     ),
     PlantedFault("key projection all zero", "GPT-2", "keys-identical", lambda: check_changed("gpt2", zero_keys)),
     PlantedFault("query projection all zero", "Llama", "weights-uniform", lambda: check_changed("llama", zero_queries)),

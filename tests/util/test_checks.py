@@ -58,7 +58,7 @@ def test_other_values_than_finite_numbers_are_refused(value: Any, kind: type[Key
     assert caught.value.argument == "scale"
 
 
-def test_only_bools_are_bools() -> None:
+def test_other_values_than_bools_are_refused() -> None:
     assert check_bool("key_mass", True) is True
     assert check_bool("key_mass", False) is False
     for value in (0, 1, "yes", None, np.True_):

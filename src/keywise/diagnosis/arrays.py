@@ -43,7 +43,7 @@ def check(
     Parameters
     ----------
     query, key, value, mask, bias, scale, softcap, sinks
-        What should be computed, as in `keywise.attend`.
+        The problem that attention should solve, as in `keywise.attend`.
     output : float array [B, Hq, Q, Dv], optional
         The output to check, in the query's dtype or a wider one.
     lse : float array [B, Hq, Q], optional

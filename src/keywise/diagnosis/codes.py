@@ -1,4 +1,4 @@
-"""List every code: its severity, the stage that finds it, why it matters and what to do."""
+"""Every code with its severity, stage, reason and remedy."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ Severity = Literal["error", "warning", "note"]
 
 
 class Stage(IntEnum):
-    """Order the stages of an examination: a finding of an earlier one explains findings of later ones."""
+    """Stages of an examination: a finding of an earlier one explains findings of later ones."""
 
     INPUTS = 0
     """Inputs, settings, determinism."""
@@ -24,14 +24,14 @@ class Stage(IntEnum):
 
 
 class Code(NamedTuple):
-    """Describe one code.
+    """The description of one code.
 
     Attributes
     ----------
     severity : str
         ``"error"`` cannot be intended, ``"warning"`` probably is not, ``"note"`` is a fact to know.
     stage : Stage
-        When it is looked for.
+        The stage in which it is looked for.
     why : str
         Why it matters.
     remedy : str

@@ -1,4 +1,4 @@
-"""Compare an observed output with the output that the definition gives."""
+"""Compare an observed output with the output of the definition."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from keywise.diagnosis.findings import Location
 
 
 class Comparison(NamedTuple):
-    """Hold an observed output, the expected one, and where the two differ."""
+    """An observed output, the expected one, and where the two differ."""
 
     problem: Problem
-    """What attention was asked to compute."""
+    """The problem that attention should solve."""
     queries: Array
     """[R] int: indices of the queries observed."""
     place: str
@@ -49,7 +49,7 @@ def compare_output(
     Parameters
     ----------
     problem : Problem
-        What attention was asked to compute.
+        The problem that attention should solve.
     queries : int [R]
         Indices of the queries observed.
     observed : [B, Hq, R, Dv]
@@ -57,7 +57,7 @@ def compare_output(
     place : str
         Name of the layer or input, for the findings.
     expected : Expected, optional
-        What the definition gives for these queries, if it is known already.
+        The definition's output for these queries, if it is known already.
 
     Returns
     -------

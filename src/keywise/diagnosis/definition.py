@@ -28,7 +28,7 @@ MAX_SCORE_ERROR = 0.25
 
 
 class Expected(NamedTuple):
-    """Hold what the definition gives for sampled queries: float64 arrays [B, Hq, R, ...]."""
+    """The definition's results for sampled queries: float64 arrays [B, Hq, R, ...]."""
 
     output: Array
     """[B, Hq, R, Dv]."""
@@ -60,7 +60,7 @@ def choose_queries(count: int, limit: int) -> Array:
 
 
 def select_queries(problem: Problem, queries: Array, visible: Array | None = None) -> Problem:
-    """Return the problem restricted to these queries, its mask given as booleans.
+    """Return the problem restricted to these queries, its mask as booleans.
 
     Parameters
     ----------
@@ -106,7 +106,10 @@ def get_visible(sample: Problem) -> Array:
 
 
 def compute_weights(problem: Problem) -> Array:
-    """Return the weights [B, Hq, Q, N] of a small problem, by evaluating it with unit vectors as values."""
+    """Return the weights [B, Hq, Q, N] of a small problem.
+
+    It is evaluated with unit vectors as values.
+    """
     keys = problem.shape.keys
     unit_vectors = np.broadcast_to(np.eye(keys), (problem.shape.batch, problem.shape.key_heads, keys, keys))
     value = HostArray(unit_vectors, "float64", unit_vectors)
@@ -138,7 +141,7 @@ def compute_expected(sample: Problem) -> Expected:
     result = reference.evaluate(sample._replace(stats=_REQUEST))
     assert result.running_sum is not None
     assert result.entropy is not None
-    assert result.segment_mass is not None  # _REQUEST asks for them
+    assert result.segment_mass is not None  # _REQUEST requests them
     return Expected(
         output=result.output,
         tolerance=_bound_output(sample, score_error)[..., None],
@@ -154,7 +157,7 @@ def compute_expected(sample: Problem) -> Expected:
 
 
 def _bound_scores(sample: Problem, visible: Array) -> tuple[float, Array]:
-    """Return the largest |query . key| and the bound [B, Hq, R] on the error of a score."""
+    """Return the largest product and the bound [B, Hq, R] on a score's error."""
     unit = ROUNDING_UNITS[sample.dtype]
     group = sample.shape.query_heads // sample.shape.key_heads
     query = sample.query.floats(np.float64)
@@ -172,7 +175,10 @@ def _bound_scores(sample: Problem, visible: Array) -> tuple[float, Array]:
 
 
 def _bound_output(sample: Problem, score_error: Array) -> Array:
-    """Return the bound [B, Hq, R] on the error of the output; inf where the scores are too inexact."""
+    """Return the bound [B, Hq, R] on the error of the output.
+
+    It is infinite where the scores are too inexact.
+    """
     unit = ROUNDING_UNITS[sample.dtype]
     group = sample.shape.query_heads // sample.shape.key_heads
     value = sample.value_floats(np.float64)

@@ -20,12 +20,15 @@ INEXACT_SHARE = 1e-2
 UNEXPLAINED_SHARE = 0.005
 """A hypothesis explains an error when at most this share of it remains, beyond rounding."""
 DETECTABLE_FACTOR = 4
-"""A fault would have been detected when its output differs from the expected one by this many tolerances."""
+"""A fault is detectable if its output differs from the expected one by this many tolerances."""
 UNEXPLAINED_CODES = ("output-differs", "output-not-finite", "inexact")
 
 
 class Explanation(NamedTuple):
-    """Hold the code that explains an output, None when it is that of attention, and the results of all checks."""
+    """The code that explains an output, and the results of all checks.
+
+    The code is None for a correct output.
+    """
 
     code: str | None
     results: CheckResults
@@ -57,7 +60,7 @@ def check_output(
 
 
 def explain_comparison(comparison: Comparison, known_clean: Set[str] = frozenset()) -> Explanation:
-    """Return the fault that explains a comparison, and what was shown to be clean.
+    """Return the fault that explains a comparison, and the results of all checks.
 
     Parameters
     ----------
@@ -112,7 +115,7 @@ def _find_unpadded_queries(comparison: Comparison) -> Array:
 
 
 def _is_mean_of_values(comparison: Comparison, queries: Array) -> bool:
-    """Return whether the output of the queries [B, Hq, R] is the mean of all values."""
+    """Return whether the queries [B, Hq, R] have the mean of all values as output."""
     expected, observed = comparison.expected, comparison.observed
     unmasked = select_queries(comparison.problem, comparison.queries, np.ones_like(expected.visible))
     mean = reference.evaluate(unmasked._replace(scale=0.0, bias=None, sinks=None)).output
@@ -198,13 +201,10 @@ def _record_detectable_faults(comparison: Comparison, results: CheckResults, kno
     for hypothesis in HYPOTHESES:
         if hypothesis.code in known_clean:
             continue
-        detectable = any(
-            bool(
-                (np.abs(output - expected.output) > DETECTABLE_FACTOR * expected.tolerance)[comparison.comparable].any()
-            )
-            for _, output in hypothesis.predict(comparison.problem, comparison.queries)
-        )
-        if detectable:
-            results.add_clean(hypothesis.code)
+        for _, output in hypothesis.predict(comparison.problem, comparison.queries):
+            detectable = np.abs(output - expected.output) > DETECTABLE_FACTOR * expected.tolerance
+            if detectable[comparison.comparable].any():
+                results.add_clean(hypothesis.code)
+                break
         else:
             results.add_untestable(hypothesis.undetectable, hypothesis.code)

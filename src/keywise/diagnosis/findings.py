@@ -1,4 +1,4 @@
-"""What a diagnosis consists of: findings, their places, and the answer of every check."""
+"""The parts of a diagnosis: findings, their locations, and the answer of every check."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ State = Literal["found", "clean", "not testable"]
 
 
 class Location(NamedTuple):
-    """Name the layers, heads and queries of a finding; an empty field means all of them.
+    """The layers, heads and queries of a finding; an empty field means all of them.
 
     Attributes
     ----------
@@ -70,7 +70,7 @@ EVERYWHERE = Location()
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was found.
+    """A fault or a fact that a check found.
 
     Attributes
     ----------
@@ -140,7 +140,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What is wrong with an attention, and what was checked.
+    """The findings about an attention, and the answers of all checks.
 
     Attributes
     ----------

@@ -118,7 +118,7 @@ def _choose_library(arrays: str | None, dtype: str) -> str:
 
 
 def _examine(tested: FunctionUnderTest) -> CheckResults:
-    """Run the checks in the order of causes, up to the stage that finds an error."""
+    """Run the checks in order, up to the stage that finds an error."""
     results = check_prerequisites(tested)
     if results.has_errors:
         return results

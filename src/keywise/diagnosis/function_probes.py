@@ -1,4 +1,4 @@
-"""Run a function on inputs that show its faults: compare its outputs, and change what must not matter."""
+"""Compare a function's outputs with the definition, and before and after changes of its inputs."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def check_outputs(tested: FunctionUnderTest) -> CheckResults:
 
 
 def _check_masks(results: CheckResults, tested: FunctionUnderTest) -> None:
-    """Compare outputs under a random mask, under left padding, and with a query that sees no key."""
+    """Compare outputs under a random mask, left padding, and a fully masked query."""
     inputs = tested.draw_inputs()
 
     def compare(mask_fields: dict[str, Any], visible: Array, place: str) -> None:
@@ -160,7 +160,7 @@ class Probe(NamedTuple):
 
 
 def run_probes(tested: FunctionUnderTest) -> CheckResults:
-    """Change what must not matter and measure whether the output moves."""
+    """Make changes that must not matter and measure whether the output moves."""
     results = CheckResults()
     inputs = tested.draw_inputs()
     before = tested.compute_output(inputs)
@@ -232,7 +232,7 @@ def _record_probe(results: CheckResults, probe: Probe, moved: Array, limit: Arra
 
 
 def _probe_hidden_key(results: CheckResults, tested: FunctionUnderTest, inputs: list[Any], tolerance: Array) -> None:
-    """Change a key and value that the mask hides from every query but the one at its own position."""
+    """Change a key and value that the mask hides from all other positions."""
     hidden = FEW_TOKENS
     visible = np.ones((BATCH, 1, TOKENS, TOKENS), bool)
     visible[..., hidden] = False
@@ -258,7 +258,10 @@ def _compute_tolerance(problem: Problem) -> Array:
 
 
 def _measure_difference(first: Array, second: Array) -> Array:
-    """Return |first - second|: 0 where both are NaN or the same infinity, infinite where only one is."""
+    """Return |first - second|.
+
+    It is 0 where both are NaN or the same infinity, and infinite where only one is.
+    """
     same = (first == second) | (np.isnan(first) & np.isnan(second))
     with np.errstate(invalid="ignore"):
         return np.where(same, 0.0, np.nan_to_num(np.abs(first - second), nan=np.inf))

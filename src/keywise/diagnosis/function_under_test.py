@@ -62,7 +62,7 @@ class FunctionUnderTest:
         return Mask(causal=self.mask.causal, window=self.mask.window, **fields)
 
     def make_problem(self, inputs: list[Any], mask: Mask | None = None) -> Problem:
-        """Return what the function should compute."""
+        """Return the problem that the function should solve."""
         return make_problem(*inputs, mask=mask or self.mask, bias=None, **self.options)
 
     def call(self, inputs: list[Any], visible: Array | None = None) -> Any:

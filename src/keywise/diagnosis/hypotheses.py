@@ -1,4 +1,4 @@
-"""Predict the output that each known fault of an attention would give.
+"""Predict the output of attention with each known fault.
 
 A hypothesis evaluates the definition on a changed problem. It explains an observed output that lies within rounding of
 its prediction and not of the output of attention.
@@ -23,7 +23,7 @@ MAX_STORED_TOKENS = 512
 
 
 class Prediction(NamedTuple):
-    """Describe what a fault does, and hold the output that it gives the sampled queries [B, Hq, R, Dv]."""
+    """A fault's description, and its output [B, Hq, R, Dv] for the sampled queries."""
 
     description: str
     output: Array
@@ -39,7 +39,7 @@ class Hypothesis(NamedTuple):
     code: str
     predict: Predict
     undetectable: str
-    """Why the fault could not be detected where its predictions equal the output of attention."""
+    """Why the fault cannot be detected if its predictions equal the output of attention."""
 
 
 # --- masks -----------------------------------------------------------------------------------------------------------
@@ -108,7 +108,7 @@ def _predict_shifted_causal(problem: Problem, queries: Array) -> Iterator[Predic
 
 
 def _shift_causal(problem: Problem, queries: Array, shift: int, *, from_first_key: bool = False) -> Array:
-    """Return the mask whose causal rule ends `shift` keys later, or is aligned at the first key."""
+    """Return the mask with its causal rule shifted, or aligned at the first key."""
     not_causal = problem._replace(visibility=problem.visibility._replace(causal=False))
     visible = reference.find_visible_keys(not_causal, queries)
     key_position = problem.first_key + np.arange(problem.shape.keys)
@@ -183,9 +183,9 @@ def _predict_scales(list_scales: Callable[[Problem], tuple[tuple[str, float], ..
     """Return a prediction for every wrong scale of a list of (description, scale)."""
 
     def predict(problem: Problem, queries: Array) -> Iterator[Prediction]:
-        for words, scale in list_scales(problem):
+        for formula, scale in list_scales(problem):
             if not math.isclose(scale, problem.scale, rel_tol=1e-6):
-                description = f"attention with scale {words} {scale:.4g} instead of {problem.scale:.4g}"
+                description = f"attention with scale {formula} {scale:.4g} instead of {problem.scale:.4g}"
                 yield Prediction(description, _evaluate(problem._replace(scale=scale), queries))
 
     return predict
@@ -249,7 +249,10 @@ def _predict_swapped_arrays(problem: Problem, queries: Array) -> Iterator[Predic
 
 
 def _predict_wrong_softmax_axis(problem: Problem, queries: Array) -> Iterator[Prediction]:
-    """Predict a softmax over the queries: evaluate attention with the roles of query and key exchanged."""
+    """Predict a softmax over the queries.
+
+    Attention is evaluated with the roles of query and key exchanged.
+    """
     if not _is_small(problem) or problem.shape.queries == 1 or problem.sinks is not None or problem.softcap is not None:
         return
     sample = select_queries(problem, np.arange(problem.shape.queries))
@@ -279,7 +282,10 @@ def _predict_wrong_softmax_axis(problem: Problem, queries: Array) -> Iterator[Pr
 
 
 def _predict_misread_axes(problem: Problem, queries: Array) -> Iterator[Prediction]:
-    """Predict heads and tokens exchanged, or viewed instead of transposed: on the way out, on the way in, or both."""
+    """Predict heads and tokens exchanged, or viewed instead of transposed.
+
+    The inputs, the output or both may be misread.
+    """
     batch, query_heads, key_heads, query_count, key_count, _, value_dim = problem.shape
     if not _is_small(problem) or query_heads != key_heads or query_count != key_count or query_heads == 1:
         return
@@ -311,7 +317,7 @@ def _predict_misread_axes(problem: Problem, queries: Array) -> Iterator[Predicti
 
 
 def _evaluate_among_heads(problem: Problem) -> Array:
-    """Evaluate attention in which the heads of a token attend to one another: [B, H, Q, Dv]."""
+    """Evaluate attention among the heads of each token: [B, H, Q, Dv]."""
     query = problem.query.floats(np.float64)
     exchanged = [
         array.swapaxes(1, 2) for array in (query, problem.key_floats(np.float64), problem.value_floats(np.float64))
@@ -357,7 +363,7 @@ def _evaluate_under(problem: Problem, queries: Array, visibility: Visibility) ->
 
 
 def _evaluate_scores(sample: Problem, scores: Array) -> Array:
-    """Evaluate the definition with these scores [B, Hq, R, N] instead of the problem's own, every key visible."""
+    """Evaluate the definition with these scores [B, Hq, R, N] and every key visible."""
     rule = sample.visibility._replace(allowed=np.ones_like(get_visible(sample)))
     bias = HostArray(np.ascontiguousarray(scores), "float64", scores)
     return reference.evaluate(sample._replace(scale=0.0, softcap=None, bias=bias, visibility=rule)).output

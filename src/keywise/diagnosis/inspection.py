@@ -30,7 +30,7 @@ def check_finite_inputs(problem: Problem, queries: Array, place: str) -> tuple[C
     Parameters
     ----------
     problem : Problem
-        What attention was asked to compute.
+        The problem that attention should solve.
     queries : int [R]
         Indices of the queries to look at.
     place : str
@@ -68,9 +68,9 @@ def inspect_call(problem: Problem, expected: Expected, place: str) -> CheckResul
     Parameters
     ----------
     problem : Problem
-        What attention was asked to compute; all inputs finite.
+        The problem that attention should solve; all inputs are finite.
     expected : Expected
-        What the definition gives for the sampled queries.
+        The definition's results for the sampled queries.
     place : str
         Name of the layer or input, for the findings.
 

@@ -85,7 +85,10 @@ def check_model(
 
 
 def _tokenize(maker: ModelInputs, tokenizer: Any, text: str | None) -> Any:
-    """Return the token ids [1, N] of a text, cut to the model's positions; None for no text."""
+    """Return the token ids [1, N] of a text, cut to the model's positions.
+
+    The result is None for no text.
+    """
     if text is None:
         return None
     if not maker.takes_text:

@@ -42,7 +42,7 @@ class CallComparer:
     inputs : ModelInputs
         Makes the model's inputs.
     results : CheckResults
-        Results so far; what the calls show is added to them.
+        Results so far, to which those of the calls are added.
     """
 
     def __init__(self, model: Any, inputs: ModelInputs, results: CheckResults) -> None:
@@ -56,7 +56,7 @@ class CallComparer:
             self._compare_run(run, "", inspect=True)
 
     def compare_own_inputs(self, own_inputs: dict[str, Any]) -> None:
-        """Compare the calls of a run on the user's own inputs; inspect keys, values and weights too."""
+        """Compare and inspect the calls of a run on the user's own inputs."""
         self._compare_run(self._make_run(self.inputs.limit_logits(own_inputs)), "", inspect=True)
 
     def compare_small_inputs(self) -> None:
@@ -97,7 +97,7 @@ class CallComparer:
             cache = self.model(input_ids=ids, past_key_values=cache, use_cache=True).past_key_values
 
     def _compare_run(self, run: Run, input_name: str, *, inspect: bool = False) -> None:
-        """Compare every call of a run with the definition, under the mask that transformers' rules give."""
+        """Compare every call of a run with the definition under transformers' mask."""
         meanings = self._record_masks(run)
 
         def compare(call: AttentionCall) -> None:
@@ -143,7 +143,7 @@ class CallComparer:
     def _compare_call(
         self, results: CheckResults, call: AttentionCall, meaning: MaskAndBias, input_name: str, *, inspect: bool
     ) -> None:
-        """Compare one call with the definition and add what it shows to `results`."""
+        """Compare one call with the definition and add the outcome to `results`."""
         self.compared_calls += 1
         problem = call.make_problem(meaning)
         place = f"{call.layer} ({input_name})" if input_name else call.layer

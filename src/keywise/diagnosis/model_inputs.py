@@ -1,4 +1,4 @@
-"""Make small random inputs for a transformers model, each for one question."""
+"""Make small random inputs for a transformers model."""
 
 # ruff: noqa: PLC0415  (torch is slow to import, or absent: only calls need it)
 
@@ -52,8 +52,8 @@ class ModelInputs:
             self.kind = "decoder" if model.can_generate() else "encoder"
         window = getattr(self.text_config, "sliding_window", None)
         self.window = window if isinstance(window, int) and window <= MAX_WINDOW else None
-        wanted = TOKENS if self.window is None else max(TOKENS, self.window + 8)
-        self.tokens = min(wanted, self.max_tokens)
+        tokens = TOKENS if self.window is None else max(TOKENS, self.window + 8)
+        self.tokens = min(tokens, self.max_tokens)
 
     @property
     def text_config(self) -> Any:
@@ -96,7 +96,7 @@ class ModelInputs:
         return ids
 
     def make_plain(self, ids: Any = None) -> dict[str, Any]:
-        """Return an input without padding: these token ids, or random numbers for a model of images or sound."""
+        """Return an input without padding; without `ids` it is random."""
         if self.kind == "other":
             return self._make_image_or_sound()
         inputs = {"input_ids": self.draw_ids() if ids is None else ids}
@@ -144,7 +144,10 @@ class ModelInputs:
         return inputs, first_tokens
 
     def limit_logits(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """Request the logits of the last token only, if the model can: over long texts they exceed the model's size."""
+        """Request the logits of the last token only, if the model supports it.
+
+        Over long texts the logits of all tokens exceed the model's size.
+        """
         return {**inputs, "logits_to_keep": 1} if "logits_to_keep" in self.parameters else inputs
 
     def _make_image_or_sound(self) -> dict[str, Any]:
@@ -165,6 +168,6 @@ class ModelInputs:
             return {name: torch.randn(1, AUDIO_SAMPLES, generator=generator).to(dtype)}
         raise ModelError(
             "inputs",
-            f"must be given for {type(self.model).__name__}, whose {name!r} cannot be made up",
+            f"must be given for {type(self.model).__name__}, whose {name!r} cannot be generated",
             remedy="pass a dictionary of the model's inputs",
         )

@@ -1,4 +1,4 @@
-"""Change a model's inputs where the change must not matter, and measure whether its output moves."""
+"""Make changes of a model's inputs that must not move its output."""
 
 # ruff: noqa: PLC0415  (torch and transformers are slow to import, or absent: only calls need them)
 
@@ -21,7 +21,7 @@ ROUNDINGS_PER_LAYER = 8
 LIMIT_DEVIATIONS = 8
 """Standard deviations of rounding noise below which nothing is reported."""
 MAX_RUN_DIFFERENCE = 1e-3
-"""Largest difference of two runs, relative to the output; threads may sum in another order."""
+"""Largest difference of two runs, relative to the output: threads may sum in another order."""
 COLLAPSED_DISTANCE = ROUNDING_UNITS["bfloat16"]
 """Relative distance of the tokens' states from their mean below which bfloat16 cannot tell them apart."""
 DECODED_TOKENS = 3
@@ -96,7 +96,7 @@ class ModelProbes:
         return results
 
     def run(self, results: CheckResults) -> None:
-        """Run the probes that fit the model in the order of causes, up to the first error.
+        """Run the probes that fit the model, up to the first error.
 
         Parameters
         ----------
@@ -202,12 +202,12 @@ class ModelProbes:
             self.model(**model_inputs)
         states: dict[Any, Any] = {}
 
-        def keep_state(module: Any, arguments: Any, options: dict[str, Any]) -> None:
+        def record_state(module: Any, arguments: Any, options: dict[str, Any]) -> None:
             state = options.get("hidden_states", arguments[0] if arguments else None)
             if state is not None:
                 states.setdefault(module, state.double())
 
-        handles = [module.register_forward_pre_hook(keep_state, with_kwargs=True) for module in layers.values()]
+        handles = [module.register_forward_pre_hook(record_state, with_kwargs=True) for module in layers.values()]
         try:
             self.model(**model_inputs)
         finally:
@@ -313,7 +313,7 @@ class ModelProbes:
         return results
 
     def _separates_documents(self, packed: dict[str, Any]) -> bool:
-        """Return whether every layer is attention whose mask separates documents; recurrent layers are not."""
+        """Return whether every layer is attention whose mask separates documents."""
         masks = self._record_masks(packed) or {}
         separating = [
             layer
@@ -358,7 +358,10 @@ class ModelProbes:
         return results
 
     def _decode_with_cache(self, model_inputs: dict[str, Any], one_pass: Any, calls: list[AttentionCall]) -> float:
-        """Decode the last tokens one by one, leave the last step's calls in `calls`, and return the difference."""
+        """Decode the last tokens one by one and return the largest difference.
+
+        The calls of the last step are left in `calls`.
+        """
         from transformers.modeling_outputs import BaseModelOutput
 
         name = self.inputs.output_name
@@ -376,7 +379,7 @@ class ModelProbes:
         return difference
 
     def _find_position(self, token: Any, step: AttentionCall) -> int:
-        """Return the position at which the first layer's query of the token is nearest to that of a decoding step."""
+        """Return the position at which the token's query is nearest to that of a decoding step."""
         import torch
 
         calls: list[AttentionCall] = []

@@ -1,4 +1,4 @@
-"""Check how a transformers model is set up: training mode, and the settings of its attention layers."""
+"""Check a transformers model's training mode and the settings of its attention layers."""
 
 # ruff: noqa: PLC0415  (torch is slow to import, or absent: only calls need it)
 
@@ -24,7 +24,10 @@ def check_dropout(model: Any) -> CheckResults:
 
 
 def _has_dropout(module: Any) -> bool:
-    """Return whether a layer drops elements in training: a dropout layer, or attention with a dropout probability."""
+    """Return whether a layer has dropout in training.
+
+    It is a dropout layer, or attention with a dropout probability.
+    """
     names = ("p",) if "Dropout" in type(module).__name__ else ("attention_dropout", "dropout")
     probabilities = (getattr(module, name, None) for name in names)
     return any(isinstance(probability, float) and probability > 0 for probability in probabilities)
@@ -43,7 +46,7 @@ def set_evaluation_mode(model: Any) -> Iterator[None]:
 
 
 def check_settings(model: Any) -> CheckResults:
-    """Compare the settings of the attention layers with those of a new model of the same configuration."""
+    """Compare the attention layers' settings with those of a newly created model."""
     import torch
 
     results = CheckResults()

@@ -18,7 +18,7 @@ from keywise.hf.plugin import use_temporarily
 
 
 class MaskAndBias(NamedTuple):
-    """What an attention mask means: which keys are visible, and what is added to the scores."""
+    """The meaning of an attention mask: the visible keys, and the bias of the scores."""
 
     mask: Mask | None
     bias: Any
@@ -61,7 +61,7 @@ class AttentionCall(NamedTuple):
         return all(bool(array.isfinite().all()) for array in (self.query, self.key, self.value))
 
     def interpret_mask(self) -> MaskAndBias:
-        """Return what the mask means, in keywise's own attention."""
+        """Return the call's mask and bias as keywise interprets them."""
         return MaskAndBias(*read_mask(self.module, self.attention_mask, causal=self.is_causal))
 
     def repeat_contiguous(self) -> Any:
@@ -70,7 +70,7 @@ class AttentionCall(NamedTuple):
         return self.function(self.module, *arrays, self.attention_mask, **self.options)[0]
 
     def make_problem(self, meaning: MaskAndBias) -> Problem:
-        """Return what the call should compute under a mask."""
+        """Return the problem that the call should solve under a mask."""
         options = self.options
         sinks = options.get("s_aux") if options.get("sinks") is None else options["sinks"]
         query = self.query.expand(self.key.shape[0], -1, -1, -1)
@@ -121,7 +121,9 @@ def record_calls(model: Any, on_call: Callable[[AttentionCall], None]) -> Iterat
 
 
 def record_masks(model: Any, run: Callable[[], None]) -> dict[tuple[str, int], MaskAndBias]:
-    """Return what each call's mask means by transformers' rules, from a run with keywise's own attention.
+    """Return the mask and bias of every call by transformers' rules.
+
+    They are recorded in a run with keywise's own attention.
 
     Parameters
     ----------
@@ -133,7 +135,7 @@ def record_masks(model: Any, run: Callable[[], None]) -> dict[tuple[str, int], M
     Returns
     -------
     dict
-        From (layer, index of the call) to what the mask means.
+        From (layer, index of the call) to its mask and bias.
 
     Raises
     ------
@@ -142,10 +144,10 @@ def record_masks(model: Any, run: Callable[[], None]) -> dict[tuple[str, int], M
     """
     meanings: dict[tuple[str, int], MaskAndBias] = {}
 
-    def remember(call: AttentionCall) -> None:
+    def record_meaning(call: AttentionCall) -> None:
         meanings[call.layer, call.call_index] = call.interpret_mask()
 
-    with use_temporarily(model), record_calls(model, remember):
+    with use_temporarily(model), record_calls(model, record_meaning):
         run()
     return meanings
 
@@ -195,7 +197,7 @@ def _wrap(
 
 
 def _find_eager_attention(module: Any) -> Any:
-    """Return the eager attention of a layer, which transformers defines in the model's module under this name."""
+    """Return the eager attention that transformers defines in a layer's module."""
     for cls in type(module).__mro__:
         if (function := getattr(sys.modules[cls.__module__], "eager_attention_forward", None)) is not None:
             return function

@@ -77,8 +77,8 @@ def format_title(diagnosis: Diagnosis) -> str:
     if diagnosis.healthy:
         return f"{diagnosis.subject}: healthy; {checked}"
     counts = [(len(diagnosis.errors), "error"), (len(diagnosis.warnings), "warning")]
-    found = " and ".join(f"{count} {name}{'s' if count > 1 else ''}" for count, name in counts if count)
-    return f"{diagnosis.subject}: {found}; {checked}"
+    counted = " and ".join(f"{count} {name}{'s' if count > 1 else ''}" for count, name in counts if count)
+    return f"{diagnosis.subject}: {counted}; {checked}"
 
 
 def format_location(location: Location) -> str:

@@ -64,7 +64,7 @@ class CheckResults:
         self._clean.update(codes)
 
     def add_untestable(self, reason: str, *codes: str) -> None:
-        """Record that these faults could not have been detected; the first reason stays."""
+        """Record that these faults could not have been detected, and the first reason."""
         for code in codes:
             self._untestable.setdefault(code, reason)
 
@@ -117,7 +117,10 @@ class CheckResults:
 
     @property
     def has_call_errors(self) -> bool:
-        """Return whether an error was found in the inputs or in one call: later errors only follow from it."""
+        """Return whether an error was found in the inputs or in one call.
+
+        Errors of later stages are its consequences.
+        """
         return any(
             finding.severity == "error" and CODES[finding.code].stage < Stage.PROBES
             for finding in self._findings.values()
@@ -175,6 +178,6 @@ def order_findings(findings: Iterable[Finding]) -> list[Finding]:
 
 
 def _explains(cause: Finding, finding: Finding) -> bool:
-    """Return whether an error explains another finding: one of a later stage, or one more probe that fails."""
+    """Return whether an error explains a finding of a later stage or another failed probe."""
     stage, later = CODES[cause.code].stage, CODES[finding.code].stage
     return later > stage or (later == stage >= Stage.PROBES and finding is not cause)

@@ -43,7 +43,8 @@ class Ablation:
 def ablate_evidence(model: EvidenceModel, sources: Sequence[Source], answer: Answer, *, top: int) -> list[Ablation]:
     """Remove each of an answer's best sentences, and one from the middle of the others.
 
-    The model reads these sentences alone, in the order of the text, so that nothing of a removed one is left.
+    The model reads these sentences alone, in the order of the text: in the prefilled document, the keys and values of
+    later sentences depend on a removed one.
 
     Parameters
     ----------
@@ -69,13 +70,13 @@ def ablate_evidence(model: EvidenceModel, sources: Sequence[Source], answer: Ans
         tested.append(others[len(others) // 2])
     ordered = sort_by_place(sources, tested)
 
-    def answer_log_probability(evidence: Sequence[Evidence]) -> float:
+    def compute_log_probability(evidence: Sequence[Evidence]) -> float:
         text, _ = join_sentences(evidence)
         return compute_quote_log_probability(model, text, answer.question, answer.text)
 
-    complete = answer_log_probability(ordered)
+    complete = compute_log_probability(ordered)
     ablations: list[Ablation] = []
     for number, removed in enumerate(tested):
-        without = answer_log_probability([item for item in ordered if item is not removed])
-        ablations.append(Ablation(removed, complete - without, control=number >= top))
+        ablated = compute_log_probability([item for item in ordered if item is not removed])
+        ablations.append(Ablation(removed, complete - ablated, control=number >= top))
     return ablations

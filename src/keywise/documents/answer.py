@@ -65,7 +65,7 @@ class Answer:
     evidence
         All sentences, best first.
     question
-        The question as asked.
+        The question.
     model
         The model's name.
     complete
@@ -81,7 +81,7 @@ class Answer:
     words
         The answer's words with their sources.
     tuned_on
-        The data that the heads were chosen on; None if they are a guess from the model's depth.
+        The data that the heads were tuned on; None if they are a guess from the model's depth.
     windows
         Number of windows that the document was split into; 1 if it fits into the model's context.
 
@@ -138,9 +138,9 @@ def quote_answer(
     *,
     max_tokens: int,
 ) -> AnswerText:
-    """Return the words of some sentences that the model would most likely quote as its answer.
+    """Quote the most probable answer from some sentences.
 
-    The model reads the sentences alone, in the order of the text.
+    The model reads the sentences alone, in the order of the text, and quotes a span of them.
 
     Parameters
     ----------
@@ -168,10 +168,10 @@ def quote_answer(
         return AnswerText("", [], 0, complete=True)
     text = passage[span.start : span.end]
 
-    def sources_of(start: int, _end: int) -> list[int]:
+    def find_sources(start: int, _end: int) -> list[int]:
         return [next(item.rank for end, item in ends if span.start + start < end)]
 
-    return AnswerText(text, split_words(text, sources_of), span.tokens, complete=span.tokens < max_tokens)
+    return AnswerText(text, split_words(text, find_sources), span.tokens, complete=span.tokens < max_tokens)
 
 
 def write_answer(
@@ -185,7 +185,7 @@ def write_answer(
     continuation: Continuation | None = None,
     on_token: Callable[[str], None] | None = None,
 ) -> AnswerText:
-    """Write an answer from the whole document, always the most probable next token.
+    """Write an answer from the whole document by greedy decoding.
 
     Parameters
     ----------
@@ -233,24 +233,24 @@ def write_answer(
     leading_spaces = len(text) - len(text.lstrip())
     ranks = [item.rank for item in sort_by_place(sources, evidence)]
 
-    def sources_of(start: int, end: int) -> list[int]:
+    def find_sources(start: int, end: int) -> list[int]:
         first = int(np.searchsorted(text_ends, start + leading_spaces, side="right"))
         last = int(np.searchsorted(text_ends, end + leading_spaces, side="left"))
         return [ranks[number] for number in find_heaviest_sentences(np.sum(masses[first : last + 1], axis=0))]
 
     text = text.strip()
     complete = token in model.prompt.end_ids
-    return AnswerText(text, split_words(text, sources_of), len(token_ids), complete)
+    return AnswerText(text, split_words(text, find_sources), len(token_ids), complete)
 
 
-def split_words(text: str, sources_of: Callable[[int, int], Sequence[int]]) -> list[AnswerWord]:
+def split_words(text: str, find_sources: Callable[[int, int], Sequence[int]]) -> list[AnswerWord]:
     """Split an answer into words.
 
     Parameters
     ----------
     text
         The answer.
-    sources_of
+    find_sources
         Returns the ranks of the sentences that a span of the answer comes from.
 
     Examples
@@ -259,13 +259,13 @@ def split_words(text: str, sources_of: Callable[[int, int], Sequence[int]]) -> l
     [(0, (1,)), (4, (1,))]
     """
     return [
-        AnswerWord(match.start(), match.end(), tuple(sources_of(match.start(), match.end())))
+        AnswerWord(match.start(), match.end(), tuple(find_sources(match.start(), match.end())))
         for match in _WORD.finditer(text)
     ]
 
 
 def find_heaviest_sentences(mass: SentenceMass) -> NDArray[np.intp]:
-    """Return the numbers of the sentences with much of a mass, the heaviest first.
+    """Return the numbers of the sentences with the most mass, heaviest first.
 
     Examples
     --------
@@ -292,7 +292,7 @@ def sort_by_place(sources: Sequence[Source], evidence: Sequence[Evidence]) -> li
 
 
 def join_sentences(evidence: Sequence[Evidence]) -> tuple[str, list[tuple[int, Evidence]]]:
-    """Join sentences by spaces, and return for each the character after its last.
+    """Join sentences by spaces, and return where each ends.
 
     Examples
     --------

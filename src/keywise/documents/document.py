@@ -33,7 +33,7 @@ class Document:
     sources
         The texts.
     windows
-        The prefilled windows; one if the model's context holds the document.
+        The prefilled windows; one if the document fits into the model's context.
 
     Attributes
     ----------
@@ -110,7 +110,7 @@ class Document:
 
         A small model locates sentences better than it phrases answers. With tuned heads it therefore reads the best
         sentences alone, and the answer is the span of them that it would most likely quote. With ``sentences=0`` it
-        writes the answer from the whole document, always the most probable next token. Answers are deterministic.
+        writes the answer from the whole document by greedy decoding. Answers are deterministic.
 
         Parameters
         ----------
@@ -292,7 +292,10 @@ class Document:
         return quoted_sentences
 
     def _encode_question(self, question: str, *, answer_tokens: int) -> QuestionTokens:
-        """Return a question's tokens; raise if they or the answer cannot fit into the model's context."""
+        """Return a question's tokens, or raise if it does not fit.
+
+        It is checked that question and answer can fit into the model's context.
+        """
         if not isinstance(question, str):
             raise DtypeError("question", "must be a str", got=question)
         if not question.strip():
@@ -308,12 +311,12 @@ class Document:
         max_document_tokens = self._model.max_document_tokens
         if max_document_tokens is None:
             return
-        left = max_document_tokens - len(window.context.document.token_ids)
+        free_tokens = max_document_tokens - len(window.context.document.token_ids)
         question_tokens = len(tokens.token_ids)
-        context = f"(the model's context has {self._model.context_tokens:,} tokens)"
-        if question_tokens > left:
-            rule = f"must be at most {left:,} tokens long after this document {context}, got {question_tokens:,}"
-            raise OptionError("question", f"{rule}; ask a shorter one")
-        if question_tokens + answer_tokens > left:
-            rule = f"must be at most {left - question_tokens:,} after this document and question {context}"
+        context_note = f"(the model's context has {self._model.context_tokens:,} tokens)"
+        if question_tokens > free_tokens:
+            rule = f"must be at most {free_tokens:,} tokens long after this document {context_note}"
+            raise OptionError("question", f"{rule}, got {question_tokens:,}", remedy="ask a shorter one")
+        if question_tokens + answer_tokens > free_tokens:
+            rule = f"must be at most {free_tokens - question_tokens:,} after this document and question {context_note}"
             raise OptionError("max_tokens", rule, got=answer_tokens)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from keywise.documents.files import Source
     from keywise.documents.scoring import EvidenceStats
 
-# Added to every share before its power is taken, so that one kind of heads that missed a sentence does not exclude it.
+# Added to every share before it is raised to its power, so that a share of 0 by one kind of heads excludes no sentence.
 SMOOTHING: Final = 0.02
 # Features that are logarithms of odds; the others are shares.
 COSINE_FEATURES: Final = ("semantic", "paragraph_semantic")
@@ -147,8 +147,8 @@ def estimate_no_answer_share(stats: EvidenceStats, heads: Heads) -> float:
 def pool_heads(stats: EvidenceStats, heads: Heads) -> tuple[Scores, Scores]:
     """Return each sentence's share of the matching and of the copying heads' mass.
 
-    Tuned heads count equally, however much mass they move: the square roots of their shares are averaged. Of guessed
-    heads, which are all heads of whole layers, the mass is summed.
+    Tuned heads count equally, whatever their mass: the square roots of their shares are averaged. The mass of guessed
+    heads, which are all heads of some layers, is summed.
 
     Returns
     -------
@@ -160,7 +160,9 @@ def pool_heads(stats: EvidenceStats, heads: Heads) -> tuple[Scores, Scores]:
 
 
 def compute_feature_odds(stats: EvidenceStats, text_scores: Mapping[str, Scores], heads: Heads) -> dict[str, Scores]:
-    """Return the odds of every sentence by each feature; shares are products of powers of these.
+    """Return the odds of every sentence by each feature.
+
+    The shares are products of powers of these odds.
 
     Features are the shares of the matching and of the copying heads, the matching share of the sentence before (a
     sentence often refers to it: "Its keeper ..."), and the scores of the text.

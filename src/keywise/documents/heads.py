@@ -66,7 +66,7 @@ class Heads:
     answer_sentences
         Number of sentences that an answer is quoted from; 0 if the model writes it from the whole document.
     tuned_on
-        The data that the heads were chosen on; None for a guess from the model's depth.
+        The data that the heads were tuned on; None for a guess from the model's depth.
 
     Examples
     --------
@@ -242,4 +242,5 @@ def _parse(text: str, name: str) -> Heads:
         raise FormatError("path", "must be a file of tuned heads", got=name, remedy=remedy) from error
     # A file without a version has the field names of the first builds.
     builds = "an earlier" if version == 1 else "another"
-    raise FormatError(name, f"was made by {builds} build; delete it or create it again with `keywise tune`")
+    remedy = "delete it or create it again with `keywise tune`"
+    raise FormatError("path", f"{name!r} was made by {builds} build", remedy=remedy)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class EvidenceModel:
-    """A language model whose attention is read as evidence.
+    """A language model whose attention serves as evidence.
 
     Attributes
     ----------
@@ -105,7 +105,7 @@ def record_sentence_mass(
     """
     import keywise.hf  # noqa: PLC0415 - importing this module must not load torch
 
-    logits = None
+    logits = None  # with `stop` the block ends before the assignment
     with keywise.hf.record_stats(
         model.loaded.model,
         segment_ids=segment_ids,

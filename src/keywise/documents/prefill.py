@@ -27,7 +27,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, eq=False)
 class Prefill:
-    """The keys and values of a document, and the attention of the null question on it.
+    """The keys and values of a document, and the null question's attention on it.
 
     Attributes
     ----------
@@ -64,7 +64,7 @@ class PrefilledContext:
     store
         Where documents are stored; None to compute always.
     stored
-        The stored document, if it was found already.
+        The stored document, if `PrefillStore.find_text` returned one.
     progress
         Called after every chunk with the number of tokens done and of all.
 
@@ -103,12 +103,12 @@ class PrefilledContext:
         """Number of the document's tokens that were loaded instead of computed."""
         return self._prefill.reused_tokens
 
-    def run(self, use: Callable[[Any], Result]) -> Result:
-        """Return what a function makes of a fork of the document's cache.
+    def run(self, function: Callable[[Any], Result]) -> Result:
+        """Call a function with a fork of the document's cache and return its result.
 
         Parameters
         ----------
-        use
+        function
             Takes the fork and may append to it. It is called again if the stored file proves damaged.
 
         Raises
@@ -118,7 +118,7 @@ class PrefilledContext:
         """
         while True:
             try:
-                return use(self._prefill.cache.fork())
+                return function(self._prefill.cache.fork())
             except FormatError as error:
                 discard_damaged(self._store, self._prefill.stored, error)
                 # Assigned only when complete: an interrupt leaves the document as it was.
@@ -146,7 +146,7 @@ def prefill_document(
     stored: StoredPrefill | None,
     progress: Progress | None,
 ) -> Prefill:
-    """Load what is stored of a document, compute the rest, and store the whole.
+    """Load the stored part of a document, compute the rest, and store all of it.
 
     Parameters
     ----------
@@ -209,7 +209,7 @@ def prefill_document(
 
 
 def discard_damaged(store: PrefillStore | None, stored: StoredPrefill | None, error: FormatError) -> None:
-    """Remove the stored file that an error is about; raise the error if there is none."""
+    """Remove the stored file that caused an error; raise the error if there is none."""
     if store is None or stored is None:
         raise error
     store.discard(stored.path, error)
@@ -226,14 +226,14 @@ def _open_cache(model: EvidenceModel, stored: StoredPrefill | None) -> Any:
 
 
 def _forward_chunks(model: EvidenceModel, cache: Any, token_ids: list[int]) -> Iterator[int]:
-    """Run the tokens that a cache lacks, and yield after every chunk how many it has."""
+    """Run the missing tokens of a cache, and yield its length after every chunk."""
     for first in range(cache.reused_tokens, len(token_ids), CHUNK_TOKENS):
         forward_tokens(model.loaded, cache, token_ids[first : first + CHUNK_TOKENS])
         yield min(first + CHUNK_TOKENS, len(token_ids))
 
 
 def _is_complete(stored: StoredPrefill, token_ids: Sequence[int], calibration: Mapping[str, NDArray[Any]]) -> bool:
-    """Return whether a stored document has exactly these tokens, with the same heads and null question."""
+    """Return whether a stored document has exactly these tokens and this calibration."""
     if not stored.common_tokens == len(token_ids) == stored.token_ids.size:
         return False
     return all(

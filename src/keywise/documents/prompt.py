@@ -64,13 +64,13 @@ class QuestionTokens:
     Attributes
     ----------
     text
-        The question as asked.
+        The question.
     token_ids
         All tokens after the document.
     question
-        Where in them the question is.
+        Slice of `token_ids` with the question.
     answer_start
-        Where in them the beginning of an answer is; empty if none was begun.
+        Slice of `token_ids` with the beginning of an answer; empty without one.
     """
 
     text: str
@@ -130,8 +130,8 @@ class Prompt:
         A search of the vocabulary takes as long as a question's forward pass, so a stored document sets them.
         """
         # One by one: that is faster than a dict of the tokenizer's whole vocabulary.
-        token_of = self._tokenizer.backend_tokenizer.id_to_token
-        return [number for number in range(len(self._tokenizer)) if QUOTE_MARK in (token_of(number) or "")]
+        id_to_token = self._tokenizer.backend_tokenizer.id_to_token
+        return [number for number in range(len(self._tokenizer)) if QUOTE_MARK in (id_to_token(number) or "")]
 
     @property
     def quote_end_ids(self) -> list[int]:
@@ -156,7 +156,7 @@ class Prompt:
         return DocumentTokens(token_ids, np.concatenate(sentence_ids), sentences, self.digest_sources(sources))
 
     def digest_sources(self, sources: Sequence[Source]) -> bytes:
-        """Return the SHA-256 of everything that `encode_document` and the tokens before it depend on."""
+        """Return the SHA-256 of all that determines the tokens of a document."""
         texts = [(source.text, source.sentences) for source in sources]
         return hashlib.sha256(json.dumps([self.before_ids, BETWEEN_SOURCES, texts]).encode()).digest()
 
@@ -202,7 +202,7 @@ class Prompt:
 def assign_sentences(offsets: Sequence[tuple[int, int]], sentences: Sequence[tuple[int, int]]) -> NDArray[np.intp]:
     """Return the sentence of each token by its character span, -1 for none.
 
-    A token that begins with the space before a sentence belongs to the first sentence that it reaches.
+    A token belongs to the first sentence that it overlaps, even if it begins with the space before the sentence.
 
     Parameters
     ----------

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from keywise.documents.prompt import QuestionTokens
     from keywise.documents.windows import Window
 
-# Shares that sum to 1 but for this leave no probability that none of them answers.
+# Largest rounding error of a sum of shares that is 1.
 _ROUNDING: Final = 1e-12
 
 
@@ -36,7 +36,7 @@ class Ranking:
     ranks
         For each rank in that window the rank in `evidence`.
     continuation
-        Where the model can continue after the question; None unless it was asked for.
+        Where the model can continue after the question; None unless requested.
     """
 
     evidence: list[Evidence]
@@ -68,7 +68,7 @@ def rank_document(
     question
         The question's tokens, with an answer begun if the model has copying heads.
     keep_cache
-        Whether an answer is to follow the question; only for a document of one window.
+        Whether the model must continue after the question; only for a document of one window.
     """
     scores = [score_question(model, window.context, question, keep_cache=keep_cache) for window in windows]
     rankings = [

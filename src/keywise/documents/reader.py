@@ -32,14 +32,14 @@ class Reader:
     Parameters
     ----------
     model
-        A folder with safetensors, a ``.gguf`` file, a hub id, or a model from `keywise.models.load_model`. None takes
+        A folder with safetensors, a ``.gguf`` file, a hub id, or a model from `keywise.models.load_model`. None loads
         the default; see `keywise.models.find_model`. It must have a chat template.
     keep
-        Whether to store documents on disk and to reuse stored ones: of a text that was read before only what follows a
-        change is computed. False neither writes nor reads stored documents.
+        Whether to store documents on disk and to reuse stored ones: of a changed text, only the part from the first
+        change on is computed. False neither writes nor reads stored documents.
     encode
-        Returns the vectors of texts, such as ``keywise.library.SentenceEncoder().encode``; then sentences are ranked by
-        cosine similarity too. Default: by attention and BM25.
+        Returns the vectors of texts, such as ``keywise.library.SentenceEncoder().encode``. Sentences are then ranked by
+        cosine similarity too; by default only by attention and BM25.
     cache_dir
         Folder of stored documents and of converted GGUF models. Default: ``KEYWISE_CACHE_DIR``, else keywise's folder
         in the user's cache.
@@ -98,7 +98,7 @@ class Reader:
         if encode is not None and SEMANTIC not in heads.powers:
             remedy = "tune them again with `keywise tune --semantic`"
             rule = f"must be None: the heads of model {loaded.name!r} were tuned without semantic scores"
-            raise OptionError("encode", f"{rule}; {remedy}")
+            raise OptionError("encode", rule, remedy=remedy)
         context_tokens: int | None = getattr(config, "max_position_embeddings", None)
         self.evidence_model = EvidenceModel(loaded, prompt, heads, context_tokens)
         self._encode = encode
@@ -120,10 +120,11 @@ class Reader:
         Parameters
         ----------
         source
-            A `pathlib.Path` (or other path object) is a file. A `str` is a text, never a file: a text from elsewhere
-            must not open one. A `Source` is a text with a name. A sequence of these is read as one document, in order.
+            A `pathlib.Path` (or other path object) is a file. A `str` is a text, never a file: an untrusted
+            text must not open one. A `Source` is a text with a name. A sequence of these is read as one document, in
+            order.
         split
-            Whether to split what is longer than the model's context into windows that overlap; False raises instead.
+            Whether to split a document that is longer than the model's context into windows that overlap; False raises.
         progress
             Called after every chunk with the number of tokens done and of all.
 
@@ -165,7 +166,7 @@ class Reader:
         return self._prefill(sources, starts, document, stored, progress)
 
     def _encode_sources(self, sources: Sequence[Source]) -> tuple[DocumentTokens, StoredPrefill | None]:
-        """Return the tokens of texts, and the stored document that has them or None."""
+        """Return the tokens of texts, and the stored document with these texts or None."""
         prompt = self.evidence_model.prompt
         text_sha256 = prompt.digest_sources(sources)
         stored = self._store.find_text(text_sha256) if self._store else None
@@ -205,7 +206,7 @@ class Reader:
             f"must be at most {max_tokens:,} tokens (about {characters * max_tokens // tokens:,} characters) for model "
             f"{self.evidence_model.loaded.name!r}, got {tokens:,} tokens ({characters:,} characters)"
         )
-        raise OptionError("source", f"{rule}; shorten it or choose a model with a longer context")
+        raise OptionError("source", rule, remedy="shorten it or choose a model with a longer context")
 
     def _count_tokens(self, text: str) -> int:
         return len(self.evidence_model.prompt.encode_text(text)[0])

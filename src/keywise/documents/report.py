@@ -93,7 +93,7 @@ def to_json(answer: Answer, *, top: int | None = None, ablations: Sequence[Ablat
     report: dict[str, Any] = {key: getattr(answer, key) for key in _ANSWER_KEYS}
     report["words"] = [asdict(word) for word in answer.words]
     report["evidence"] = [
-        {key: getattr(item, key) for key in _EVIDENCE_KEYS} for item in _take_best(answer.evidence, top)
+        {key: getattr(item, key) for key in _EVIDENCE_KEYS} for item in _select_best(answer.evidence, top)
     ]
     if ablations:
         report["ablation"] = [
@@ -133,7 +133,7 @@ def make_evidence_table(evidence: Sequence[Evidence], *, top: int | None = None)
     from rich.table import Table  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
 
-    listed = [item for item in _take_best(evidence, top) if item.share > 0]
+    listed = [item for item in _select_best(evidence, top) if item.share > 0]
     if not listed:
         return Text("no sentence stands out")
     largest_share = max(item.share for item in listed)
@@ -193,7 +193,7 @@ def mark_sources(answer: Answer) -> str:
 
 
 def describe_doubt(answer: Answer) -> str | None:
-    """Return what makes an answer doubtful, or None.
+    """Return the reason to doubt an answer, or None.
 
     Examples
     --------
@@ -275,7 +275,7 @@ def write_html(path: str | os.PathLike[str], answer: Answer, sources: Sequence[S
 
 
 def write_text_file(path: str | os.PathLike[str], content: str | bytes) -> None:
-    """Write a file atomically: it has all of the content, or stays as it was.
+    """Write a file atomically: completely or not at all.
 
     Parameters
     ----------
@@ -301,7 +301,7 @@ def write_text_file(path: str | os.PathLike[str], content: str | bytes) -> None:
         raise FormatError("path", rule, got=os.fspath(path), remedy=str(error.strerror)) from error
 
 
-def _take_best(evidence: Sequence[Evidence], top: int | None) -> Sequence[Evidence]:
+def _select_best(evidence: Sequence[Evidence], top: int | None) -> Sequence[Evidence]:
     return evidence if top is None else evidence[: check_int("top", top, minimum=1)]
 
 

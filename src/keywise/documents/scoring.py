@@ -1,7 +1,7 @@
 """The attention of a question on a document's sentences.
 
-A null question is asked about every document first. Only the difference to its attention says something about a
-question: attention sinks and favoured positions have both.
+A null question is run on every document first. Its attention is subtracted from that of each question, which removes
+attention sinks and preferred positions.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 # Chen et al., "Attention in Large Language Models Yields Efficient Zero-Shot Re-Rankers" (2024).
 NULL_QUESTION: Final = "N/A"
 
-# Weight of a question's token: a power of its inverse document frequency. Common words attend to little of use.
+# A question's token is weighted by this power of its inverse document frequency: common words locate no evidence.
 RARITY_POWER: Final = 2.0
 
 SentenceMass = NDArray[np.float64]
@@ -53,7 +53,7 @@ class EvidenceStats:
 
 @dataclass(frozen=True, eq=False)
 class Continuation:
-    """A cache that holds a document and a question, and the model's most probable next token."""
+    """A cache with a document and a question, and the most probable next token."""
 
     cache: Any
     next_token: int
@@ -68,7 +68,7 @@ class QuestionScore:
     stats
         Attention mass per head and sentence.
     continuation
-        Where the model can continue after the question; None unless it was asked for.
+        Where the model can continue after the question; None unless requested.
     """
 
     stats: EvidenceStats
@@ -85,7 +85,7 @@ def score_question(
     model
         The model that prefilled the document.
     context
-        The prefilled document; it stays as it is.
+        The prefilled document; it is not changed.
     question
         The question's tokens, with an answer begun if the model has copying heads.
     keep_cache
@@ -131,7 +131,7 @@ def evidence_from_stats(
     copying_queries: slice,
     weights: NDArray[np.float64] | None = None,
 ) -> EvidenceStats:
-    """Return the mean attention mass of the matching and of the copying heads on each sentence.
+    """Return the mean attention mass of matching and copying heads on each sentence.
 
     Parameters
     ----------

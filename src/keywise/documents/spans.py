@@ -1,4 +1,4 @@
-"""The most probable span of a short text as an answer, and the probability of answers."""
+"""The most probable span of a text as an answer, and probabilities of answers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from keywise.documents.model import EvidenceModel, forward_batch
 if TYPE_CHECKING:
     from keywise.documents.prompt import QuestionTokens
 
-# The most promising starts are extended in one batch, each by so many tokens at most.
+# The starts with the best scores are extended in one batch, each by so many tokens at most.
 MAX_STARTS: Final = 6
 MAX_SPAN_TOKENS: Final = 12
 # Weights of the copying heads and of a longer span beside the model's own log-probability.
@@ -49,7 +49,7 @@ class Span:
 def find_best_span(
     model: EvidenceModel, cache: Any, text: str, question: QuestionTokens, *, max_tokens: int
 ) -> Span | None:
-    """Return the span of a text that a model would most likely quote as its answer.
+    """Return the most probable span of a text as a quoted answer.
 
     Starts are chosen by the probability of their first token and by the attention of the copying heads. Whole spans
     are then compared by the probability of their tokens and of the quotation's end, that attention, and their length,
@@ -77,20 +77,20 @@ def find_best_span(
     if not starts:
         return None
     text_ids, offsets = model.prompt.encode_text(text)
-    first, copying_mass = _read_text(model, cache, text_ids, question)
+    first_log_probabilities, copying_mass = _forward_text(model, cache, text_ids, question)
     token_at_start = np.searchsorted([end for _, end in offsets], starts, side="right")
     copying_bonus = COPYING_WEIGHT * np.log(copying_mass[np.minimum(token_at_start, len(text_ids) - 1)] + _MIN_MASS)
 
     tails = [model.prompt.encode_text(text[start:]) for start in starts]
-    promise = np.array([first[tail_ids[0]] for tail_ids, _ in tails]) + copying_bonus
-    chosen = np.argsort(-promise, kind="stable")[:MAX_STARTS]
+    start_scores = np.array([first_log_probabilities[tail_ids[0]] for tail_ids, _ in tails]) + copying_bonus
+    chosen = np.argsort(-start_scores, kind="stable")[:MAX_STARTS]
     spans = [tails[number][0][: min(MAX_SPAN_TOKENS, max_tokens)] for number in chosen]
     width = max(map(len, spans))
     cache.batch_repeat_interleave(len(spans))
     padded = [[*span, *[span[0]] * (width - len(span))] for span in spans]
     logits = forward_batch(model.loaded, cache, padded, last=width)
 
-    # The words of a question answer it only where it offers a choice.
+    # A span of the question's own words is an answer only if the question offers a choice.
     known_words = _find_words(question.text)
     if "or" in known_words:
         known_words = set()
@@ -98,11 +98,11 @@ def find_best_span(
     best: Span | None = None
     for number, span, span_logits in zip(chosen, spans, logits, strict=True):
         span_log_probability = 0.0
-        next_log_probabilities = first
+        next_log_probabilities = first_log_probabilities
         start = starts[number]
         for length, (token, (_, tail_end)) in enumerate(zip(span, tails[number][1], strict=False), start=1):
             span_log_probability += next_log_probabilities[token]
-            next_log_probabilities = _log_softmax(span_logits[length - 1])
+            next_log_probabilities = _compute_log_softmax(span_logits[length - 1])
             end = start + tail_end
             if not _ends_word(text, end) or known_words.issuperset(_find_words(text[start:end])):
                 continue
@@ -116,7 +116,7 @@ def find_best_span(
 
 
 def compute_quote_log_probability(model: EvidenceModel, text: str, question: str, answer: str) -> float:
-    """Return the natural logarithm of the probability that a model quotes an answer from a text.
+    """Return the log-probability, in nats, that a model quotes an answer from a text.
 
     Parameters
     ----------
@@ -137,19 +137,19 @@ def compute_quote_log_probability(model: EvidenceModel, text: str, question: str
     cache = keywise.hf.Cache(model.loaded.model.config)
     token_ids = [*model.prompt.before_ids, *text_ids, *question_ids, *answer_ids]
     logits = forward_batch(model.loaded, cache, [token_ids], last=len(answer_ids) + 1)[0]
-    *before_tokens, after_answer = map(_log_softmax, logits)
+    *before_tokens, after_answer = map(_compute_log_softmax, logits)
     answer_log_probability = sum(float(row[token]) for row, token in zip(before_tokens, answer_ids, strict=True))
     return answer_log_probability + float(np.logaddexp.reduce(after_answer[model.prompt.quote_end_ids]))
 
 
-def _read_text(
+def _forward_text(
     model: EvidenceModel, cache: Any, text_ids: list[int], question: QuestionTokens
 ) -> tuple[Any, NDArray[np.float64]]:
     """Run a text and a question.
 
     Returns
     -------
-    first : float32 array [vocabulary]
+    first_log_probabilities : float32 array [vocabulary]
         Log-probabilities of the first token of an answer.
     mass : float64 array [text tokens]
         Mean attention of the copying heads on each token of the text.
@@ -160,17 +160,17 @@ def _read_text(
     layers = sorted({layer for layer, _ in copying})
     with keywise.hf.record_stats(model.loaded.model, layers=layers, queries=1, top_k=0, kind="self") as records:
         logits = forward_batch(model.loaded, cache, [[*text_ids, *question.token_ids]], last=1)
-    first = _log_softmax(logits[0, -1])
+    first_log_probabilities = _compute_log_softmax(logits[0, -1])
     by_layer = {record.layer: record.stats.key_mass for record in records}
     text_start = len(model.prompt.before_ids)
-    text_place = slice(text_start, text_start + len(text_ids))
+    text_slice = slice(text_start, text_start + len(text_ids))
     mass = np.zeros(len(text_ids))
     for layer, head in copying:
-        mass += np.asarray(by_layer[layer][0, head, text_place], dtype=np.float64) / len(copying)
-    return first, mass
+        mass += np.asarray(by_layer[layer][0, head, text_slice], dtype=np.float64) / len(copying)
+    return first_log_probabilities, mass
 
 
-def _log_softmax(logits: Any) -> Any:
+def _compute_log_softmax(logits: Any) -> Any:
     """Return log-probabilities, float32 [vocabulary].
 
     One token at a time: its logits fit into the CPU's cache, and memory for those of all tokens would take longer to

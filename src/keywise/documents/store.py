@@ -1,4 +1,4 @@
-"""Prefilled documents on disk, found by the longest common prefix of tokens and limited in bytes."""
+"""Prefilled documents on disk, found by the longest common prefix of tokens."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from keywise.util.progress import Status
 DEFAULT_LIMIT_BYTES: Final = 4 * 10**9
 # Computing fewer tokens is faster than opening a large file.
 MIN_REUSED_TOKENS: Final = 64
-# A file that was begun so long ago has lost its writer.
+# The writer of an unfinished file of this age was killed.
 ABANDONED_SECONDS: Final = 3600
 
 FORMAT_VERSION: Final = 2
@@ -37,7 +37,7 @@ QUOTE_MARK_IDS: Final = "quote_mark_ids"
 _SUFFIX: Final = ".keywise"
 _DESCRIPTION: Final = "description"
 _TEXT_SHA256: Final = "text_sha256"
-# Part of every folder's name since the first build, so that files of earlier builds are met and replaced.
+# Part of every folder's name since the first build, so that files of earlier builds are detected and replaced.
 _FOLDER_VERSION: Final = 1
 
 
@@ -71,7 +71,7 @@ class PrefillInfo:
 
 @dataclass(frozen=True, eq=False)
 class StoredPrefill:
-    """A stored document that begins like the wanted tokens.
+    """A stored document that begins with the same tokens as another document.
 
     Attributes
     ----------
@@ -159,10 +159,11 @@ class PrefillStore:
         except FileNotFoundError:
             return DEFAULT_LIMIT_BYTES
         except (OSError, ValueError, TypeError, KeyError) as error:
-            raise FormatError(str(self._settings), f"cannot be read ({error}); set the limit again") from error
+            rule = f"must be readable from {os.fspath(self._settings)!r} ({error})"
+            raise FormatError("limit_bytes", rule, remedy="set the limit again") from error
         if not isinstance(limit, int) or limit < 0:
-            rule = "must hold a limit_bytes of 0 or more"
-            raise FormatError(str(self._settings), rule, got=limit, remedy="set the limit again")
+            rule = f"must be an integer of 0 or more in {os.fspath(self._settings)!r}"
+            raise FormatError("limit_bytes", rule, got=limit, remedy="set the limit again")
         return limit
 
     @limit_bytes.setter
@@ -174,7 +175,8 @@ class PrefillStore:
             with atomic_write(self._settings, private=True) as settings:
                 settings.write(json.dumps({"limit_bytes": limit}).encode())
         except OSError as error:
-            raise FormatError(str(self._settings), f"cannot be written ({error.strerror})") from error
+            rule = f"must be writable to {os.fspath(self._settings)!r}"
+            raise FormatError("limit_bytes", rule, remedy=str(error.strerror)) from error
         self.evict(limit)
 
     def kept(self) -> list[PrefillInfo]:
@@ -194,7 +196,7 @@ class PrefillStore:
         []
         """
         documents = []
-        for path in self._files():
+        for path in self._list_files():
             try:
                 opened = file.open(path, file.read_header(path).fingerprint)
                 stat = path.stat()
@@ -222,7 +224,7 @@ class PrefillStore:
         int
             Bytes that this freed.
         """
-        return sum(_remove(path) for path in [*self._files(), *self._abandoned()])
+        return sum(_remove(path) for path in [*self._list_files(), *self._list_abandoned()])
 
     def evict(self, limit: int, *, spare: Path | None = None) -> None:
         """Remove the documents that were not used for longest, until the others fit.
@@ -234,10 +236,10 @@ class PrefillStore:
         spare
             A file that stays in any case.
         """
-        for path in self._abandoned():
+        for path in self._list_abandoned():
             _remove(path)
         order: dict[Path, tuple[bool, float, int]] = {}
-        for path in self._files():
+        for path in self._list_files():
             try:
                 stat = path.stat()
             except FileNotFoundError:  # another process removed it
@@ -258,7 +260,7 @@ class PrefillStore:
         text_sha256
             Digest of the document's text, from `Prompt.digest_sources`.
         """
-        path = self._path(text_sha256)
+        path = self._locate(text_sha256)
         opened = self._open(path) if path.exists() else None
         # An interrupted document was stored without its sentences.
         if opened is None or not {SENTENCE_IDS, _TEXT_SHA256} <= opened.extra.keys():
@@ -283,16 +285,16 @@ class PrefillStore:
             None if no document has 64 tokens in common. Files with a damaged header are reported and removed. Damage
             in keys and values shows at their first use: `discard` the file then, and search again.
         """
-        wanted = np.array(token_ids, np.int64)
+        expected_ids = np.array(token_ids, np.int64)
         best: tuple[Path, file.Opened] | None = None
         most_tokens = min(MIN_REUSED_TOKENS, len(token_ids)) - 1
         # The file of the same text comes first: if it has all tokens, the others need not be opened.
-        same_text = self._path(text_sha256)
+        same_text = self._locate(text_sha256)
         for path in sorted(self._model_folder.glob(f"*{_SUFFIX}"), key=lambda path: path != same_text):
             if most_tokens == len(token_ids):
                 break
             opened = self._open(path)
-            common_tokens = opened.header.common_tokens(wanted) if opened else 0
+            common_tokens = opened.header.common_tokens(expected_ids) if opened else 0
             if opened and common_tokens > most_tokens:
                 best = path, opened
                 most_tokens = common_tokens
@@ -308,7 +310,9 @@ class PrefillStore:
         extra: Mapping[str, NDArray[Any]],
         replacing: StoredPrefill | None,
     ) -> None:
-        """Write a document; report it if it is larger than the limit or cannot be written.
+        """Write a document.
+
+        One that is larger than the limit or cannot be written is reported.
 
         Parameters
         ----------
@@ -333,7 +337,7 @@ class PrefillStore:
             _DESCRIPTION: np.frombuffer(description, np.uint8),
             _TEXT_SHA256: np.frombuffer(text_sha256, np.uint8),
         }
-        path = self._path(text_sha256)
+        path = self._locate(text_sha256)
         try:
             limit = self.limit_bytes
             if size_bytes > limit:
@@ -372,8 +376,10 @@ class PrefillStore:
         self._discarded.add(path)
         try:
             _remove(path)
-        except OSError as refusal:
-            self._report(f"{error} (not used: the document is computed again; removing failed: {refusal.strerror})")
+        except OSError as removal_error:
+            self._report(
+                f"{error} (not used: the document is computed again; removing failed: {removal_error.strerror})"
+            )
         else:
             self._report(f"{error} (removed: the document is computed again)")
 
@@ -389,49 +395,53 @@ class PrefillStore:
             return None
         return opened
 
-    def _path(self, text_sha256: bytes) -> Path:
+    def _locate(self, text_sha256: bytes) -> Path:
         return self._model_folder / f"{text_sha256.hex()[:32]}{_SUFFIX}"
 
     @property
     def _settings(self) -> Path:
         return self.folder / "settings.json"
 
-    def _files(self) -> list[Path]:
+    def _list_files(self) -> list[Path]:
         return sorted(self.folder.glob(f"*/*{_SUFFIX}"))
 
-    def _abandoned(self) -> list[Path]:
+    def _list_abandoned(self) -> list[Path]:
         """Return unfinished files of writers that were killed."""
         oldest = time.time() - ABANDONED_SECONDS
         return [path for path in self.folder.glob(f"*/{UNFINISHED_PREFIX}*") if path.stat().st_mtime < oldest]
 
 
 def _read_description(path: Path, extra: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
-    """Return what a file says of its document; refuse files of other builds."""
+    """Return a file's description of its document; refuse files of other builds."""
     try:
         description: dict[str, Any] = json.loads(extra[_DESCRIPTION].tobytes())
         version = description["version"]
     except (KeyError, ValueError, TypeError):
-        version = 1  # the first builds named the description otherwise
+        version = 1  # the first builds stored the description under another name
     if version != FORMAT_VERSION:
         builds = "an earlier" if version == 1 else "another"
-        raise FormatError(str(path), f"was made by {builds} build; delete it or create it again")
+        rule = f"{os.fspath(path)!r} was made by {builds} build"
+        raise FormatError("path", rule, remedy="delete it or create it again")
     return description
 
 
 def _mark_used(path: Path, opened: file.Opened, common_tokens: int) -> StoredPrefill:
-    with suppress(OSError):  # removed by another process, or owned by another user; what is open stays
+    with suppress(OSError):  # removed by another process, or owned by another user: the mapping stays valid
         os.utime(path)
     return StoredPrefill(path, opened.cache, common_tokens, opened.header.token_ids[0], opened.extra)
 
 
 def _make_private_folder(folder: Path) -> None:
-    # The files hold what documents say: they are for their owner alone.
+    # The files contain the text of documents: only their owner may read them.
     folder.parent.mkdir(parents=True, exist_ok=True)
     folder.mkdir(mode=0o700, exist_ok=True)
 
 
 def _remove(path: Path) -> int:
-    """Remove a file and return its size in bytes; processes that have it open keep it."""
+    """Remove a file and return its size in bytes.
+
+    Processes that have the file open can still read it.
+    """
     try:
         size_bytes = path.stat().st_size
         path.unlink()

@@ -46,7 +46,7 @@ class Observation:
     text_scores
         Scores from the text alone.
     gold
-        Numbers of the sentences that hold an answer; empty if the question is about another document.
+        Numbers of the sentences that contain an answer; empty if the question is about another document.
     """
 
     document: int
@@ -175,7 +175,7 @@ def choose_heads(
 
 
 def restrict_stats(stats: EvidenceStats, all_heads: Sequence[Head], heads: Heads) -> EvidenceStats:
-    """Return the statistics of some heads out of those of all."""
+    """Return the statistics of some heads."""
     numbers = {head: number for number, head in enumerate(all_heads)}
     matching = [numbers[head] for head in heads.matching]
     copying = [numbers[head] for head in heads.copying]
@@ -190,7 +190,7 @@ def fit_powers(log_odds: Sequence[NDArray[np.float64]], gold: Sequence[tuple[int
     log_odds
         For each question the logarithm of every feature's odds: float64 [features, sentences].
     gold
-        For each question the numbers of the sentences that hold an answer; the first counts.
+        For each question the numbers of the sentences that contain an answer; only the first is used.
     """
     import torch  # noqa: PLC0415 - heavy
 
@@ -242,7 +242,7 @@ def _sample_other_questions(documents: Sequence[GoldDocument], number: int, coun
 
 
 def _choose_greedily(masses: Sequence[tuple[Scores, tuple[int, ...]]], count: int) -> list[int]:
-    """Choose heads one by one: each makes gold sentences most likely together with those before.
+    """Choose heads one by one, each to make gold sentences most likely.
 
     Candidates are the heads with the largest share of their mass on gold sentences.
 

@@ -1,4 +1,4 @@
-"""Keys of sentences from many documents, or of anything else, and exact attention over all of them.
+"""Exact attention over the sentences of many documents, or over keys of the user's own.
 
 * Add: `ingest` reads files and splits them into sentences, `encoder` makes keys, `transactions` commits the rows.
 * Attend: `query` checks the arguments, `scan` attends to each fragment, `partials` merges, `results` are returned.

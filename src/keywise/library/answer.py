@@ -98,7 +98,7 @@ def ask_library(
 ) -> LibraryAnswer:
     """Answer a question from a library of documents.
 
-    The passages stand in order of weight, so a later question about the same ones reuses what was prefilled.
+    The passages are read in order of weight, so that a later question about the same ones reuses the prefilled tokens.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Attention over candidates from Lance's vector index, with a lower bound of their share of the weight."""
+"""Attention over candidates from Lance's vector index, with a bound on their weight."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ from keywise.library.schema import read_key_format
 from keywise.util.progress import Progress
 
 MAX_RETRIES: Final = 16
-"""How often Ray repeats a fragment whose worker was lost."""
+"""Most retries of a fragment whose worker was lost."""
 
 FILES_PER_TASK: Final = 16
 
@@ -132,7 +132,7 @@ def write_groups_on_cluster(
     files
         The files.
     progress
-        Called with the number of sentences encoded so far, twice.
+        Called with the number of sentences encoded so far, as both arguments.
 
     Yields
     ------

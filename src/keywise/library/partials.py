@@ -1,4 +1,4 @@
-"""Attention over some rows of a library, to be merged with attention over the others."""
+"""Attention over some rows of a library, and its merging."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from keywise.library.query import Query
 NO_ROW: Final = -1
 
 ONES_WIDTH: Final = 16
-"""Width of the values that stand in for none: the kernel computes this many at a time anyway."""
+"""Width of the placeholder values of a query without values: the kernel computes this many at a time anyway."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +84,7 @@ def attend_rows(
     keys
         Arrays [N, D] in the dtype of the queries.
     values
-        Arrays [N, Dv] in step with the keys; None for no values.
+        Arrays [N, Dv], one per array of keys; None for no values.
     addresses
         Addresses [N] of the rows, or the address of the first of consecutive rows.
     allowed : [N] of bool, optional
@@ -125,7 +125,7 @@ def attend_rows(
 
 
 def merge_partials(partials: Iterable[LibraryPartial], query: Query) -> LibraryPartial:
-    """Merge partials of the same queries over different rows, given in row order.
+    """Merge partials of the same queries over different rows, in row order.
 
     Of rows with equal weights the first one ranks higher.
 

@@ -1,4 +1,4 @@
-"""Passages of documents for a language model to read, chosen by a question's attention to sentences."""
+"""Passages for a language model to read, chosen by a question's attention."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Passage:
     text
         The text.
     weight
-        Sum of the weights of its sentences, as far as they were considered.
+        Sum of the weights of its sentences among the heaviest that were searched.
     """
 
     document: str
@@ -103,7 +103,9 @@ def choose_passages(
         if remaining_tokens <= 0 or not fits:
             break
     if not passages:
-        raise OptionError("passage_tokens", "must be enough for the first sentence", got=max_tokens)
+        raise OptionError(
+            "passage_tokens", "must be enough for the first sentence", got=max_tokens, remedy="pass a larger number"
+        )
     return [replace(passage, weight=sum(hit.weight for hit in hits if _contains(passage, hit))) for passage in passages]
 
 

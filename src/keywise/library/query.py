@@ -87,7 +87,7 @@ def make_query(
         temperature=float(temperature),
         top=check_int("top", top, minimum=0),
         values=values,
-        value_dim=0 if values is None else _value_dim(dataset.schema, values),
+        value_dim=0 if values is None else _read_value_dim(dataset.schema, values),
         where=where,
     )
 
@@ -124,7 +124,7 @@ def _check_where(dataset: Any, where: str) -> None:
         raise OptionError("where", "must be Lance SQL over the columns", got=where, remedy=reason) from error
 
 
-def _value_dim(schema: pa.Schema, values: str) -> int:
+def _read_value_dim(schema: pa.Schema, values: str) -> int:
     if values not in schema.names:
         raise OptionError("values", f"must be one of the columns {', '.join(schema.names)}", got=values)
     dtype = schema.field(values).type

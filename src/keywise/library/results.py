@@ -1,4 +1,4 @@
-"""What a library returns: added documents, its description, attention over it, and sentences."""
+"""Results of a library: added documents, its description, attention over it, and sentences."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Exact attention over every row of a library, fragment by fragment, in memory that does not grow with the rows."""
+"""Exact attention over every row of a library, in memory independent of their number."""
 
 from __future__ import annotations
 
@@ -70,16 +70,16 @@ def _attend_mapped(fragment: Any, pages: Sequence[Array], query: Query) -> Itera
     max_rows = max(MAX_CALL_WEIGHTS // max(len(query.queries), 1), 1)
     for first, keys in _slice_pages(pages, max_rows):
         bounds = first + np.cumsum([0, *map(len, keys)])
-        allowed_here = None if allowed is None else allowed[first : bounds[-1]]
-        if allowed_here is not None and not allowed_here.any():
+        group_allowed = None if allowed is None else allowed[first : bounds[-1]]
+        if group_allowed is not None and not group_allowed.any():
             continue
-        values_here: Sequence[Array] | None = None
+        group_values: Sequence[Array] | None = None
         if values is not None:
-            values_here = [values[start:end] for start, end in pairwise(bounds)]
+            group_values = [values[start:end] for start, end in pairwise(bounds)]
         elif query.values == KEY:
-            values_here = keys
+            group_values = keys
         address = (fragment.fragment_id << _FRAGMENT_SHIFT) + first
-        yield attend_rows(query, keys, values_here, address, allowed_here)
+        yield attend_rows(query, keys, group_values, address, group_allowed)
 
 
 def _read_visible(fragment: Any, query: Query) -> tuple[Array | None, Array | None]:
@@ -103,7 +103,10 @@ def _read_visible(fragment: Any, query: Query) -> tuple[Array | None, Array | No
 
 
 def _slice_pages(pages: Sequence[Array], max_rows: int) -> Iterator[tuple[int, list[Array]]]:
-    """Yield groups of pages with at most `max_rows`, each with its first row; larger pages are cut."""
+    """Yield groups of pages of at most `max_rows`, each after its first row.
+
+    Larger pages are split.
+    """
     first = 0
     group_rows = 0
     group: list[Array] = []

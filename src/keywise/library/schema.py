@@ -23,7 +23,7 @@ ENCODER_NAME_FIELD: Final = b"keywise.library.encoder"
 ENCODER_FINGERPRINT_FIELD: Final = b"keywise.library.encoder_fingerprint"
 
 _EARLIER_ENCODER_FIELD: Final = b"keywise.encoder"
-"""Stands in libraries of builds that wrote no format version."""
+"""A field of libraries of the builds that wrote no format version."""
 
 KEY: Final = "key"
 WEIGHT: Final = "weight"

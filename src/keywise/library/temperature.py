@@ -1,4 +1,4 @@
-"""The temperature of a library: the one under which a sentence best predicts the sentence that follows it.
+"""The temperature under which a library's sentences best predict their next sentences.
 
 A sentence is a query; the next sentence of its paragraph is the right key and all others are wrong. The temperature
 with the largest likelihood calibrates the weights.
@@ -45,7 +45,7 @@ def load_temperature(dataset: Any) -> float:
 
 
 def update_temperature(path: str) -> None:
-    """Calibrate and store a library's temperature if its rows have doubled since."""
+    """Calibrate and store a library's temperature if its rows doubled since the last calibration."""
     dataset = lance.dataset(path)
     row_count = dataset.count_rows()
     calibrated_rows = int(dataset.config().get(CALIBRATED_ROWS_FIELD, "0"))

@@ -1,4 +1,4 @@
-"""Atomic changes of a library: each is one version of the dataset, and concurrent writers lose nothing."""
+"""Atomic changes of a library, each of which is one version of the dataset."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ LOCK_FILE: Final = "_keywise.lock"
 def lock_writers(path: str) -> Iterator[None]:
     """Hold the lock that lets one process of this machine write at a time.
 
-    The lock ends with the process, however that ends. Object stores have no such lock: there Lance refuses conflicting
-    changes, but not two writers that add the same new document at the same time.
+    The system releases the lock when the process ends, even if it is killed. Object stores have no such lock: there
+    Lance refuses conflicting changes, but not two writers that add the same new document at the same time.
     """
     if not is_local(path):
         yield
@@ -70,7 +70,7 @@ def commit_fragments(path: str, fragments: Sequence[Any], documents: Sequence[st
     fragments
         Fragments from `write_rows`.
     documents
-        Names of the documents whose earlier rows go.
+        Names of the documents whose earlier rows are removed.
 
     Raises
     ------
