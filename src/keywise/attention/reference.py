@@ -118,7 +118,7 @@ def find_visible_keys(problem: Problem, queries: Array | None = None) -> Array:
 
 
 def _find_same_document(documents: Array, query_position: Array, key_position: Array) -> Array:
-    """Return [R, N] whether query and key are in the same document; positions outside have none."""
+    """Return [R, N] whether query and key are in the same document."""
     if not documents.size:
         return np.zeros((query_position.shape[0], key_position.size), bool)
     has_document = (query_position >= 0) & (query_position < documents.size)
@@ -210,7 +210,7 @@ def evaluate(problem: Problem) -> Result:
 
 
 def _sum_values(exponential: Array, problem: Problem) -> Array:
-    """Sum exponential x value over the keys; a key of weight 0 adds nothing, not even NaN."""
+    """Sum exponential x value over the keys; keys of weight 0 never add NaN."""
     group = problem.shape[1] // problem.shape[2]
     value = np.repeat(problem.value_floats(np.float64), group, axis=1)
     finite = np.isfinite(value)

@@ -81,7 +81,7 @@ class Opened:
         Raises
         ------
         FormatError
-            A byte of the file is not what was written.
+            A byte of the file has changed.
 
         Examples
         --------

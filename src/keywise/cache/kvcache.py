@@ -118,7 +118,7 @@ class KVCache:
 
     @property
     def windows(self) -> tuple[int | None, ...]:
-        """Per layer, the number of keys to the left of the next query; None for all.
+        """Number of keys to the left of the next query, per layer; None for all.
 
         Setting it changes what later appends drop; dropped keys do not come back.
 

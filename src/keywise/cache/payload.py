@@ -1,4 +1,4 @@
-"""The tensors of a cache file, with a checksum per block that is verified before use."""
+"""The tensors of a cache file, with a checksum of every block."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The modules of a transformers model, and the parts with an attention setting of their own."""
+"""The modules of a transformers model, and its parts with separate attention settings."""
 
 from __future__ import annotations
 

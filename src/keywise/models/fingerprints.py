@@ -185,7 +185,7 @@ def _digest(parts: Iterable[bytes]) -> str:
 
 
 def _digest_file(path: Path, cache_dir: Folder | None) -> bytes:
-    """Return the SHA-256 of a file, stored while its path, size and times stay the same."""
+    """Return the SHA-256 of a file, computed again only after it changed."""
     path = path.resolve()
     stat = path.stat()
     state = {"path": str(path), "size_bytes": stat.st_size, "changed_ns": stat.st_mtime_ns, "inode": stat.st_ino}
