@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import keywise as kw
-from tests.attention.test_arrays import Speaker
+from tests.attention.test_arrays import DlpackArray
 
 ONES = np.ones((2, 4, 3, 8), np.float32)
 KEYS = np.ones((2, 2, 5, 8), np.float32)
@@ -174,7 +174,7 @@ def test_other_devices_and_gradients_are_refused_by_name(name: str) -> None:
     with pytest.raises(kw.TargetError, match=f"{name} must not require gradients"):
         call(**{name: tensor.clone().requires_grad_()})
     with pytest.raises(kw.TargetError, match=rf"{name}.*\(2, 0\)"):
-        call(**{name: Speaker(tensor.numpy(), device=(2, 0))})
+        call(**{name: DlpackArray(tensor.numpy(), device=(2, 0))})
 
 
 def test_unknown_and_positional_arguments_are_refused() -> None:

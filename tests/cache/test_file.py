@@ -25,7 +25,7 @@ from keywise.cache.safetensors_header import LENGTH_WORD, MAX_HEADER_BYTES, PAGE
 from keywise.errors import DtypeError, FormatError, MissingFileError, OptionError, ShapeError
 from tests.cache.test_kvcache import draw_tokens, layer_tensors
 from tests.support.cases import DTYPES
-from tests.support.judging import numbers
+from tests.support.judging import as_float64
 
 FINGERPRINT = {"weights": "5e1f", "tokenizer": "77", "rope": "theta 10000", "dtype": "float32"}
 
@@ -73,7 +73,7 @@ def test_saved_cache_opens_unchanged_and_continues(tmp_path: Path, dtype: str, b
             for layer in (0, 1):
                 other.append(layer, *more)
         actual, expected = (other.attend(1, query, mask=kw.Mask(causal=True)) for other in (branch, cache))
-        np.testing.assert_allclose(numbers(actual), numbers(expected), atol=2e-6 if dtype == "float32" else 0.02)
+        np.testing.assert_allclose(as_float64(actual), as_float64(expected), atol=2e-6 if dtype == "float32" else 0.02)
         cache.truncate(340)
 
 
@@ -112,12 +112,12 @@ def test_saving_over_the_mapped_file_leaves_open_readers_unchanged(tmp_path: Pat
     path = tmp_path / "cache"
     save(path)
     first, reader = file.open(path, FINGERPRINT), file.open(path, FINGERPRINT)
-    before = [numbers(array) for array in layer_tensors(first.cache)]
+    before = [as_float64(array) for array in layer_tensors(first.cache)]
     for layer in (0, 1):
         first.cache.append(layer, draw_tokens(5, seed=7), draw_tokens(5, seed=7, width=9))
     file.save(path, first.cache, fingerprint=FINGERPRINT, token_ids=np.arange(25))
     for array, right in zip(layer_tensors(reader.cache), before, strict=True):
-        np.testing.assert_array_equal(numbers(array), right)
+        np.testing.assert_array_equal(as_float64(array), right)
     reader.verify()
     again = file.open(path, FINGERPRINT)
     assert len(again.cache) == 25
@@ -165,7 +165,7 @@ def test_safetensors_package_reads_the_same_tensors(tmp_path: Path, dtype: str) 
     assert by_torch.keys() == by_numpy.keys()
     for name, array in by_numpy.items():
         assert by_torch[name].shape == array.shape, name
-        np.testing.assert_array_equal(numbers(by_torch[name]), numbers(array), err_msg=name)
+        np.testing.assert_array_equal(as_float64(by_torch[name]), as_float64(array), err_msg=name)
     np.testing.assert_array_equal(by_numpy["token_ids"], np.arange(70)[None])
     np.testing.assert_array_equal(by_numpy["positions"], np.arange(70)[None])
     np.testing.assert_array_equal(by_numpy["extra.mass"], mass)
@@ -175,7 +175,7 @@ def test_safetensors_package_reads_the_same_tensors(tmp_path: Path, dtype: str) 
         for name, side in (("key", chunk.key), ("value", chunk.value)):
             stored = by_torch[f"layers.{layer}.{name}"]
             assert str(stored.dtype) == f"torch.{dtype}"
-            np.testing.assert_array_equal(numbers(stored), side.floats(np.float64) if dtype != "int8" else side.data)
+            np.testing.assert_array_equal(as_float64(stored), side.floats(np.float64) if dtype != "int8" else side.data)
             if dtype == "int8":
                 np.testing.assert_array_equal(by_numpy[f"layers.{layer}.{name}_scale"], side.scale)
     paddings = [name for name in by_numpy if name.startswith("padding.")]
