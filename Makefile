@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
-NATIVE := CMakeLists.txt $(wildcard native/* native/targets/*)
+NATIVE := CMakeLists.txt $(wildcard native/* native/*/*)
 
 QUESTION ?= Where is the old lens now?
 DOCUMENT ?= examples/lighthouse.md

@@ -23,9 +23,10 @@ struct ChunkRows {
   int64_t count = 0;
 };
 
-// Returns the keys (or values) from first_key on that are in one chunk, last_key and later ones
-// left out. To visit all of a range: for (key = first_key; key < last_key; key += rows.count) rows
-// = find_rows(..., key, last_key).
+// Returns the keys (or values) from first_key on that lie in one chunk, up to last_key - 1. A loop
+// over all of a range advances by the count:
+//   for (key = first_key; key < last_key; key += rows.count)
+//     rows = find_rows(..., key, last_key);
 static ChunkRows find_rows(const Problem& problem, const Task& task, Tensor Chunk::* side,
                            int64_t first_key, int64_t last_key) {
   int64_t low = 0;
@@ -43,8 +44,8 @@ static ChunkRows find_rows(const Problem& problem, const Task& task, Tensor Chun
   const int64_t token = first_key - chunk.first_key;
 
   ChunkRows rows;
-  rows.first_row = row_address(tensor, problem.stored, task.item, task.key_head, token);
-  rows.stride_bytes = tensor.stride[2] * bytes_of(problem.stored);
+  rows.first_row = row_address(tensor, problem.stored_dtype, task.item, task.key_head, token);
+  rows.stride_bytes = tensor.stride[2] * bytes_of(problem.stored_dtype);
   if (scales.data)
     rows.scales =
         scales.data + task.item * scales.stride[0] + task.key_head * scales.stride[1] + token;
@@ -62,7 +63,7 @@ static void list_rows(const Problem& problem, const Task& task, Tensor Chunk::* 
   }
 }
 
-// to[rows][kBlockKeys] = from x scales, for `count` keys.
+// Computes to[rows][kBlockKeys] = from x scales, for `count` keys.
 static void multiply_by_scales(int64_t row_count, const float* from, const float* scales,
                                int64_t count, float* to) {
   for (int64_t r = 0; r < row_count; ++r, from += kBlockKeys, to += kBlockKeys) {

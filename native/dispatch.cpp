@@ -100,6 +100,7 @@ uint64_t read_saved_states() {
 }
 
 CpuFeatures read_cpu_features() {
+  // Bits of XCR0: SSE and AVX; AVX-512 adds its mask registers and both parts of its vectors.
   constexpr uint64_t kYmmStates = 0x6;
   constexpr uint64_t kZmmStates = 0xe6;
   const Registers leaf1 = read_cpuid(1, 0);
@@ -123,9 +124,9 @@ CpuFeatures read_cpu_features() {
 constexpr TargetRow kAvx512Row = {&avx512::target, kAvx512Features};
 constexpr TargetRow kAvx512Bf16Row = {&avx512_bf16::target, kAvx512Bf16Features};
 
-// Measured by `keywise bench attention`: a Xeon (family 6, model 207) does half as many operations
-// on pairs of bfloat16 as in float32, AMD's family 25 twice as many. Other CPUs of Intel were not
-// measured.
+// Measured by `python -m benchmarks attention`: a Xeon (family 6, model 207) does half as many
+// operations on pairs of bfloat16 as in float32, AMD's family 25 twice as many. Other CPUs of Intel
+// were not measured.
 constexpr TargetRow kRows[] = {
     kAvx512Bf16Row, kAvx512Row, {&avx2::target, kAvx2Features}, {&portable::target, 0}};
 constexpr TargetRow kIntelRows[] = {

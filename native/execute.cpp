@@ -1,5 +1,5 @@
-// Runs a problem as its schedule says: the tasks of some heads at once, then what joins the results
-// of their tasks.
+// Runs a schedule, some heads at a time: first their tasks, then the steps that combine the results
+// of tasks.
 
 #include <algorithm>
 #include <vector>
@@ -59,7 +59,7 @@ struct Context {
   }
 };
 
-// Schedules by rows.
+// Runs schedules by rows.
 class RowTasks {
  public:
   RowTasks(const Context& context, int64_t heads_at_once) : context_(context) {
@@ -97,8 +97,8 @@ class RowTasks {
     std::fill(key_mass_sums_.begin(), key_mass_sums_.end(), 0.0);
     return context_.for_each(heads * task_count, [&](int64_t index) {
       const int64_t head = index / task_count;
-      // Later rows first: under a causal mask they see more keys, and long tasks at the end leave
-      // threads idle.
+      // Later rows first: under a causal mask they see more keys, and a long task at the end would
+      // leave the other threads idle.
       const int64_t task = task_count - 1 - index % task_count;
       for (int64_t number = task; number < block_count; number += task_count) {
         compute_block(first_head, head, task, context_.schedule.query_blocks[size_t(number)]);
@@ -147,7 +147,7 @@ class RowTasks {
     }
   }
 
-  // In the order of the tasks, whichever thread ran them.
+  // Sums in the order of the tasks, so that bits do not depend on which thread ran them.
   bool sum_key_mass(int64_t first_head, int64_t heads) {
     if (!context_.wants_key_mass()) return true;
     return context_.for_each(heads, [&](int64_t head) {
@@ -172,7 +172,7 @@ class RowTasks {
   std::vector<double> key_mass_sums_;  // [heads at once, tasks per head, group, keys]
 };
 
-// Schedules by keys.
+// Runs schedules by keys.
 class SplitTasks {
  public:
   SplitTasks(const Context& context, int64_t heads_at_once) : context_(context) {
@@ -236,7 +236,7 @@ class SplitTasks {
     context_.target.write_results(problem, task, merged, scores.data(), int64_t(scores.size()));
   }
 
-  // No two tasks share keys, so nothing is summed over tasks.
+  // No two tasks share keys, so every task writes its own columns.
   bool write_key_mass(int64_t first_head, int64_t heads) {
     if (!context_.wants_key_mass()) return true;
     const int64_t split_count = context_.schedule.tasks_per_head;

@@ -1,20 +1,20 @@
 // The exponential and the hyperbolic tangent of vectors.
 //
-// exp2_nonpositive: x is rounded to n + f with |f| <= 1/2; 2^f is a polynomial of degree 6 (minimax
-// fit of the relative error with the constant fixed to 1, 2.0e-9); 2^n goes into the exponent.
-// Largest relative error in float32 over
-// [-126, 0]: 8e-8 where mul_add rounds once, 1.1e-7 where it rounds twice (portable). Below -127
-// the result is 0, or less than 2^-126 where subnormal numbers are not flushed; -inf gives 0, the
-// weight of a hidden key. NaN stays NaN.
+// exp2_nonpositive: x is split into n + f with an integer n and |f| <= 1/2. 2^f is a polynomial of
+// degree 6 (minimax fit of the relative error with the constant fixed to 1, 2.0e-9), and 2^n goes
+// into the exponent. The largest relative error in float32 over [-126, 0] is 8e-8 where mul_add
+// rounds once, 1.1e-7 where it rounds twice (portable). Below -127 the result is 0, or less than
+// 2^-126 where subnormal numbers are not flushed. -inf gives 0, the weight of a hidden key; NaN
+// stays NaN.
 #pragma once
 
 #include "simd.h"
 
 namespace keywise::KEYWISE_TARGET {
 
-// Computes 2^x of V vectors, step by step: each step waits for the one before it, and vector by
-// vector the CPU would have to look further ahead than it can. Where the power is 0, x becomes
-// kLog2OfZero, because 0 x (-inf) would be NaN.
+// Computes 2^x of V vectors, each step for all of them: a step waits for the step before it, and
+// vector by vector the CPU would have to look further ahead than it can. Where the power is 0, x
+// becomes kLog2OfZero, because 0 x (-inf) would be NaN.
 template <int V>
 static inline void exp2_nonpositive(Vec* x, Vec* powers) {
   constexpr float kCoefficients[] = {0.0013398873852565885f, 0.00961843691766262f,
@@ -46,8 +46,8 @@ static inline Vec exp2_nonpositive(Vec x) {
   return power;
 }
 
-// Computes tanh x = x + x^3 q(x^2) below 0.625 (minimax fit, relative error 4.4e-9), else 1 - 2 e /
-// (1 + e) with e = exp(-2|x|).
+// Computes tanh x: x + x^3 q(x^2) below 0.625 (minimax fit, relative error 4.4e-9), else
+// 1 - 2 e / (1 + e) with e = exp(-2|x|).
 static inline Vec compute_tanh(Vec x) {
   const Vec size = abs(x);
   const Vec square = mul(x, x);
@@ -57,7 +57,8 @@ static inline Vec compute_tanh(Vec x) {
   q = mul_add(q, square, broadcast(0.13331441581249237f));
   q = mul_add(q, square, broadcast(-0.3333328068256378f));
   const Vec small = mul_add(mul(q, square), x, x);
-  const Vec e = exp2_nonpositive(mul(size, broadcast(-2.8853900817779268f)));  // -2 log2 e
+  constexpr float kMinusTwoLog2E = -2.8853900817779268f;
+  const Vec e = exp2_nonpositive(mul(size, broadcast(kMinusTwoLog2E)));
   const Vec large = sub(broadcast(1.0f), div(add(e, e), add(broadcast(1.0f), e)));
   return if_less(size, broadcast(0.625f), small, copy_sign(large, x));
 }

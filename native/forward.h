@@ -50,7 +50,7 @@ static void compute_scores(TaskContext& context) {
 static void accumulate_tile(TaskContext& context, const KeyBlock& block, const Tile& tile) {
   const KeyRange keys = scored_keys(context, block, tile);
   if (is_empty(keys)) return;
-  const bool is_scaled = context.problem.stored == Dtype::int8;
+  const bool is_scaled = context.problem.stored_dtype == Dtype::int8;
   const bool skips_hidden = must_skip_hidden_values(context, block, tile);
   const bool pairs = context.value_pairs && !skips_hidden;
   // Weights of scaled values become pairs after the scales.

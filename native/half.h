@@ -26,8 +26,8 @@ static inline float widen_float16(uint16_t bits) {
   const uint32_t sign = uint32_t(bits & 0x8000u) << 16;
   const uint32_t exponent = (bits >> 10) & 31u;
   const uint32_t fraction = bits & 0x3ffu;
-  if (exponent == 31)
-    return bits_to_float(sign | 0x7f800000u | (fraction << 13));  // infinity and NaN
+  // Infinity and NaN.
+  if (exponent == 31) return bits_to_float(sign | 0x7f800000u | (fraction << 13));
   if (exponent) return bits_to_float(sign | ((exponent + 112) << 23) | (fraction << 13));
   // Zero and subnormal numbers: fraction x 2^-24.
   return bits_to_float(sign | float_to_bits(float(fraction) * 0x1p-24f));
@@ -44,9 +44,11 @@ static inline uint16_t narrow_to_float16(float value) {
   const uint32_t bits = float_to_bits(value);
   const uint32_t sign = (bits >> 16) & 0x8000u;
   const uint32_t size = bits & 0x7fffffffu;
-  if (size > 0x7f800000u) return uint16_t(sign | 0x7e00u);  // NaN
-  if (size >= 0x477ff000u)
-    return uint16_t(sign | 0x7c00u);  // rounds past the largest finite float16
+  const bool is_nan = size > 0x7f800000u;
+  if (is_nan) return uint16_t(sign | 0x7e00u);
+  // From 65520 on, numbers round past the largest finite float16 to infinity.
+  if (size >= 0x477ff000u) return uint16_t(sign | 0x7c00u);
+  // Normal numbers begin at 2^-14.
   if (size >= 0x38800000u)
     return uint16_t(sign | ((size - 0x38000000u + 0xfffu + ((size >> 13) & 1u)) >> 13));
   // Subnormal: the last bit of 0.5 in float32 is 2^-24, that of a subnormal float16, so adding 0.5

@@ -5,29 +5,30 @@
 namespace keywise {
 namespace {
 
-using Broken = const char*;  // a rule, or null where none is broken
+// The name of a broken rule, or null.
+using BrokenRule = const char*;
 
 bool is_float(Element element) {
   return element != Element::scaled_int8 && element != Element::unsupported;
 }
 
-Broken check_array(const InputArray& array) {
+BrokenRule check_array(const InputArray& array) {
   if (array.axes != 4) return "axes";
   if (array.shape[3] == 0) return "head_dim";
   if (array.shape[2] > kMaxTokens) return "tokens";
   return nullptr;
 }
 
-Broken check_query(const InputArray& query) {
+BrokenRule check_query(const InputArray& query) {
   if (!is_float(query.element)) return "float";
   return check_array(query);
 }
 
 // Checks keys or values against the query.
-Broken check_stored(const InputArray& array, const InputArray& query) {
+BrokenRule check_stored(const InputArray& array, const InputArray& query) {
   const bool scaled = array.element == Element::scaled_int8;
   if (!scaled && !is_float(array.element)) return "float";
-  if (const Broken broken = check_array(array)) return broken;
+  if (const BrokenRule broken = check_array(array)) return broken;
   if (!scaled && array.element != query.element) return "query dtype";
   if (array.shape[0] != query.shape[0]) return "query batch";
   return nullptr;
@@ -37,9 +38,9 @@ std::optional<Refusal> check_chunk(const InputArray& query, const InputChunk& ch
                                    int64_t number) {
   const InputArray& key = chunk.key;
   const InputArray& value = chunk.value;
-  if (const Broken broken = check_query(query)) return Refusal{"query", number, broken};
-  if (const Broken broken = check_stored(key, query)) return Refusal{"key", number, broken};
-  if (const Broken broken = check_stored(value, query)) return Refusal{"value", number, broken};
+  if (const BrokenRule broken = check_query(query)) return Refusal{"query", number, broken};
+  if (const BrokenRule broken = check_stored(key, query)) return Refusal{"key", number, broken};
+  if (const BrokenRule broken = check_stored(value, query)) return Refusal{"value", number, broken};
   if (key.element != value.element) return Refusal{"value", number, "key dtype"};
   if (key.shape[3] != query.shape[3]) return Refusal{"key", number, "query head_dim"};
   if (!std::equal(key.shape, key.shape + 3, value.shape))
@@ -91,11 +92,11 @@ std::optional<Refusal> check_inputs(const InputArray& query, const std::vector<I
   return std::nullopt;
 }
 
-std::vector<Chunk> make_chunks(const std::vector<InputChunk>& chunks) {
-  std::vector<Chunk> made;
-  made.reserve(chunks.size());
+std::vector<Chunk> make_chunks(const std::vector<InputChunk>& inputs) {
+  std::vector<Chunk> chunks;
+  chunks.reserve(inputs.size());
   int64_t keys = 0;
-  for (const InputChunk& input : chunks) {
+  for (const InputChunk& input : inputs) {
     Chunk chunk;
     chunk.key = make_tensor(input.key);
     chunk.value = make_tensor(input.value);
@@ -104,12 +105,10 @@ std::vector<Chunk> make_chunks(const std::vector<InputChunk>& chunks) {
     chunk.first_key = keys;
     chunk.keys = input.key.shape[2];
     keys += chunk.keys;
-    if (chunk.keys > 0)
-      made.push_back(chunk);
-    else if (made.empty() && &input == &chunks.back())
-      made.push_back(chunk);
+    const bool is_only_chunk = chunks.empty() && &input == &inputs.back();
+    if (chunk.keys > 0 || is_only_chunk) chunks.push_back(chunk);
   }
-  return made;
+  return chunks;
 }
 
 Dtype to_dtype(Element element) {

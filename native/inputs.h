@@ -42,7 +42,7 @@ struct Sizes {
   int64_t value_dim = 0;
 };
 
-// Which argument breaks which rule. The caller's language words it.
+// Which argument breaks which rule. The caller words the message.
 struct Refusal {
   const char* argument = "";
   int64_t chunk = 0;
@@ -54,12 +54,11 @@ struct Refusal {
 std::optional<Refusal> check_inputs(const InputArray& query, const std::vector<InputChunk>& chunks,
                                     Sizes& sizes);
 
-// Returns the chunks that hold keys, in order and without gaps; one without keys where no other is
-// there.
-std::vector<Chunk> make_chunks(const std::vector<InputChunk>& chunks);
+// Returns the chunks that hold keys, in order and without gaps. Where none does, the result is one
+// chunk without keys.
+std::vector<Chunk> make_chunks(const std::vector<InputChunk>& inputs);
 
-// The element type of queries, keys and values in a problem. Only for elements that kernels
-// compute.
+// Returns the dtype of an element in a problem. Only for elements that kernels compute.
 Dtype to_dtype(Element element);
 
 }  // namespace keywise

@@ -43,7 +43,7 @@ static void scale_row(const ScoreBuffer& buffer, int64_t block, int64_t rows, in
   for (; j < kBlockKeys; j += kLanes) store(sums + j, zero());
 }
 
-// Computes sums[kBlockKeys] = the sum of factor . weights of the rows first_row, first_row + step,
+// Computes sums[kBlockKeys]: factor . weights, summed over the rows first_row, first_row + step,
 // ...
 static void sum_rows(const ScoreBuffer& buffer, int64_t block, int64_t rows, int64_t first_row,
                      int64_t step, const float* factors, float* sums) {

@@ -16,6 +16,18 @@
 
 namespace keywise::KEYWISE_TARGET {
 
+// Loads lanes d .. d + kLanes - 1 of a row that has `left` elements from lane d on, enough for all.
+template <Dtype kDtype, bool kPairs>
+KEYWISE_INLINE Vec load_full_lanes(const char* row, int64_t d, int64_t left) {
+  return kPairs ? load_pairs(row, kDtype, 2 * d, left) : load_as<kDtype>(row, d);
+}
+
+// Loads the same lanes, with zeros behind the last element.
+template <Dtype kDtype, bool kPairs>
+KEYWISE_INLINE Vec load_lanes(const char* row, int64_t d, int64_t left) {
+  return kPairs ? load_pairs(row, kDtype, 2 * d, left) : load_elements(row, kDtype, d, left);
+}
+
 // Loads lanes d .. d + kLanes - 1 of kLanes rows and transposes them: tile[i] is lane d + i of the
 // rows. Rows from `row_count` on are zeros; `left` elements are left of each row.
 template <Dtype kDtype, bool kPairs>
@@ -24,9 +36,7 @@ static inline void load_transposed(const char* const* rows, int64_t row_count, i
   const auto load_full = [&](auto count) {
 #pragma GCC unroll 16
     for (int i = 0; i < kLanes; ++i)
-      tile[i] = i >= count ? zero()
-                : kPairs   ? load_pairs(rows[i], kDtype, 2 * d, left)
-                           : load_as<kDtype>(rows[i], d);
+      tile[i] = i >= count ? zero() : load_full_lanes<kDtype, kPairs>(rows[i], d, left);
   };
   const bool full_lanes = left >= (kPairs ? 2 : 1) * kLanes;
   if (full_lanes && row_count >= kLanes) {
@@ -35,9 +45,7 @@ static inline void load_transposed(const char* const* rows, int64_t row_count, i
     load_full(Count<kTileRows>{});
   } else {
     for (int i = 0; i < kLanes; ++i)
-      tile[i] = i >= row_count ? zero()
-                : kPairs       ? load_pairs(rows[i], kDtype, 2 * d, left)
-                               : load_elements(rows[i], kDtype, d, left);
+      tile[i] = i >= row_count ? zero() : load_lanes<kDtype, kPairs>(rows[i], d, left);
   }
   transpose(tile);
 }
@@ -78,7 +86,7 @@ static void pack_keys(const Problem& problem, const Task& task, int64_t first_ke
 
 static void pack_keys(const Problem& problem, const Task& task, int64_t first_key, int64_t last_key,
                       bool pairs, float* panels) {
-  with_encoding(problem.stored, pairs, [&](auto encoding) {
+  with_encoding(problem.stored_dtype, pairs, [&](auto encoding) {
     pack_keys<encoding.dtype, encoding.pairs>(problem, task, first_key, last_key, panels);
   });
 }
@@ -111,11 +119,14 @@ static void pack_values(const Problem& problem, const Task& task, int64_t first_
       const int64_t left = problem.value_dim - d;
       if (pairs) {
         uint16_t padded[2][2 * kLanes];
-        const uint16_t* even = narrow_elements(row, problem.stored, d, row ? left : 0, padded[0]);
-        const uint16_t* odd = narrow_elements(next, problem.stored, d, next ? left : 0, padded[1]);
+        const uint16_t* even =
+            narrow_elements(row, problem.stored_dtype, d, row ? left : 0, padded[0]);
+        const uint16_t* odd =
+            narrow_elements(next, problem.stored_dtype, d, next ? left : 0, padded[1]);
         store(packed + d, interleave(even, odd));
       } else {
-        store(packed + d, row && left > 0 ? load_elements(row, problem.stored, d, left) : zero());
+        store(packed + d,
+              row && left > 0 ? load_elements(row, problem.stored_dtype, d, left) : zero());
       }
     }
   }
@@ -141,8 +152,7 @@ static void pack_queries(const Problem& problem, const Task& task, bool row_by_r
     for (int64_t d = 0; d < depth; d += kLanes) {
       const int64_t left = problem.head_dim - (kPairs ? 2 : 1) * d;
       if (row_by_row) {
-        store(packed, kPairs ? load_pairs(rows[0], kDtype, 2 * d, left)
-                             : load_elements(rows[0], kDtype, d, left));
+        store(packed, load_lanes<kDtype, kPairs>(rows[0], d, left));
         packed += kLanes;
         continue;
       }
@@ -171,8 +181,8 @@ static bool are_values_finite(const Problem& problem, const Task& task, int64_t 
     const char* row = values.first_row;
     for (int64_t i = 0; i < values.count; ++i, row += values.stride_bytes)
       for (int64_t d = 0; d < problem.value_dim; d += kLanes)
-        products =
-            mul_add(load_elements(row, problem.stored, d, problem.value_dim - d), zero(), products);
+        products = mul_add(load_elements(row, problem.stored_dtype, d, problem.value_dim - d),
+                           zero(), products);
   }
   return reduce_add(products) == 0.0f;
 }
@@ -197,8 +207,8 @@ static void pack_head(const Problem& problem, const Task& task, const PackedHead
   }
 }
 
-// Returns the panels of a block, counted from its first key; packs them first where this task has
-// to.
+// Returns the panels of a block, counted from its first key. Packs them if the task packs keys
+// itself and has not yet done so.
 static const float* prepare_key_panels(TaskContext& context, const KeyBlock& block) {
   const Task& task = context.task;
   if (task.packed) return task.packed->keys + block.first_key * context.key_depth;
@@ -211,8 +221,8 @@ static const float* prepare_key_panels(TaskContext& context, const KeyBlock& blo
   return context.workspace.keys - first_panel * context.key_depth;
 }
 
-// Returns the packed values of a block, counted from its first key; packs them first where this
-// task has to.
+// Returns the packed values of a block, counted from its first key. Packs them if the task packs
+// values itself and has not yet done so.
 static const float* prepare_value_rows(TaskContext& context, const KeyBlock& block) {
   const Task& task = context.task;
   const int64_t keys_per_row = context.value_pairs ? 2 : 1;
@@ -230,7 +240,7 @@ static const float* prepare_value_rows(TaskContext& context, const KeyBlock& blo
 
 // Returns whether the values of a block that some row sees are finite.
 static bool has_finite_values(TaskContext& context, const KeyBlock& block) {
-  if (context.problem.stored == Dtype::int8) return true;
+  if (context.problem.stored_dtype == Dtype::int8) return true;
   if (context.task.packed) return context.task.packed->finite[block.first_key / kBlockKeys];
   if (context.examined_block != block.index) {
     context.values_are_finite =

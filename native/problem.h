@@ -59,13 +59,13 @@ struct MaskRules {
   const int64_t* lengths = nullptr;    // [batch]
   const int64_t* starts = nullptr;     // [batch]
   const int32_t* documents = nullptr;  // [batch, positions]
-  int64_t positions = 0;
+  int64_t positions = 0;               // of documents
   const bool* allowed = nullptr;  // [batch, query heads, queries, keys], broadcast by zero strides
   int64_t allowed_stride[4] = {0, 0, 0, 0};
 };
 
-// Which statistics to compute, and where they go: for the queries first_query ..
-// last_query - 1, in contiguous arrays.
+// Which statistics to compute for the queries first_query .. last_query - 1, and the contiguous
+// arrays that receive them.
 struct Statistics {
   int64_t first_query = 0;
   int64_t last_query = 0;
@@ -111,8 +111,8 @@ struct Problem {
   int64_t keys = 0;
   int64_t head_dim = 0;
   int64_t value_dim = 0;
-  Dtype dtype = Dtype::float32;   // of queries and output
-  Dtype stored = Dtype::float32;  // of keys and values: the same, or int8
+  Dtype dtype = Dtype::float32;         // of queries and output
+  Dtype stored_dtype = Dtype::float32;  // of keys and values: the same, or int8
   Tensor query;
   const Chunk* chunks = nullptr;  // in key order, without gaps
   int64_t chunk_count = 0;
@@ -133,9 +133,11 @@ struct Problem {
   Statistics statistics;
 
   // Returns whether a score needs more than a multiplication inside the exponential.
-  KEYWISE_INLINE bool transforms() const { return softcap > 0.0f || bias.data || !(scale > 0.0f); }
-  // Return what a stored score is worth in nats, and in base 2.
-  KEYWISE_INLINE float score_unit() const { return transforms() ? 1.0f : scale; }
+  KEYWISE_INLINE bool transforms_scores() const {
+    return softcap > 0.0f || bias.data || !(scale > 0.0f);
+  }
+  // Return the factor from a stored score to nats, and to base 2.
+  KEYWISE_INLINE float score_unit() const { return transforms_scores() ? 1.0f : scale; }
   KEYWISE_INLINE float score_unit_base2() const {
     constexpr float kLog2E = 1.44269504088896340736f;
     return score_unit() * kLog2E;

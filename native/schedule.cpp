@@ -71,8 +71,8 @@ class QueryBlockBuilder {
  public:
   explicit QueryBlockBuilder(const Problem& problem) : problem_(problem) {
     const int64_t rows = count_rows_per_head(problem);
-    const int64_t wanted_blocks = ceil_div(kMinTasks, max(count_heads(problem), 1));
-    const int64_t block_count = std::clamp<int64_t>(rows / kMinBlockRows, 1, wanted_blocks);
+    const int64_t target_blocks = ceil_div(kMinTasks, max(count_heads(problem), 1));
+    const int64_t block_count = std::clamp<int64_t>(rows / kMinBlockRows, 1, target_blocks);
     max_rows_ = min(round_up(ceil_div(rows, block_count), kBlockRowStep), kMaxBlockRows);
   }
 
@@ -98,8 +98,8 @@ class QueryBlockBuilder {
 
  private:
   int64_t count_rows_that_fit(int64_t stored_keys) const {
-    const int64_t fitting = kMaxBufferFloats / max(stored_keys, kBlockKeys);
-    return std::clamp(round_down(fitting, kBlockRowStep), kMinBufferRows, max_rows_);
+    const int64_t fitting_rows = kMaxBufferFloats / max(stored_keys, kBlockKeys);
+    return std::clamp(round_down(fitting_rows, kBlockRowStep), kMinBufferRows, max_rows_);
   }
 
   const Problem& problem_;
@@ -127,12 +127,13 @@ int64_t count_row_heads_at_once(const Problem& problem, const Schedule& schedule
   if (!schedule.shares_packed_keys) return heads;
   const int64_t block_count = int64_t(schedule.query_blocks.size());
   const int64_t numbers = problem.keys * (problem.head_dim + problem.value_dim);
+  // At least 1, because it divides below.
   const int64_t input_bytes = numbers * bytes_of(problem.dtype) + 1;
-  const int64_t fitting =
+  const int64_t fitting_heads =
       min(ceil_div(kMaxTasksAtOnce, block_count), kMaxBytesAtOnce / input_bytes);
-  int64_t heads_at_once = min(max(fitting, ceil_div(kMinTasks, block_count)), heads);
+  int64_t heads_at_once = min(max(fitting_heads, ceil_div(kMinTasks, block_count)), heads);
   if (wants_key_mass(problem)) {
-    // A power of two makes tasks in a number that threads can share evenly.
+    // Threads share a power of two of tasks evenly.
     while (heads_at_once & (heads_at_once - 1)) --heads_at_once;
   }
   return heads_at_once;
@@ -195,15 +196,15 @@ Schedule make_schedule(const Problem& problem, const Target& target) {
 
 int64_t count_heads_at_once(const Schedule& schedule, const Problem& problem, int threads) {
   if (!schedule.by_keys) return schedule.row_heads_at_once;
-  const int64_t fitting = threads * kWaitingBytesPerThread / schedule.head_bytes;
-  const int64_t busy = ceil_div(kMinTasksPerThread * threads, schedule.tasks_per_head);
-  return min(max(fitting, busy), count_heads(problem));
+  const int64_t fitting_heads = threads * kWaitingBytesPerThread / schedule.head_bytes;
+  const int64_t sufficient_heads = ceil_div(kMinTasksPerThread * threads, schedule.tasks_per_head);
+  return min(max(fitting_heads, sufficient_heads), count_heads(problem));
 }
 
 int64_t count_tasks_per_handout(const Schedule& schedule, int64_t count) {
-  const int64_t handouts =
+  const int64_t handout_count =
       std::clamp<int64_t>(schedule.work / kMinHandedOutWork, min(kMinTasks, count), count);
-  return ceil_div(count, handouts);
+  return ceil_div(count, handout_count);
 }
 
 }  // namespace keywise

@@ -28,17 +28,16 @@ struct QueryBlock {
 };
 
 // The same tasks for every head. There are two kinds of schedule:
-//   - by rows (many query rows): a task computes some query blocks of a head, each against all its
+// - by rows (many query rows): a task computes some query blocks of a head, each against all its
 //   keys, split by split;
-//   - by keys (few query rows, many keys): a task computes all rows of a head against one split of
-//   the keys, and the
-//     partials of a head are merged in key order.
+// - by keys (few query rows, many keys): a task computes all rows of a head against one split of
+//   the keys, and the partials of a head are merged in key order.
 struct Schedule {
   bool by_keys = false;
   int64_t tasks_per_head = 0;
 
-  // By rows: task t of a head computes the query blocks t, t + tasks_per_head, t + 2
-  // tasks_per_head, ...
+  // By rows: task t of a head computes the query blocks t, t + tasks_per_head,
+  // t + 2 x tasks_per_head, ...
   std::vector<QueryBlock> query_blocks;
   // By rows: keys and values of a head are packed once, split by split, for all its tasks.
   bool shares_packed_keys = false;
@@ -60,8 +59,8 @@ struct Schedule {
 // What a task by keys leaves for the other tasks of its head.
 struct SplitBuffers {
   State state;
-  ScoreBuffer scores;  // without memory where no statistics are wanted: its task then uses memory
-                       // of its own
+  // Without memory where no statistics are wanted: the task then uses memory of its own.
+  ScoreBuffer scores;
 };
 void add_split_buffers(BufferLayout& layout, SplitBuffers& buffers, const Problem& problem,
                        const Target& target, const Split& split);

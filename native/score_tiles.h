@@ -260,7 +260,7 @@ static void score_rows_in_place(int64_t row_count, const Problem& problem, const
 static void score_rows_in_place(int64_t row_count, const Problem& problem, const ChunkRows& keys,
                                 bool pairs, const float* queries, float* scores) {
   static_assert(kMaxRowsInPlace <= kTileRows);
-  with_encoding(problem.stored, pairs, [&](auto encoding) {
+  with_encoding(problem.stored_dtype, pairs, [&](auto encoding) {
     score_rows_in_place<kMaxRowsInPlace, encoding.dtype, encoding.pairs>(
         row_count, problem, keys.first_row, keys.stride_bytes, queries, keys.count, scores);
   });

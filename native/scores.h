@@ -27,14 +27,14 @@ static void transform_scores(const TaskContext& context, const KeyBlock& block, 
   const Bias& bias = problem.bias;
   float* const block_bias = context.workspace.block_row;
   if (bias.data) {
-    const int64_t known = min(end, problem.keys - block.first_key);
+    const int64_t bias_end = min(end, problem.keys - block.first_key);
     const int64_t first = context.task.item * bias.stride[0] +
                           context.task.query_head(row, context.group) * bias.stride[1] +
                           context.task.token(row, context.group) * bias.stride[2];
-    for (int64_t j = begin; j < known; ++j)
+    for (int64_t j = begin; j < bias_end; ++j)
       block_bias[j] =
           read_element(bias.data, bias.dtype, first + (block.first_key + j) * bias.stride[3]);
-    for (int64_t j = known; j < end; ++j) block_bias[j] = 0.0f;
+    for (int64_t j = bias_end; j < end; ++j) block_bias[j] = 0.0f;
   }
   const bool has_softcap = problem.softcap > 0.0f;
   const Vec scale = broadcast(has_softcap ? problem.scale / problem.softcap : problem.scale);
@@ -68,12 +68,12 @@ KEYWISE_INLINE void prefetch_scales(const TaskContext& context, Tensor Chunk::* 
   }
 }
 
-// Returns what the tile at a panel prefetches: the keys of the next block that this task packs
-// then, in equal parts per panel and tile.
+// Returns what a tile prefetches while it computes a panel: a part of the keys of the next block,
+// which this task packs itself. Panels and tiles prefetch equal parts.
 static PrefetchStream choose_prefetch(const TaskContext& context, const KeyBlock& block,
                                       const Tile& tile, int64_t key, const float* panel) {
   const Problem& problem = context.problem;
-  const int64_t row_bytes = problem.head_dim * bytes_of(problem.stored);
+  const int64_t row_bytes = problem.head_dim * bytes_of(problem.stored_dtype);
   if (!context.task.packed) {
     const ChunkRows keys = find_rows(problem, context.task, &Chunk::key, block.first_key,
                                      block.first_key + block.key_count);
@@ -145,8 +145,8 @@ static void compute_tile_scores(TaskContext& context, const KeyBlock& block, con
   context.scores.end[index] = int32_t(keys.end);
   if (is_empty(keys)) return;
 
-  if (problem.stored == Dtype::int8) {
-    // They arrive while scores are computed.
+  if (problem.stored_dtype == Dtype::int8) {
+    // The scales arrive while scores are computed.
     prefetch_scales(context, &Chunk::key, block.first_key + keys.begin, block.first_key + keys.end);
     prefetch_scales(context, &Chunk::value, block.first_key + keys.begin,
                     block.first_key + keys.end);
@@ -156,7 +156,7 @@ static void compute_tile_scores(TaskContext& context, const KeyBlock& block, con
     score_keys_in_place(context, block, tile, panels, keys.end, scores);
   else
     score_packed_keys(context, block, tile, panels, keys.end, scores);
-  if (problem.stored == Dtype::int8)
+  if (problem.stored_dtype == Dtype::int8)
     scale_scores(context, block, tile, panels.begin, keys.end, scores);
 
   // A bias of -inf hides as well. Keys behind the last are hidden too, but have no values that
@@ -164,7 +164,7 @@ static void compute_tile_scores(TaskContext& context, const KeyBlock& block, con
   const bool hides =
       context.masks_by_key || problem.bias.data ||
       !contains(visible.all, block.first_key + panels.begin, block.first_key + keys.end);
-  const bool transforms = problem.transforms();
+  const bool transforms = problem.transforms_scores();
   for (int64_t r = 0; r < tile.row_count; ++r, scores += kBlockKeys) {
     const int64_t row = tile.first_row + r;
     if (transforms) transform_scores(context, block, row, panels.begin, panels.end, scores);

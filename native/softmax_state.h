@@ -10,9 +10,10 @@ constexpr float kInfinity = __builtin_inff();
 // Empty: running_max is -inf and the sums are 0.
 struct SoftmaxState {
   float running_max = -kInfinity;
-  float running_sum = 0.0f;  // sum of exp(score - running_max)
-  float score_moment =
-      0.0f;  // sum of exp(score - running_max) x (score - running_max) in base 2, for the entropy
+  // Sum of exp(score - running_max).
+  float running_sum = 0.0f;
+  // Sum of exp(score - running_max) x (score - running_max) in base 2, for the entropy.
+  float score_moment = 0.0f;
 };
 
 // Factors for the value sums of both sides of a merge.
@@ -21,8 +22,7 @@ struct MergeFactors {
   float right;
 };
 
-// Merges `right` into `left`. `unit_base2` is what a score is worth in base 2
-// (Problem::score_unit_base2).
+// Merges `right` into `left`. `unit_base2` is Problem::score_unit_base2.
 KEYWISE_INLINE MergeFactors merge(SoftmaxState& left, const SoftmaxState& right, float unit_base2) {
   const float running_max =
       left.running_max > right.running_max ? left.running_max : right.running_max;

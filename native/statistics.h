@@ -61,7 +61,8 @@ static void sum_segment_ranges(const TaskContext& context, const KeyBlock& block
   }
 }
 
-// Returns where the statistics of a row of a task go; -1 for a row without.
+// Returns the index of a row of a task in the arrays of statistics, -1 for a row without
+// statistics.
 static int64_t statistics_index(const Problem& problem, const Task& task, int64_t row) {
   const Statistics& statistics = problem.statistics;
   const int64_t group = problem.group();
@@ -72,8 +73,8 @@ static int64_t statistics_index(const Problem& problem, const Task& task, int64_
   return head * (statistics.last_query - statistics.first_query) + token - statistics.first_query;
 }
 
-// Returns the factor from the weights of a row in a score buffer to shares of the denominator, once
-// its state is complete: its running maximum may have risen since.
+// Returns the factor from the weights of a row in a score buffer to attention weights. The running
+// maximum may have risen since the buffer's weights were computed.
 static inline float weight_factor(const Problem& problem, const State& state,
                                   const ScoreBuffer& buffer, int64_t row) {
   const float shift =
@@ -98,7 +99,7 @@ static void add_segment_masses(const Problem& problem, const ScoreBuffer& buffer
   const int64_t* const ranges = problem.statistics.segment_ranges + 3 * buffer.first_range;
   int64_t count = 0;
   for (int64_t range = 0; range < buffer.range_count; range += count) {
-    // Most ranges are followed by that of the next segment: up to kLanes of them are transposed
+    // The next range usually belongs to the next segment: up to kLanes such ranges are transposed
     // together.
     const int64_t segment = ranges[3 * range + 2];
     Vec totals[kLanes];

@@ -93,15 +93,16 @@ struct Workspace {
   float* queries = nullptr;  // packed query rows
   float* keys = nullptr;     // one block of keys in panels
   float* values = nullptr;   // one block of values
-  float* tile_weights =
-      nullptr;  // [kMaxTileRows, kBlockKeys] weights of a tile as pairs or times scales
+  // [kMaxTileRows, kBlockKeys] weights of a tile as pairs or times scales
+  float* tile_weights = nullptr;
   float* lane_max = nullptr;      // [rows, lanes] largest score of every lane
   float* lane_sums = nullptr;     // [rows, lanes] sums of weights
   float* lane_moments = nullptr;  // [rows, lanes] sums of weight x (score - running max) in base 2
   float* block_row = nullptr;     // [kBlockKeys] one row of bias or of key mass
-  float* candidates = nullptr;    // scores that compete for one row's top k, and the same in order
-  int32_t* candidate_keys = nullptr;       // their keys
-  float* rescale = nullptr;                // [rows] factor of what a row accumulated before
+  // Scores that compete for one row's top k, then room for the same by rank; and their keys.
+  float* candidates = nullptr;
+  int32_t* candidate_keys = nullptr;
+  float* rescale = nullptr;                // [rows] factor of the values accumulated so far
   VisibleKeys* visible = nullptr;          // [rows]
   TileVisibility* tile_visible = nullptr;  // [tiles]
 };
@@ -129,8 +130,8 @@ struct Target {
   // Writes outputs and the statistics of rows from a complete state.
   void (*write_results)(const Problem&, const Task&, const State&, const ScoreBuffer*,
                         int64_t score_buffers);
-  // Adds the key mass of the rows of a finished task to the sums [group, keys] of several tasks,
-  // or, without sums, writes it to `mass`.
+  // Adds the key mass of the rows of a finished task to `sums` [group, keys], which several tasks
+  // share; where `sums` is null, writes it to `mass`.
   void (*accumulate_key_mass)(const Problem&, const Task&, const State&, const ScoreBuffer&,
                               const Workspace&, double* sums, float* mass);
 

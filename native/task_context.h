@@ -73,7 +73,7 @@ static inline TaskContext make_context(const Problem& problem, const Task& task,
   context.values_in_place = !task.packed && task.rows() <= max_tiles * kTileRows &&
                             problem.value_dim == context.value_width;
   context.value_pairs =
-      context.key_pairs && (!context.values_in_place || problem.stored == Dtype::int8);
+      context.key_pairs && (!context.values_in_place || problem.stored_dtype == Dtype::int8);
   context.masks_by_key = problem.visibility.documents || problem.visibility.allowed;
   context.visible = find_visible_keys(problem, task);
   return context;

@@ -56,10 +56,10 @@ const OpenMp* find_openmp() {
 
 }  // namespace
 
-Team run_on_torchs_threads(int threads, const std::function<void(int)>& work) {
+TeamResult run_on_torch_threads(int threads, const std::function<void(int)>& work) {
   const OpenMp* const openmp = find_openmp();
-  if (!openmp || forked || openmp->max_threads() != threads) return Team::absent;
-  if (busy.exchange(true)) return Team::busy;
+  if (!openmp || forked || openmp->max_threads() != threads) return TeamResult::absent;
+  if (busy.exchange(true)) return TeamResult::busy;
   struct Member {
     const std::function<void(int)>& work;
     int (*number)();
@@ -70,10 +70,10 @@ Team run_on_torchs_threads(int threads, const std::function<void(int)>& work) {
   };
   openmp->parallel(call, &member, unsigned(threads), 0);
   busy = false;
-  return Team::done;
+  return TeamResult::done;
 }
 #else
-Team run_on_torchs_threads(int, const std::function<void(int)>&) { return Team::absent; }
+TeamResult run_on_torch_threads(int, const std::function<void(int)>&) { return TeamResult::absent; }
 #endif
 
 }  // namespace keywise

@@ -6,13 +6,18 @@
 
 namespace keywise {
 
-// Absent: torch is not loaded or without GNU's entry points, it has another number of threads, or
-// the process is a forked child, in which OpenMP waits for threads that do not exist there. Taken:
-// another caller runs on them.
-enum class Team { absent, busy, done };
+enum class TeamResult {
+  // torch is not loaded or lacks GNU's entry points, it has another number of threads, or the
+  // process is a forked child, in which OpenMP would wait for threads that do not exist there.
+  absent,
+  // Another caller runs on the threads.
+  busy,
+  // All calls returned.
+  done,
+};
 
-// Calls work(number) on `threads` threads of torch's, which keep their numbers; the caller is 0.
-// Done: all returned.
-Team run_on_torchs_threads(int threads, const std::function<void(int)>& work);
+// Calls work(number) on `threads` threads of torch. A thread has the same number in every call; the
+// caller is 0.
+TeamResult run_on_torch_threads(int threads, const std::function<void(int)>& work);
 
 }  // namespace keywise

@@ -10,6 +10,7 @@
 #include <mutex>
 #include <system_error>
 #include <thread>
+#include <utility>
 
 #include "team.h"
 
@@ -23,6 +24,8 @@ constexpr auto kInterruptPeriod = std::chrono::milliseconds(20);
 // tens of them; a longer wait would take the core from the threads of whatever runs between two
 // calls.
 constexpr auto kSpin = std::chrono::microseconds(20);
+// Pauses between two readings of the clock.
+constexpr int kPausesPerClockRead = 16;
 
 void relax() {
 #if defined(__x86_64__) || defined(__i386__)
@@ -34,18 +37,20 @@ template <typename Condition>
 void spin_until(Condition condition) {
   const auto end = Clock::now() + kSpin;
   while (!condition() && Clock::now() < end)
-    for (int i = 0; i < 16 && !condition(); ++i) relax();
+    for (int i = 0; i < kPausesPerClockRead && !condition(); ++i) relax();
 }
 
-// One parallel_for: counters that hand out tasks, and the first error. Tasks are dealt to queues of
-// neighbours. A thread begins with the same queue in each job, so it finds in its caches what it
-// left there one step before; then it helps with the others.
+// One parallel_for: counters that hand out tasks, and the first error. A queue holds consecutive
+// tasks. A thread begins with the same queue in each job, so it finds in its caches what it left
+// there one step before; then it helps with the other queues.
 struct Job {
   Job(int64_t count, int queues, const std::function<void(int64_t)>& work)
       : count(count), queues(std::clamp(queues, 1, kMaxQueues)), work(work) {
     for (int i = 0; i < this->queues; ++i) queue[i].next = end_of(i - 1);
   }
 
+  // More threads share queues: a job lies on the caller's stack, and every thread visits all
+  // queues.
   static constexpr int kMaxQueues = 16;
   // A cache line of its own: threads must not wait for each other's counters.
   struct alignas(64) Queue {
@@ -64,19 +69,19 @@ struct Job {
 
   void stop(std::exception_ptr reason) {
     const std::lock_guard<std::mutex> lock(mutex);
-    if (!error) error = reason;
+    if (!error) error = std::move(reason);
     stopped = true;
   }
 
   // The caller is number 0, and it alone may ask whether it is interrupted.
   void help(int number, Interrupted interrupted) {
-    auto checked = Clock::now();
-    int emptied = 0;
-    while (emptied < queues && !stopped) {
-      const int current = (number + emptied) % queues;
+    auto last_check = Clock::now();
+    int empty_queues = 0;
+    while (empty_queues < queues && !stopped) {
+      const int current = (number + empty_queues) % queues;
       const int64_t index = queue[current].next.fetch_add(1);
       if (index >= end_of(current)) {
-        ++emptied;
+        ++empty_queues;
         continue;
       }
       try {
@@ -84,8 +89,8 @@ struct Job {
       } catch (...) {
         stop(std::current_exception());
       }
-      if (interrupted && Clock::now() - checked > kInterruptPeriod) {
-        checked = Clock::now();
+      if (interrupted && Clock::now() - last_check > kInterruptPeriod) {
+        last_check = Clock::now();
         if (interrupted()) stop(nullptr);
       }
     }
@@ -97,24 +102,21 @@ struct Job {
 // own state and then reads the other's.
 class Pool {
  public:
-  // Returns false when another caller has the workers, or none is awake and waking is not worth it:
-  // the caller then does its work alone, with the same result.
+  // Returns false when another caller has the workers, or all sleep and waking them is not worth
+  // it: the caller then does its work alone, with the same result.
   bool help(Job& job, int helpers, bool wakes) {
     if (!wakes && sleepers_ == workers_) return false;
     Job* none = nullptr;
     if (!job_.compare_exchange_strong(none, &job)) return false;
-    try {
-      for (; wakes && workers_ < helpers; ++workers_)
-        std::thread(&Pool::serve, this, workers_ + 1).detach();
-    } catch (const std::system_error&) {
-      // The system starts no more threads: those that run do the work, with the same result.
+    // Where the system starts no more threads, those that run do the work, with the same result.
+    while (wakes && workers_ < helpers && start_worker()) {
     }
     helpers = std::min<int>(helpers, workers_);
     wanted_ = helpers;
     const int awake = workers_ - sleepers_;
     if (wakes && helpers > awake) {
-      // A worker that found no work holds the mutex until it sleeps; it must not miss the
-      // notification.
+      // A worker that found no work holds the mutex until it sleeps: waiting for the mutex ensures
+      // that it does not miss the notification.
       std::unique_lock<std::mutex>(mutex_).unlock();
       for (int i = 0; i < helpers - awake; ++i) wake_.notify_one();
     }
@@ -135,6 +137,16 @@ class Pool {
   }
 
  private:
+  bool start_worker() {
+    try {
+      std::thread(&Pool::serve, this, workers_ + 1).detach();
+    } catch (const std::system_error&) {
+      return false;
+    }
+    ++workers_;
+    return true;
+  }
+
   void serve(int number) {
     for (;;) {
       spin_until([this] { return wanted_ > 0; });
@@ -144,7 +156,8 @@ class Pool {
         wake_.wait(lock, [this] { return wanted_ > 0; });
         --sleepers_;
       }
-      ++busy_;  // first, so that no job ends before a worker that starts it counts
+      // Counted before it takes work, so that no job ends while a worker begins it.
+      ++busy_;
       int wanted = wanted_;
       while (wanted > 0 && !wanted_.compare_exchange_weak(wanted, wanted - 1)) {
       }
@@ -184,8 +197,8 @@ std::atomic<Clock::rep> last_end{0};  // of a call on several threads
 
 Clock::rep now() { return Clock::now().time_since_epoch().count(); }
 
-Team run_on_team(Job& job, int threads, Interrupted interrupted) {
-  return run_on_torchs_threads(
+TeamResult run_on_team(Job& job, int threads, Interrupted interrupted) {
+  return run_on_torch_threads(
       threads, [&](int number) { job.help(number, number == 0 ? interrupted : nullptr); });
 }
 
@@ -205,10 +218,10 @@ bool parallel_for(int64_t count, int threads, bool wakes, const std::function<vo
   } else {
     // Calls that follow each other closely find the workers awake from the second on.
     wakes = wakes || now() - last_end < Clock::duration(kSpin).count();
-    const Team team = wakes ? run_on_team(job, threads, interrupted) : Team::absent;
-    if (team == Team::absent)
+    const TeamResult team = wakes ? run_on_team(job, threads, interrupted) : TeamResult::absent;
+    if (team == TeamResult::absent)
       run_on_pool(job, static_cast<int>(std::min<int64_t>(count, threads)) - 1, wakes, interrupted);
-    else if (team == Team::busy)
+    else if (team == TeamResult::busy)
       job.help(0, interrupted);
     last_end = now();
   }

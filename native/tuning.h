@@ -29,7 +29,7 @@ constexpr int64_t kMinBlockRows = 24;
 constexpr int64_t kBlockRowStep = 12;
 // The scores of a query block should stay in L2, beside a block of keys and values. Rows with
 // statistics keep the weights of all their keys.
-constexpr int64_t kMaxBufferFloats = 384 * 1024 / sizeof(float);
+constexpr int64_t kMaxBufferFloats = (384 << 10) / int64_t(sizeof(float));
 constexpr int64_t kMinBufferRows = 12;
 
 // Heads with at most this many query rows (decoding, a question after a document) are split by keys

@@ -24,6 +24,11 @@ struct ValueRows {
   bool packed = false;
 };
 
+// Returns the address of a row's factor, null where rows have none.
+KEYWISE_INLINE const float* row_rescale(const float* rescale, int row) {
+  return rescale ? rescale + row : nullptr;
+}
+
 // Returns output x rescale + more; a null rescale is 1.
 KEYWISE_INLINE Vec add_to_output(const float* output, const float* rescale, Vec more) {
   const Vec before = load(output);
@@ -42,7 +47,7 @@ static void add_value_tile(const float* weights, const ValueRows& values, int64_
     for (int c = 0; c < C; ++c)
       sums[r][c] = values.packed ? zero()
                                  : add_to_output(outputs + r * width + c * kLanes,
-                                                 rescale ? rescale + r : nullptr, zero());
+                                                 row_rescale(rescale, r), zero());
   const char* row = values.first_row;
   constexpr bool kTwoRows = kDtype == Dtype::int8 && kPairs;
   constexpr int64_t kTileBytes = C * kLanes * bytes_of(kDtype) * (kTwoRows ? 2 : 1);
@@ -82,9 +87,8 @@ static void add_value_tile(const float* weights, const ValueRows& values, int64_
 #pragma GCC unroll 16
     for (int c = 0; c < C; ++c) {
       float* output = outputs + r * width + c * kLanes;
-      store(output, values.packed
-                        ? add_to_output(output, rescale ? rescale + r : nullptr, sums[r][c])
-                        : sums[r][c]);
+      store(output, values.packed ? add_to_output(output, row_rescale(rescale, r), sums[r][c])
+                                  : sums[r][c]);
     }
 }
 

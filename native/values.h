@@ -51,7 +51,7 @@ static void add_values_in_place(const TaskContext& context, const KeyBlock& bloc
     ValueRows values;
     values.first_row = rows.first_row;
     values.stride_bytes = rows.stride_bytes;
-    values.dtype = problem.stored;
+    values.dtype = problem.stored_dtype;
     if (skips_hidden)
       add_visible_values(tile.row_count, weights + j, values, rows.count, problem.value_dim, width,
                          rescale, outputs);

@@ -52,8 +52,8 @@ void add_packed_head(BufferLayout& layout, PackedHead& packed, const Problem& pr
 ScoreBuffer make_score_buffer(const Problem& problem, int64_t first_key, int64_t key_count,
                               bool keeps_weights);
 
-// Return the state and the score buffer without their first rows; of the latter only what is per
-// row or per tile and does not depend on blocks. The first row left must begin a tile.
+// Return the state and the score buffer without their first rows. Of the score buffer, only the
+// arrays without an axis of blocks are advanced. `rows` must be a multiple of `tile_rows`.
 State skip_rows(const State& state, int64_t rows, const Problem& problem);
 ScoreBuffer skip_rows(const ScoreBuffer& buffer, int64_t rows, int64_t tile_rows);
 

@@ -58,7 +58,8 @@ bool is_aligned(const void* data, int64_t bytes) {
   return reinterpret_cast<uintptr_t>(data) % uintptr_t(bytes) == 0;
 }
 
-// Wanted gradients must be refused, and a negated tensor stores the opposites of its elements.
+// Returns whether a tensor's memory can be read as it is. One that requires gradients must be
+// refused, and one with the negative bit set stores its elements with the opposite sign.
 bool is_plain(nb::handle tensor) {
   static PyObject* const requires_grad = intern("requires_grad");
   static PyObject* const is_neg = intern("is_neg");
@@ -179,26 +180,27 @@ Element to_element(nb::handle dtype, bool has_scale) {
   return Element::unsupported;
 }
 
-nb::object get(nb::handle object, PyObject* name) {
-  nb::object found = nb::steal(PyObject_GetAttr(object.ptr(), name));
-  if (!found.is_valid()) throw nb::python_error();
-  return found;
+nb::object get_attribute(nb::handle object, PyObject* name) {
+  nb::object attribute = nb::steal(PyObject_GetAttr(object.ptr(), name));
+  if (!attribute.is_valid()) throw nb::python_error();
+  return attribute;
 }
 
-// Reads a HostArray; false where kernels cannot read it in place, unless it `must` be read.
-bool read_host_array(nb::handle value, HeldArray& held, bool must) {
+// Reads a HostArray; false where kernels cannot read it in place. One that as_readable_array made
+// is readable and not examined.
+bool read_host_array(nb::handle value, HeldArray& held, bool is_readable_array) {
   static PyObject* const data_name = intern("data");
   static PyObject* const dtype_name = intern("dtype");
   static PyObject* const scale_name = intern("scale");
-  const nb::object data = get(value, data_name);
-  const nb::object scale = get(value, scale_name);
+  const nb::object data = get_attribute(value, data_name);
+  const nb::object scale = get_attribute(value, scale_name);
   const Buffer buffer(data, PyBUF_STRIDED_RO);
-  if (!buffer || (!must && !is_readable(buffer))) return false;
+  if (!buffer || (!is_readable_array && !is_readable(buffer))) return false;
   set_layout(buffer, held.array);
-  held.array.element = to_element(get(value, dtype_name), !scale.is_none());
+  held.array.element = to_element(get_attribute(value, dtype_name), !scale.is_none());
   if (!scale.is_none()) {
     const Buffer scales(scale, PyBUF_STRIDED_RO);
-    if (!scales || (!must && !is_readable(scales))) return false;
+    if (!scales || (!is_readable_array && !is_readable(scales))) return false;
     held.array.scales.data = static_cast<const float*>(scales->buf);
     for (int axis = 0; axis < 2; ++axis)
       held.array.scales.stride[axis] = scales->strides[axis] / scales->itemsize;
@@ -226,9 +228,9 @@ nb::tuple to_tuple(std::initializer_list<int64_t> shape) {
 
 }  // namespace
 
-void set_array_functions(ArrayFunctions given) {
+void set_array_functions(ArrayFunctions new_functions) {
   if (!functions) functions = new ArrayFunctions;
-  *functions = std::move(given);
+  *functions = std::move(new_functions);
 }
 
 HeldArray read_array(const std::string& name, nb::handle value) {
@@ -248,12 +250,12 @@ HeldArray read_array(const std::string& name, nb::handle value) {
 }
 
 Inputs::Inputs(HeldArray query, std::vector<HeldArray> held, std::vector<Chunk> chunks, Sizes sizes,
-               Dtype stored)
+               Dtype stored_dtype)
     : query_(std::move(query)),
       held_(std::move(held)),
       chunks_(std::move(chunks)),
       sizes_(sizes),
-      stored_(stored) {}
+      stored_dtype_(stored_dtype) {}
 
 nb::object Inputs::like() const {
   if (!is_host_array(query_.owner)) return query_.owner;

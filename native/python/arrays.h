@@ -41,12 +41,12 @@ HeldArray read_array(const std::string& name, nb::handle value);
 class Inputs {
  public:
   Inputs(HeldArray query, std::vector<HeldArray> held, std::vector<Chunk> chunks, Sizes sizes,
-         Dtype stored);
+         Dtype stored_dtype);
 
   const InputArray& query() const { return query_.array; }
   const std::vector<Chunk>& chunks() const { return chunks_; }
   const Sizes& sizes() const { return sizes_; }
-  Dtype stored() const { return stored_; }
+  Dtype stored_dtype() const { return stored_dtype_; }
   bool is_tensor() const { return query_.is_tensor; }
 
   nb::object query_object() const { return query_.owner; }
@@ -62,7 +62,7 @@ class Inputs {
   std::vector<HeldArray> held_;  // key and value of every chunk
   std::vector<Chunk> chunks_;
   Sizes sizes_;
-  Dtype stored_;
+  Dtype stored_dtype_;
 };
 
 // Results of one call, made in the library of the query.

@@ -42,7 +42,7 @@ void copy_strides(const Array& array, int64_t* stride) {
 std::variant<Inputs, Refusal> read_inputs(nb::handle query, const nb::tuple& keys,
                                           const nb::tuple& values) {
   const size_t count = keys.size();
-  const auto name_of = [&](const char* side, size_t i) {
+  const auto name_array = [&](const char* side, size_t i) {
     return count == 1 ? std::string(side) : side + (" chunk " + std::to_string(i));
   };
   HeldArray held_query = read_array("query", query);
@@ -50,16 +50,16 @@ std::variant<Inputs, Refusal> read_inputs(nb::handle query, const nb::tuple& key
   std::vector<InputChunk> chunks(count);
   held.reserve(2 * count);
   for (size_t i = 0; i < count; ++i) {
-    held.push_back(read_array(name_of("key", i), keys[i]));
-    held.push_back(read_array(name_of("value", i), values[i]));
+    held.push_back(read_array(name_array("key", i), keys[i]));
+    held.push_back(read_array(name_array("value", i), values[i]));
     chunks[i].key = held[2 * i].array;
     chunks[i].value = held[2 * i + 1].array;
   }
   Sizes sizes;
   if (const std::optional<Refusal> refusal = check_inputs(held_query.array, chunks, sizes))
     return *refusal;
-  const Dtype stored = to_dtype(chunks[0].key.element);
-  return Inputs(std::move(held_query), std::move(held), make_chunks(chunks), sizes, stored);
+  const Dtype stored_dtype = to_dtype(chunks[0].key.element);
+  return Inputs(std::move(held_query), std::move(held), make_chunks(chunks), sizes, stored_dtype);
 }
 
 std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t> to_tuple(const Sizes& s) {
@@ -219,7 +219,7 @@ nb::dict attend(const Inputs& inputs, const CheckedMask& mask, const StatsPlan* 
   problem.head_dim = sizes.head_dim;
   problem.value_dim = sizes.value_dim;
   problem.dtype = to_dtype(inputs.query().element);
-  problem.stored = inputs.stored();
+  problem.stored_dtype = inputs.stored_dtype();
   problem.query.data = inputs.query().data;
   std::copy_n(inputs.query().stride, 4, problem.query.stride);
   problem.chunks = inputs.chunks().data();
@@ -249,7 +249,7 @@ nb::dict attend(const Inputs& inputs, const CheckedMask& mask, const StatsPlan* 
   return results.take();
 }
 
-// ---- The rest ----
+// ---- Environment, limits and targets ----
 
 std::optional<std::string> environment(const char* name) {
   const char* value = std::getenv(name);

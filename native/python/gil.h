@@ -13,7 +13,7 @@ class WithoutGil {
  public:
   WithoutGil() : state_(PyEval_SaveThread()) { current() = this; }
   ~WithoutGil() {
-    take();
+    acquire();
     current() = nullptr;
   }
   WithoutGil(const WithoutGil&) = delete;
@@ -24,7 +24,7 @@ class WithoutGil {
   // signals.
   static bool handle_signals() {
     WithoutGil& gil = *current();
-    gil.take();
+    gil.acquire();
     const bool raised = PyErr_CheckSignals() != 0;
     gil.state_ = PyEval_SaveThread();
     return raised;
@@ -33,7 +33,7 @@ class WithoutGil {
  private:
   // Until Python 3.14, taking the GIL while Python ends unwinds the thread by force, which no C++
   // frame of a module survives. Such a thread sleeps until the process is gone.
-  void take() noexcept {
+  void acquire() noexcept {
     try {
       PyEval_RestoreThread(state_);
     } catch (const abi::__forced_unwind&) {

@@ -13,8 +13,8 @@ namespace keywise::KEYWISE_TARGET {
 typedef __m256 Vec;
 
 static constexpr int kLanes = 8;
-static constexpr int kTileRows = 6;  // 12 accumulators, 2 keys, 1 query
-static constexpr int kValueRows = 6;
+static constexpr int kTileRows = 6;   // 12 accumulators, 2 keys, 1 query
+static constexpr int kValueRows = 6;  // 12 accumulators, 2 values, 1 weight
 static constexpr int kValueVectors = 2;
 // 12 accumulators, 3 values, 1 weight; a fourth value stays in memory. Rows of weights lie 1 KB
 // apart and probably share a bank of AMD's first-level cache: fewer of them are read sooner.
@@ -78,7 +78,8 @@ static inline Vec load_float16(const uint16_t* p) {
   return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
 }
 static inline void transpose(Vec* t) {
-  Vec pairs[8], fours[8];
+  Vec pairs[8];
+  Vec fours[8];
 #pragma GCC unroll 16
   for (int i = 0; i < 8; i += 2) {
     pairs[i] = _mm256_unpacklo_ps(t[i], t[i + 1]);
@@ -100,7 +101,8 @@ static inline void transpose(Vec* t) {
 
 static inline Vec pairwise_add(const Vec* t) { return _mm256_hadd_ps(t[0], t[1]); }
 static inline Vec combine_pairwise(const Vec* t) {
-  const Vec a = _mm256_hadd_ps(t[0], t[1]), b = _mm256_hadd_ps(t[2], t[3]);
+  const Vec a = _mm256_hadd_ps(t[0], t[1]);
+  const Vec b = _mm256_hadd_ps(t[2], t[3]);
   return _mm256_add_ps(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31));
 }
 

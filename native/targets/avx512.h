@@ -17,7 +17,7 @@ typedef __m512 Vec;
 
 static constexpr int kLanes = 16;
 static constexpr int kTileRows = 12;  // 24 accumulators, 2 keys, 1 query
-static constexpr int kValueRows = 6;
+static constexpr int kValueRows = 6;  // 24 accumulators, 4 values, 1 weight
 static constexpr int kValueVectors = 4;
 static constexpr int kPackedRows = kValueRows;
 static constexpr int kPackedVectors = kValueVectors;
@@ -69,7 +69,8 @@ static inline Vec load_float16(const uint16_t* p) {
   return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
 }
 static inline void transpose(Vec* t) {
-  Vec a[16], b[16];
+  Vec a[16];
+  Vec b[16];
 #pragma GCC unroll 16
   for (int i = 0; i < 16; i += 2) {
     a[i] = _mm512_unpacklo_ps(t[i], t[i + 1]);

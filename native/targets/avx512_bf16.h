@@ -24,9 +24,10 @@ static inline Vec to_pairs(Vec left, Vec right) {
 // The bytes of 0 .. 127 in bfloat16: a table is two registers, and looking up 64 bytes in it one
 // instruction.
 struct Bytes {
-  alignas(64) uint8_t high[128] = {}, low[128] = {};
-  // Which bytes of two rows, 64 each, go side by side so that widening leaves the first 32 columns
-  // in order.
+  alignas(64) uint8_t high[128] = {};
+  alignas(64) uint8_t low[128] = {};
+  // The order of the bytes of two rows of 64 each in which widening leaves the first 32 columns in
+  // order.
   alignas(64) uint8_t rows[64] = {};
   constexpr Bytes() {
     for (int n = 1; n < 128; ++n) {
@@ -46,11 +47,13 @@ static constexpr Bytes kBytes;
 // exact.
 static inline void widen_int8(__m512i x, Vec* pairs) {
   const __m512i size = _mm512_abs_epi8(x);
-  const auto in = [&](const uint8_t* table) {
+  const auto look_up = [&](const uint8_t* table) {
     return _mm512_permutex2var_epi8(_mm512_load_si512(table), size, _mm512_load_si512(table + 64));
   };
-  const __m512i low = in(kBytes.low), sign = _mm512_set1_epi8(-128);
-  const __m512i high = _mm512_ternarylogic_epi32(in(kBytes.high), x, sign, 0xf8);
+  const __m512i low = look_up(kBytes.low);
+  const __m512i sign = _mm512_set1_epi8(-128);
+  // 0xf8: a | (b & c).
+  const __m512i high = _mm512_ternarylogic_epi32(look_up(kBytes.high), x, sign, 0xf8);
   pairs[0] = _mm512_castsi512_ps(_mm512_unpacklo_epi8(low, high));
   pairs[1] = _mm512_castsi512_ps(_mm512_unpackhi_epi8(low, high));
 }
@@ -65,13 +68,13 @@ static inline void load_int8_pairs(const int8_t* p, int64_t count, Vec* pairs) {
 // Loads alone bring the keys together: 128 bits each.
 static constexpr int64_t kInt8StepBytes = 16;
 static inline void load_int8_pairs_of_keys(const char* const* keys, int64_t byte, Vec* pairs) {
-  const auto sixteen = [&](int k) {
+  const auto load_step = [&](int k) {
     return _mm_loadu_si128(reinterpret_cast<const __m128i*>(keys[k] + byte));
   };
-  __m512i x = _mm512_castsi128_si512(sixteen(0));
-  x = _mm512_mask_broadcast_i32x4(x, 0x00f0, sixteen(4));
-  x = _mm512_mask_broadcast_i32x4(x, 0x0f00, sixteen(8));
-  widen_int8(_mm512_mask_broadcast_i32x4(x, 0xf000, sixteen(12)), pairs);
+  __m512i x = _mm512_castsi128_si512(load_step(0));
+  x = _mm512_mask_broadcast_i32x4(x, 0x00f0, load_step(4));
+  x = _mm512_mask_broadcast_i32x4(x, 0x0f00, load_step(8));
+  widen_int8(_mm512_mask_broadcast_i32x4(x, 0xf000, load_step(12)), pairs);
 }
 static inline Vec load_repeated(const float* p) { return _mm512_broadcast_f32x4(_mm_loadu_ps(p)); }
 // C vectors of pairs of an element of `even` and the same one of `odd`.
@@ -81,7 +84,8 @@ static inline void load_int8_pairs_of_rows(const char* even, const char* odd, Ve
     load_int8_pairs_of_rows<C - 4>(even + 4 * kLanes, odd + 4 * kLanes, pairs + 4);
     return load_int8_pairs_of_rows<4>(even, odd, pairs);
   }
-  const __m512i first = load_bytes(even, C * kLanes), second = load_bytes(odd, C * kLanes);
+  const __m512i first = load_bytes(even, C * kLanes);
+  const __m512i second = load_bytes(odd, C * kLanes);
   const __m512i order = _mm512_load_si512(kBytes.rows);
   Vec wide[4];
   widen_int8(_mm512_permutex2var_epi8(first, order, second), wide);

@@ -13,8 +13,8 @@ typedef float Vec __attribute__((vector_size(16)));
 typedef int32_t VecInt __attribute__((vector_size(16)));
 
 static constexpr int kLanes = 4;
-static constexpr int kTileRows = 4;
-static constexpr int kValueRows = 6;
+static constexpr int kTileRows = 4;   // at most kLanes, so that a tile can be transposed
+static constexpr int kValueRows = 6;  // 12 accumulators, 2 values, 1 weight
 static constexpr int kValueVectors = 2;
 static constexpr int kPackedRows = kValueRows;
 static constexpr int kPackedVectors = kValueVectors;
@@ -22,7 +22,7 @@ static constexpr int kPairwiseVectors = 1;
 static constexpr int kSoftmaxPanels = 2;
 static constexpr float kLog2OfZero = -127.0f;
 
-// There is no switch for it that every CPU has.
+// No switch for this exists on every CPU.
 struct FlushSubnormals {
   FlushSubnormals() {}
 };
@@ -54,13 +54,16 @@ static inline Vec abs(Vec x) { return (Vec)((VecInt)x & 0x7fffffff); }
 static inline Vec copy_sign(Vec size, Vec sign) {
   return (Vec)(((VecInt)size & 0x7fffffff) | ((VecInt)sign & int32_t(0x80000000)));
 }
-// Adding 1.5 x 2^23 leaves no room for a fraction, so the reduce_add is rounded to a whole number.
+// 1.5 x 2^23 and its bits. Adding it leaves no room for a fraction, so the sum is rounded to an
+// integer, which stands in the low bits.
+static constexpr float kRoundingOffset = 12582912.0f;
+static constexpr int32_t kRoundingOffsetBits = 0x4b400000;
 static inline Vec round_nearest(Vec x) {
-  const Vec magic = broadcast(12582912.0f);
-  return (x + magic) - magic;
+  const Vec offset = broadcast(kRoundingOffset);
+  return (x + offset) - offset;
 }
 static inline Vec ldexp(Vec p, Vec n) {
-  const VecInt exponent = (VecInt)(n + broadcast(12582912.0f)) - 0x4b400000;
+  const VecInt exponent = (VecInt)(n + broadcast(kRoundingOffset)) - kRoundingOffsetBits;
   return p * (Vec)((exponent + 127) << 23);
 }
 static inline unsigned greater_mask(Vec a, Vec b) {
@@ -69,7 +72,8 @@ static inline unsigned greater_mask(Vec a, Vec b) {
 }
 static inline float reduce_add(Vec v) { return (v[0] + v[2]) + (v[1] + v[3]); }
 static inline float reduce_max(Vec v) {
-  const float a = v[0] > v[1] ? v[0] : v[1], b = v[2] > v[3] ? v[2] : v[3];
+  const float a = v[0] > v[1] ? v[0] : v[1];
+  const float b = v[2] > v[3] ? v[2] : v[3];
   return a > b ? a : b;
 }
 static inline Vec load_bfloat16(const uint16_t* p) {
@@ -84,9 +88,14 @@ static inline Vec load_float16(const uint16_t* p) {
   return Vec{widen_float16(p[0]), widen_float16(p[1]), widen_float16(p[2]), widen_float16(p[3])};
 }
 static inline void transpose(Vec* t) {
-  const Vec a = {t[0][0], t[1][0], t[2][0], t[3][0]}, b = {t[0][1], t[1][1], t[2][1], t[3][1]};
-  const Vec c = {t[0][2], t[1][2], t[2][2], t[3][2]}, d = {t[0][3], t[1][3], t[2][3], t[3][3]};
-  t[0] = a, t[1] = b, t[2] = c, t[3] = d;
+  const Vec a = {t[0][0], t[1][0], t[2][0], t[3][0]};
+  const Vec b = {t[0][1], t[1][1], t[2][1], t[3][1]};
+  const Vec c = {t[0][2], t[1][2], t[2][2], t[3][2]};
+  const Vec d = {t[0][3], t[1][3], t[2][3], t[3][3]};
+  t[0] = a;
+  t[1] = b;
+  t[2] = c;
+  t[3] = d;
 }
 
 static inline Vec pairwise_add(const Vec* t) { return t[0]; }

@@ -28,13 +28,13 @@ Target make_target() {
 }
 
 // A problem of sizes alone, with memory only for what a schedule looks at.
-struct Sized {
+struct SizedProblem {
   Problem problem;
   std::vector<int64_t> lengths;
   std::vector<int64_t> starts;
   float key_mass = 0.0f;
 
-  Sized(int64_t batch, int64_t key_heads, int64_t group, int64_t queries, int64_t keys)
+  SizedProblem(int64_t batch, int64_t key_heads, int64_t group, int64_t queries, int64_t keys)
       : lengths(size_t(batch), keys), starts(size_t(batch), 0) {
     problem.batch = batch;
     problem.key_heads = key_heads;
@@ -46,7 +46,7 @@ struct Sized {
     problem.visibility.lengths = lengths.data();
     problem.visibility.starts = starts.data();
   }
-  Sized(const Sized&) = delete;
+  SizedProblem(const SizedProblem&) = delete;
 
   void want_statistics(int64_t first_query, int64_t last_query) {
     problem.wants_statistics = true;
@@ -74,7 +74,7 @@ int64_t end_of(const std::vector<Split>& splits) {
   return splits.back().first_key + splits.back().key_count;
 }
 
-void check_by_rows(const Sized& sized, const Schedule& schedule) {
+void check_by_rows(const SizedProblem& sized, const Schedule& schedule) {
   int64_t row = 0;
   for (const QueryBlock& block : schedule.query_blocks) {
     CHECK(block.first_row == row);
@@ -101,14 +101,14 @@ void check_by_rows(const Sized& sized, const Schedule& schedule) {
   }
 }
 
-void check_by_keys(const Sized& sized, const Schedule& schedule) {
+void check_by_keys(const SizedProblem& sized, const Schedule& schedule) {
   check_splits(schedule.splits, kSplitKeys);
   CHECK(end_of(schedule.splits) == sized.problem.keys);
   CHECK(schedule.tasks_per_head == int64_t(schedule.splits.size()));
   CHECK(schedule.head_bytes >= sized.rows() * sized.problem.value_dim * int64_t(sizeof(float)));
 }
 
-void check_threads(const Sized& sized, const Schedule& schedule) {
+void check_threads(const SizedProblem& sized, const Schedule& schedule) {
   int64_t before = 0;
   for (const int threads : {1, 2, 3, 8, 64, 1024}) {
     const int64_t heads = count_heads_at_once(schedule, sized.problem, threads);
@@ -126,7 +126,7 @@ void check_threads(const Sized& sized, const Schedule& schedule) {
   }
 }
 
-void check(const Sized& sized) {
+void check(const SizedProblem& sized) {
   const int before = failures;
   const Schedule schedule = make_schedule(sized.problem, make_target());
   if (schedule.by_keys) {
@@ -136,11 +136,11 @@ void check(const Sized& sized) {
   }
   check_threads(sized, schedule);
   if (failures > before) {
-    const Problem& p = sized.problem;
+    const Problem& problem = sized.problem;
     std::printf(
         "  with batch %lld, key heads %lld, group %lld, queries %lld, keys %lld, statistics %d\n",
-        (long long)p.batch, (long long)p.key_heads, (long long)p.group(), (long long)p.queries,
-        (long long)p.keys, int(p.wants_statistics));
+        (long long)problem.batch, (long long)problem.key_heads, (long long)problem.group(),
+        (long long)problem.queries, (long long)problem.keys, int(problem.wants_statistics));
   }
 }
 
@@ -150,19 +150,19 @@ void test_every_row_and_key_is_covered_once() {
       for (const int64_t group : {1, 4}) {
         for (const int64_t queries : {1, 2, 13, 60, 240, 241, 1000}) {
           for (const int64_t keys : {0, 1, 255, 256, 257, 1024, 1025, 4096, 9001}) {
-            Sized plain(batch, key_heads, group, queries, keys);
+            SizedProblem plain(batch, key_heads, group, queries, keys);
             check(plain);
-            Sized causal(batch, key_heads, group, queries, keys);
+            SizedProblem causal(batch, key_heads, group, queries, keys);
             causal.problem.visibility.causal = true;
             check(causal);
-            Sized window(batch, key_heads, group, queries, keys);
+            SizedProblem window(batch, key_heads, group, queries, keys);
             window.problem.visibility.causal = true;
             window.problem.visibility.left = 300;
             window.want_statistics(0, queries);
             check(window);
-            Sized some(batch, key_heads, group, queries, keys);
-            some.want_statistics(queries / 3, queries - queries / 4);
-            check(some);
+            SizedProblem some_queries(batch, key_heads, group, queries, keys);
+            some_queries.want_statistics(queries / 3, queries - queries / 4);
+            check(some_queries);
           }
         }
       }
@@ -172,23 +172,25 @@ void test_every_row_and_key_is_covered_once() {
 
 void test_few_rows_are_split_by_keys_and_many_are_not() {
   const Target target = make_target();
-  CHECK(make_schedule(Sized(1, 8, 1, 1, kSplitKeys + 1).problem, target).by_keys);
-  CHECK(!make_schedule(Sized(1, 8, 1, 1, kSplitKeys).problem, target).by_keys);
-  CHECK(!make_schedule(Sized(1, kMaxFewHeads, 1, 1, kMinManyKeys - 1).problem, target).by_keys);
-  CHECK(make_schedule(Sized(1, kMaxFewHeads, 1, 1, kMinManyKeys).problem, target).by_keys);
-  CHECK(make_schedule(Sized(1, 64, 1, kMaxSplitRows, kMinManyKeys).problem, target).by_keys);
-  CHECK(!make_schedule(Sized(1, 64, 1, kMaxSplitRows + 1, kMinManyKeys).problem, target).by_keys);
+  CHECK(make_schedule(SizedProblem(1, 8, 1, 1, kSplitKeys + 1).problem, target).by_keys);
+  CHECK(!make_schedule(SizedProblem(1, 8, 1, 1, kSplitKeys).problem, target).by_keys);
+  CHECK(!make_schedule(SizedProblem(1, kMaxFewHeads, 1, 1, kMinManyKeys - 1).problem, target)
+             .by_keys);
+  CHECK(make_schedule(SizedProblem(1, kMaxFewHeads, 1, 1, kMinManyKeys).problem, target).by_keys);
+  CHECK(make_schedule(SizedProblem(1, 64, 1, kMaxSplitRows, kMinManyKeys).problem, target).by_keys);
+  CHECK(!make_schedule(SizedProblem(1, 64, 1, kMaxSplitRows + 1, kMinManyKeys).problem, target)
+             .by_keys);
 }
 
 void test_weights_that_would_fill_memory_are_not_kept_by_keys() {
-  Sized sized(1, 64, 1, kMaxSplitRows, 1 << 20);
+  SizedProblem sized(1, 64, 1, kMaxSplitRows, 1 << 20);
   CHECK(make_schedule(sized.problem, make_target()).by_keys);
   sized.want_statistics(0, kMaxSplitRows);
   CHECK(!make_schedule(sized.problem, make_target()).by_keys);
 }
 
 void test_a_window_leaves_out_keys_that_no_row_sees() {
-  Sized sized(1, 1, 1, 4096, 4096);
+  SizedProblem sized(1, 1, 1, 4096, 4096);
   sized.problem.visibility.causal = true;
   sized.problem.visibility.left = 500;
   const Schedule schedule = make_schedule(sized.problem, make_target());
@@ -198,7 +200,7 @@ void test_a_window_leaves_out_keys_that_no_row_sees() {
 }
 
 void test_no_visible_key_makes_one_empty_split() {
-  Sized sized(2, 1, 1, 300, 700);
+  SizedProblem sized(2, 1, 1, 300, 700);
   sized.lengths.assign(2, 0);
   for (const QueryBlock& block : make_schedule(sized.problem, make_target()).query_blocks) {
     CHECK(block.splits.size() == 1);
@@ -207,7 +209,7 @@ void test_no_visible_key_makes_one_empty_split() {
 }
 
 void test_key_mass_is_summed_by_few_tasks() {
-  Sized sized(1, 16, 1, 4096, 4096);
+  SizedProblem sized(1, 16, 1, 4096, 4096);
   sized.want_statistics(0, 4096);
   const Schedule schedule = make_schedule(sized.problem, make_target());
   CHECK(schedule.tasks_per_head <= kMinTasks);
