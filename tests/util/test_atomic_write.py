@@ -12,6 +12,7 @@ import pytest
 
 from keywise.util import atomic_write as module
 from keywise.util.atomic_write import UNFINISHED_PREFIX, atomic_write, synchronise
+from tests.support.command_line import restore_control_c
 
 
 def names(folder: Path) -> list[str]:
@@ -72,6 +73,7 @@ def test_control_c_inside_the_block_leaves_no_file(tmp_path: Path) -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
+        preexec_fn=restore_control_c,  # a shell in the background ignores it
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
     )
     assert process.stdout is not None

@@ -52,7 +52,7 @@ class Partial:
         Examples
         --------
         >>> import keywise as kw
-        >>> kw.Partial.empty(1, 2, 3, 8).lse().max()
+        >>> float(kw.Partial.empty(1, 2, 3, 8).lse().max())
         -inf
         """
         shape = (batch, heads, queries)

@@ -84,7 +84,7 @@ def ask(  # noqa: PLR0917 - each is an argument or option of the command
     ] = False,
     semantic: Annotated[
         bool,
-        typer.Option("--semantic", help="Also rank sentences by a sentence encoder; needs keywise[library]."),
+        typer.Option("--semantic", help="Also rank sentences by a sentence encoder; needs the extra `library`."),
     ] = False,
     dtype: Dtype = None,
     threads: Threads = None,

@@ -42,7 +42,7 @@ def tune(  # noqa: PLR0917 - each is an option of the command
     ] = 1,
     semantic: Annotated[
         bool,
-        typer.Option("--semantic", help="Also tune the ranking of `ask --semantic`; needs keywise[library]."),
+        typer.Option("--semantic", help="Also tune the ranking of `ask --semantic`; needs the extra `library`."),
     ] = False,
     out: Annotated[
         Path | None, typer.Option(help="Write the heads here. Default: where keywise looks for this model's.")

@@ -93,7 +93,7 @@ class Finding:
     >>> from keywise.diagnosis import check
     >>> keys = np.ones((1, 1, 64, 16), np.float32)
     >>> [finding.code for finding in check(keys, keys, keys).findings]
-    ['rank-collapse']
+    ['keys-identical']
     """
 
     code: str
