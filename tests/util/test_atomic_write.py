@@ -73,7 +73,7 @@ def test_control_c_inside_the_block_leaves_no_file(tmp_path: Path) -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
-        preexec_fn=restore_control_c,  # a shell in the background ignores it
+        preexec_fn=restore_control_c,  # noqa: PLW1509 - a shell in the background ignores Ctrl-C
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
     )
     assert process.stdout is not None
