@@ -13,7 +13,7 @@ from keywise.attention.arrays import FLOATS, Array, HostArray, as_element_aligne
 from keywise.attention.checks import as_float_array, broadcast
 from keywise.attention.native import Inputs, Refusal, read_inputs
 from keywise.attention.stats_request import ResolvedStats, StatsRequest, resolve_stats
-from keywise.attention.visibility import ResolvedMask, resolve_mask
+from keywise.attention.visibility import ALL_KEYS, ResolvedMask, resolve_mask
 from keywise.errors import DtypeError, KeywiseError, OptionError, ShapeError
 from keywise.util.checks import MAX_FLOAT, MAX_TOKENS, check_float, check_int
 
@@ -95,11 +95,12 @@ def make_call(
         raise _make_error(inputs, query, key, value)
     if first_key != 0:
         first_key = check_int("first_key", first_key, minimum=0)
-    if scale is not None:
+    # The usual scale needs no further check; a small call would notice one.
+    if scale is not None and not (type(scale) is float and 0.0 <= scale <= MAX_FLOAT):
         scale = check_float("scale", scale)
     fields = (
         inputs,
-        resolve_mask(mask, inputs, first_key),
+        ALL_KEYS if mask is None else resolve_mask(mask, inputs, first_key),
         None if bias is None else _check_bias(bias, inputs),
         None if sinks is None else _check_sinks(sinks, inputs.query_heads),
         scale,

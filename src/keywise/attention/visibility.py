@@ -120,7 +120,7 @@ def resolve_mask(mask: Any, sizes: Sizes | Inputs, first_key: int) -> ResolvedMa
     [4]
     """
     if mask is None:
-        return _ALL_KEYS
+        return ALL_KEYS
     if not isinstance(mask, Mask):
         return _resolve_sides(False, None, 0)._replace(allowed=_check_allowed("mask", mask, sizes))
     fields = _resolve_sides(mask.causal, mask.window, mask.keep_first)
@@ -142,7 +142,7 @@ def _resolve_sides(causal: bool, window: tuple[int | None, int | None] | None, k
     return ResolvedMask(causal, left, right, min(keep_first, MAX_TOKENS))
 
 
-_ALL_KEYS = _resolve_sides(False, None, 0)
+ALL_KEYS = _resolve_sides(False, None, 0)
 
 
 def _check_positions(name: str, value: Any, batch: int) -> Array:
