@@ -24,7 +24,20 @@ _active_collectors: ContextVar[tuple[StatsCollector, ...]] = ContextVar("keywise
 
 
 @contextmanager
-def record_stats(model: Any, spec: StatsSpec | None = None, **options: Any) -> Iterator[StatsRecord]:
+def record_stats(
+    model: Any,
+    spec: StatsSpec | None = None,
+    *,
+    layers: Iterable[int] | None = None,
+    heads: Iterable[int] | None = None,
+    queries: int | slice | range | None = None,
+    top_k: int | None = None,
+    segment_bounds: Any = None,
+    segment_ids: Any = None,
+    key_mass: bool | None = None,
+    kind: str | None = None,
+    stop: bool | None = None,
+) -> Iterator[StatsRecord]:
     """Record the attention statistics of a model while the ``with`` block runs.
 
     Memory per call is linear in the number of tokens. Only this model is recorded, and only calls made in the thread
@@ -36,9 +49,8 @@ def record_stats(model: Any, spec: StatsSpec | None = None, **options: Any) -> I
         A model that attends with keywise: see `keywise.hf.use`.
     spec : StatsSpec, optional
         Which statistics to record; default all layers, heads and queries.
-    **options
-        The fields of `StatsSpec` as keywords, instead of `spec`: `layers`, `heads`, `queries`, `top_k`,
-        `segment_bounds`, `segment_ids`, `key_mass`, `kind`, `stop`.
+    layers, heads, queries, top_k, segment_bounds, segment_ids, key_mass, kind, stop
+        The fields of `StatsSpec`, instead of `spec`; None for the default of the field.
 
     Yields
     ------
@@ -72,7 +84,20 @@ def record_stats(model: Any, spec: StatsSpec | None = None, **options: Any) -> I
     >>> len(record), record[0].heads, tuple(record[0].stats.top_keys.shape)
     (3, (1,), (1, 1, 4, 2))
     """
-    collector = StatsCollector(model, _merge_options(spec, options))
+    fields = {
+        "layers": layers,
+        "heads": heads,
+        "queries": queries,
+        "top_k": top_k,
+        "segment_bounds": segment_bounds,
+        "segment_ids": segment_ids,
+        "key_mass": key_mass,
+        "kind": kind,
+        "stop": stop,
+    }
+    collector = StatsCollector(
+        model, _merge_fields(spec, {name: value for name, value in fields.items() if value is not None})
+    )
     if any(other.layer_names.keys() & collector.layer_names.keys() for other in _active_collectors.get()):
         raise ModelError(
             "model", "must not be recorded already", got=type(model).__name__, remedy="leave the other block first"
@@ -80,21 +105,21 @@ def record_stats(model: Any, spec: StatsSpec | None = None, **options: Any) -> I
     token = _active_collectors.set((*_active_collectors.get(), collector))
     try:
         yield collector.record
-    except _StopModel as stop:
-        if stop.collector is not collector:
+    except _StopModel as reached:
+        if reached.collector is not collector:
             raise
     finally:
         _active_collectors.reset(token)
     collector.check_attention()
 
 
-def _merge_options(spec: StatsSpec | None, options: dict[str, Any]) -> StatsSpec:
+def _merge_fields(spec: StatsSpec | None, fields: dict[str, Any]) -> StatsSpec:
     if spec is None:
-        return StatsSpec(**options)
+        return StatsSpec(**fields)
     if not isinstance(spec, StatsSpec):
         raise DtypeError("spec", "must be a keywise.hf.StatsSpec", got=spec)
-    if options:
-        raise OptionError("spec", f"cannot be combined with {', '.join(options)}", remedy="put them into the StatsSpec")
+    if fields:
+        raise OptionError("spec", f"cannot be combined with {', '.join(fields)}", remedy="put them into the StatsSpec")
     return spec
 
 
