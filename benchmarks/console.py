@@ -66,7 +66,7 @@ def format_command(arguments: Sequence[str]) -> str:
     >>> from benchmarks.console import format_command
     >>> format_command(["evidence", "--data", "/home/ann/squad.json", "--json", "run.json"])
     'python -m benchmarks evidence --data squad.json'
-    >>> format_command(["compare", "--before=/work/main/src", "--after=/work/fast/src"])
+    >>> format_command(["compare", "--before=/builds/main/src", "--after=/builds/fast/src"])
     'python -m benchmarks compare --before main/src --after fast/src'
     """
     repeated: list[str] = []
