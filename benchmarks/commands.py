@@ -36,9 +36,11 @@ Examples:
 COMPARE_HELP = """
 Examples:
 
-  python -m benchmarks compare --before ../keywise-main/src --after src
+  pip install --no-deps --target before ../keywise-main && pip install --no-deps --target after .
 
-  python -m benchmarks compare --before ../keywise-main/src --after src small decode --seconds 0.5 --json compare.json
+  python -m benchmarks compare --before before --after after
+
+  python -m benchmarks compare --before before --after after small decode --seconds 0.5 --json compare.json
 """
 TABLE_HELP = """
 Examples:

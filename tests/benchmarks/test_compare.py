@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import keywise as kw
 from benchmarks.compare import compute_difference, compute_interval, plan_cases, run_comparison
 from benchmarks.results import Run
 from benchmarks.tables import format_tables
+from keywise.attention import _native
 from keywise.errors import KeywiseError, OptionError
 
-SOURCES = Path(__file__).parents[2] / "src"
+
+@pytest.fixture(scope="module")
+def build(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Copy keywise with its native module, which an editable installation keeps elsewhere."""
+    folder = tmp_path_factory.mktemp("build")
+    package = folder / "keywise"
+    shutil.copytree(Path(kw.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
+    shutil.copy(_native.__file__, package / "attention")
+    return folder
 
 
 def test_small_group_has_torch_and_numpy_and_both_operations() -> None:
@@ -31,9 +42,9 @@ def test_shared_cases_of_groups_are_compared_once() -> None:
     assert len({case.name for case in cases}) == len(cases)
 
 
-def test_build_compared_with_itself_has_the_same_bits() -> None:
+def test_build_compared_with_itself_has_the_same_bits(build: Path) -> None:
     cases = plan_cases(["small"], "numpy")
-    results = list(run_comparison(cases, SOURCES, SOURCES, threads=1, rounds=3, seconds=0.01))
+    results = list(run_comparison(cases, build, build, threads=1, rounds=3, seconds=0.01))
     assert [result["same_bits"] for result in results] == [True, True]
     assert all(result["agrees"] and result["largest_difference"] == 0 for result in results)
     for result in results:
@@ -45,7 +56,7 @@ def test_build_compared_with_itself_has_the_same_bits() -> None:
     assert "disagree beyond the tolerance in 0 cases and have the same bits in 2" in text
 
 
-def test_older_names_of_the_interface_are_understood(tmp_path: Path) -> None:
+def test_older_names_of_the_interface_are_understood(tmp_path: Path, build: Path) -> None:
     package = tmp_path / "keywise"
     package.mkdir()
     (package / "__init__.py").write_text(
@@ -60,20 +71,20 @@ def test_older_names_of_the_interface_are_understood(tmp_path: Path) -> None:
         encoding="utf-8",
     )
     cases = plan_cases(["small"], "attention_stats, numpy")
-    (result,) = run_comparison(cases, tmp_path, SOURCES, threads=1, rounds=3, seconds=0.0)
+    (result,) = run_comparison(cases, tmp_path, build, threads=1, rounds=3, seconds=0.0)
     assert not result["same_bits"]
     assert not result["agrees"]
     assert result["largest_difference"] > 0.01
 
 
-def test_folder_without_keywise_and_broken_builds_are_refused(tmp_path: Path) -> None:
+def test_folder_without_keywise_and_broken_builds_are_refused(tmp_path: Path, build: Path) -> None:
     cases = plan_cases(["small"], "attend, numpy")
     with pytest.raises(OptionError, match="before must be a folder that holds a `keywise` package"):
-        next(run_comparison(cases, tmp_path, SOURCES, threads=1, rounds=3, seconds=0.0))
+        next(run_comparison(cases, tmp_path, build, threads=1, rounds=3, seconds=0.0))
     (tmp_path / "keywise").mkdir()
     (tmp_path / "keywise" / "__init__.py").write_text("raise ImportError('not built')\n", encoding="utf-8")
     with pytest.raises(KeywiseError, match="before must be a build that can run the case: ImportError: not built"):
-        next(run_comparison(cases, tmp_path, SOURCES, threads=1, rounds=3, seconds=0.0))
+        next(run_comparison(cases, tmp_path, build, threads=1, rounds=3, seconds=0.0))
 
 
 def test_differences_are_relative_and_ignore_equal_infinities() -> None:
