@@ -14,6 +14,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "src" / "keywise"
 MODULES = sorted(PACKAGE.rglob("*.py"))
+# Parsed before any test starts threads: in CPython 3.11, ast.parse in two threads at once may raise SystemError.
+TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in MODULES}
 NATIVE = sorted(path for path in (ROOT / "native").rglob("*") if path.suffix in {".h", ".cpp"})
 
 
@@ -28,7 +30,7 @@ def get_relative_name(path: Path) -> str:
 def list_imports(path: Path) -> Iterator[str]:
     """Yield every module that a file imports, inside functions too; `from a import b` as a.b."""
     package = ["keywise", *path.relative_to(PACKAGE).parts[:-1]]
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(TREES[path]):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -45,7 +47,7 @@ def test_only_attention_native_imports_the_native_module() -> None:
 
 
 def list_calls(path: Path) -> Iterator[str]:
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(TREES[path]):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute | ast.Name):
             yield node.func.attr if isinstance(node.func, ast.Attribute) else node.func.id
 
@@ -73,7 +75,7 @@ def test_attention_and_cache_import_numpy_alone(path: Path) -> None:
 def find_heavy_imports(path: Path) -> set[str]:
     """Return the heavy packages that importing the file itself would import."""
     found = set()
-    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+    for node in TREES[path].body:
         if isinstance(node, ast.Import):
             found |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
@@ -94,7 +96,7 @@ def test_heavy_packages_are_imported_inside_functions(path: Path) -> None:
 
 
 def list_caught_exceptions(path: Path) -> Iterator[str]:
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(TREES[path]):
         if isinstance(node, ast.ExceptHandler):
             yield "everything" if node.type is None else ast.unparse(node.type)
 

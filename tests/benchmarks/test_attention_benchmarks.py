@@ -378,7 +378,7 @@ def test_generated_page_is_up_to_date(name: str) -> None:
 
 
 def test_page_without_markers_is_refused() -> None:
-    with pytest.raises(FormatError, match="page must have lines"):
+    with pytest.raises(FormatError, match="page must have the lines"):
         update_tables("# A page\n", ROOT)
 
 
