@@ -53,8 +53,8 @@ coverage: $(VENV)/dev ## measure which lines of Python and C++ the tests run; TE
 	$(PIP) install --quiet -c constraints.txt gcovr pytest-cov
 	$(PIP) install --quiet -c constraints.txt -e . -C cmake.define.KEYWISE_COVERAGE=ON -C build-dir=build/coverage
 	rm -f $(VENV)/app  # the next target builds the module for speed again
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(TESTS) --cov=keywise --cov-report=term
-	$(BIN)/gcovr --root . --filter native/ --object-directory build/coverage build/coverage
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(TESTS) --cov=keywise --cov-report=term; status=$$?; \
+	  $(BIN)/gcovr --root . --filter native/ --object-directory build/coverage build/coverage; exit $$status
 
 stubs: $(VENV)/dev ## generate the type stub of the native module
 	$(BIN)/python -m nanobind.stubgen -q -m keywise.attention._native -o src/keywise/attention/_native.pyi
