@@ -15,7 +15,7 @@ CPP     := $(shell find native -name '*.h' -o -name '*.cpp')
 # Files that clang-tidy reads: those compiled for every CPU.
 TIDY    := $(wildcard native/*.cpp)
 
-.PHONY: help ask test test-fast lint format tidy coverage stubs bench lessons wheel clean
+.PHONY: help ask test test-fast families lint format tidy coverage stubs bench lessons wheel clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -29,6 +29,9 @@ test: $(VENV)/dev ## run every test and print why tests were skipped; TESTS name
 
 test-fast: $(VENV)/dev ## run the tests of attention and the cache only
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/attention tests/cache tests/util
+
+families: $(VENV)/dev ## compare every model family of transformers with eager attention and write docs/families.md; FAMILIES names options, such as --again
+	$(BIN)/python -m tests.families $(FAMILIES) --write
 
 lint: $(VENV)/dev ## check style, spelling, types, layers and the format of C++
 	$(BIN)/ruff check .

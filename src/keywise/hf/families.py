@@ -1,0 +1,87 @@
+"""The model families of the installed transformers: which keywise serves, which it refuses, which were tested."""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from keywise.hf.parts import import_transformers
+
+TABLE: Final = Path(__file__).with_name("families.json")
+"""Results of tests/families, which builds every family and compares it with eager attention."""
+
+
+class FamilySupport(NamedTuple):
+    """What keywise does with the models of a family.
+
+    Attributes
+    ----------
+    status : str
+        ``"served"``: `use` accepts the models. ``"refused"``: it raises an error. ``"partly"``: some classes are served,
+        others refused. ``"no attention"``: there is nothing to serve. ``"unknown"``: the source calls transformers'
+        attention interface, but no model was tested.
+    reason : str
+        Why models are refused or were not tested; empty otherwise.
+    tested : str or None
+        The version of transformers with which a model of the family was compared with eager attention.
+    """
+
+    status: str
+    reason: str
+    tested: str | None
+
+
+def supported() -> dict[str, FamilySupport]:
+    """List the model families of the installed transformers and what keywise does with them.
+
+    No model is built or imported: the list combines the installed families with the table of those that were tested.
+    `use` decides for each model; a model that only combines others, such as an image encoder with a language model, is
+    served if its parts are.
+
+    Returns
+    -------
+    dict of str to FamilySupport
+        Keys are the values of ``config.model_type``, sorted.
+
+    Raises
+    ------
+    ModelError
+        torch or transformers is not installed.
+
+    Examples
+    --------
+    >>> import keywise.hf
+    >>> families = keywise.hf.supported()
+    >>> families["llama"].status, families["gptj"].status
+    ('served', 'refused')
+    """
+    return dict(_list_families())
+
+
+@functools.cache
+def _list_families() -> dict[str, FamilySupport]:
+    package = Path(import_transformers().__file__).parent
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES, model_type_to_module_name
+
+    table = json.loads(TABLE.read_text(encoding="utf-8"))
+    families = {}
+    for name in sorted(CONFIG_MAPPING_NAMES):
+        entry = table["families"].get(name)
+        if entry is None or entry["status"] == "unknown":
+            reason = entry["reason"] if entry else f"not in the table for transformers {table['transformers']}"
+            families[name] = _judge_source(package / "models" / model_type_to_module_name(name), reason)
+        else:
+            families[name] = FamilySupport(entry["status"], entry["reason"], table["transformers"])
+    return families
+
+
+def _judge_source(folder: Path, reason: str) -> FamilySupport:
+    # transformers decides by the same text whether set_attn_implementation() may change a model.
+    if any(
+        "ALL_ATTENTION_FUNCTIONS.get_interface(" in path.read_text(encoding="utf-8")
+        for path in folder.glob("modeling_*.py")
+    ):
+        return FamilySupport("unknown", f"not tested: {reason}", None)
+    return FamilySupport("refused", "its source does not call transformers' attention interface", None)

@@ -1,0 +1,113 @@
+"""What the general recipe cannot know: settings of single configurations and classes.
+
+Sizes follow tests/families/sizes.py; keys of CONFIGS are model types or names of configuration classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+OMIT = object()
+"""Marks an input that must not be passed."""
+
+_SERIES_CONFIG = {
+    "prediction_length": 7,
+    "context_length": 14,
+    "lags_sequence": [1, 2],
+    "num_time_features": 2,
+    "num_parallel_samples": 2,
+}
+
+CONFIGS: dict[str, dict[str, Any]] = {
+    "informer": _SERIES_CONFIG,
+    "autoformer": {**_SERIES_CONFIG, "moving_average": 5},
+    "time_series_transformer": _SERIES_CONFIG,
+}
+
+# Further configurations of a class, beside the default one: attention that a setting chooses.
+VARIANTS: dict[str, list[dict[str, Any]]] = {
+    "InformerModel": [{"attention_type": "full", "distil": False}],
+    "LongT5EncoderModel": [{"encoder_attention_type": "transient-global"}],
+    "LongT5Model": [{"encoder_attention_type": "transient-global"}],
+    "BigBirdModel": [{"attention_type": "original_full"}],
+    "BigBirdForCausalLM": [{"attention_type": "original_full", "is_decoder": True}],
+    "BigBirdPegasusModel": [{"attention_type": "original_full"}],
+    "BigBirdPegasusForConditionalGeneration": [{"attention_type": "original_full"}],
+}
+
+
+def _draw(*shape: int) -> Any:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(11))
+
+
+_SERIES = {
+    "past_values": lambda *_: _draw(2, 16),
+    "past_time_features": lambda *_: _draw(2, 16, 2),
+    "past_observed_mask": lambda *_: torch.ones(2, 16),
+    "future_values": lambda *_: _draw(2, 7),
+    "future_time_features": lambda *_: _draw(2, 7, 2),
+}
+
+# Inputs of a class: a value, or a function of its configuration, the inputs so far and the side of the padding.
+INPUTS: dict[str, dict[str, Any]] = {
+    **{
+        f"{family}{head}": _SERIES
+        for family in ("Informer", "Autoformer", "TimeSeriesTransformer")
+        for head in ("Model", "ForPrediction")
+    },
+    **{
+        f"{family}{head}": {"past_values": lambda config, *_: _draw(2, config.context_length, config.num_input_channels)}
+        for family in ("PatchTST", "PatchTSMixer")
+        for head in ("Model", "ForPretraining", "ForPrediction", "ForRegression", "ForClassification", "ForTimeSeriesClassification")
+    },
+    "TimesFmModel": {
+        "past_values": lambda *_: _draw(2, 64),
+        "past_values_padding": lambda *_: torch.zeros(2, 64, dtype=torch.int64),
+        "freq": lambda *_: torch.zeros(2, 1, dtype=torch.int64),
+    },
+    "TimesFmModelForPrediction": {"past_values": lambda *_: [_draw(64), _draw(48)]},
+    "TimesFm2_5Model": {"past_values": lambda *_: _draw(2, 64), "past_values_padding": lambda *_: torch.zeros(2, 64, dtype=torch.int64)},
+    "TimesFm2_5ModelForPrediction": {"past_values": lambda *_: [_draw(64), _draw(48)]},
+}
+
+# Optional pictures and sounds that a class does not need.
+LEFT_OUT: dict[str, tuple[str, ...]] = {}
+
+# Classes that cannot be built or run here, with the reason.
+NOT_BUILT: dict[str, str] = {}
+
+
+def _combine(encoder: str, decoder: str) -> Callable[[Any], Any]:
+    """Return a function that makes the configuration of an encoder and a decoder, given the recipe for each."""
+
+    def make(make_small: Any) -> Any:
+        import transformers as hf
+
+        parts = [make_small(hf.CONFIG_MAPPING[name], cross) for name, cross in (
+            (encoder, {}), (decoder, {"is_decoder": True, "add_cross_attention": True})
+        )]
+        kinds = {"vit": hf.VisionEncoderDecoderConfig, "wav2vec2": hf.SpeechEncoderDecoderConfig}
+        config = kinds.get(encoder, hf.EncoderDecoderConfig).from_encoder_decoder_configs(*parts)
+        config.decoder_start_token_id, config.pad_token_id = 1, 0
+        return config
+
+    return make
+
+
+def _combine_towers(make_small: Any) -> Any:
+    import transformers as hf
+
+    parts = [make_small(hf.CONFIG_MAPPING[name]) for name in ("vit", "bert")]
+    return hf.VisionTextDualEncoderConfig.from_vision_text_configs(*parts, projection_dim=32)
+
+
+# Configurations that consist of others, of any kind.
+MAKE_CONFIG: dict[str, Callable[[Any], Any]] = {
+    "EncoderDecoderConfig": _combine("bert", "bert"),
+    "VisionEncoderDecoderConfig": _combine("vit", "bert"),
+    "SpeechEncoderDecoderConfig": _combine("wav2vec2", "bert"),
+    "VisionTextDualEncoderConfig": _combine_towers,
+}
