@@ -20,7 +20,7 @@ def main() -> int:
     parser.add_argument("families", nargs="*", help="names of folders of transformers.models; default all")
     parser.add_argument("--only", metavar="CLASS", help="check this class alone and print its verdicts")
     parser.add_argument("--results", type=Path, default=ROOT / "build" / "families.json")
-    parser.add_argument("--again", action="store_true", help="begin anew; otherwise families in the results are kept")
+    parser.add_argument("--again", action="store_true", help="check families that are in the results too")
     parser.add_argument("--write", action="store_true", help="write docs/families.md and the table of the package")
     options = parser.parse_args()
 

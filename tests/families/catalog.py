@@ -35,7 +35,9 @@ def list_classes(family: str) -> list[type[Any]]:
 
 
 def _is_concrete(cls: type[Any]) -> bool:
-    if not issubclass(cls, hf.PreTrainedModel) or cls.__name__.endswith(("PreTrainedModel", "PretrainedModel")):
+    # Wrappers and stacks only carry weights for the classes that are listed.
+    is_inner = cls.__name__.endswith(("PreTrainedModel", "PretrainedModel", "DecoderWrapper", "Stack"))
+    if is_inner or not issubclass(cls, hf.PreTrainedModel):
         return False
     # A base class does not define the work; its subclasses do.
     return cls.forward is not hf.PreTrainedModel.forward and cls.config_class is not None

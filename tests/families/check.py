@@ -134,7 +134,8 @@ def _check(cls: type[Any], overrides: dict[str, Any], verdict: Verdict) -> None:
 
 def build_model(cls: type[Any], overrides: dict[str, Any] | None = None, *, sizes_too: bool = True) -> Any:
     """Build a small model of a class with drawn weights."""
-    config = sizes.make_small(cls.config_class, overrides, sizes=sizes_too)
+    settled = {**settings.CLASS_CONFIGS.get(cls.__name__, {}), **(overrides or {})}
+    config = sizes.make_small(cls.config_class, settled, sizes=sizes_too)
     if not sizes_too:
         count = 0
         with torch.device("meta"), contextlib.suppress(Exception):

@@ -125,6 +125,10 @@ class Maker:
         if "Size" in error and match.group(3):
             features *= int(match.group(3))
         wanted = max(features // BATCH, 1)
+        width = find(self.config, "hidden_size", "d_model", default=1, parts=("text",))
+        if isinstance(width, int) and wanted > 2 * width and wanted % width == 0:
+            # Some models count the numbers of all features.
+            wanted //= width
         if plan.placeholders.get(kind) == wanted or wanted > 300:
             return None
         return replace(plan, placeholders={**plan.placeholders, kind: wanted})
@@ -157,7 +161,7 @@ class Maker:
             self._add_text(plan, side, arguments, real, generator)
         elif has_sound and side is not None:
             self._add_sound_masks(("attention_mask", *_SOUND_MASKS), side, arguments, real)
-        if has_sound and side is not None and "input_ids" in self.parameters:
+        if has_sound and (side is None or "input_ids" in self.parameters):
             self._add_sound_masks(_SOUND_MASKS, side, arguments, real)
         if side == "right" and "pixel_mask" in self.parameters and "pixel_values" in arguments:
             self._add_picture_mask("pixel_mask", arguments)
@@ -221,11 +225,9 @@ class Maker:
             corners = torch.randint(0, 40, (BATCH, TOKENS + extra, 2), generator=generator)
             arguments["bbox"] = torch.cat([corners, corners + 7], -1)
 
-    def _add_sound_masks(self, names: tuple[str, ...], side: str, arguments: Any, real: Any) -> None:
+    def _add_sound_masks(self, names: tuple[str, ...], side: str | None, arguments: Any, real: Any) -> None:
         sound = next(arguments[name] for name in _SOUNDS if name in arguments)
-        layout = arguments.pop("_time_axis", None)
-        axis = layout if layout is not None else (1 if sound.ndim == 2 else self._find_time_axis(sound))
-        length = sound.shape[axis]
+        length = sound.shape[1 if sound.ndim == 2 else self._find_time_axis(sound)]
         mask = _mask_side(length, length * 5 // 8, side)
         real[length] = mask.bool()
         for name in names:

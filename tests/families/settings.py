@@ -25,6 +25,15 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "informer": _SERIES_CONFIG,
     "autoformer": {**_SERIES_CONFIG, "moving_average": 5},
     "time_series_transformer": _SERIES_CONFIG,
+    "bamba": {"attn_layer_indices": [1]},
+}
+
+# Settings that single classes need, beside those of their configuration.
+CLASS_CONFIGS: dict[str, dict[str, Any]] = {
+    "Blip2TextModelWithProjection": {"qformer_config": {"use_qformer_text_input": True}},
+    "Blip2VisionModelWithProjection": {"qformer_config": {"use_qformer_text_input": True}},
+    "Blip2ForImageTextRetrieval": {"qformer_config": {"use_qformer_text_input": True}},
+    "BeitForSemanticSegmentation": {"num_hidden_layers": 4, "out_indices": [1, 2, 3, 4]},
 }
 
 # Further configurations of a class, beside the default one: attention that a setting chooses.

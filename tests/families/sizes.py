@@ -145,12 +145,16 @@ def _reduce(config_class: type[Any], overrides: dict[str, Any], *, sizes: bool) 
     settled.update(settings.CONFIGS.get(config_class.__name__, {}))
     settled.update(overrides)
     arguments: dict[str, Any] = {}
-    for name, default in _list_defaults(config_class).items():
+    defaults = _list_defaults(config_class)
+    for name, default in defaults.items():
         if name in specs or name in {"transformers_version", "architectures", "id2label", "label2id", "dtype"}:
             continue
         value = reduce_field(name, default, sizes=sizes)
         if value is not default and value != default:
             arguments[name] = value
+    if defaults.get("num_key_value_heads") == defaults.get("num_attention_heads") and "num_key_value_heads" in arguments:
+        # Latent attention has as many keys as queries.
+        arguments["num_key_value_heads"] = arguments["num_attention_heads"]
     arguments.update(_choose_layers(config_class))
     for name, spec in specs.items():
         if name in settled and not isinstance(settled[name], dict):

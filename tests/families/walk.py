@@ -18,9 +18,11 @@ from typing import Any
 import torch
 import transformers as hf
 
+import keywise.hf
 from keywise.util.atomic_write import atomic_write
 from tests.families import catalog, check
 
+_COMMON = ("auto", "llama", "bert", "clip", "t5", "whisper", "vit")
 SECONDS_PER_CLASS = 60
 BYTES = 6 << 30
 """Memory of the process of a family."""
@@ -29,16 +31,21 @@ BYTES = 6 << 30
 def walk(families: Iterable[str], path: Path, *, only: str | None = None, again: bool = False) -> dict[str, Any]:
     """Check families and return the results, which are written to a file after each one.
 
-    A walk that was interrupted goes on where it ended; `again` begins anew. With `only`, a class is checked in any case.
+    Families that are in the file already are left out, so that an interrupted walk goes on where it ended, unless
+    `again` is true. With `only`, that class alone is checked.
     """
     torch.set_num_threads(1)
+    # What every family imports is imported once, before the processes of the families are forked.
+    for name in _COMMON:
+        catalog.list_classes(name)
+    keywise.hf.register()
     results = read_results(path)
-    if not results or (again and not only):
+    if not results:
         results = {"transformers": hf.__version__, "torch": torch.__version__, "families": {}}
     names = list(families)
     start = time.monotonic()
     for number, family in enumerate(names, 1):
-        if not only and not again and family in results["families"]:
+        if not again and not only and family in results["families"]:
             continue
         verdicts = check_family(family, only)
         if only:
