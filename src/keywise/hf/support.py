@@ -12,13 +12,13 @@ import dis
 import enum
 import functools
 import inspect
-import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from types import CodeType, FunctionType
 from typing import Any
 
-from keywise.hf.parts import name_modules, select_parts
+from keywise.hf.keywords import list_words
+from keywise.hf.parts import list_model_classes, name_modules, select_parts
 
 SERVED_WITHOUT_SDPA = frozenset(
     {
@@ -45,7 +45,8 @@ class LayerKind(enum.Enum):
 
     SERVED = "calls the attention interface"
     OWN = "computes attention by code of its own"
-    TORCH = "is torch.nn.MultiheadAttention"
+    SPARSE = "attends to selected keys only"
+    MINOR = "keeps torch's attention, or attends inside an image codec"
     NONE = "does not attend"
 
 
@@ -60,9 +61,13 @@ _ATTENTION_CALLS = frozenset(
         "scaled_dot_product_attention",
     }
 )
+# Keywords that select keys: see REFUSED_KEYWORDS.
+_SPARSE_KEYWORDS = frozenset({"block_indices", "indices"})
 _PRODUCTS = frozenset({"baddbmm", "bmm", "einsum", "matmul"})
 _BINARY_MATMUL = "@"
 _HELPER_DEPTH = 3
+# These attend to earlier layers, and pool by learned weights: they have no scores of queries and keys of tokens.
+_WITHOUT_KEYS = frozenset({"EsmFold2RowAttentionPooling", "Inkling2BlockAttentionResidual"})
 
 
 def explain_refusal(model: Any) -> str | None:
@@ -97,7 +102,9 @@ def explain_refusal(model: Any) -> str | None:
     modules = name_modules(model)
     layers = _group_layers(modules)
     reasons = [
-        f"{layer} ({name}) {LayerKind.OWN.value}" for layer, name in _list_first_names(layers[LayerKind.OWN], modules)
+        f"{layer} ({name}) {kind.value}"
+        for kind in (LayerKind.OWN, LayerKind.SPARSE)
+        for layer, name in _list_first_names(layers[kind], modules)
     ]
     reasons += [
         f"{owner} declares _supports_sdpa=False, and keywise is not tested with {family!r}"
@@ -124,7 +131,9 @@ def count_served_layers(model: Any) -> int:
 
 
 def find_unrecorded_layers(model: Any) -> list[str]:
-    """Return the names of a model's ``torch.nn.MultiheadAttention`` modules, which keep torch's attention.
+    """Return the layers of a served model that keep their attention: they are exact, and not recorded.
+
+    These are ``torch.nn.MultiheadAttention``, mostly in pooling heads, and attention inside the codecs of images.
 
     Parameters
     ----------
@@ -132,7 +141,7 @@ def find_unrecorded_layers(model: Any) -> list[str]:
         A loaded model.
     """
     modules = name_modules(model)
-    return [modules[module] for module in _group_layers(modules)[LayerKind.TORCH]]
+    return [modules[module] for module in _group_layers(modules)[LayerKind.MINOR]]
 
 
 def find_servable_parts(model: Any) -> list[str]:
@@ -219,14 +228,7 @@ def is_eager_only(model_class: type) -> bool:
     model_class : type
         A class of a model or layer.
     """
-    from transformers import PreTrainedModel
-
-    module = sys.modules.get(model_class.__module__)
-    models = [
-        each
-        for each in vars(module).values()
-        if isinstance(each, type) and issubclass(each, PreTrainedModel) and each.__module__ == model_class.__module__
-    ]
+    models = [each for each in list_model_classes() if each.__module__ == model_class.__module__]
     return bool(models) and not any(each._supports_sdpa for each in models)
 
 
@@ -239,16 +241,8 @@ def is_eager_only_config(config_class: type) -> bool:
     config_class : type
         The class of a model's configuration.
     """
-    from transformers import PreTrainedModel
-
-    models = [each for each in _list_subclasses(PreTrainedModel) if each.config_class is config_class]
+    models = [each for each in list_model_classes() if each.config_class is config_class]
     return bool(models) and not any(each._supports_sdpa for each in models)
-
-
-def _list_subclasses(base: type) -> Iterator[type]:
-    for each in base.__subclasses__():
-        yield each
-        yield from _list_subclasses(each)
 
 
 @functools.cache
@@ -269,17 +263,23 @@ def classify_layer(layer_class: type) -> LayerKind:
     import torch
     from transformers import PreTrainedModel
 
+    name = layer_class.__name__.lower()
     if issubclass(layer_class, torch.nn.MultiheadAttention):
-        return LayerKind.TORCH
-    if issubclass(layer_class, PreTrainedModel):
+        return LayerKind.MINOR
+    if issubclass(layer_class, PreTrainedModel) or layer_class.__name__ in _WITHOUT_KEYS:
         return LayerKind.NONE
-    names = set().union(*(_find_names(function, _HELPER_DEPTH) for function in _list_methods(layer_class)))
+    methods = _list_methods(layer_class)
+    names = set().union(*(_find_names(function, _HELPER_DEPTH) for function in methods))
     if names & _INTERFACE_NAMES:
-        return LayerKind.SERVED
-    has_softmax = any("softmax" in name.lower() for name in names)
-    if names & _ATTENTION_CALLS or (has_softmax and names & {*_PRODUCTS, _BINARY_MATMUL}):
+        words = set().union(*(list_words(function.__code__) for function in methods))
+        return LayerKind.SPARSE if words & _SPARSE_KEYWORDS else LayerKind.SERVED
+    has_softmax = any(each.lower().endswith("softmax") for each in names)
+    if not names & _ATTENTION_CALLS and not (has_softmax and names & {*_PRODUCTS, _BINARY_MATMUL}):
+        return LayerKind.NONE
+    # Losses, routers and indexers multiply and normalise too.
+    if "attention" in name:
         return LayerKind.OWN
-    return LayerKind.NONE
+    return LayerKind.MINOR if "attn" in name else LayerKind.NONE
 
 
 def _list_methods(layer_class: type) -> list[FunctionType]:
