@@ -20,7 +20,8 @@ def is_causal_without_mask(module: Any, option: bool | None) -> bool:
         The keyword ``is_causal`` of the call; None for the layer's own attribute.
     """
     # Eager attention does not read is_causal, so models that are written for it alone may set it wrong.
-    if is_eager_only(type(module)):
+    config = getattr(module, "config", None)
+    if config is not None and is_eager_only(type(config)):
         return False
     return bool(getattr(module, "is_causal", True) if option is None else option)
 

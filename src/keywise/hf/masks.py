@@ -17,7 +17,7 @@ from torch.utils import _pytree
 from transformers import masking_utils
 
 from keywise.attention.mask import Mask
-from keywise.hf.support import is_eager_only_config
+from keywise.hf.support import is_eager_only
 
 MaskFunction = Callable[..., Any]
 
@@ -337,7 +337,7 @@ def make_mask(  # noqa: PLR0917  (transformers names and orders the arguments)
     LazyMask or None
         Under `torch.compile` a tensor with storage instead of a `LazyMask`, which cannot be traced.
     """
-    is_additive = config is not None and is_eager_only_config(type(config))
+    is_additive = config is not None and is_eager_only(type(config))
     mask_function = masking_utils.causal_mask_function if mask_function is None else mask_function
     layout = Layout(
         batch=batch_size,

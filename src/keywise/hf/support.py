@@ -202,7 +202,7 @@ def _find_owner(name: str, owners: dict[str, Any]) -> Any:
 
 
 def get_family(layer_class: type) -> str:
-    """Return the name of the folder of transformers that defines a class, or its module elsewhere.
+    """Return the name of the folder of transformers that defines a class, or its package elsewhere.
 
     Parameters
     ----------
@@ -216,32 +216,27 @@ def get_family(layer_class: type) -> str:
     'llama'
     """
     path = layer_class.__module__.split(".")
-    return path[2] if path[:2] == ["transformers", "models"] else path[-1]
+    return path[2] if path[:2] == ["transformers", "models"] else ".".join(path[:-1]) or path[0]
 
 
 @functools.cache
-def is_eager_only(model_class: type) -> bool:
-    """Return whether the models in a class's Python module are written for eager attention alone.
-
-    Parameters
-    ----------
-    model_class : type
-        A class of a model or layer.
-    """
-    models = [each for each in list_model_classes() if each.__module__ == model_class.__module__]
-    return bool(models) and not any(each._supports_sdpa for each in models)
-
-
-@functools.cache
-def is_eager_only_config(config_class: type) -> bool:
+def is_eager_only(config_class: type) -> bool:
     """Return whether the models of a configuration class are written for eager attention alone.
 
     Parameters
     ----------
     config_class : type
         The class of a model's configuration.
+
+    Examples
+    --------
+    >>> from transformers import Gemma2Config, Gemma2Model, LlamaConfig, LlamaModel
+    >>> is_eager_only(Gemma2Config), is_eager_only(LlamaConfig)
+    (True, False)
     """
-    models = [each for each in list_model_classes() if each.config_class is config_class]
+    family = [each for each in list_model_classes() if get_family(each) == get_family(config_class)]
+    # Parts of some models have configurations that no class declares as its own.
+    models = [each for each in family if each.config_class is config_class] or family
     return bool(models) and not any(each._supports_sdpa for each in models)
 
 
