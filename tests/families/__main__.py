@@ -21,6 +21,7 @@ def main() -> int:
     parser.add_argument("--only", metavar="CLASS", help="check this class alone and print its verdicts")
     parser.add_argument("--results", type=Path, default=ROOT / "build" / "families.json")
     parser.add_argument("--again", action="store_true", help="check families that are in the results too")
+    parser.add_argument("--quick", action="store_true", help="leave out heads of classifiers and the like")
     parser.add_argument("--write", action="store_true", help="write docs/families.md and the table of the package")
     options = parser.parse_args()
 
@@ -30,7 +31,7 @@ def main() -> int:
     families = options.families or catalog.list_families()
     if options.only and not options.families:
         families = [name for name in families if catalog.has_class(name, options.only)]
-    results = walk.walk(families, options.results, only=options.only, again=options.again)
+    results = walk.walk(families, options.results, only=options.only, again=options.again, quick=options.quick)
     for family in families if options.only or options.families else ():
         for verdict in results["families"].get(family, []):
             if walk.is_chosen(verdict["name"], options.only):

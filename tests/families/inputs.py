@@ -72,10 +72,18 @@ def find(config: Any, *names: str, default: Any = None, parts: tuple[str, ...] =
     preferred = [each for each in seen if any(part in type(each).__name__.lower() for part in parts)]
     for each in [*preferred, *seen]:
         for name in names:
-            value = getattr(each, name, None)
+            value = vars(each).get(name) if name in vars(each) else _get_attribute(each, name)
             if value is not None and not callable(value):
                 return value
     return default
+
+
+def _get_attribute(config: Any, name: str) -> Any:
+    # A configuration with settings per layer raises an error of its own.
+    try:
+        return getattr(config, name, None)
+    except Exception:  # noqa: BLE001
+        return None
 
 
 def list_parameters(model: Any) -> dict[str, inspect.Parameter]:
@@ -104,7 +112,7 @@ class Maker:
         required = [n for n in known if self.parameters[n].default is inspect.Parameter.empty]
         main = [self.model.main_input_name] if self.model.main_input_name in known else []
         groups = [known, [n for n in known if n != "pixel_values_videos"], sorted({*required, *main}), *[[n] for n in known]]
-        groups += [[]] if "input_ids" in self.parameters else []
+        groups.append([])
         tried: set[tuple[str, ...]] = set()
         for group in groups:
             names = tuple(group)
@@ -228,7 +236,8 @@ class Maker:
     def _add_sound_masks(self, names: tuple[str, ...], side: str | None, arguments: Any, real: Any) -> None:
         sound = next(arguments[name] for name in _SOUNDS if name in arguments)
         length = sound.shape[1 if sound.ndim == 2 else self._find_time_axis(sound)]
-        mask = _mask_side(length, length * 5 // 8, side)
+        # Sounds are padded at their end: encoders shorten masks by the number of real positions.
+        mask = _mask_side(length, length * 5 // 8, None if side is None else "right")
         real[length] = mask.bool()
         for name in names:
             if name in self.parameters:
@@ -245,7 +254,10 @@ class Maker:
         arguments[name] = mask
 
     def _add_others(self, arguments: Any, generator: Any) -> None:
-        hidden = find(self.config, "hidden_size", "d_model", default=32)
+        hidden = find(self.config, "hidden_size", "d_model", "encoder_hidden_dim", default=32)
+        if not arguments and "inputs_embeds" in self.parameters:
+            width = hidden if isinstance(hidden, int) else 32
+            arguments["inputs_embeds"] = torch.randn(BATCH, TOKENS, width, generator=generator)
         for name, parameter in self.parameters.items():
             if name in arguments or parameter.default is not inspect.Parameter.empty:
                 continue

@@ -25,6 +25,22 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "informer": _SERIES_CONFIG,
     "autoformer": {**_SERIES_CONFIG, "moving_average": 5},
     "time_series_transformer": _SERIES_CONFIG,
+    "bridgetower": {"hidden_size": 64, "contrastive_hidden_size": 32},
+    "cohere_compass_text": {
+        "rope_parameters": {
+            "full_attention": {"rope_type": "default", "rope_theta": 1e4},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+        },
+        "layer_types": ["sliding_attention", "full_attention"],
+    },
+    "deepseek_v2": {"num_experts_per_tok": 2, "n_group": 2, "topk_group": 1},
+    "deepseek_ocr2_text": {"num_experts_per_tok": 2, "n_group": 2, "topk_group": 1},
+    "dbrx": {"attn_config": {"rope_theta": 1e4, "kv_n_heads": 2, "clip_qkv": 8}},
+    "aria": {"projector_patch_to_query_dict": {16: 4}},
+    "depth_pro": {"patch_size": 16},
+    "chameleon": {"vocabulary_map": {"<image>": 100, **{f"IMGIMG{chr(65 + n // 26)}{chr(65 + n % 26)}Z": n for n in range(128)}}},
+    "bridgetower_text_model": {"hidden_size": 64},
+    "bridgetower_vision_model": {"hidden_size": 64},
     "bamba": {"attn_layer_indices": [1]},
 }
 
@@ -52,6 +68,10 @@ def _draw(*shape: int) -> Any:
     return torch.randn(shape, generator=torch.Generator().manual_seed(11))
 
 
+def _draw_codes(*shape: int) -> Any:
+    return torch.randint(10, 90, shape, generator=torch.Generator().manual_seed(11))
+
+
 _SERIES = {
     "past_values": lambda *_: _draw(2, 16),
     "past_time_features": lambda *_: _draw(2, 16, 2),
@@ -72,6 +92,13 @@ INPUTS: dict[str, dict[str, Any]] = {
         for family in ("PatchTST", "PatchTSMixer")
         for head in ("Model", "ForPretraining", "ForPrediction", "ForRegression", "ForClassification", "ForTimeSeriesClassification")
     },
+    "BltModel": {"use_cache": False},
+    "BltForCausalLM": {"use_cache": False},
+    "CsmBackboneModel": {"input_ids": lambda config, *_: _draw_codes(2, 14, config.num_codebooks)},
+    "DiaModel": {"decoder_input_ids": lambda config, *_: _draw_codes(2, 7, config.decoder_config.num_channels)},
+    "DiaForConditionalGeneration": {"decoder_input_ids": lambda config, *_: _draw_codes(2, 7, config.decoder_config.num_channels)},
+    "DiaDecoder": {"input_ids": lambda config, *_: _draw_codes(2, 14, config.num_channels)},
+    "Blip2QFormerModel": {"query_embeds": lambda *_: _draw(2, 8, 32), "encoder_hidden_states": lambda *_: _draw(2, 11, 32)},
     "TimesFmModel": {
         "past_values": lambda *_: _draw(2, 64),
         "past_values_padding": lambda *_: torch.zeros(2, 64, dtype=torch.int64),

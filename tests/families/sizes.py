@@ -42,7 +42,7 @@ _RULES: list[tuple[re.Pattern[str], int, int]] = [
         (r"(num_.*experts|n_routed_experts|moe_num_experts|num_experts)$", 5, 4),
         (r"^n_group$", 3, 2),
         (r"^topk_group$", 2, 1),
-        (r"(layers|_layer|blocks|depth|num_stages)$|^n_layers?$|^layers_count$", 3, LAYERS),
+        (r"(layers|_layer|blocks|depth)$|^n_layers?$|^layers_count$", 3, LAYERS),
         (r"^(index_topk|window_topk)$", 5, 4),
         (r"(key_value_heads|kv_heads|num_kv_heads|n_kv_heads|multi_query_group_num|num_key_heads)$", 3, 2),
         (r"(head_dim|dim_head|d_kv|^kv_channels|head_size|d_head|attention_key_dim|head_width)$", 9, HEAD_WIDTH),
@@ -93,6 +93,9 @@ def reduce_field(name: str, default: Any, *, sizes: bool = True) -> Any:
         return default
     if isinstance(default, (list, tuple)) and default and all(type(value) is int for value in default):
         return _reduce_list(name, default, sizes=sizes)
+    if isinstance(default, dict) and "mrope_section" in default and sizes:
+        # Sections of the rotated half of a head: time, height, width.
+        return {**default, "mrope_section": [HEAD_WIDTH // 2 - 2, 1, 1]}
     if type(default) is not int:
         return default
     for pattern, least, value in _RULES:
@@ -105,7 +108,7 @@ def reduce_field(name: str, default: Any, *, sizes: bool = True) -> Any:
 
 def _choose_token(name: str, default: Any) -> Any:
     if name in TOKEN_IDS:
-        return default if default is None and name != "pad" else TOKEN_IDS[name]
+        return default if default is None and name not in {"pad", "image", "video", "audio"} else TOKEN_IDS[name]
     if type(default) is int and default >= VOCABULARY:
         return 110 + sum(map(ord, name)) % 18
     return default
@@ -186,13 +189,13 @@ def _choose_layers(config_class: type[Any]) -> dict[str, Any]:
         full = config_class()
     except Exception:  # noqa: BLE001  (many configurations cannot be built without arguments)
         return {}
-    layers = getattr(full, "num_hidden_layers", None)
+    layers = vars(full).get("num_hidden_layers")
     if type(layers) is not int or layers <= LAYERS:
         return {}
     lists = {
         field.name: list(value)
         for field in dataclasses.fields(config_class)
-        if isinstance(value := getattr(full, field.name, None), (list, tuple)) and len(value) == layers
+        if isinstance(value := vars(full).get(field.name), (list, tuple)) and len(value) == layers
     }
     kinds = [value for value in lists.values() if all(isinstance(kind, str) for kind in value)]
     if not kinds:
