@@ -72,7 +72,7 @@ def make_clap():
     [
         (make_longt5_encoder, r"LongT5LocalAttention \(encoder\.block\.0\..*\) computes attention by code of its own"),
         (make_pegasus_x, r"PegasusXGlobalLocalAttention \(encoder\.layers\.0\.self_attn\) computes"),
-        (make_informer, r"InformerProbSparseAttention \(decoder\.layers\.0\.self_attn\) computes"),
+        (make_informer, r"InformerProbSparseAttention \(encoder\.layers\.0\.self_attn\) computes"),
         (make_clap, "ClapAudioSelfAttention .* computes attention by code of its own"),
     ],
 )
@@ -169,7 +169,9 @@ class Wrapper(torch.nn.Module):
         self.encoder = inner
 
 
-@pytest.mark.parametrize("wrap", [torch.compile, torch.nn.DataParallel, lambda model: torch.nn.DataParallel(torch.compile(model))])
+@pytest.mark.parametrize(
+    "wrap", [torch.compile, torch.nn.DataParallel, lambda model: torch.nn.DataParallel(torch.compile(model))]
+)
 def test_a_wrapped_model_is_served_and_recorded(wrap):
     model = make_model("llama")
     wrapped = wrap(model)
