@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import transformers as hf
+from transformers.models.bridgetower.modeling_bridgetower import BridgeTowerTextModel
 
 from tests.support.models import ENCODER_DECODER, TEXT, TOKENS, WINDOW, draw_padded_tokens
 
@@ -21,7 +22,8 @@ SERIES = {
     "encoder_ffn_dim": 16,
     "decoder_ffn_dim": 16,
 }
-TOWER = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+TOWER = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4}
+IMAGE_TOWER = {**TOWER, "num_hidden_layers": 2, "image_size": 16, "patch_size": 4}
 
 
 def t5gemma() -> Any:
@@ -30,27 +32,10 @@ def t5gemma() -> Any:
     return hf.T5GemmaModel(config)
 
 
-def deepseek_v4() -> Any:
-    sizes = {key: value for key, value in TEXT.items() if key != "intermediate_size"}
-    return hf.DeepseekV4Model(
-        hf.DeepseekV4Config(
-            **{**sizes, "num_hidden_layers": 3},
-            head_dim=16,
-            q_lora_rank=16,
-            moe_intermediate_size=16,
-            n_routed_experts=4,
-            num_experts_per_tok=2,
-            o_groups=2,
-            o_lora_rank=8,
-            index_n_heads=2,
-            index_head_dim=16,
-            index_topk=3,
-            sliding_window=WINDOW,
-            layer_types=["sliding_attention", "compressed_sparse_attention", "heavily_compressed_attention"],
-            compress_rates={"compressed_sparse_attention": 4, "heavily_compressed_attention": 8},
-            mlp_layer_types=["moe"] * 3,
-            num_nextn_predict_layers=0,
-        )
+def videoprism_vision() -> Any:
+    layers = {"num_spatial_layers": 2, "num_temporal_layers": 1, "num_auxiliary_layers": 1}
+    return hf.VideoPrismVisionModel(
+        hf.VideoPrismVisionConfig(**TOWER, **layers, image_size=16, num_frames=2, tubelet_size=[1, 4, 4])
     )
 
 
@@ -76,8 +61,7 @@ def nllb_moe() -> Any:
 EAGER_MODELS: dict[str, tuple[Callable[[], Any], str]] = {
     "align": (lambda: hf.AlignTextModel(hf.AlignTextConfig(**TEXT)), "text"),
     "clap": (lambda: hf.ClapTextModel(hf.ClapTextConfig(**TEXT)), "text"),
-    "bridgetower": (lambda: hf.BridgeTowerTextModel(hf.BridgeTowerTextConfig(**TEXT, is_decoder=True)), "text"),
-    "deepseek_v4": (deepseek_v4, "text"),
+    "bridgetower": (lambda: BridgeTowerTextModel(hf.BridgeTowerTextConfig(**TEXT, is_decoder=True)), "text"),
     "flint": (
         lambda: hf.FlintModel(
             hf.FlintConfig(
@@ -93,6 +77,7 @@ EAGER_MODELS: dict[str, tuple[Callable[[], Any], str]] = {
         "text",
     ),
     "gemma2": (lambda: hf.Gemma2Model(hf.Gemma2Config(**NARROW, **CAPPED)), "text"),
+    "git": (lambda: hf.GitVisionModel(hf.GitConfig(vision_config=IMAGE_TOWER).vision_config), "image"),
     "gpt_oss": (
         lambda: hf.GptOssModel(hf.GptOssConfig(**NARROW, num_local_experts=2, num_experts_per_tok=1, head_dim=8)),
         "text",
@@ -128,6 +113,10 @@ EAGER_MODELS: dict[str, tuple[Callable[[], Any], str]] = {
         ),
         "text",
     ),
+    "patchtsmixer": (
+        lambda: hf.PatchTSMixerModel(hf.PatchTSMixerConfig(d_model=16, self_attn=True, self_attn_heads=2)),
+        "patches",
+    ),
     "speech_to_text": (speech_to_text, "sound to text"),
     "splinter": (lambda: hf.SplinterModel(hf.SplinterConfig(**TEXT)), "text"),
     "switch_transformers": (switch_transformers, "text to text"),
@@ -138,6 +127,7 @@ EAGER_MODELS: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "vaultgemma": (lambda: hf.VaultGemmaModel(hf.VaultGemmaConfig(**NARROW, **CAPPED, **LAYERS)), "text"),
     "videoprism": (lambda: hf.VideoPrismTextModel(hf.VideoPrismTextConfig(**TEXT)), "text"),
+    "videoprism_vision": (videoprism_vision, "video"),
 }
 
 
@@ -162,6 +152,12 @@ def make_eager_inputs(family: str, side: str | None = None) -> dict[str, torch.T
     """Make a family's inputs; with a side, two rows of which one is padded there."""
     kind = EAGER_MODELS[family][1]
     generator = torch.Generator().manual_seed(5)
+    if kind == "image":
+        return {"pixel_values": torch.randn(2, 3, 16, 16, generator=generator)}
+    if kind == "video":
+        return {"pixel_values_videos": torch.randn(2, 2, 3, 16, 16, generator=generator)}
+    if kind == "patches":
+        return {"past_values": torch.randn(2, 32, 1, generator=generator)}
     if kind == "series":
         past, future = (2, 14), (2, 6)
         return {

@@ -72,6 +72,9 @@ def forward(  # noqa: PLR0917  (transformers calls it this way)
     ModelError
         The call needs dropout, gradients, an integer mask, sparse attention or weights, which are not supported.
     """
+    if torch.compiler.is_compiling():
+        others.update(position_bias=position_bias, softcap=softcap, s_aux=s_aux, sinks=sinks)
+        return _forward_untraced(module, query, key, value, attention_mask, dropout, scaling, is_causal, **others)
     _refuse_unsupported(module, dropout, others)
     if s_aux is not None and sinks is not None:
         raise ModelError(
@@ -112,6 +115,10 @@ def forward(  # noqa: PLR0917  (transformers calls it this way)
     if plan is None:
         return run(query, key, value, **arguments), None
     return collector.add(plan, run(query, key, value, **arguments, stats=plan.request)), None
+
+
+# torch.compile breaks the graph here: nothing inside can be traced.
+_forward_untraced = torch.compiler.disable(forward)
 
 
 def _refuse_unsupported(module: Any, dropout: float, others: dict[str, Any]) -> None:

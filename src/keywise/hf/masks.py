@@ -22,6 +22,12 @@ from keywise.hf.support import is_eager_only
 MaskFunction = Callable[..., Any]
 
 
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # torch has no types here
+def _is_eager_only_constant(config_class: type) -> bool:
+    """Return `is_eager_only`, as a constant of a compiled graph."""
+    return is_eager_only(config_class)
+
+
 @dataclass(frozen=True, eq=False)
 class Pattern:
     """The keys that a query sees, as a rule about positions without offsets and padding.
@@ -337,8 +343,23 @@ def make_mask(  # noqa: PLR0917  (transformers names and orders the arguments)
     LazyMask or None
         Under `torch.compile` a tensor with storage instead of a `LazyMask`, which cannot be traced.
     """
-    is_additive = config is not None and is_eager_only(type(config))
     mask_function = masking_utils.causal_mask_function if mask_function is None else mask_function
+    if torch.compiler.is_compiling():
+        is_additive = config is not None and _is_eager_only_constant(type(config))
+        return (masking_utils.eager_mask if is_additive else masking_utils.sdpa_mask)(
+            batch_size,
+            q_length,
+            kv_length,
+            q_offset,
+            kv_offset,
+            mask_function,
+            attention_mask,
+            allow_is_causal_skip=False,
+            use_vmap=use_vmap,
+            device=device,
+            dtype=dtype,
+        )
+    is_additive = config is not None and is_eager_only(type(config))
     layout = Layout(
         batch=batch_size,
         queries=q_length,

@@ -22,22 +22,34 @@ from keywise.hf.parts import list_model_classes, name_modules, select_parts
 
 SERVED_WITHOUT_SDPA = frozenset(
     {
+        "align",
+        "bridgetower",
+        "clap",
+        "flint",
         "gemma2",
+        "git",
         "gpt_oss",
         "granite_swa",
         "granitemoe_swa",
+        "informer",
         "markuplm",
         "mimo_v2_flash",
+        "nllb_moe",
         "openai_privacy_filter",
+        "patchtsmixer",
         "speech_to_text",
         "splinter",
         "switch_transformers",
         "t5gemma",
         "time_series_transformer",
         "vaultgemma",
+        "videoprism",
     }
 )
 """Families that declare ``_supports_sdpa = False`` and are served: each is compared with eager attention by a test."""
+
+REFUSED_FAMILIES = {"deepseek_v4": "attends to compressed keys, which are not tokens"}
+"""Families that are refused although their layers call the attention interface, and why."""
 
 
 class LayerKind(enum.Enum):
@@ -107,7 +119,7 @@ def explain_refusal(model: Any) -> str | None:
         for layer, name in _list_first_names(layers[kind], modules)
     ]
     reasons += [
-        f"{owner} declares _supports_sdpa=False, and keywise is not tested with {family!r}"
+        f"{owner} {REFUSED_FAMILIES.get(family, f'declares _supports_sdpa=False, and {family} is not tested')}"
         for owner, family in sorted(_find_untested_owners(layers[LayerKind.SERVED], modules))
     ]
     if not reasons and not layers[LayerKind.SERVED]:
@@ -183,13 +195,13 @@ def _list_first_names(layers: list[Any], modules: dict[Any, str]) -> list[tuple[
 
 
 def _find_untested_owners(layers: list[Any], modules: dict[Any, str]) -> set[tuple[str, str]]:
-    """Return class and family of the models whose layers are written for eager attention and not tested."""
+    """Return class and family of the models that are refused, or written for eager attention alone and not tested."""
     owners = {modules[part]: part for part in select_parts(modules)}
     untested = set()
     for layer in layers:
         owner = _find_owner(modules[layer], owners)
         family = get_family(type(owner))
-        if not owner._supports_sdpa and family not in SERVED_WITHOUT_SDPA:
+        if family in REFUSED_FAMILIES or (not owner._supports_sdpa and family not in SERVED_WITHOUT_SDPA):
             untested.add((type(owner).__name__, family))
     return untested
 
