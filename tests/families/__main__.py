@@ -1,3 +1,4 @@
+# ruff: noqa: T201  (a command prints)
 """The command line: `python -m tests.families --help`."""
 
 from __future__ import annotations

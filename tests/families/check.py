@@ -85,7 +85,10 @@ def list_variants(cls: type[Any]) -> list[dict[str, Any]]:
     """Return further configurations of a class: those of the table, and the decoder that an encoder can be."""
     variants = list(settings.VARIANTS.get(cls.__name__, []))
     fields = {field.name for field in dataclasses.fields(cls.config_class)}
-    is_text = cls.__name__.endswith(("Model", "ForCausalLM")) and "encoder_hidden_states" in inspect.signature(cls.forward).parameters
+    is_text = (
+        cls.__name__.endswith(("Model", "ForCausalLM"))
+        and "encoder_hidden_states" in inspect.signature(cls.forward).parameters
+    )
     if is_text and {"is_decoder", "add_cross_attention"} <= fields:
         variants.append({"is_decoder": True, "add_cross_attention": True})
     return variants
@@ -186,8 +189,9 @@ def find_inputs(model: Any) -> tuple[Maker, Plan, str]:
                     raise ValueError("no output holds numbers")
                 return maker, plan, _describe(first) if first and plan.names != richest.names else ""
             except Exception as error:  # noqa: BLE001
-                first = first or error
                 plan = maker.adjust(plan, str(error))
+                # What follows the right number of placeholders says more than the wrong number.
+                first = error if first is None or (plan is None and candidate is richest) else first
     raise first or ValueError("no inputs were found")
 
 
@@ -219,8 +223,8 @@ def measure_difference(expected: dict[str, Any], actual: dict[str, Any], inputs:
     if expected.keys() != actual.keys():
         return math.inf
     worst = 0.0
-    for name, numbers in expected.items():
-        others = actual[name]
+    for name, eager in expected.items():
+        numbers, others = eager, actual[name]
         if others.shape != numbers.shape:
             return math.inf
         real = _find_real(numbers, inputs)
@@ -265,9 +269,9 @@ class _CountSoftmaxes(TorchDispatchMode):
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = str(function)
-        if "_softmax.default" in name and "log" not in name and args[0].ndim >= 3:
-            self.count += 1
-        elif "scaled_dot_product" in name and "backward" not in name:
+        if ("_softmax.default" in name and "log" not in name and args[0].ndim >= 3) or (
+            "scaled_dot_product" in name and "backward" not in name
+        ):
             self.count += 1
         return function(*args, **(kwargs or {}))
 
@@ -352,9 +356,7 @@ def _compare_side(model: Any, inputs: Inputs, side: str | None, verdict: Verdict
     return _explain_difference(model, inputs, setting, expected, actual, verdict)
 
 
-def _explain_difference(
-    model: Any, inputs: Inputs, setting: str, expected: Any, actual: Any, verdict: Verdict
-) -> bool:
+def _explain_difference(model: Any, inputs: Inputs, setting: str, expected: Any, actual: Any, verdict: Verdict) -> bool:
     difference = measure_difference(expected, actual, inputs)
     stock = math.nan
     with contextlib.suppress(Exception):
@@ -390,9 +392,7 @@ def _generate(model: Any, inputs: Inputs) -> tuple[Any, list[Any]]:
     arguments = {name: copy.deepcopy(value) for name, value in inputs.arguments.items() if name not in known}
     custom = "generation_config" not in inspect.signature(model.generate).parameters
     options = {} if custom else {"output_logits": True, "return_dict_in_generate": True, "pad_token_id": 0}
-    out = model.generate(
-        **arguments, max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS, do_sample=False, **options
-    )
+    out = model.generate(**arguments, max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS, do_sample=False, **options)
     if isinstance(out, torch.Tensor):
         return out, []
     logits = list(getattr(out, "logits", None) or [])
@@ -425,7 +425,10 @@ def _compare_generation(model: Any, maker: Maker, plan: Plan, verdict: Verdict) 
             verdict.status, verdict.reason = "refused", f"{setting}: " + " ".join(str(error).split())
             return
         except Exception as error:  # noqa: BLE001
-            verdict.status, verdict.reason = "unequal", f"{setting}: keywise fails where eager works: {_describe(error)}"
+            verdict.status, verdict.reason = (
+                "unequal",
+                f"{setting}: keywise fails where eager works: {_describe(error)}",
+            )
             return
         difference = _measure_generation(tokens, logits, others, other_logits)
         verdict.errors[setting] = difference
@@ -448,7 +451,9 @@ def _measure_generation(tokens: Any, logits: list[Any], others: Any, other_logit
         if expected.shape != actual.shape:
             return math.inf
         finite = expected.isfinite() & actual.isfinite()
-        worst = max(worst, float((expected - actual)[finite].abs().max() / expected[finite].abs().max().clamp(min=1e-3)))
+        worst = max(
+            worst, float((expected - actual)[finite].abs().max() / expected[finite].abs().max().clamp(min=1e-3))
+        )
         if worst > TOLERANCE:
             return worst
         if not torch.equal(expected.argmax(-1), actual.argmax(-1)):

@@ -23,10 +23,32 @@ SIDES = (None, "right", "left")
 
 _PICTURES = ("pixel_values", "pixel_values_videos", "hidden_states", "image", "flattened_patches", "patch_embeds")
 _SOUNDS = ("input_features", "input_values", "audio_values", "input_sound")
+_MELS = (
+    "num_mel_bins",
+    "feature_size",
+    "n_mels",
+    "mel_bins",
+    "input_feat_size",
+    "num_mels",
+    "input_feat_per_channel",
+    "feature_projection_input_dim",
+    "input_dim",
+    "input_channels",
+    "mel_dim",
+    "input_size",
+    "audio_in_channel",
+)
 _MARKED = ("ForSequenceClassification", "ForQuestionAnswering")
 _MODALITIES = ("image", "video", "audio")
 _PLACEHOLDERS = {
-    "image": ("image_token_id", "image_token_index", "img_token_id", "media_token_id", "image_pad_token_id", "im_patch_id"),
+    "image": (
+        "image_token_id",
+        "image_token_index",
+        "img_token_id",
+        "media_token_id",
+        "image_pad_token_id",
+        "im_patch_id",
+    ),
     "video": ("video_token_id", "video_token_index"),
     "audio": ("audio_token_id", "audio_token_index", "speech_token_id", "sound_token_id", "audio_pad_token_id"),
 }
@@ -111,7 +133,12 @@ class Maker:
         known = [n for n in known if n not in settings.LEFT_OUT.get(self.name, ())]
         required = [n for n in known if self.parameters[n].default is inspect.Parameter.empty]
         main = [self.model.main_input_name] if self.model.main_input_name in known else []
-        groups = [known, [n for n in known if n != "pixel_values_videos"], sorted({*required, *main}), *[[n] for n in known]]
+        groups = [
+            known,
+            [n for n in known if n != "pixel_values_videos"],
+            sorted({*required, *main}),
+            *[[n] for n in known],
+        ]
         groups.append([])
         tried: set[tuple[str, ...]] = set()
         for group in groups:
@@ -194,8 +221,11 @@ class Maker:
         return Inputs(arguments, real if side is not None else {}, sounds=has_sound)
 
     def _takes_only_sound(self, plan: Plan) -> bool:
-        return bool(plan.names) and plan.names[0] in _SOUNDS and self.model.main_input_name in _SOUNDS and all(
-            self._placeholder(kind) is None for kind in _MODALITIES
+        return (
+            bool(plan.names)
+            and plan.names[0] in _SOUNDS
+            and self.model.main_input_name in _SOUNDS
+            and all(self._placeholder(kind) is None for kind in _MODALITIES)
         )
 
     def _highest_id(self) -> int:
@@ -281,8 +311,23 @@ class Maker:
             yield from self._list_pictures(name)
 
     def _count_mels(self) -> int:
-        names = ("num_mel_bins", "feature_size", "n_mels", "mel_bins", "input_feat_size", "num_mels", "input_feat_per_channel")
-        names += ("feature_projection_input_dim", "input_dim", "input_channels", "mel_dim", "input_size", "audio_in_channel")
+        names = (
+            "num_mel_bins",
+            "feature_size",
+            "n_mels",
+            "mel_bins",
+            "input_feat_size",
+            "num_mels",
+            "input_feat_per_channel",
+        )
+        names += (
+            "feature_projection_input_dim",
+            "input_dim",
+            "input_channels",
+            "mel_dim",
+            "input_size",
+            "audio_in_channel",
+        )
         value = find(self.config, *names, default=80, parts=("audio", "encoder", "speech"))
         return value if isinstance(value, int) else 80
 
@@ -346,7 +391,9 @@ class Maker:
             return found
 
         def make_tiles(generator: Any) -> dict[str, Any]:
-            found = {name: draw(generator, batch, 3 if "image_sizes" in self.parameters else 1, channels, height, width)}
+            found = {
+                name: draw(generator, batch, 3 if "image_sizes" in self.parameters else 1, channels, height, width)
+            }
             if "image_sizes" in self.parameters:
                 found["image_sizes"] = torch.tensor([[height, 2 * width]] * batch)
             return found
@@ -360,6 +407,13 @@ class Maker:
         def make_large(generator: Any) -> dict[str, Any]:
             return {name: draw(generator, batch, channels, 64, 64)}
 
+        def make_placed_patches(generator: Any) -> dict[str, Any]:
+            positions = torch.cartesian_prod(torch.arange(6), torch.arange(6))[None].repeat(batch, 1, 1)
+            ids_name = "pixel_position_ids" if "pixel_position_ids" in self.parameters else "image_position_ids"
+            return {name: draw(generator, batch, 36, channels * patch * patch), ids_name: positions}
+
+        if {"pixel_position_ids", "image_position_ids"} & set(self.parameters) and not video:
+            yield make_placed_patches
         grids = {"image_grid_thw", "grid_thw", "video_grid_thw"} & set(self.parameters)
         if video:
             yield from ([make_patches] if grids else [])
@@ -378,7 +432,13 @@ class Maker:
         yield make_large
 
 
-_SOUND_MASKS = ("input_features_mask", "feature_attention_mask", "padding_mask", "audio_attention_mask", "audio_mel_mask")
+_SOUND_MASKS = (
+    "input_features_mask",
+    "feature_attention_mask",
+    "padding_mask",
+    "audio_attention_mask",
+    "audio_mel_mask",
+)
 
 
 def _mask_side(length: int, real: int, side: str | None) -> Any:

@@ -1,3 +1,4 @@
+# ruff: noqa: E501  (the table of rules)
 """Small configurations: every field that is a size becomes a small one, the same in all parts of a model."""
 
 from __future__ import annotations
@@ -81,7 +82,23 @@ def make_small(config_class: type[Any], overrides: dict[str, Any] | None = None,
     """
     if config_class.__name__ in settings.MAKE_CONFIG:
         return settings.MAKE_CONFIG[config_class.__name__](make_small)
-    return config_class(**_reduce(config_class, overrides or {}, sizes=sizes))
+    small = config_class(**_reduce(config_class, overrides or {}, sizes=sizes))
+    _set_theta(small)
+    return small
+
+
+def _set_theta(config: Any) -> None:
+    """Set the base of rotary positions where the configuration has none, as checkpoints do."""
+    settings_of_rope = vars(config).get("rope_parameters")
+    if (
+        isinstance(settings_of_rope, dict)
+        and "rope_theta" in settings_of_rope
+        and settings_of_rope["rope_theta"] is None
+    ):
+        settings_of_rope["rope_theta"] = 1e4
+    for name in getattr(config, "sub_configs", {}) or {}:
+        if (part := getattr(config, name, None)) is not None:
+            _set_theta(part)
 
 
 def reduce_field(name: str, default: Any, *, sizes: bool = True) -> Any:
@@ -155,7 +172,10 @@ def _reduce(config_class: type[Any], overrides: dict[str, Any], *, sizes: bool) 
         value = reduce_field(name, default, sizes=sizes)
         if value is not default and value != default:
             arguments[name] = value
-    if defaults.get("num_key_value_heads") == defaults.get("num_attention_heads") and "num_key_value_heads" in arguments:
+    if (
+        defaults.get("num_key_value_heads") == defaults.get("num_attention_heads")
+        and "num_key_value_heads" in arguments
+    ):
         # Latent attention has as many keys as queries.
         arguments["num_key_value_heads"] = arguments["num_attention_heads"]
     arguments.update(_choose_layers(config_class))

@@ -111,7 +111,7 @@ _HEADINGS = {
     "partly": "Partly served\n\nSome classes are refused.",
     "refused": "Refused\n\n`use`, or the first call, raises this error.",
     "no attention": "Without attention\n\nThere is nothing to serve.",
-    "unknown": "Not built\n\nNo small model could be built or run; `use` decides by the rules that hold for all models.",
+    "unknown": "Not built\n\nNo small model could be built or run. `use` decides by the rules for all models.",
     "unequal": "Unequal",
 }
 
@@ -127,14 +127,17 @@ def render(table: dict[str, Any]) -> str:
         version=table["transformers"],
         tolerance=TOLERANCE,
         compared=sum(entry["compared"] for entry in table["families"].values()),
-        counts="\n".join(f"| {_HEADINGS[status].splitlines()[0].lower()} | {len(by_status[status])} |" for status in found),
+        counts="\n".join(
+            f"| {_HEADINGS[status].splitlines()[0].lower()} | {len(by_status[status])} |" for status in found
+        ),
     )
     for status in found:
         page += f"\n## {_HEADINGS[status]}\n\n"
         if status == "served":
             page += "| model type | classes compared | difference |\n| --- | --- | --- |\n"
             page += "".join(
-                f"| {name} | {entry['compared']} | {entry['largest_difference']:.0e} |\n" for name, entry in by_status[status]
+                f"| {name} | {entry['compared']} | {entry['largest_difference']:.0e} |\n"
+                for name, entry in by_status[status]
             )
         elif status == "no attention":
             page += ", ".join(name for name, _ in by_status[status]) + "\n"

@@ -1,3 +1,4 @@
+# ruff: noqa: T201  (progress)
 """The walk over all families: one process each, with limits of time and memory, results kept in a file."""
 
 from __future__ import annotations
@@ -80,7 +81,7 @@ def summarise(verdicts: list[dict[str, Any]]) -> str:
 
 
 def is_chosen(name: str, only: str | None) -> bool:
-    return not only or name.split("(")[0] == only
+    return not only or name.split("(", maxsplit=1)[0] == only
 
 
 def check_family(family: str, only: str | None = None, *, quick: bool = False) -> list[dict[str, Any]]:
@@ -124,7 +125,11 @@ def check_family(family: str, only: str | None = None, *, quick: bool = False) -
 
 def _work(family: str, only: str | None, quick: bool, done: set[str], writer: Any) -> None:
     """Check the classes of a family that are not done, in a process of their own."""
-    used = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE") if sys.platform == "linux" else 0
+    used = (
+        int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+        if sys.platform == "linux"
+        else 0
+    )
     resource.setrlimit(resource.RLIMIT_AS, (used + BYTES, used + BYTES))
     logging.disable(logging.CRITICAL)
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115  (models print)

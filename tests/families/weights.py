@@ -8,7 +8,22 @@ from typing import Any
 import torch
 
 # Query and key projections get larger weights, so that attention is far from uniform.
-_SCORING = ("q_proj", "k_proj", "query", "key", "qkv", "c_attn", ".q.", ".k.", "q_lin", "k_lin", "wq", "wk", "to_q", "to_k")
+_SCORING = (
+    "q_proj",
+    "k_proj",
+    "query",
+    "key",
+    "qkv",
+    "c_attn",
+    ".q.",
+    ".k.",
+    "q_lin",
+    "k_lin",
+    "wq",
+    "wk",
+    "to_q",
+    "to_k",
+)
 _LOOKED_UP = ("relative", "rel_pos", "position_bias", "bias_table", "attention_bias", "sink", "rel_embed")
 
 

@@ -271,13 +271,6 @@ def test_a_module_that_is_not_a_transformers_model_is_refused():
     assert caught.value.argument == "model"
 
 
-def test_supported_lists_the_types_that_use_accepts():
-    types = keywise.hf.supported()
-    assert types == sorted(types)
-    assert {make_model(name).config.model_type for name in FAMILIES} <= set(types)
-    assert "gptj" not in types
-
-
 def test_attention_is_restored_after_temporary_use():
     model = make_model("llama")
     model.set_attn_implementation("eager")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from keywise.hf.parts import import_transformers
 
@@ -19,9 +19,9 @@ class FamilySupport(NamedTuple):
     Attributes
     ----------
     status : str
-        ``"served"``: `use` accepts the models. ``"refused"``: it raises an error. ``"partly"``: some classes are served,
-        others refused. ``"no attention"``: there is nothing to serve. ``"unknown"``: the source calls transformers'
-        attention interface, but no model was tested.
+        ``"served"``: `use` accepts the models. ``"refused"``: it raises an error. ``"partly"``: some classes are
+        served, others refused. ``"no attention"``: there is nothing to serve. ``"unknown"``: the source calls
+        transformers' attention interface, but no model was tested.
     reason : str
         Why models are refused or were not tested; empty otherwise.
     tested : str or None

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, TypeVar
 
 from keywise.errors import ModelError
@@ -187,46 +185,3 @@ def use_temporarily(model: Any) -> Iterator[None]:
 def _restore_attention(parts: list[Any], names: list[str]) -> None:
     for part, name in zip(parts, names, strict=True):
         part.config._attn_implementation_internal = name
-
-
-def supported() -> list[str]:
-    """List the model types whose attention layers keywise can replace.
-
-    These are the types of the installed transformers whose source calls the attention interface; no model is imported.
-    A type that only combines other models, such as an image encoder with a language model, is not listed: its parts
-    decide.
-
-    Returns
-    -------
-    list of str
-        Values of ``config.model_type``, sorted.
-
-    Raises
-    ------
-    ModelError
-        torch or transformers is not installed.
-
-    Examples
-    --------
-    >>> import keywise.hf
-    >>> "llama" in keywise.hf.supported(), "gptj" in keywise.hf.supported()
-    (True, False)
-    """
-    return list(_find_supported_types())
-
-
-@functools.cache
-def _find_supported_types() -> tuple[str, ...]:
-    package = Path(import_transformers().__file__).parent
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES, model_type_to_module_name
-
-    folders = {name: package / "models" / model_type_to_module_name(name) for name in CONFIG_MAPPING_NAMES}
-    return tuple(sorted(name for name, folder in folders.items() if _calls_attention_interface(folder)))
-
-
-def _calls_attention_interface(folder: Path) -> bool:
-    # transformers decides by the same text whether set_attn_implementation() may change a model.
-    return any(
-        "ALL_ATTENTION_FUNCTIONS.get_interface(" in path.read_text(encoding="utf-8")
-        for path in folder.glob("modeling_*.py")
-    )
