@@ -245,18 +245,20 @@ def _find_real(numbers: Any, inputs: Inputs) -> Any:
         return None
     batch, length = numbers.shape[:2]
     for real in inputs.real.values():
-        if batch != real.shape[0]:
+        # A row of the batch may be several of the output, one per codebook.
+        repeats, rest = divmod(batch, real.shape[0])
+        if rest or not repeats:
             continue
         if length in inputs.real:
-            return inputs.real[length]
+            return inputs.real[length].repeat_interleave(repeats, dim=0)
         if inputs.sounds and numbers.ndim > 2:
             # The encoder shortened the sound: the positions before the padding, in proportion, without the last one.
             mask = next(m for m in inputs.real.values() if m.shape[1] == max(inputs.real))
             share = float(mask[1].float().mean())
             count = max(int(length * share) - 2, 1)
-            rows = torch.ones(batch, length, dtype=torch.bool)
+            rows = torch.ones(real.shape[0], length, dtype=torch.bool)
             rows[1, count:] = False
-            return rows
+            return rows.repeat_interleave(repeats, dim=0)
     return None
 
 

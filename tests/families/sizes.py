@@ -106,6 +106,8 @@ def reduce_field(name: str, default: Any, *, sizes: bool = True) -> Any:
     token = _TOKEN.match(name)
     if token:
         return _choose_token(token.group(1) or token.group(2) or "", default)
+    if name == "head_dim" and default is None and sizes:
+        return HEAD_WIDTH
     if isinstance(default, bool) or default is None or _KEPT.search(name):
         return default
     if isinstance(default, (list, tuple)) and default and all(type(value) is int for value in default):
