@@ -291,13 +291,13 @@ def run_in_thread(*arguments):
 
 def test_another_thread_is_not_recorded():
     model, model_inputs = keywise.hf.use(make_model("llama")), make_inputs("llama")
-    with (
-        pytest.warns(UserWarning, match="keywise did not record 2 attention calls of LlamaForCausalLM"),
-        keywise.hf.record_stats(model) as stats_record,
-    ):
-        run_in_thread(run, model, model_inputs)
-        assert len(stats_record) == 0
-        run(model, model_inputs)
+    block = keywise.hf.record_stats(model)
+    stats_record = block.__enter__()
+    run_in_thread(run, model, model_inputs)
+    assert len(stats_record) == 0
+    run(model, model_inputs)
+    with pytest.warns(UserWarning, match="keywise did not record 2 attention calls of LlamaForCausalLM"):
+        block.__exit__(None, None, None)
     assert len(stats_record) == 2
 
 
