@@ -114,7 +114,7 @@ def resolve_stats(request: StatsRequest, sizes: Sizes | Inputs) -> ResolvedStats
         fields = _resolve_fields(top_k, request.key_mass, first, last)
     elif segments[1].size <= _MAX_CACHED_KEYS:
         name, numbers = segments
-        fields = _resolve_segments(name, numbers.tobytes(), sizes.keys, top_k, request.key_mass, first, last)
+        fields = _resolve_segments((top_k, request.key_mass, first, last), name, numbers.tobytes(), sizes.keys)
     else:
         ranges, count = _find_ranges(*segments, sizes.keys)
         fields = ResolvedStats(top_k, request.key_mass, first, last, count, ranges)
@@ -130,12 +130,10 @@ def _resolve_fields(top_k: int, key_mass: bool, first_query: int, last_query: in
 
 
 @functools.lru_cache(maxsize=8)
-def _resolve_segments(
-    name: str, numbers: bytes, keys: int, top_k: int, key_mass: bool, first_query: int, last_query: int
-) -> ResolvedStats:
+def _resolve_segments(fields: tuple[int, bool, int, int], name: str, numbers: bytes, keys: int) -> ResolvedStats:
     ranges, count = _find_ranges(name, np.frombuffer(numbers, np.int64), keys)
     ranges.flags.writeable = False  # later calls return the same array
-    return ResolvedStats(top_k, key_mass, first_query, last_query, count, ranges)
+    return ResolvedStats(*fields, count, ranges)
 
 
 def _check_query_weights(query_weights: Any, shape: tuple[int, ...]) -> Array:
