@@ -15,7 +15,9 @@ CPP     := $(shell find native -name '*.h' -o -name '*.cpp')
 # Files that clang-tidy reads: those compiled for every CPU.
 TIDY    := $(wildcard native/*.cpp)
 
-.PHONY: help ask test test-fast lint format tidy coverage stubs bench lessons wheel clean
+FUZZ     ?=
+
+.PHONY: help ask test test-fast lint format tidy coverage fuzz stubs bench lessons wheel clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -24,8 +26,10 @@ help: ## list the targets
 ask: $(VENV)/app ## answer QUESTION about DOCUMENT and show the sentences that support the answer
 	$(BIN)/keywise ask "$(QUESTION)" $(DOCUMENT)
 
+# Exit status 5: TESTS names no test of the kind.
 test: $(VENV)/dev ## run every test and print why tests were skipped; TESTS names a part
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(TESTS)
+	HF_HUB_OFFLINE=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n auto --dist loadfile -m "not serial" $(TESTS) || [ $$? -eq 5 ]
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m serial $(TESTS) || [ $$? -eq 5 ]
 
 test-fast: $(VENV)/dev ## run the tests of attention and the cache only
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/attention tests/cache tests/util
@@ -55,6 +59,10 @@ coverage: $(VENV)/dev ## measure which lines of Python and C++ the tests run; TE
 	rm -f $(VENV)/app  # the next target builds the module for speed again
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(TESTS) --cov=keywise --cov-report=term; status=$$?; \
 	  $(BIN)/gcovr --root . --filter native/ --object-directory build/coverage build/coverage; exit $$status
+
+fuzz: $(VENV)/dev ## mutate files, texts and arrays and look for crashes; FUZZ names targets and options
+	$(PIP) install --quiet -c constraints.txt atheris
+	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.fuzz $(FUZZ)
 
 stubs: $(VENV)/dev ## generate the type stub of the native module
 	$(BIN)/python -m nanobind.stubgen -q -m keywise.attention._native -o src/keywise/attention/_native.pyi

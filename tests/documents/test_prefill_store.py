@@ -438,6 +438,7 @@ def test_many_questions_share_the_document(loaded: LoadedModel, tmp_path: Path) 
     assert calls == []
 
 
+@pytest.mark.serial
 def test_a_second_process_need_not_compute_the_document(default: LoadedModel, tmp_path: Path) -> None:
     text = " ".join(f"The lamp number {number} is lit." for number in range(120))
     seconds = []

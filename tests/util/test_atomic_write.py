@@ -14,6 +14,8 @@ from keywise.util import atomic_write as module
 from keywise.util.atomic_write import UNFINISHED_PREFIX, atomic_write, synchronise
 from tests.support.command_line import restore_control_c
 
+pytestmark = pytest.mark.serial
+
 
 def names(folder: Path) -> list[str]:
     return sorted(entry.name for entry in folder.iterdir())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import codecs
-import io
 import os
 import re
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Final
 
+from keywise.documents.conversion import convert_to_text
 from keywise.documents.sentences import has_words, split_sentences
 from keywise.errors import DtypeError, FormatError, MissingFileError
 from keywise.util.optional_imports import require_modules
@@ -83,7 +83,8 @@ def read_file(path: str | os.PathLike[str]) -> Source:
     MissingFileError
         The file does not exist. It is a `FormatError` and a `FileNotFoundError`.
     FormatError
-        The path is a folder, or the file is empty, binary, damaged, not UTF-8, or has no words.
+        The path is a folder, or the file is empty, binary, damaged, not UTF-8, or has no words; or its conversion needs
+        more memory or time than a file of its size should.
 
     Examples
     --------
@@ -201,16 +202,5 @@ def _convert(content: bytes, suffix: str, name: str) -> str:
     if is_html and b"\0" in content and not content.startswith(_UTF16_MARKS):
         raise FormatError("path", "must be HTML, not a binary file", got=name, remedy=SUPPORTED_FORMATS)
     require_modules("app", "markitdown")
-    import markitdown.converters  # noqa: PLC0415 - optional and slow
-
-    # Only the converter of this suffix: none of them opens the network, runs programs or loads plug-ins.
-    converter = markitdown.MarkItDown(enable_builtins=False, enable_plugins=False)
-    converter.register_converter(getattr(markitdown.converters, CONVERTER_BY_SUFFIX[suffix])())
     extension = ".html" if suffix == ".xhtml" else suffix
-    stream_info = markitdown.StreamInfo(extension=extension)
-    try:
-        text: str = converter.convert_stream(io.BytesIO(content), stream_info=stream_info).markdown
-    except markitdown.MarkItDownException as error:
-        rule = f"must be a {extension[1:].upper()} file that can be read"
-        raise FormatError("path", rule, got=name, remedy="it may be cut off, or need a password") from error
-    return text
+    return convert_to_text(content, CONVERTER_BY_SUFFIX[suffix], extension, name)
