@@ -22,7 +22,7 @@ from keywise.errors import FormatError, ModelError
 MEBIBYTE: Final = 1 << 20
 BASE_MEMORY_BYTES: Final = 640 * MEBIBYTE
 MEMORY_PER_CONTENT_BYTE: Final = 64
-BASE_SECONDS: Final = 6
+BASE_SECONDS: Final = 5
 SECONDS_PER_MEBIBYTE: Final = 20
 STARTUP_SECONDS: Final = 120
 WAITING_FACTOR: Final = 4
@@ -101,8 +101,9 @@ class _ConversionProcess:
         return _OUTCOMES[reply[:1]], reply[1:].decode()
 
     def _start(self) -> Connection[Any, Any]:
-        is_own = self._process is not None and self._owner_pid == os.getpid()
-        if is_own and self._connection is not None and self._process.poll() is None:
+        process = self._process
+        is_running = process is not None and self._owner_pid == os.getpid() and process.poll() is None
+        if is_running and self._connection is not None:
             return self._connection
         self.stop()
         ours, theirs = Pipe()

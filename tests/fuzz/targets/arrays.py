@@ -94,10 +94,9 @@ def _lay_out(numbers: Bytes, array: np.ndarray) -> np.ndarray:
     if layout == 2 and array.ndim:
         return np.repeat(array, 2, axis=-1)[..., ::2]
     if layout == 3 and array.ndim and array.shape[0]:
-        sizes = (1, 2, 1 << 20, 1 << 40, 1 << 62)
-        return np.lib.stride_tricks.as_strided(
-            array, (numbers.choose(sizes[:2]), *array.shape[1:]), (0, *array.strides[1:])
-        )
+        # The largest sizes take no memory here, and must be refused because the results would.
+        shape = (numbers.choose((1, 2, 1 << 40, 1 << 62)), *array.shape[1:])
+        return np.lib.stride_tricks.as_strided(array, shape, (0, *array.strides[1:]))
     if layout == 4 and array.dtype.kind != "O":
         return array.astype(array.dtype.newbyteorder())
     return array

@@ -16,8 +16,10 @@ PARTS = {
     f'Type="{OFFICE}officeDocument/2006/relationships/officeDocument" Target="word/document.xml"/></Relationships>',
 }
 DOCUMENT = (
-    f'<w:document xmlns:w="{OFFICE}wordprocessingml/2006/main"><w:body><w:p><w:r><w:t>The lamp is lit.</w:t></w:r></w:p>'
-    "<w:tbl><w:tr><w:tc><w:p><w:r><w:rPr><w:b/></w:rPr><w:t>a</w:t></w:r></w:p></w:tc></w:tr></w:tbl></w:body></w:document>"
+    f'<w:document xmlns:w="{OFFICE}wordprocessingml/2006/main"><w:body>'
+    "<w:p><w:r><w:t>The lamp is lit.</w:t></w:r></w:p>"
+    "<w:tbl><w:tr><w:tc><w:p><w:r><w:rPr><w:b/></w:rPr><w:t>a</w:t></w:r></w:p></w:tc></w:tr></w:tbl>"
+    "</w:body></w:document>"
 )
 
 
