@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from keywise.attention.mask import Mask
 from keywise.attention.problem import Problem, make_problem
-from keywise.hf.mask_arguments import add_biases, read_mask
+from keywise.hf.mask_arguments import add_biases, is_causal_without_mask, read_mask
 from keywise.hf.parts import list_parts
 from keywise.hf.plugin import use_temporarily
 
@@ -46,9 +46,7 @@ class AttentionCall(NamedTuple):
     @property
     def is_causal(self) -> bool:
         """Return whether attention without a mask should be causal."""
-        option = self.options.get("is_causal")
-        causal = getattr(self.module, "is_causal", True) if option is None else option
-        return bool(causal) and int(self.query.shape[2]) > 1
+        return is_causal_without_mask(self.module, self.options.get("is_causal")) and int(self.query.shape[2]) > 1
 
     @property
     def is_strided(self) -> bool:
@@ -62,7 +60,8 @@ class AttentionCall(NamedTuple):
 
     def interpret_mask(self) -> MaskAndBias:
         """Return the call's mask and bias as keywise interprets them."""
-        return MaskAndBias(*read_mask(self.module, self.attention_mask, causal=self.is_causal))
+        shape = (self.key.shape[0], self.query.shape[2], self.key.shape[2])
+        return MaskAndBias(*read_mask(self.module, self.attention_mask, causal=self.is_causal, shape=shape))
 
     def repeat_contiguous(self) -> Any:
         """Call the function again with contiguous copies and return the output."""

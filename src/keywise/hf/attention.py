@@ -10,50 +10,10 @@ from transformers.utils import output_capturing
 from keywise.attention.operation import run
 from keywise.errors import ModelError
 from keywise.hf.joined import split_chunks
-from keywise.hf.mask_arguments import add_biases, read_mask
+from keywise.hf.keywords import check_keywords, make_keyword_error
+from keywise.hf.mask_arguments import add_biases, is_causal_without_mask, read_mask
 from keywise.hf.masks import LazyMask
 from keywise.hf.recording import find_collector
-
-# Keywords whose information is also in the mask, the rotated keys or the shapes.
-IGNORED_KEYWORDS = frozenset(
-    {
-        "attention_gate",
-        "deterministic",
-        "encoder_attention_mask",
-        "encoder_hidden_states",
-        "encoder_position_embeddings",
-        "interpolate_pos_encoding",
-        "layer_idx",
-        "logits_to_keep",
-        "max_length_k",
-        "max_length_q",
-        "num_items_in_batch",
-        "output_hidden_states",
-        "output_router_logits",
-        "past_key_values",
-        "position_embeddings",
-        "position_ids",
-        "query_length",
-        "return_dict",
-        "shared_kv_states",
-        "sliding_window",
-        "spatial_shapes",
-        "token_type_ids",
-        "use_cache",
-    }
-)
-
-_PACKED_SEQUENCES = "pass packed sequences by position_ids, with use_cache=False and without attention_mask"
-REFUSED_KEYWORDS = {
-    "output_attentions": "use keywise.hf.record_stats(model), which needs no n x n weights per head",
-    "indices": "attention to selected keys only is not supported; use another attention for this model",
-    "block_indices": "attention to selected blocks only is not supported; use another attention for this model",
-    "cache": "paged caches are not supported; use generate() with its ordinary caches",
-    "cu_seq_lens_q": _PACKED_SEQUENCES,
-    "cu_seq_lens_k": _PACKED_SEQUENCES,
-    "seq_idx": _PACKED_SEQUENCES,
-}
-_UNKNOWN_KEYWORD = "keywise does not know this keyword; leave it out, or use another attention"
 
 
 def forward(  # noqa: PLR0917  (transformers calls it this way)
@@ -112,6 +72,11 @@ def forward(  # noqa: PLR0917  (transformers calls it this way)
     ModelError
         The call needs dropout, gradients, an integer mask, sparse attention or weights, which are not supported.
     """
+    if torch.compiler.is_compiling():
+        others.update(position_bias=position_bias, softcap=softcap, s_aux=s_aux, sinks=sinks)
+        return _forward_untraced(
+            module, query, key, value, attention_mask, dropout, scaling, is_causal, **others
+        )
     _refuse_unsupported(module, dropout, others)
     if s_aux is not None and sinks is not None:
         raise ModelError(
@@ -125,9 +90,10 @@ def forward(  # noqa: PLR0917  (transformers calls it this way)
         query = query.expand(key.shape[0], -1, -1, -1)
     queries = query.shape[2]
     keys = key.shape[2]
-    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    causal = is_causal_without_mask(module, is_causal)
+    batch = key.shape[0]
     key, value = split_chunks(key, value)
-    mask, mask_bias = read_mask(module, attention_mask, causal=bool(causal) and queries > 1)
+    mask, mask_bias = read_mask(module, attention_mask, causal=causal and queries > 1, shape=(batch, queries, keys))
     arguments = {
         "mask": mask,
         "bias": add_biases(position_bias, mask_bias, query.dtype),
@@ -144,12 +110,17 @@ def forward(  # noqa: PLR0917  (transformers calls it this way)
         first_key = attention_mask.mask_layout.first_key
     else:
         # Without a layout, causal queries are the last positions and others the first.
-        first_query = max(keys - queries, 0) if causal else 0
+        is_decoder = getattr(module, "is_causal", True) if is_causal is None else is_causal
+        first_query = max(keys - queries, 0) if is_decoder else 0
         first_key = 0
     plan = collector.plan_call(module, queries=queries, keys=keys, first_query=first_query, first_key=first_key)
     if plan is None:
         return run(query, key, value, **arguments), None
     return collector.add(plan, run(query, key, value, **arguments, stats=plan.request)), None
+
+
+# torch.compile breaks the graph here: nothing inside can be traced.
+_forward_untraced = torch.compiler.disable(forward)
 
 
 def _refuse_unsupported(module: Any, dropout: float, others: dict[str, Any]) -> None:
@@ -161,22 +132,8 @@ def _refuse_unsupported(module: Any, dropout: float, others: dict[str, Any]) -> 
             remedy="call model.eval() or set the config's dropout to 0",
         )
     if _is_collecting_weights():
-        raise _make_error(module, "output_attentions", True)
-    for name, value in others.items():
-        is_set = value is not None and value is not False
-        # An unknown keyword may change the result, as softcap and s_aux did when they were new.
-        if is_set and name not in IGNORED_KEYWORDS:
-            raise _make_error(module, name, value)
-
-
-def _make_error(module: Any, name: str, value: Any) -> ModelError:
-    shown = value if isinstance(value, (bool, int, float, str)) else type(value).__name__
-    return ModelError(
-        name,
-        f"must be left out in {type(module).__name__}",
-        got=shown,
-        remedy=REFUSED_KEYWORDS.get(name, _UNKNOWN_KEYWORD),
-    )
+        raise make_keyword_error(module, "output_attentions", True)
+    check_keywords(module, others)
 
 
 def _is_collecting_weights() -> bool:

@@ -6,9 +6,29 @@ from typing import Any
 
 from keywise.attention.mask import Mask
 from keywise.errors import ModelError
+from keywise.hf.support import is_eager_only
 
 
-def read_mask(module: Any, attention_mask: Any, *, causal: bool) -> tuple[Mask | None, Any]:
+def is_causal_without_mask(module: Any, option: bool | None) -> bool:
+    """Return whether a layer's attention without a mask is causal, aligned at the last key.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        The attention layer.
+    option : bool or None
+        The keyword ``is_causal`` of the call; None for the layer's own attribute.
+    """
+    # Eager attention does not read is_causal, so models that are written for it alone may set it wrong.
+    config = getattr(module, "config", None)
+    if config is not None and is_eager_only(type(config)):
+        return False
+    return bool(getattr(module, "is_causal", True) if option is None else option)
+
+
+def read_mask(
+    module: Any, attention_mask: Any, *, causal: bool, shape: tuple[int, int, int] | None = None
+) -> tuple[Mask | None, Any]:
     """Return the visible keys of a mask, and its bias of the scores.
 
     Parameters
@@ -20,6 +40,8 @@ def read_mask(module: Any, attention_mask: Any, *, causal: bool) -> tuple[Mask |
         (True = visible), or numbers added to the scores.
     causal : bool
         Whether attention without a mask is causal, aligned at the last key.
+    shape : (int, int, int), optional
+        Numbers of sequences, queries and keys of the call; default those of the mask.
 
     Returns
     -------
@@ -46,7 +68,11 @@ def read_mask(module: Any, attention_mask: Any, *, causal: bool) -> tuple[Mask |
     if attention_mask is None:
         return (Mask(causal=True) if causal else None), None
     if isinstance(attention_mask, LazyMask):
-        return attention_mask.mask, None
+        has_call_shape = shape is None or shape == (attention_mask.shape[0], *attention_mask.shape[2:])
+        if has_call_shape and attention_mask.mask is not None:
+            return attention_mask.mask, None
+        # A mask for one query serves all queries by its elements, not by its rule about positions.
+        attention_mask = attention_mask.dense
     if attention_mask.dtype == torch.bool:
         return Mask(allowed=attention_mask), None
     if not attention_mask.is_floating_point():

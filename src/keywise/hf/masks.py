@@ -17,8 +17,15 @@ from torch.utils import _pytree
 from transformers import masking_utils
 
 from keywise.attention.mask import Mask
+from keywise.hf.support import is_eager_only
 
 MaskFunction = Callable[..., Any]
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # torch has no types here
+def _is_eager_only_constant(config_class: type) -> bool:
+    """Return `is_eager_only`, as a constant of a compiled graph."""
+    return is_eager_only(config_class)
 
 
 @dataclass(frozen=True, eq=False)
@@ -223,7 +230,7 @@ def _get_closure_variable(function: Any, name: str) -> Any:
 
 
 class LazyMask(torch.Tensor):  # type: ignore[misc]  # torch has no types here
-    """A boolean mask [B, 1, queries, keys] without storage.
+    """A mask [B, 1, queries, keys] without storage.
 
     Models slice, copy and combine masks. Any operation works on the elements, which the first one makes; the attention
     function uses the layout alone.
@@ -232,28 +239,39 @@ class LazyMask(torch.Tensor):  # type: ignore[misc]  # torch has no types here
     ----------
     layout : Layout
         Arguments of the mask function.
+    dtype : torch.dtype
+        Boolean elements are True for a visible key. Others are added to the scores: 0 for a visible key, and the lowest
+        number of the dtype for a hidden one.
     """
 
     mask_layout: Layout
 
     @staticmethod
-    def __new__(cls, layout: Layout) -> Any:
+    def __new__(cls, layout: Layout, dtype: Any = torch.bool) -> Any:
         """Create a tensor without storage."""
         shape = (layout.batch, 1, layout.queries, layout.keys)
-        self = torch.Tensor._make_wrapper_subclass(cls, shape, dtype=torch.bool, device=layout.device)
+        self = torch.Tensor._make_wrapper_subclass(cls, shape, dtype=dtype, device=layout.device)
         self.mask_layout = layout
         return self
 
     @functools.cached_property
-    def dense(self) -> Any:
-        """The mask as a boolean tensor with storage."""
+    def visible(self) -> Any:
+        """The visible keys as a boolean tensor with storage."""
         return self.mask_layout.make_dense()
 
     @functools.cached_property
-    def mask(self) -> Mask:
-        """The mask as a `keywise.Mask`, of linear size where possible."""
+    def dense(self) -> Any:
+        """The mask as a tensor with storage."""
+        if self.dtype == torch.bool:
+            return self.visible
+        lowest = torch.finfo(self.dtype).min
+        return torch.zeros_like(self.visible, dtype=self.dtype).masked_fill_(~self.visible, lowest)
+
+    @functools.cached_property
+    def mask(self) -> Mask | None:
+        """The mask as a `keywise.Mask`, of linear size where possible; None if only the elements tell."""
         mask = self.mask_layout.make_mask()
-        return Mask(allowed=self.dense) if mask is None else mask
+        return Mask(allowed=self.visible) if mask is None else mask
 
     def __repr__(self, **_: Any) -> str:
         return f"LazyMask({list(self.shape)})"
@@ -264,7 +282,7 @@ class LazyMask(torch.Tensor):  # type: ignore[misc]  # torch has no types here
             if not isinstance(value, LazyMask):
                 return value
             # The operation may write to the elements or keep them, so they are the mask from now on.
-            value.mask = Mask(allowed=value.dense)
+            value.mask = Mask(allowed=value.dense) if value.dtype == torch.bool else None
             return value.dense
 
         return function(*_pytree.tree_map(materialise, args), **_pytree.tree_map(materialise, kwargs or {}))
@@ -280,14 +298,20 @@ def make_mask(  # noqa: PLR0917  (transformers names and orders the arguments)
     attention_mask: Any = None,
     local_size: int | None = None,
     allow_is_causal_skip: bool = True,
+    allow_is_bidirectional_skip: bool = False,
     use_vmap: bool = False,
     device: Any = "cpu",
+    dtype: Any = torch.float32,
+    config: Any = None,
     **_: Any,
 ) -> Any:
     """Make a mask: None for plain causal attention, otherwise a `LazyMask`.
 
     transformers calls this function. None always means causal attention aligned at the last key. A mask under which
     every query sees every key is a `LazyMask` too, because None would be causal for the attention function.
+
+    Models that are written for eager attention alone get eager attention's masks instead: additive, and None where
+    every query sees every key.
 
     Parameters
     ----------
@@ -301,41 +325,72 @@ def make_mask(  # noqa: PLR0917  (transformers names and orders the arguments)
         True for a real token, False for padding.
     local_size : int, optional
         Length of the window or chunk, where the layer has one.
-    allow_is_causal_skip : bool
-        Whether the result may be None.
+    allow_is_causal_skip, allow_is_bidirectional_skip : bool
+        Whether the result may be None, for the two kinds of models.
     use_vmap : bool
         Whether transformers evaluates `mask_function` by vmap, if the elements are needed.
     device : torch.device or str
         The device of the mask.
+    dtype : torch.dtype
+        Dtype of an additive mask.
+    config : transformers.PreTrainedConfig, optional
+        The model's configuration.
     **_
-        Further keywords of transformers (dtype, config, allow_is_bidirectional_skip) choose between forms that are the
-        same here.
+        Further keywords of transformers choose between forms that are the same here.
 
     Returns
     -------
     LazyMask or None
+        Under `torch.compile` a tensor with storage instead of a `LazyMask`, which cannot be traced.
     """
+    mask_function = masking_utils.causal_mask_function if mask_function is None else mask_function
+    if torch.compiler.is_compiling():
+        is_additive = config is not None and _is_eager_only_constant(type(config))
+        return (masking_utils.eager_mask if is_additive else masking_utils.sdpa_mask)(
+            batch_size,
+            q_length,
+            kv_length,
+            q_offset,
+            kv_offset,
+            mask_function,
+            attention_mask,
+            allow_is_causal_skip=False,
+            use_vmap=use_vmap,
+            device=device,
+            dtype=dtype,
+        )
+    is_additive = config is not None and is_eager_only(type(config))
     layout = Layout(
         batch=batch_size,
         queries=q_length,
         keys=kv_length,
         first_query=int(q_offset),
         first_key=kv_offset,
-        function=masking_utils.causal_mask_function if mask_function is None else mask_function,
+        function=mask_function,
         padding=attention_mask,
-        use_vmap=use_vmap,
+        use_vmap=use_vmap and read_pattern(mask_function) is None,
         device=device,
     )
-    if allow_is_causal_skip and _is_plain_causal(layout, local_size):
+    has_skip = allow_is_bidirectional_skip if is_additive else allow_is_causal_skip and _ends_at_last_key(layout)
+    if has_skip and not _has_window(layout, local_size) and _is_without_padding(layout):
         return None
-    return LazyMask(layout)
+    mask = LazyMask(layout, dtype if is_additive else torch.bool)
+    if layout.use_vmap:
+        # Evaluation by vmap needs a function mode, and modes are off while the mask's operations are dispatched.
+        _ = mask.visible
+    return mask
 
 
-def _is_plain_causal(layout: Layout, local_size: int | None) -> bool:
-    if layout.first_key != 0 or layout.first_query + layout.queries != layout.keys:
-        return False
-    if local_size is not None and layout.keys > local_size:
-        return False
+def _ends_at_last_key(layout: Layout) -> bool:
+    return layout.first_key == 0 and layout.first_query + layout.queries == layout.keys
+
+
+def _has_window(layout: Layout, local_size: int | None) -> bool:
+    return local_size is not None and layout.keys > local_size
+
+
+def _is_without_padding(layout: Layout) -> bool:
     if layout.padding is None:
         return True
-    return layout.padding.shape[-1] >= layout.keys and bool(layout.padding[:, : layout.keys].all())
+    real = layout.padding[:, layout.first_key : layout.first_key + layout.keys]
+    return real.shape[-1] == layout.keys and bool(real.all())

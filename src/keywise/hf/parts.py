@@ -56,8 +56,69 @@ def check_model(model: Any) -> None:
     ModelError
         torch or transformers is not installed.
     """
-    if not isinstance(model, import_transformers().PreTrainedModel):
-        raise DtypeError("model", "must be a loaded transformers model (PreTrainedModel)", got=type(model).__name__)
+    model_class = import_transformers().PreTrainedModel
+    if not isinstance(model, model_class):
+        raise DtypeError(
+            "model",
+            "must be a loaded transformers model (PreTrainedModel)",
+            got=type(model).__name__,
+            remedy=_name_inner_model(model, model_class),
+        )
+
+
+def unwrap_model(model: Any) -> Any:
+    """Return the transformers model inside of the wrappers of torch and peft.
+
+    Parameters
+    ----------
+    model : transformers.PreTrainedModel or torch.nn.Module
+        A loaded model, or what `torch.compile`, `torch.nn.DataParallel`, `DistributedDataParallel` or
+        `peft.get_peft_model` made of it.
+
+    Returns
+    -------
+    transformers.PreTrainedModel
+        The model itself where it is not wrapped.
+
+    Raises
+    ------
+    DtypeError
+        `model` is neither a transformers model nor such a wrapper of one.
+    ModelError
+        torch or transformers is not installed.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from transformers import LlamaConfig, LlamaModel
+    >>> small = LlamaConfig(hidden_size=16, intermediate_size=16, num_attention_heads=2, num_hidden_layers=1)
+    >>> model = LlamaModel(small)
+    >>> unwrap_model(torch.nn.DataParallel(torch.compile(model))) is model
+    True
+    """
+    model_class = import_transformers().PreTrainedModel
+    inner = model
+    while not isinstance(inner, model_class) and (wrapped := _get_wrapped(inner)) is not None:
+        inner = wrapped
+    if not isinstance(inner, model_class):
+        check_model(model)
+    return inner
+
+
+def _get_wrapped(module: Any) -> Any:
+    """Return the module inside a wrapper of torch or peft, or None."""
+    for name in ("_orig_mod", "module"):
+        if name in getattr(module, "_modules", ()):
+            return module._modules[name]
+    get_base_model = getattr(type(module), "get_base_model", None)
+    return None if get_base_model is None else get_base_model(module)
+
+
+def _name_inner_model(module: Any, model_class: type) -> str:
+    """Return the advice to pass the transformers model inside a module, if there is one."""
+    modules = module.named_modules() if hasattr(module, "named_modules") else ()
+    names = [name for name, inner in modules if isinstance(inner, model_class)]
+    return f"pass the transformers model inside: model.get_submodule({names[0]!r})" if names else ""
 
 
 def name_modules(model: Any) -> dict[Any, str]:
@@ -66,7 +127,7 @@ def name_modules(model: Any) -> dict[Any, str]:
     Parameters
     ----------
     model : transformers.PreTrainedModel
-        A loaded model.
+        A loaded model, which may be wrapped (see `unwrap_model`). Names are those inside the wrapper.
 
     Raises
     ------
@@ -75,8 +136,7 @@ def name_modules(model: Any) -> dict[Any, str]:
     ModelError
         torch or transformers is not installed.
     """
-    check_model(model)
-    return {module: name for name, module in model.named_modules()}
+    return {module: name for name, module in unwrap_model(model).named_modules()}
 
 
 def select_parts(modules: Iterable[Any]) -> list[Any]:
@@ -110,3 +170,11 @@ def list_parts(model: Any) -> list[Any]:
         torch or transformers is not installed.
     """
     return select_parts(name_modules(model))
+
+
+def list_model_classes() -> list[Any]:
+    """Return the classes of models that are loaded: those derived from ``transformers.PreTrainedModel``."""
+    found = list(import_transformers().PreTrainedModel.__subclasses__())
+    for model_class in found:
+        found += model_class.__subclasses__()
+    return found

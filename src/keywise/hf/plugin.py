@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
+import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 from keywise.errors import ModelError
-from keywise.hf.parts import ATTENTION_NAME, import_transformers, list_parts
+from keywise.hf import support
+from keywise.hf.parts import ATTENTION_NAME, import_transformers, list_parts, unwrap_model
 
 Model = TypeVar("Model")
 
@@ -18,7 +22,8 @@ def register() -> None:
     """Register the attention implementation ``"keywise"`` with transformers.
 
     Afterwards ``model.set_attn_implementation("keywise")`` and ``from_pretrained(..., attn_implementation="keywise")``
-    work. A second call changes nothing.
+    work. Importing keywise.hf does the same, once transformers is imported too. Only `use` checks that keywise serves
+    the model. A second call changes nothing.
 
     Raises
     ------
@@ -38,13 +43,55 @@ def register() -> None:
     transformers.AttentionMaskInterface.register(ATTENTION_NAME, make_mask)
 
 
+class _TransformersFinder:
+    """Register keywise as soon as transformers' models are imported."""
+
+    _MODULE = "transformers.modeling_utils"
+
+    def find_spec(self, name: str, _path: Any = None, _target: Any = None) -> Any:
+        """Return the module's own spec, whose loader also registers keywise."""
+        if name != self._MODULE:
+            return None
+        sys.meta_path.remove(self)  # type: ignore[arg-type]  # a finder needs no more than find_spec
+        spec = importlib.util.find_spec(name)
+        if spec is not None and spec.loader is not None:
+            execute = spec.loader.exec_module
+
+            def execute_and_register(module: Any) -> None:
+                execute(module)
+                _register_or_warn()
+
+            spec.loader.exec_module = execute_and_register  # type: ignore[method-assign]
+        return spec
+
+
+def register_on_import() -> None:
+    """Register keywise with transformers now if it is imported, otherwise as soon as it is."""
+    if _TransformersFinder._MODULE in sys.modules:
+        _register_or_warn()
+    elif not any(isinstance(finder, _TransformersFinder) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _TransformersFinder())  # type: ignore[arg-type]
+
+
+def _register_or_warn() -> None:
+    # transformers stays usable without keywise.
+    try:
+        register()
+    except ModelError as error:
+        warnings.warn(f"keywise is not registered with transformers: {error}", stacklevel=2)
+
+
 def use(model: Model) -> Model:
     """Make keywise the attention of a model, and check that it is.
+
+    A warning names the parts that keep torch's attention (``torch.nn.MultiheadAttention``), and a model without any
+    attention: their attention is not recorded.
 
     Parameters
     ----------
     model : transformers.PreTrainedModel
-        A loaded model. All its parts (text, vision, ...) use the attention.
+        A loaded model. All its parts (text, vision, ...) use the attention. It may be wrapped by ``torch.compile``,
+        ``torch.nn.DataParallel`` or ``peft.get_peft_model``.
 
     Returns
     -------
@@ -56,7 +103,8 @@ def use(model: Model) -> Model:
     DtypeError
         `model` is not a transformers model.
     ModelError
-        The model, or a part of it, has attention of its own that transformers cannot replace. No part is changed then.
+        The model, or a part of it, has attention that would not call keywise, or is of a family whose results are not
+        tested. No part is changed then.
 
     Examples
     --------
@@ -66,10 +114,18 @@ def use(model: Model) -> Model:
     >>> keywise.hf.use(LlamaForCausalLM(small)).config._attn_implementation
     'keywise'
     """
-    parts = list_parts(model)
+    inner = unwrap_model(model)
+    reason = support.explain_refusal(inner)
+    if reason is not None:
+        raise _make_refusal(inner, reason)
+    parts = list_parts(inner)
     previous = [part.config._attn_implementation for part in parts]
     register()
-    model.set_attn_implementation(ATTENTION_NAME)  # type: ignore[attr-defined]  # list_parts() has checked the type
+    try:
+        inner.set_attn_implementation(ATTENTION_NAME)
+    except ValueError as error:
+        _restore_attention(parts, previous)
+        raise _make_refusal(inner, f"transformers cannot replace it ({error})") from error
     unchanged = {
         f"{type(part).__name__} (keeps {part.config._attn_implementation!r})"
         for part in parts
@@ -77,13 +133,30 @@ def use(model: Model) -> Model:
     }
     if unchanged:
         _restore_attention(parts, previous)
-        raise ModelError(
-            "model",
-            f"must have attention that transformers can replace; it cannot in {', '.join(sorted(unchanged))}",
-            remedy="use a model whose attention goes through AttentionInterface (see keywise.hf.supported()), or set "
-            'its other parts alone: model.set_attn_implementation({"text_config": "keywise"})',
-        )
+        raise _make_refusal(inner, f"transformers cannot replace it in {', '.join(sorted(unchanged))}")
+    _warn_of_unrecorded_layers(inner)
     return model
+
+
+def _make_refusal(model: Any, reason: str) -> ModelError:
+    parts = [f"keywise.hf.use(model.get_submodule({name!r}))" for name in support.find_servable_parts(model)]
+    own = sorted({repr(part.config._attn_implementation) for part in list_parts(model)})
+    return ModelError(
+        "model",
+        f"must have attention that keywise serves; in {type(model).__name__}, {reason}",
+        remedy=f"serve parts of it alone: {', '.join(parts)}" if parts else f"keep its attention: {', '.join(own)}",
+    )
+
+
+def _warn_of_unrecorded_layers(model: Any) -> None:
+    unrecorded = support.find_unrecorded_layers(model)
+    if not support.count_served_layers(model):
+        reason = "has no attention layer"
+    elif unrecorded:
+        reason = f"keeps the attention of {', '.join(unrecorded)}"
+    else:
+        return
+    warnings.warn(f"{type(model).__name__} {reason}: keywise records nothing there", stacklevel=3)
 
 
 @contextmanager

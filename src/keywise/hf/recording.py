@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import threading
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -21,6 +23,10 @@ _CROSS_ATTENTION = re.compile(r"cross|encoder_attn|encdec", re.IGNORECASE)
 _LAYER_NUMBER = re.compile(r"\.\d+\.")
 
 _active_collectors: ContextVar[tuple[StatsCollector, ...]] = ContextVar("keywise_active_collectors", default=())
+
+# Those of all threads and tasks, to find calls that are made elsewhere.
+_open_collectors: list[StatsCollector] = []
+_open_collectors_lock = threading.Lock()
 
 
 @contextmanager
@@ -41,7 +47,9 @@ def record_stats(
     """Record the attention statistics of a model while the ``with`` block runs.
 
     Memory per call is linear in the number of tokens. Only this model is recorded, and only calls made in the thread
-    (or task) that opened the block.
+    (or task) that opened the block. A warning tells of calls in another thread, and of a block without any call. To
+    record a thread, start it in the context of the block:
+    ``Thread(target=contextvars.copy_context().run, args=(model.generate, ids))``.
 
     Parameters
     ----------
@@ -103,6 +111,8 @@ def record_stats(
             "model", "must not be recorded already", got=type(model).__name__, remedy="leave the other block first"
         )
     token = _active_collectors.set((*_active_collectors.get(), collector))
+    with _open_collectors_lock:
+        _open_collectors.append(collector)
     try:
         yield collector.record
     except _StopModel as reached:
@@ -110,7 +120,11 @@ def record_stats(
             raise
     finally:
         _active_collectors.reset(token)
+        with _open_collectors_lock:
+            _open_collectors.remove(collector)
     collector.check_attention()
+    if (warning := collector.explain_missing_calls()) is not None:
+        warnings.warn(warning, stacklevel=3)
 
 
 def _merge_fields(spec: StatsSpec | None, fields: dict[str, Any]) -> StatsSpec:
@@ -131,7 +145,19 @@ def find_collector(module: Any) -> StatsCollector | None:
     module : torch.nn.Module
         The attention layer.
     """
-    return next((collector for collector in _active_collectors.get() if module in collector.layer_names), None)
+    for collector in _active_collectors.get():
+        if module in collector.layer_names:
+            return collector
+    if _open_collectors:
+        _count_missed_call(module)
+    return None
+
+
+def _count_missed_call(module: Any) -> None:
+    with _open_collectors_lock:
+        for collector in _open_collectors:
+            if module in collector.layer_names:
+                collector.missed_calls += 1
 
 
 class _StopModel(BaseException):
@@ -191,6 +217,7 @@ class StatsCollector:
         self._layers = None if spec.layers is None else frozenset(spec.layers)
         self._check_layers()
         self._missing_layers = set(self._layers or ()) if spec.stop else None
+        self.missed_calls = 0
         self._calls: Counter[str] = Counter()
         self._first_query: dict[str, int] = {}
 
@@ -217,6 +244,19 @@ class StatsCollector:
                 f"must attend with keywise; {type(self._parts[0]).__name__} attends with {', '.join(sorted(names))}",
                 remedy="call keywise.hf.use(model) first",
             )
+
+    def explain_missing_calls(self) -> str | None:
+        """Return a warning if the model's attention ran in another thread, or not at all; otherwise None."""
+        name = type(self._parts[0]).__name__
+        if self.missed_calls:
+            return (
+                f"keywise did not record {self.missed_calls} attention calls of {name}, which ran in another thread or "
+                "task than record_stats; open record_stats there, or start the thread with "
+                "target=contextvars.copy_context().run"
+            )
+        if not self._calls:
+            return f"keywise recorded nothing: no attention layer of {name} called keywise inside record_stats"
+        return None
 
     def plan_call(self, module: Any, *, queries: int, keys: int, first_query: int, first_key: int) -> CallPlan | None:
         """Return what to record in a call of a layer, None for nothing.
