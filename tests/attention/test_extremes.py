@@ -236,9 +236,7 @@ def test_outputs_of_tiny_values_are_not_flushed(kernel: str, shape: str, size: f
 
 @pytest.mark.parametrize("scale", [None, 2.0**-10, -0.125])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_scores_overflow_only_where_they_are_too_large_themselves(
-    kernel: str, shape: str, scale: float | None
-) -> None:
+def test_scores_overflow_only_where_they_are_too_large_themselves(kernel: str, shape: str, scale: float | None) -> None:
     arguments = {**SHAPES[shape].arguments(), "scale": scale}
     # query · key is up to 2^129, more than float32 holds; times the scale it fits. Powers of two are exact.
     arguments["query"] = torch.full_like(arguments["query"], 2.0**62)

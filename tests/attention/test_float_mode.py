@@ -28,21 +28,30 @@ def usual_mode() -> Iterator[None]:
     kw.set_num_threads(None)
 
 
+def draw_bits(random: np.random.Generator, tokens: int, exponent: int, dtype: torch.dtype) -> torch.Tensor:
+    """Return numbers of one exponent, 0 for subnormal ones; no arithmetic, which could flush them."""
+    bits = random.integers(2**23, size=(1, 4, tokens, 24), dtype=np.uint32)
+    bits |= random.integers(2, size=bits.shape, dtype=np.uint32) << 31 | np.uint32(exponent << 23)
+    if dtype == torch.bfloat16:
+        return torch.from_numpy((bits >> 16).astype(np.uint16)).view(torch.bfloat16)
+    return torch.from_numpy(bits.view(np.float32))
+
+
 def compute_digest() -> str:
-    """Return a digest of the results of calls with subnormal queries, keys, values, scores and outputs."""
+    """Return a digest of the results of calls with subnormal keys, values and outputs."""
     random = np.random.default_rng(0)
     digest = hashlib.sha256()
-    for queries, keys, dtype in itertools.product((1, 300), (700, 5000), ("float32", "bfloat16")):
+    for queries, keys, dtype in itertools.product((1, 30), (290, 1300), (torch.float32, torch.bfloat16)):
         query, key, value = (
-            torch.from_numpy(random.normal(size=(1, 4, tokens, 24)) * size).float().to(getattr(torch, dtype))
-            for tokens, size in ((queries, 1e36), (keys, 1e-39), (keys, 1e-38))
+            draw_bits(random, tokens, exponent, dtype) for tokens, exponent in ((queries, 246), (keys, 0), (keys, 0))
         )
-        for scale in (100.0, 1e-3):
+        for scale in (10.0, 1e-3):
             stats = kw.attention_stats(query, key, value, scale=scale, softcap=30.0, top_k=4)
             for name in ("output", "lse", "entropy", "top_keys", "top_weights", "key_mass"):
                 digest.update(getattr(stats, name).contiguous().view(torch.uint8).numpy().tobytes())
-        part = kw.partial(query, key, value)
-        for array in (part.running_max, part.running_sum, part.values):
+        left, right = (kw.partial(query, key[:, :, part], value[:, :, part]) for part in (slice(99), slice(99, None)))
+        merged = kw.merge(left, right)
+        for array in (left.running_max, merged.running_sum, merged.values, merged.output(), left.share_of(merged)):
             digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
 
