@@ -791,7 +791,7 @@ def test_file_that_cannot_be_read_is_refused_with_the_reason(tmp_path: Path) -> 
     (tmp_path / "loop").symlink_to("loop")
     os.mkfifo(tmp_path / "pipe")
     cases = [(tmp_path / "loop", "symbolic links"), (tmp_path / "pipe", "not a regular file"), ("/dev/zero", "regular")]
-    cases += [(path / "below", "Not a directory"), ("a\0b", "null byte"), ("\ud800", "surrogates")]
+    cases += [("a\0b", "null byte"), ("\ud800", "surrogates")]
     for place, reason in cases:
         for reader in (file.read_header, lambda place: file.open(place, FINGERPRINT)):
             with pytest.raises(FormatError, match=f"cannot be read .*{reason}"):

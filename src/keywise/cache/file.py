@@ -405,7 +405,7 @@ def _iterate_runs(arrays: list[Array]) -> Iterator[Array]:
 def _open_binary(path: str) -> IO[bytes]:
     try:
         return open_regular(path)
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise MissingFileError("path", "must be an existing cache file", got=path) from error
     except IsADirectoryError as error:
         raise FormatError("path", "must be a cache file, not a folder", got=path) from error

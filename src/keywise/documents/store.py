@@ -106,13 +106,13 @@ class PrefillStore:
     ----------
     cache_dir
         Folder of keywise's caches. Default: ``KEYWISE_CACHE_DIR``, else keywise's folder in the user's cache.
+    status
+        Called with a line of text about every file that cannot be used or written. Default: a warning.
     fingerprint
         The model's, from `keywise.models.fingerprint`. Without it documents can be listed, limited and cleared, but
         not found or saved.
     model
         The model's name.
-    status
-        Called with a line of text about every file that cannot be used or written. Default: a warning.
 
     Attributes
     ----------
@@ -132,10 +132,10 @@ class PrefillStore:
     def __init__(
         self,
         cache_dir: str | os.PathLike[str] | None = None,
+        status: Status | None = None,
         *,
         fingerprint: Mapping[str, str] | None = None,
         model: str = "",
-        status: Status | None = None,
     ) -> None:
         self.folder = locate_cache_folder(cache_dir) / "documents"
         self._fingerprint = dict(fingerprint or {})
