@@ -94,7 +94,8 @@ def allocate_pages(byte_count: int) -> mmap.mmap:
     OSError
         There is not so much memory.
     """
-    memory = mmap.mmap(-1, max(byte_count, 1))
+    # Not shared, which is the default and has neither huge pages nor copies of its own in forked processes.
+    memory = mmap.mmap(-1, max(byte_count, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         with suppress(OSError):  # a kernel without huge pages
             memory.madvise(mmap.MADV_HUGEPAGE)
@@ -130,8 +131,7 @@ def read_into(handle: int, target: memoryview, offset: int) -> bool:
 class StoredPayload:
     """The payload of a file: its blocks are read into memory and verified when they are first used.
 
-    Reading is safer than a mapping and as fast. Bytes of a mapping may change after they were verified, and the process
-    is killed (SIGBUS) if the file is truncated.
+    Bytes of a mapping may change after they were verified, and the process is killed (SIGBUS) if the file is truncated.
 
     Parameters
     ----------
