@@ -125,7 +125,7 @@ print(len(set(seen)))
 
 def test_leftovers_of_killed_writers_are_swept_by_the_next_save(tmp_path: Path) -> None:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.support.crashes"])
+    context.set_forkserver_preload(["keywise.cache.file", "keywise.library.library"])
     crashes = kill_cache_writers(tmp_path, 20, context)
     assert crashes.kills == 20
     assert crashes.leftovers

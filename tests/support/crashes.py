@@ -57,7 +57,7 @@ class Crashes:
 def make_context() -> Any:
     """Return a context whose processes start fast: they have imported Lance, which must not be used before a fork."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["keywise.library.library", "tests.support.crashes"])
+    context.set_forkserver_preload(["keywise.library.library", "keywise.cache.file"])
     return context
 
 

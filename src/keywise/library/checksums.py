@@ -287,7 +287,7 @@ def _list_files(root: str, dataset: Any) -> Iterator[str]:
 def _compare(handle: int, file_bytes: int, record: FileRecord, path: str) -> None:
     if file_bytes != record.file_bytes:
         raise _make_damage_error(path, f"it has {file_bytes} bytes instead of {record.file_bytes}")
-    block = memoryview(bytearray(CHECK_BYTES))
+    block = memoryview(allocate_pages(CHECK_BYTES))  # the system copies to whole pages three times as fast
     for first in range(0, file_bytes, CHECK_BYTES):
         _read_blocks(handle, block[: min(CHECK_BYTES, file_bytes - first)], first, record, path)
 
