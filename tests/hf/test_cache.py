@@ -13,7 +13,7 @@ from transformers import DynamicCache, EncoderDecoderCache, Gemma3nForCausalLM, 
 from transformers.cache_utils import Cache as TransformersCache
 
 import keywise.hf
-from keywise.errors import FormatError, ModelError, OptionError
+from keywise.errors import DtypeError, FormatError, ModelError, OptionError, ShapeError
 from keywise.hf.joined import JoinedTensor
 from keywise.models import fingerprint
 from tests.support import models
@@ -345,3 +345,43 @@ def test_a_cache_with_another_number_of_layers_is_refused(tmp_path: Path) -> Non
     model.config.num_hidden_layers = 3
     with pytest.raises(FormatError, match="kv must have the model's 3 layers, got 2"):
         keywise.hf.Cache.open(tmp_path / "cache", model.config, {})
+
+
+def test_tokens_and_positions_may_be_lists_as_tokenizers_return_them(tmp_path: Path) -> None:
+    model, (ids, _) = make_model("llama"), models.draw_padded_tokens((models.TOKENS,), "left")
+    cache = keywise.hf.Cache(model.config)
+    compute_logits(model, ids, cache, [models.TOKENS])
+    positions = list(range(3, 3 + models.TOKENS))
+    for token_ids, places in [(ids, [positions]), (ids.tolist(), [positions]), (ids[0].tolist(), tuple(positions))]:
+        cache.save(tmp_path / "cache", token_ids, {}, positions=places)
+        for others in (ids, ids.tolist(), ids[0].tolist(), ids[0].numpy(), [int(number) for number in ids[0]]):
+            nested = isinstance(others, list) and isinstance(others[0], list)
+            of_others = [positions] if nested or getattr(others, "ndim", 1) == 2 else positions
+            opened = keywise.hf.Cache.open(tmp_path / "cache", model.config, {}, others, positions=of_others)
+            assert opened.reused_tokens == models.TOKENS - 1
+
+
+@pytest.mark.parametrize(
+    ("token_ids", "positions", "error", "name"),
+    [
+        ([[1, 2], [3]], None, ShapeError, "token_ids"),
+        ([1.5, 2.5], None, DtypeError, "token_ids"),
+        ("abc", None, DtypeError, "token_ids"),
+        (5, None, DtypeError, "token_ids"),
+        (torch.zeros(1, 1, 4, dtype=torch.long), None, ShapeError, "token_ids"),
+        ([1, 2, 3], [1, 2], ShapeError, "positions"),
+        ([1, 2, 3], [[1, 2, 3]], ShapeError, "positions"),
+        ([1, 2, 3], [1.0, 2.0, 3.0], DtypeError, "positions"),
+    ],
+)
+def test_tokens_that_are_no_integers_are_refused(
+    token_ids: Any, positions: Any, error: type, name: str, tmp_path: Path
+) -> None:
+    model, (ids, _) = make_model("llama"), models.draw_padded_tokens((models.TOKENS,), "left")
+    cache = keywise.hf.Cache(model.config)
+    compute_logits(model, ids, cache, [models.TOKENS])
+    cache.save(tmp_path / "cache", ids, {})
+    with pytest.raises(error, match=f"{name} must"):
+        keywise.hf.Cache.open(tmp_path / "cache", model.config, {}, token_ids, positions=positions)
+    with pytest.raises(error, match="must"):
+        cache.save(tmp_path / "cache", token_ids, {}, positions=positions)

@@ -217,7 +217,7 @@ class Cache(DynamicCache):  # type: ignore[misc]  # transformers has no types he
         ----------
         path : path
             The file to write or replace.
-        token_ids : int array [N] or [B, N]
+        token_ids : int array or list [N] or [B, N]
             The tokens that the model has seen, padding included. Those after the last cached one are left out.
         fingerprint : mapping
             The model, as `keywise.models.fingerprint` describes it. The keys of a decoder also depend on the encoder's
@@ -234,7 +234,8 @@ class Cache(DynamicCache):  # type: ignore[misc]  # transformers has no types he
         --------
         >>> cache.save("chat.keywise", ids, keywise.models.fingerprint(model, tokenizer))  # doctest: +SKIP
         """
-        file.save(path, self.kv, fingerprint=fingerprint, token_ids=token_ids[..., : len(self.kv)], **others)
+        ids = file.as_token_numbers("token_ids", token_ids)
+        file.save(path, self.kv, fingerprint=fingerprint, token_ids=ids[..., : len(self.kv)], **others)
 
     @classmethod
     def open(
@@ -246,9 +247,10 @@ class Cache(DynamicCache):  # type: ignore[misc]  # transformers has no types he
         *,
         positions: Any = None,
     ) -> Any:
-        """Open a file that `save` wrote, by mapping it into memory.
+        """Open a file that `save` wrote.
 
-        `reused_tokens` of the result is the number of its tokens that can be used.
+        Keys and values are read and verified when a layer first uses them. `reused_tokens` of the result is the number
+        of its tokens that can be used.
 
         Parameters
         ----------
@@ -258,10 +260,10 @@ class Cache(DynamicCache):  # type: ignore[misc]  # transformers has no types he
             The model's config.
         fingerprint : mapping
             The model, as `keywise.models.fingerprint` describes it; every field must equal that of the file.
-        token_ids : int array [N] or [B, N], optional
+        token_ids : int array or list [N] or [B, N], optional
             The tokens to continue with. The cache is truncated to the prefix that they share with the file, without
             the last of them, which the model needs as input. None uses the whole file.
-        positions : int array of that shape, optional
+        positions : int array or list of that shape, optional
             As passed to `save`, if they were.
 
         Returns
@@ -272,6 +274,8 @@ class Cache(DynamicCache):  # type: ignore[misc]  # transformers has no types he
         ------
         FormatError
             The file is damaged, or was made by another model, tokenizer, dtype or rotary positions.
+        ShapeError, DtypeError
+            `token_ids` or `positions` are not integers, or their shapes differ.
         OptionError
             A sliding layer has dropped keys that the shared tokens need.
 
@@ -280,11 +284,14 @@ class Cache(DynamicCache):  # type: ignore[misc]  # transformers has no types he
         >>> cache = keywise.hf.Cache.open("chat.keywise", model.config, fingerprint, ids)  # doctest: +SKIP
         >>> model.generate(ids, past_key_values=cache)  # doctest: +SKIP
         """
+        if token_ids is None:
+            return cls(config, file.open(path, fingerprint).cache)
+        ids = file.as_token_numbers("token_ids", token_ids)
+        token_positions = None if positions is None else file.as_positions(positions, ids)
         opened = file.open(path, fingerprint)
         cache = cls(config, opened.cache)
-        if token_ids is not None:
-            common = opened.header.common_tokens(token_ids, positions)
-            cache.truncate(max(min(common, token_ids.shape[-1] - 1), 0))
+        common = opened.header.common_tokens(ids, token_positions)
+        cache.truncate(max(min(common, ids.shape[-1] - 1), 0))
         return cache
 
     def fork(self) -> Any:
