@@ -96,8 +96,8 @@ def test_words_of_the_vocabulary_are_split(kind: str, text: str) -> None:
     token_ids, offsets = TextTokenizer(LoadedModel(make_chat_model(), tokenizer, kind, None)).encode(text)
     assert token_ids
     assert not reserved.intersection(token_ids)
-    covered = "".join(text[start:end] for start, end in offsets)
-    assert covered.replace(" ", "") == text.replace(" ", "")
+    covered = {place for start, end in offsets for place in range(start, end)}
+    assert covered >= {place for place, letter in enumerate(text) if letter != " "}
 
 
 def test_a_vocabulary_that_cannot_write_a_text_is_refused() -> None:
@@ -112,7 +112,7 @@ def test_tokens_without_an_embedding_are_refused(loaded: LoadedModel) -> None:
     small = LoadedModel(
         make_chat_model(vocab_size=100, pad_token_id=0, eos_token_id=1), loaded.tokenizer, "small", None
     )
-    with pytest.raises(ModelError, match=r"an embedding of every token .* got token 121; 'small' has 100 embeddings"):
+    with pytest.raises(ModelError, match=r"an embedding of every token .* got token 220; 'small' has 100 embeddings"):
         TextTokenizer(small).encode("\x79 \xff")
 
 

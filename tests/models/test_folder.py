@@ -178,7 +178,7 @@ def change_config(**changes: Any) -> Callable[[Path], None]:
         (change_config(hidden_size=2**20), "far larger than its weights"),
         (change_config(vocab_size=2**40), "far larger than its weights|overflow"),
         (change_config(head_dim=2**33), "far larger than its weights|overflow"),
-        (change_config(intermediate_size=32), "have other shapes"),
+        (change_config(intermediate_size=32), "have other shapes|mismatch"),
         (change_config(tie_word_embeddings="maybe"), "tie_word_embeddings"),
         (change_config(rms_norm_eps=float("nan")), "NaN"),
         (

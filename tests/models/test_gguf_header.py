@@ -70,7 +70,7 @@ HUGE = 2**63
         ({"version": 3 << 24}, "version must be 2 or 3"),
         ({"counts": (HUGE, 0)}, "at most 65,536 tensors and entries"),
         ({"counts": (2, 2**32)}, "at most 65,536 tensors and entries"),
-        ({"counts": (2, 4)}, "cut short|string|unknown type|UTF-8"),
+        ({"counts": (2, 4)}, "cut short|string|unknown type|UTF-8|dimensions"),
         ({"blocks": encode_entry("llama.block_count", WORD, struct.pack("<I", 2**31))}, "tensors of 2147483648 blocks"),
         ({"blocks": encode_entry("llama.block_count", 10, struct.pack("<Q", 2**64 - 1))}, "blocks"),
         ({"blocks": None}, "tensors of None blocks"),

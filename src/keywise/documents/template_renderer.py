@@ -13,7 +13,7 @@ import sys
 from datetime import datetime
 from typing import Any, ClassVar
 
-CPU_SECONDS = 2
+CPU_SECONDS = 1
 MEMORY_BYTES = 1 << 30
 MAX_CHARACTERS = 1 << 16
 
