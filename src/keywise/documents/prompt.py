@@ -190,11 +190,7 @@ class Prompt:
         # Only the template may contain tokens with a meaning of their own: "<|im_end|>" in a document is text.
         if not special:
             return self._text_tokenizer.encode(text)[0]
-        token_ids: list[int] = self._tokenizer(
-            text, add_special_tokens=False, split_special_tokens=False, verbose=False
-        )["input_ids"]
-        self._text_tokenizer.check_embeddings(token_ids)
-        return token_ids
+        return self._text_tokenizer.encode_template(text)
 
 
 def _render_template(loaded: LoadedModel, content: str) -> str:

@@ -11,7 +11,7 @@ import json
 import resource
 import sys
 from datetime import datetime
-from typing import Any, ClassVar
+from typing import Any
 
 CPU_SECONDS = 1
 MEMORY_BYTES = 1 << 30
@@ -29,7 +29,9 @@ def make_environment() -> Any:
     class Generation(jinja2.ext.Extension):
         """The tag around what the model has written; it renders as its content."""
 
-        tags: ClassVar[set[str]] = {"generation"}
+        def __init__(self, environment: Any) -> None:
+            super().__init__(environment)
+            self.tags = {"generation"}
 
         def parse(self, parser: Any) -> Any:
             line = next(parser.stream).lineno

@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from keywise.errors import ModelError
+from keywise.util.foreign_errors import translate_errors
 
 if TYPE_CHECKING:
     from keywise.models.loading import LoadedModel
@@ -61,30 +62,55 @@ class TextTokenizer:
             The tokenizer's vocabulary writes a part of the text as one of the template's tokens, or the model has no
             embedding of a token.
         """
-        encoded = self._tokenizer(
-            text, add_special_tokens=False, split_special_tokens=True, return_offsets_mapping=True, verbose=False
-        )
-        tokens: Tokens = encoded["input_ids"], encoded["offset_mapping"]
+        tokens = self._encode(text, split_special_tokens=True)
         if not self._reserved.isdisjoint(tokens[0]):
             tokens = self._encode_without_added(text)
-        self.check_embeddings(tokens[0])
+        self._check_embeddings(tokens[0])
         return tokens
 
-    def check_embeddings(self, token_ids: Sequence[int]) -> None:
-        """Raise an error unless the model has an embedding of every token.
+    def encode_template(self, text: str) -> list[int]:
+        """Return the tokens of a part of a chat template, which may be added tokens.
 
         Parameters
         ----------
-        token_ids
-            The tokens.
+        text
+            What the template writes.
+
+        Raises
+        ------
+        ModelError
+            The model has no embedding of a token.
         """
+        token_ids, _ = self._encode(text, split_special_tokens=False)
+        self._check_embeddings(token_ids)
+        return token_ids
+
+    def _encode(self, text: str, *, split_special_tokens: bool) -> Tokens:
+        with translate_errors(self._make_error):
+            encoded = self._tokenizer(
+                text,
+                add_special_tokens=False,
+                split_special_tokens=split_special_tokens,
+                return_offsets_mapping=True,
+                verbose=False,
+            )
+        return encoded["input_ids"], encoded["offset_mapping"]
+
+    def _make_error(self, message: str) -> ModelError:
+        return ModelError(
+            "model", f"{self._name!r} has a tokenizer that fails: {message}", remedy="choose another model"
+        )
+
+    def _check_embeddings(self, token_ids: Sequence[int]) -> None:
+        """Raise an error unless the model has an embedding of every token."""
         highest = max(token_ids, default=0)
         if self._embeddings is not None and highest >= self._embeddings:
             rule = f"must have an embedding of every token of its tokenizer, got token {highest:,}"
             raise ModelError("model", rule, remedy=f"{self._name!r} has {self._embeddings:,} embeddings")
 
     def _encode_without_added(self, text: str) -> Tokens:
-        encoding = self._plain.encode(text, add_special_tokens=False)
+        with translate_errors(self._make_error):
+            encoding = self._plain.encode(text, add_special_tokens=False)
         unwanted = self._reserved.intersection(encoding.ids)
         if unwanted:  # the vocabulary itself has the words of these tokens
             words = sorted(self._backend.id_to_token(number) for number in unwanted)

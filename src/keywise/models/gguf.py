@@ -10,7 +10,7 @@ import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,7 +18,7 @@ from keywise.errors import ModelError
 from keywise.models.construction import limit_construction
 from keywise.models.gguf_header import check_gguf
 from keywise.models.loading_report import check_loading
-from keywise.models.panics import discard_panic_messages
+from keywise.models.native_output import discard_native_output
 from keywise.models.quiet_transformers import quiet_transformers
 from keywise.models.safetensors_files import ModelFileError
 from keywise.util.atomic_write import synchronise
@@ -132,17 +132,15 @@ def _lock(folder: Path) -> int | None:
         handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     except (FileNotFoundError, NotADirectoryError):
         return None
+    is_locked = False
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if folder.exists():
-            return handle
-    except BlockingIOError:
-        pass
-    except BaseException:
-        os.close(handle)
-        raise
-    os.close(handle)
-    return None
+        with suppress(BlockingIOError):
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            is_locked = folder.exists()
+    finally:
+        if not is_locked:
+            os.close(handle)
+    return handle if is_locked else None
 
 
 def _write_safetensors(gguf_file: Path, folder: Path) -> None:
@@ -169,7 +167,7 @@ def _load_gguf(gguf_file: Path) -> tuple[Any, Any]:
     with tempfile.TemporaryDirectory(prefix="keywise-") as name, quiet_transformers():
         (Path(name) / "model.gguf").symlink_to(gguf_file.resolve())
         options = {"gguf_file": "model.gguf", "local_files_only": True, "trust_remote_code": False}
-        with discard_panic_messages():
+        with discard_native_output():
             tokenizer = AutoTokenizer.from_pretrained(name, **options)
         with limit_construction(headers):
             model, report = AutoModelForCausalLM.from_pretrained(

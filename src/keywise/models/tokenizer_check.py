@@ -9,6 +9,7 @@ from math import prod
 from typing import Any, Final
 
 from keywise.models.safetensors_files import ModelFileError
+from keywise.util.foreign_errors import translate_errors
 
 MAX_GROWTH: Final = 4096
 MAX_STEPS: Final = 256
@@ -18,7 +19,10 @@ _PARTS: Final = ("normalizer", "pre_tokenizer", "decoder")
 # Entries of the parts that insert text.
 _INSERTING: Final = ("content", "prepend", "replacement", "prefix")
 # A pattern that tries all ways to divide a text takes years for one of these.
-_PROBES: Final = tuple(f"{unit * 48}!\n" for unit in ("a", "A", "1", " ", "-", "ab ", "é", "中"))
+_PROBES: Final = (
+    *(f"{unit * 48}!\n" for unit in ("a", "A", "1", " ", "-", "x", "ab ", "é", "中")),
+    'The lamp wasn\'t lit in 1862;\tits keeper (Ann Low) paid £3.50 \u2013 "too much"! naïve, 日本語, 😀 \u0301',
+)
 
 
 def check_tokenizer(tokenizer: Any) -> None:
@@ -43,12 +47,34 @@ def check_tokenizer(tokenizer: Any) -> None:
         growth = prod(max(1, len(text)) for step in steps for text in _list_inserted(step))
         if growth > MAX_GROWTH or len(steps) > MAX_STEPS:
             raise ModelFileError(f"the {name} of its tokenizer must not make a text {MAX_GROWTH:,} times longer")
+    if getattr(backend.model, "dropout", None):
+        raise ModelFileError("its tokenizer must not drop merges at random")
+    # Every call sets these anew, but only after a length in a file could have been allocated.
+    backend.no_padding()
+    backend.no_truncation()
+    _probe(backend)
+
+
+def _probe(backend: Any) -> None:
+    """Encode and decode short texts; raise an error if this fails or takes long."""
+    errors: list[ModelFileError] = []
+
+    def run() -> None:
+        try:
+            with translate_errors(ModelFileError):
+                encodings = backend.encode_batch(list(_PROBES), add_special_tokens=False)
+                backend.decode_batch([encoding.ids for encoding in encodings])
+        except ModelFileError as error:
+            errors.append(error)
+
     # The library releases the interpreter's lock, but cannot be interrupted.
-    probing = threading.Thread(target=backend.encode_batch, args=(list(_PROBES),), daemon=True)
-    probing.start()
-    probing.join(MAX_SECONDS)
-    if probing.is_alive():
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(MAX_SECONDS)
+    if thread.is_alive():
         raise ModelFileError(f"its tokenizer takes longer than {MAX_SECONDS:g} seconds for a few words")
+    if errors:
+        raise ModelFileError(f"its tokenizer fails: {errors[0]}") from errors[0]
 
 
 def _list_steps(value: Any) -> Iterator[dict[str, Any]]:
