@@ -92,13 +92,8 @@ def read_file(path: str | os.PathLike[str]) -> Source:
     MissingFileError
         The file does not exist. It is a `FormatError` and a `FileNotFoundError`.
     FormatError
-<<<<<<< HEAD
-        The path is a folder, or the file is empty, binary, damaged, not UTF-8, or has no words; or its conversion needs
-        more memory or time than a file of its size should.
-=======
         The path is a folder, a pipe or a device, or the file is empty, binary, damaged, not UTF-8, too large for the
-        memory, or has no words.
->>>>>>> lib
+        memory, or has no words; or its conversion needs more memory or time than a file of its size should.
 
     Examples
     --------
