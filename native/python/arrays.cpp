@@ -58,6 +58,47 @@ bool is_aligned(const void* data, int64_t bytes) {
   return reinterpret_cast<uintptr_t>(data) % uintptr_t(bytes) == 0;
 }
 
+// A variable of a module, looked up in the module's dictionary at each call.
+class ModuleVariable {
+ public:
+  ModuleVariable(const char* module, const char* name)
+      : module_(intern(module)), name_(intern(name)) {}
+
+  // Returns the value, borrowed; null before the module is imported or where it has no such name.
+  PyObject* get() {
+    if (!variables_) {
+      const nb::object module = nb::steal(PyImport_GetModule(module_));
+      if (module.is_valid()) variables_ = nb::borrow(PyModule_GetDict(module.ptr())).release().ptr();
+    }
+    PyObject* const value = variables_ ? PyDict_GetItemWithError(variables_, name_) : nullptr;
+    if (!value) PyErr_Clear();
+    return value;
+  }
+
+ private:
+  PyObject* module_;
+  PyObject* name_;
+  PyObject* variables_ = nullptr;  // never released: Python may be gone when static objects are
+};
+
+bool is_negative(PyObject* number) {
+  return number && PyLong_Check(number) && PyLong_AsLong(number) < 0;
+}
+
+// Returns whether torch may know more of a tensor than its elements: in forward-mode
+// differentiation, dispatch modes and traces. as_readable_array examines such tensors.
+bool is_torch_watching() {
+  static ModuleVariable level("torch.autograd.forward_ad", "_current_level");
+  static ModuleVariable in_mode("torch.utils._python_dispatch", "_is_in_torch_dispatch_mode");
+  static ModuleVariable is_tracing("torch._C", "_is_tracing");
+  if (!is_negative(level.get()) || in_mode.get() != Py_False) return true;
+  PyObject* const function = is_tracing.get();
+  if (!function) return true;
+  const nb::object tracing = nb::steal(PyObject_CallNoArgs(function));
+  if (!tracing.is_valid()) throw nb::python_error();
+  return tracing.ptr() != Py_False;
+}
+
 // Returns whether a tensor's memory can be read as it is. One that requires gradients must be
 // refused, and one with the negative bit set stores its elements with the opposite sign.
 bool is_plain(nb::handle tensor) {
@@ -69,6 +110,14 @@ bool is_plain(nb::handle tensor) {
   const nb::object negated = nb::steal(PyObject_CallMethodNoArgs(tensor.ptr(), is_neg));
   if (!negated.is_valid()) throw nb::python_error();
   return negated.ptr() == Py_False;
+}
+
+// Returns false for null plus the offset of a view: the storage was freed, or lies elsewhere.
+// Allocators take memory near the end of the address space; elsewhere as_readable_array looks
+// closer.
+bool is_address(const void* data) {
+  constexpr uintptr_t kLargestOffset = uintptr_t(1) << 40;
+  return reinterpret_cast<uintptr_t>(data) > kLargestOffset;
 }
 
 // Reads a plain tensor of 4 axes that kernels can read where it is; false for any other.
@@ -83,7 +132,7 @@ bool read_tensor(nb::handle tensor, HeldArray& held) {
   InputArray& array = held.array;
   array.element = to_element(view.type);
   array.data = static_cast<const char*>(view.data) + view.offset_bytes;
-  if (view.device != dlpack::kCpu || view.axes != 4 || !view.data ||
+  if (view.device != dlpack::kCpu || view.axes != 4 || !is_address(view.data) ||
       array.element == Element::unsupported)
     return false;
   if (view.stride[3] != 1 && view.shape[3] != 1) return false;
@@ -233,14 +282,16 @@ void set_array_functions(ArrayFunctions new_functions) {
   *functions = std::move(new_functions);
 }
 
-HeldArray read_array(const std::string& name, nb::handle value) {
+ArrayReader::ArrayReader() : reads_tensors_(find_tensor_type() && !is_torch_watching()) {}
+
+HeldArray ArrayReader::read(const std::string& name, nb::handle value) const {
   HeldArray held;
   PyTypeObject* const type = Py_TYPE(value.ptr());
   if (type == find_numpy_type()) {
     if (read_numpy(value, held)) return held;
   } else if (is_host_array(value)) {
     if (read_host_array(value, held, false)) return held;
-  } else if (type == find_tensor_type()) {
+  } else if (reads_tensors_ && type == find_tensor_type()) {
     if (read_tensor(value, held)) return held;
   }
   held = {};

@@ -12,10 +12,12 @@ from keywise.attention.checks import as_float_array, as_integer_array, broadcast
 from keywise.attention.native import Inputs, StatsPlan
 from keywise.attention.sizes import Sizes
 from keywise.errors import OptionError, ShapeError
-from keywise.util.checks import check_int
+from keywise.util.checks import MAX_TOKENS, check_int
 
 # Longer segments are not cached, because comparing them takes time and storing them takes memory.
 _MAX_CACHED_KEYS = 1 << 15
+MAX_PADDED_TOP_K = 64
+"""The largest `top_k` that is padded where there are fewer keys, so that results over few and many keys have one shape."""
 
 
 class StatsRequest(NamedTuple):
@@ -24,7 +26,7 @@ class StatsRequest(NamedTuple):
     Parameters
     ----------
     top_k : int
-        Number of heaviest keys per query; 0 for none.
+        Number of heaviest keys per query; 0 for none. Above `MAX_PADDED_TOP_K`, at most the number of keys.
     segment_bounds : int array [S+1], optional
         Increasing key positions; segment s contains the keys from ``bounds[s]`` to ``bounds[s + 1] - 1``.
     segment_ids : int array [N], optional
@@ -118,6 +120,8 @@ def resolve_stats(request: StatsRequest, sizes: Sizes | Inputs) -> ResolvedStats
         ranges, count = _find_ranges("segment_ids", request.segment_ids, sizes.keys)
         arrays.update(segment_ranges=ranges, segment_count=count)
     top_k = check_int("top_k", request.top_k, minimum=0)
+    if top_k > MAX_PADDED_TOP_K:
+        top_k = min(top_k, sizes.keys)
     if request.query_weights is not None:
         arrays["query_weights"] = _check_query_weights(request.query_weights, sizes.scores[:3])
     fields = _resolve_fields(top_k, request.key_mass, first, last)
@@ -131,21 +135,22 @@ def _resolve_fields(top_k: int, key_mass: bool, first_query: int, last_query: in
 
 def _check_query_weights(query_weights: Any, shape: tuple[int, ...]) -> Array:
     array = as_float_array("query_weights", query_weights)
-    weights = broadcast("query_weights", as_element_aligned(array.floats(np.float32)), shape)
+    with np.errstate(over="ignore"):
+        weights = array.floats(np.float32)
     finite = np.isfinite(weights)
     if not finite.all():
         index = np.argwhere(~finite)[0].tolist()
-        raise OptionError("query_weights", f"must be finite, got {weights[tuple(index)]} at index {index}")
-    return weights
+        raise OptionError("query_weights", f"must be finite in float32, got {weights[tuple(index)]} at index {index}")
+    return broadcast("query_weights", as_element_aligned(weights), shape)
 
 
 def _find_ranges(name: str, bounds_or_ids: Any, keys: int) -> tuple[Array, int]:
     """Return ranges [R, 3] of keys of one segment each, and the number of segments."""
-    if isinstance(bounds_or_ids, (list, tuple)):
-        bounds_or_ids = np.asarray(bounds_or_ids) if bounds_or_ids else np.empty(0, np.int64)
     numbers = as_integer_array(name, bounds_or_ids)
     if numbers.ndim != 1:
         raise ShapeError(name, f"must have one axis, got shape {list(numbers.shape)}")
+    if numbers.size and not -MAX_TOKENS <= numbers.min() <= numbers.max() <= MAX_TOKENS:
+        raise OptionError(name, f"must be from -1 to {keys}, got {numbers.min()} to {numbers.max()}")
     numbers = numbers.astype(np.int64)
     # Every layer and every decoding step passes the same segments.
     if numbers.size <= _MAX_CACHED_KEYS:
