@@ -12,7 +12,7 @@ import torch
 from torch._subclasses import FakeTensorMode
 from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import keywise as kw
 from keywise.attention.arrays import as_host_array
@@ -48,10 +48,11 @@ def call(argument: str, array: Any) -> kw.AttentionStats:
     return kw.attention_stats(**{"query": QUERY, "key": KEY, "value": VALUE, **changes})
 
 
-def check_refusal(argument: str, run: Callable[[], Any]) -> None:
+def check_refusal(argument: str | None, run: Callable[[], Any]) -> None:
+    """Check that a call is refused with the name of an argument, or of any."""
     with pytest.raises(kw.KeywiseError) as caught:
         run()
-    assert caught.value.argument == argument, caught.value
+    assert caught.value.argument in ({argument} if argument else {*ARGUMENTS}), caught.value
 
 
 def free(tensor: torch.Tensor) -> torch.Tensor:
@@ -114,6 +115,23 @@ class Quantity(np.ndarray):
         raise AssertionError("no operation may be called")
 
 
+class BrokenExport(DlpackArray):
+    def __init__(self) -> None:
+        super().__init__(np.zeros(1))
+
+    def __dlpack__(self, **_: Any) -> Any:
+        raise OSError("the device is gone")
+
+
+class NullExport(DlpackArray):
+    def __init__(self, tensor: torch.Tensor) -> None:
+        super().__init__(tensor.numpy())
+        self.tensor = free(tensor)
+
+    def __dlpack__(self, **_: Any) -> Any:
+        return torch.utils.dlpack.to_dlpack(self.tensor)
+
+
 UNREADABLE: dict[str, Callable[[torch.Tensor], Any]] = {
     "freed": free,
     "a view of a freed storage": free_view,
@@ -133,33 +151,27 @@ UNREADABLE: dict[str, Callable[[torch.Tensor], Any]] = {
     "complex": lambda tensor: tensor.to(torch.complex64).conj(),
     "quantized": lambda tensor: torch.quantize_per_tensor(tensor.float(), 0.1, 0, torch.quint8),
     "a broken export": lambda _: BrokenExport(),
-    "an export without memory": lambda tensor: NullExport(tensor),
+    "an export without memory": NullExport,
 }
-
-
-class BrokenExport(DlpackArray):
-    def __init__(self) -> None:
-        super().__init__(np.zeros(1))
-
-    def __dlpack__(self, **_: Any) -> Any:
-        raise OSError("the device is gone")
-
-
-class NullExport(DlpackArray):
-    def __init__(self, tensor: torch.Tensor) -> None:
-        super().__init__(tensor.numpy())
-        self.tensor = free(tensor)
-
-    def __dlpack__(self, **_: Any) -> Any:
-        return torch.utils.dlpack.to_dlpack(self.tensor)
 
 
 @pytest.mark.parametrize("kind", UNREADABLE)
 @pytest.mark.parametrize("argument", ARGUMENTS)
 @pytest.mark.filterwarnings("ignore:.*(nested tensors|Nested|quantize|MaskedTensor).*")
 def test_arrays_without_readable_elements_are_refused_by_name(argument: str, kind: str) -> None:
+    if argument in {"query", "key", "value"} and kind in {"cut short", "behind the end of its storage"}:
+        pytest.skip("found for large tensors only")
     array = UNREADABLE[kind](ARGUMENTS[argument])
     check_refusal(argument, lambda: call(argument, array))
+
+
+@pytest.mark.parametrize("which", range(3))
+@pytest.mark.parametrize("change", [shrink, shrink_before, free, free_view])
+def test_large_tensors_beyond_their_storage_are_refused_by_name(which: int, change: Any) -> None:
+    arrays = [torch.randn(1, 4, 1024, 64) for _ in range(3)]
+    kw.attend(*arrays, mask=kw.Mask(lengths=[1]))
+    arrays[which] = change(arrays[which])
+    check_refusal(("query", "key", "value")[which], lambda: kw.attend(*arrays))
 
 
 @pytest.mark.parametrize("kind", ["freed", "a view of a freed storage", "cut short", "fake", "masked", "elsewhere"])
@@ -198,6 +210,8 @@ TRANSFORMS: dict[str, Callable[[str, torch.Tensor], Any]] = {
     )(torch.stack([tensor, tensor])),
     "fx": lambda argument, _: torch.fx.symbolic_trace(lambda array: call(argument, array)),
 }
+TRACES = {"jit.trace", "make_fx", "make_fx before dispatch", "make_fx of fakes"}
+"""Every tensor of a trace may depend on its input, so that the first one is refused."""
 
 
 @pytest.mark.parametrize("transform", TRANSFORMS)
@@ -205,7 +219,8 @@ TRANSFORMS: dict[str, Callable[[str, torch.Tensor], Any]] = {
 def test_arguments_inside_transforms_are_refused_by_name(argument: str, transform: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        check_refusal(argument, lambda: TRANSFORMS[transform](argument, ARGUMENTS[argument]))
+        named = None if transform in TRACES else argument
+        check_refusal(named, lambda: TRANSFORMS[transform](argument, ARGUMENTS[argument]))
 
 
 @pytest.mark.parametrize("argument", FLOATS)
@@ -214,7 +229,8 @@ def test_derivatives_are_refused_by_name(argument: str) -> None:
     check_refusal(argument, lambda: differentiate(argument, tensor))
     check_refusal(argument, lambda: torch.func.grad(lambda array: call(argument, array).output.sum())(tensor))
     tangents = (torch.ones_like(tensor),)
-    check_refusal(argument, lambda: torch.func.jvp(lambda array: call(argument, array).output, (tensor,), tangents))
+    # torch wraps every tensor that is read inside, so that the first one is refused.
+    check_refusal(None, lambda: torch.func.jvp(lambda array: call(argument, array).output, (tensor,), tangents))
 
 
 def test_tensors_without_tangents_are_read_inside_a_dual_level() -> None:
@@ -225,9 +241,14 @@ def test_tensors_without_tangents_are_read_inside_a_dual_level() -> None:
         assert torch.equal(call("query", primal).output, expected)
 
 
+class Watching(TorchDispatchMode):
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return function(*args, **(kwargs or {}))
+
+
 def test_modes_that_only_watch_operations_do_not_change_results() -> None:
     expected = call("query", QUERY).output
-    with FlopCounterMode(display=False), torch.device("meta"):
+    with Watching(), torch.device("meta"):
         assert torch.equal(call("query", QUERY).output, expected)
         assert torch.equal(call("query", torch.nn.Parameter(QUERY, requires_grad=False)).output, expected)
 
@@ -235,17 +256,12 @@ def test_modes_that_only_watch_operations_do_not_change_results() -> None:
 READABLE: dict[str, Callable[[torch.Tensor], Any]] = {
     "parameter": lambda tensor: torch.nn.Parameter(tensor, requires_grad=False),
     "buffer": torch.nn.Buffer,
-    "inference": lambda tensor: clone_for_inference(tensor),
+    "inference": torch.inference_mode()(torch.clone),
     "read-only": lambda tensor: np.frombuffer(tensor.numpy().tobytes(), tensor.numpy().dtype).reshape(tensor.shape),
     "record array": lambda tensor: tensor.numpy().view(np.recarray),
     "behind a gap": lambda tensor: torch.stack([tensor, tensor])[1],
     "exported": lambda tensor: DlpackArray(tensor.numpy()),
 }
-
-
-def clone_for_inference(tensor: torch.Tensor) -> torch.Tensor:
-    with torch.inference_mode():
-        return tensor.clone()
 
 
 def check_equal(actual: kw.AttentionStats, expected: kw.AttentionStats, message: str) -> None:
@@ -264,12 +280,12 @@ def test_arrays_with_readable_elements_give_the_same_bits(argument: str) -> None
 
 
 @pytest.mark.parametrize("argument", FLOATS)
-def test_negated_views_are_read_with_their_sign(argument: str) -> None:
-    tensor = FLOATS[argument]
-    negated = torch.view_as_complex(torch.stack([tensor, -tensor], -1)).conj().imag
+def test_negated_views_are_refused_by_name(argument: str) -> None:
+    negated = torch.view_as_complex(torch.stack([FLOATS[argument], FLOATS[argument]], -1)).conj().imag
     assert negated.is_neg()
-    check_equal(call(argument, negated), call(argument, tensor), argument)
-    check_equal(call(argument, negated.bfloat16().float()), call(argument, tensor.bfloat16().float()), argument)
+    check_refusal(argument, lambda: call(argument, negated))
+    resolved = negated.resolve_neg()
+    check_equal(call(argument, resolved), call(argument, -FLOATS[argument]), argument)
 
 
 def test_a_matrix_is_read_as_an_array() -> None:

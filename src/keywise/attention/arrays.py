@@ -214,7 +214,8 @@ def _read_tensor(name: str, tensor: Any, torch: Any) -> HostArray:
             f"{tensor.untyped_storage().nbytes()} bytes",
             remedy="its storage was freed or resized, or belongs to a transform of torch; pass a copy made before",
         )
-    tensor = tensor.resolve_neg()
+    if tensor.is_neg():
+        raise TargetError(name, "must not have the negative bit set", remedy=f"use {name}.resolve_neg()")
     if tensor.dtype is torch.bfloat16:
         return HostArray(tensor.view(torch.uint16).numpy(), "bfloat16", tensor)
     try:

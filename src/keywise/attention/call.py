@@ -91,7 +91,7 @@ def make_call(
         inputs = read_inputs(query, (key,), (value,))
     if isinstance(inputs, Refusal):
         raise _make_error(inputs, query, key, value)
-    if first_key != 0:
+    if type(first_key) is not int or first_key != 0:
         first_key = check_int("first_key", first_key, minimum=0)
     # The usual scale needs no further check; a small call would notice one.
     if scale is not None and not (type(scale) is float and 0.0 <= scale <= MAX_FLOAT):
