@@ -58,17 +58,114 @@ bool is_aligned(const void* data, int64_t bytes) {
   return reinterpret_cast<uintptr_t>(data) % uintptr_t(bytes) == 0;
 }
 
+// A variable of a module, looked up in the module's dictionary at each call.
+class ModuleVariable {
+ public:
+  ModuleVariable(const char* module, const char* name)
+      : module_(intern(module)), name_(intern(name)) {}
+
+  // Returns the value, borrowed; null before the module is imported or where it has no such name.
+  PyObject* get() {
+    if (!variables_) {
+      const nb::object module = nb::steal(PyImport_GetModule(module_));
+      if (module.is_valid()) variables_ = nb::borrow(PyModule_GetDict(module.ptr())).release().ptr();
+    }
+    PyObject* const value = variables_ ? PyDict_GetItemWithError(variables_, name_) : nullptr;
+    if (!value) PyErr_Clear();
+    return value;
+  }
+
+ private:
+  PyObject* module_;
+  PyObject* name_;
+  PyObject* variables_ = nullptr;  // never released: Python may be gone when static objects are
+};
+
+bool is_negative(PyObject* number) {
+  return number && PyLong_Check(number) && PyLong_AsLong(number) < 0;
+}
+
+// Returns whether torch may know more of a tensor than its elements: in forward-mode
+// differentiation, dispatch modes and traces. as_readable_array examines such tensors.
+bool is_torch_watching() {
+  static ModuleVariable level("torch.autograd.forward_ad", "_current_level");
+  static ModuleVariable in_mode("torch.utils._python_dispatch", "_is_in_torch_dispatch_mode");
+  static ModuleVariable is_tracing("torch._C", "_is_tracing");
+  if (!is_negative(level.get()) || in_mode.get() != Py_False) return true;
+  PyObject* const function = is_tracing.get();
+  if (!function) return true;
+  const nb::object tracing = nb::steal(PyObject_CallNoArgs(function));
+  if (!tracing.is_valid()) throw nb::python_error();
+  return tracing.ptr() != Py_False;
+}
+
+// A method or property of a class of torch, found once: a lookup at each call takes noticeable time.
+class Member {
+ public:
+  // `type` is held by its module.
+  Member(PyTypeObject* type, const char* name)
+      : descriptor_(PyObject_GetAttrString(reinterpret_cast<PyObject*>(type), name)) {
+    if (!descriptor_) throw nb::python_error();
+  }
+
+  // Calls the method without arguments; invalid after an error.
+  nb::object call(nb::handle object) const {
+    return nb::steal(PyObject_CallOneArg(descriptor_, object.ptr()));
+  }
+  // Returns the property; invalid after an error.
+  nb::object get(nb::handle object) const {
+    const descrgetfunc get = Py_TYPE(descriptor_)->tp_descr_get;
+    PyObject* const type = reinterpret_cast<PyObject*>(Py_TYPE(object.ptr()));
+    return nb::steal(get(descriptor_, object.ptr(), type));
+  }
+
+ private:
+  PyObject* descriptor_;  // never released: Python may be gone when static objects are
+};
+
 // Returns whether a tensor's memory can be read as it is. One that requires gradients must be
 // refused, and one with the negative bit set stores its elements with the opposite sign.
 bool is_plain(nb::handle tensor) {
-  static PyObject* const requires_grad = intern("requires_grad");
-  static PyObject* const is_neg = intern("is_neg");
-  const nb::object wants_gradient = nb::steal(PyObject_GetAttr(tensor.ptr(), requires_grad));
+  static const Member requires_grad(find_tensor_type(), "requires_grad");
+  static const Member is_neg(find_tensor_type(), "is_neg");
+  const nb::object wants_gradient = requires_grad.get(tensor);
   if (!wants_gradient.is_valid()) throw nb::python_error();
   if (wants_gradient.ptr() != Py_False) return false;
-  const nb::object negated = nb::steal(PyObject_CallMethodNoArgs(tensor.ptr(), is_neg));
+  const nb::object negated = is_neg.call(tensor);
   if (!negated.is_valid()) throw nb::python_error();
   return negated.ptr() == Py_False;
+}
+
+// Returns the bytes from the first element to the end of the last.
+int64_t count_bytes(const InputArray& array) {
+  int64_t elements = 1;
+  for (int axis = 0; axis < 4; ++axis) elements += (array.shape[axis] - 1) * array.stride[axis];
+  return elements * bytes_of(to_dtype(array.element));
+}
+
+// Returns whether all elements lie in the tensor's storage.
+bool fits_storage(nb::handle tensor, const InputArray& array) {
+  static const Member untyped_storage(find_tensor_type(), "untyped_storage");
+  const nb::object storage = untyped_storage.call(tensor);
+  if (!storage.is_valid()) throw nb::python_error();
+  static const Member data_ptr(Py_TYPE(storage.ptr()), "data_ptr");
+  const nb::object address = data_ptr.call(storage);
+  const Py_ssize_t size = address.is_valid() ? PyObject_Size(storage.ptr()) : -1;
+  if (size < 0) throw nb::python_error();
+  const uintptr_t begin = PyLong_AsSize_t(address.ptr());
+  const uintptr_t first = reinterpret_cast<uintptr_t>(array.data);
+  return first - begin + uint64_t(count_bytes(array)) <= uint64_t(size);
+}
+
+// Returns whether a tensor has its elements in memory. Where its storage was freed, or belongs to a
+// tensor inside a transform, its address is the offset of a view: allocators return no such
+// address. A storage that was cut short is found for large tensors only, because asking for its
+// size would slow a small call down by 3 %.
+bool has_memory(nb::handle tensor, const InputArray& array) {
+  constexpr uintptr_t kLargestOffset = uintptr_t(1) << 40;
+  constexpr int64_t kLargeBytes = int64_t(1) << 19;
+  if (reinterpret_cast<uintptr_t>(array.data) < kLargestOffset) return false;
+  return count_bytes(array) < kLargeBytes || fits_storage(tensor, array);
 }
 
 // Reads a plain tensor of 4 axes that kernels can read where it is; false for any other.
@@ -93,6 +190,7 @@ bool read_tensor(nb::handle tensor, HeldArray& held) {
   array.axes = view.axes;
   std::copy_n(view.shape, 4, array.shape);
   std::copy_n(view.stride, 4, array.stride);
+  if (!has_memory(tensor, array)) return false;
   held.owner = nb::borrow(tensor);
   held.is_tensor = true;
   return true;
@@ -233,14 +331,16 @@ void set_array_functions(ArrayFunctions new_functions) {
   *functions = std::move(new_functions);
 }
 
-HeldArray read_array(const std::string& name, nb::handle value) {
+ArrayReader::ArrayReader() : reads_tensors_(find_tensor_type() && !is_torch_watching()) {}
+
+HeldArray ArrayReader::read(const std::string& name, nb::handle value) const {
   HeldArray held;
   PyTypeObject* const type = Py_TYPE(value.ptr());
   if (type == find_numpy_type()) {
     if (read_numpy(value, held)) return held;
   } else if (is_host_array(value)) {
     if (read_host_array(value, held, false)) return held;
-  } else if (type == find_tensor_type()) {
+  } else if (reads_tensors_ && type == find_tensor_type()) {
     if (read_tensor(value, held)) return held;
   }
   held = {};

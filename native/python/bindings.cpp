@@ -46,13 +46,14 @@ std::variant<Inputs, Refusal> read_inputs(nb::handle query, const nb::tuple& key
   const auto name_array = [&](const char* side, size_t i) {
     return count == 1 ? std::string(side) : side + (" chunk " + std::to_string(i));
   };
-  HeldArray held_query = read_array("query", query);
+  const ArrayReader reader;
+  HeldArray held_query = reader.read("query", query);
   std::vector<HeldArray> held;
   std::vector<InputChunk> chunks(count);
   held.reserve(2 * count);
   for (size_t i = 0; i < count; ++i) {
-    held.push_back(read_array(name_array("key", i), keys[i]));
-    held.push_back(read_array(name_array("value", i), values[i]));
+    held.push_back(reader.read(name_array("key", i), keys[i]));
+    held.push_back(reader.read(name_array("value", i), values[i]));
     chunks[i].key = held[2 * i].array;
     chunks[i].value = held[2 * i + 1].array;
   }

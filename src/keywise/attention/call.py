@@ -7,10 +7,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from keywise.attention.arrays import FLOATS, Array, HostArray, as_element_aligned, as_host_array
-from keywise.attention.checks import as_float_array, broadcast
+from keywise.attention.checks import broadcast, check_sinks
 from keywise.attention.native import Inputs, Refusal, read_inputs
 from keywise.attention.stats_request import ResolvedStats, StatsRequest, resolve_stats
 from keywise.attention.visibility import ALL_KEYS, ResolvedMask, resolve_mask
@@ -93,7 +91,7 @@ def make_call(
         inputs = read_inputs(query, (key,), (value,))
     if isinstance(inputs, Refusal):
         raise _make_error(inputs, query, key, value)
-    if first_key != 0:
+    if type(first_key) is not int or first_key != 0:
         first_key = check_int("first_key", first_key, minimum=0)
     # The usual scale needs no further check; a small call would notice one.
     if scale is not None and not (type(scale) is float and 0.0 <= scale <= MAX_FLOAT):
@@ -102,7 +100,7 @@ def make_call(
         inputs,
         ALL_KEYS if mask is None else resolve_mask(mask, inputs, first_key),
         None if bias is None else _check_bias(bias, inputs),
-        None if sinks is None else _check_sinks(sinks, inputs.query_heads),
+        None if sinks is None else check_sinks(sinks, inputs.query_heads),
         scale,
         None if softcap is None else _check_softcap(softcap, scale, inputs.head_dim),
         first_key,
@@ -129,18 +127,6 @@ def _check_bias(bias: Any, inputs: Inputs) -> HostArray:
             remedy="pass a boolean mask as mask=",
         )
     return array._replace(data=broadcast("bias", as_element_aligned(array.data), inputs.scores))
-
-
-def _check_sinks(sinks: Any, query_heads: int) -> Array:
-    array = as_float_array("sinks", sinks)
-    if array.data.shape != (query_heads,):
-        raise ShapeError(
-            "sinks", f"must have one score per query head, [{query_heads}], got shape {list(array.data.shape)}"
-        )
-    scores = array.floats(np.float64)
-    if not (scores <= MAX_FLOAT).all():
-        raise OptionError("sinks", f"must be at most {MAX_FLOAT:g} (-inf for none)", got=scores.tolist())
-    return scores
 
 
 def _check_softcap(value: Any, scale: float | None, head_dim: int) -> float:

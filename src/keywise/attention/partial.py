@@ -12,8 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from keywise.attention.arrays import Array
+from keywise.attention.checks import check_sinks
 from keywise.attention.native import DefaultFloatMode
 from keywise.errors import DtypeError, OptionError, ShapeError
+from keywise.util.checks import check_int
 
 # The natural logarithm of 2^40: sums relative to a running max that is larger by this leave room for many more.
 _HEADROOM = 40 * np.log(2)
@@ -53,17 +55,23 @@ class Partial:
         batch, heads, queries, value_dim : int
             Sizes of the partial.
 
+        Raises
+        ------
+        DtypeError, OptionError
+            A size is not an integer, or is negative.
+
         Examples
         --------
         >>> import keywise as kw
         >>> float(kw.Partial.empty(1, 2, 3, 8).lse().max())
         -inf
         """
-        shape = (batch, heads, queries)
+        sizes = {"batch": batch, "heads": heads, "queries": queries, "value_dim": value_dim}
+        *shape, value_dim = (check_int(name, size, minimum=0) for name, size in sizes.items())
         return cls(
             running_max=np.full(shape, -np.inf, np.float32),
             running_sum=np.zeros(shape, np.float32),
-            values=np.zeros((*shape, value_dim), np.float32),
+            values=np.zeros([*shape, value_dim], np.float32),
         )
 
     def lse(self, sinks: Array | None = None) -> Array:
@@ -81,8 +89,8 @@ class Partial:
 
         Raises
         ------
-        ShapeError
-            There is not one sink per head.
+        DtypeError, ShapeError, OptionError
+            There is not one number per head.
 
         Examples
         --------
@@ -92,11 +100,11 @@ class Partial:
         [[[0.0]]]
         """
         if sinks is not None:
-            self._check_sinks(sinks)
+            sinks = check_sinks(sinks, self.running_max.shape[1])
         with DefaultFloatMode(), np.errstate(divide="ignore"):
             lse = self.running_max + np.log(self.running_sum)
             if sinks is not None:
-                lse = np.logaddexp(lse, np.asarray(sinks)[:, None])
+                lse = np.logaddexp(lse, sinks[:, None])
             return np.where(self.running_sum == 0, -np.inf, lse).astype(self.running_max.dtype)
 
     def output(self, sinks: Array | None = None) -> Array:
@@ -114,8 +122,8 @@ class Partial:
 
         Raises
         ------
-        ShapeError
-            There is not one sink per head.
+        DtypeError, ShapeError, OptionError
+            There is not one number per head.
 
         Examples
         --------
@@ -125,13 +133,13 @@ class Partial:
         True
         """
         if sinks is not None:
-            self._check_sinks(sinks)
+            sinks = check_sinks(sinks, self.running_max.shape[1])
         has_keys = self.running_sum != 0
         denominator = np.where(has_keys, self.running_sum, 1)
         with DefaultFloatMode(), np.errstate(over="ignore"):
             if sinks is not None:
                 running_max = np.where(has_keys, self.running_max, 0)
-                denominator = denominator + np.exp(np.asarray(sinks)[:, None] - running_max)
+                denominator = denominator + np.exp(sinks[:, None] - running_max)
             output = self.values / denominator[..., None]
             return np.where(has_keys[..., None], output, 0).astype(self.values.dtype)
 
@@ -148,6 +156,11 @@ class Partial:
         [B, Hq, Q]
             From 0 to 1.
 
+        Raises
+        ------
+        DtypeError, ShapeError
+            `merged` is not a partial, or belongs to different queries.
+
         Examples
         --------
         >>> import numpy as np, keywise as kw
@@ -156,18 +169,12 @@ class Partial:
         >>> part.share_of(kw.merge(part, rest)).tolist()
         [[[0.25, 0.25, 0.25, 0.25]]]
         """
+        _check_same_queries((self, merged))
         has_keys = self.running_sum != 0
         with DefaultFloatMode():
             shift = np.where(has_keys, self.running_max, 0) - np.where(has_keys, merged.running_max, 0)
             share = np.exp(shift) * self.running_sum / np.where(has_keys, merged.running_sum, 1)
             return np.where(has_keys, share, 0).astype(self.running_sum.dtype)
-
-    def _check_sinks(self, sinks: Array) -> None:
-        if np.shape(sinks) != (self.running_max.shape[1],):
-            raise ShapeError(
-                "sinks",
-                f"must have one score per head, [{self.running_max.shape[1]}], got shape {list(np.shape(sinks))}",
-            )
 
 
 def merge(*partials: Partial) -> Partial:
@@ -224,6 +231,12 @@ def _check_same_queries(partials: Sequence[Partial]) -> None:
             raise ShapeError(
                 "partials",
                 f"must have the same shape, got values {list(part.values.shape)} at index {number} and {list(first)}",
+            )
+        if not part.running_max.shape == part.running_sum.shape == first[:-1]:
+            raise ShapeError(
+                "partials",
+                f"must have one running max and sum per query, got {list(part.running_max.shape)} and "
+                f"{list(part.running_sum.shape)} for values {list(first)} at index {number}",
             )
 
 

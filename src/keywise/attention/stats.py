@@ -53,6 +53,7 @@ class AttentionStats:
         -sum w ln w over the keys, in nats.
     top_keys, top_weights : [B, Hq, Q, top_k]
         The heaviest keys and their weights, ties to the lower key; queries with fewer keys end in key -1, weight 0.
+        A `top_k` above 64 is limited to the number of keys.
     top_mass : [B, Hq, Q]
         Sum of `top_weights`.
     key_mass : [B, Hq, N] or None

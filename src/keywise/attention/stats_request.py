@@ -12,10 +12,12 @@ from keywise.attention.checks import as_float_array, as_integer_array, broadcast
 from keywise.attention.native import Inputs, StatsPlan
 from keywise.attention.sizes import Sizes
 from keywise.errors import OptionError, ShapeError
-from keywise.util.checks import check_int
+from keywise.util.checks import MAX_TOKENS, check_int
 
 # Longer segments are not cached, because comparing them takes time and storing them takes memory.
 _MAX_CACHED_KEYS = 1 << 15
+MAX_PADDED_TOP_K = 64
+"""The largest `top_k` that is padded where there are fewer keys, so that results over few and many keys have one shape."""
 
 
 class StatsRequest(NamedTuple):
@@ -24,7 +26,7 @@ class StatsRequest(NamedTuple):
     Parameters
     ----------
     top_k : int
-        Number of heaviest keys per query; 0 for none.
+        Number of heaviest keys per query; 0 for none. Above `MAX_PADDED_TOP_K`, at most the number of keys.
     segment_bounds : int array [S+1], optional
         Increasing key positions; segment s contains the keys from ``bounds[s]`` to ``bounds[s + 1] - 1``.
     segment_ids : int array [N], optional
@@ -110,6 +112,8 @@ def resolve_stats(request: StatsRequest, sizes: Sizes | Inputs) -> ResolvedStats
         raise OptionError("queries", f"must be two positions from 0 to {sizes.queries} in order", got=request.queries)
     segments = _read_segments(request)
     top_k = check_int("top_k", request.top_k, minimum=0)
+    if top_k > MAX_PADDED_TOP_K:
+        top_k = min(top_k, sizes.keys)
     if segments is None:
         fields = _resolve_fields(top_k, request.key_mass, first, last)
     elif segments[1].size <= _MAX_CACHED_KEYS:
@@ -138,12 +142,13 @@ def _resolve_segments(fields: tuple[int, bool, int, int], name: str, numbers: by
 
 def _check_query_weights(query_weights: Any, shape: tuple[int, ...]) -> Array:
     array = as_float_array("query_weights", query_weights)
-    weights = broadcast("query_weights", as_element_aligned(array.floats(np.float32)), shape)
+    with np.errstate(over="ignore"):
+        weights = array.floats(np.float32)
     finite = np.isfinite(weights)
     if not finite.all():
         index = np.argwhere(~finite)[0].tolist()
-        raise OptionError("query_weights", f"must be finite, got {weights[tuple(index)]} at index {index}")
-    return weights
+        raise OptionError("query_weights", f"must be finite in float32, got {weights[tuple(index)]} at index {index}")
+    return broadcast("query_weights", as_element_aligned(weights), shape)
 
 
 def _read_segments(request: StatsRequest) -> tuple[str, Array] | None:
@@ -161,6 +166,8 @@ def _read_segments(request: StatsRequest) -> tuple[str, Array] | None:
     array = as_integer_array(name, numbers)
     if array.ndim != 1:
         raise ShapeError(name, f"must have one axis, got shape {list(array.shape)}")
+    if array.dtype == np.uint64 and array.size and array.max() > MAX_TOKENS:  # int64 may not hold it
+        raise OptionError(name, f"must be at most {MAX_TOKENS}, got {array.max()}")
     return name, array.astype(np.int64, copy=False)
 
 
