@@ -19,8 +19,10 @@
 #include <variant>
 #include <vector>
 
+#include "../checked.h"
 #include "../core.h"
 #include "../inputs.h"
+#include "../team.h"
 #include "arrays.h"
 #include "gil.h"
 
@@ -112,7 +114,7 @@ MaskRules make_mask_rules(const CheckedMask& mask, const Sizes& sizes, int64_t f
   if (mask.lengths) {
     rules.lengths = mask.lengths->data();
   } else {
-    positions.lengths.assign(size_t(sizes.batch), first_key + sizes.keys);
+    positions.lengths.assign(size_t(sizes.batch), checked_add(first_key, sizes.keys));
     rules.lengths = positions.lengths.data();
   }
   if (mask.starts) {
@@ -179,8 +181,8 @@ void set_output(Problem& problem, const Sizes& sizes, bool transposed, Results& 
   int64_t* const stride = problem.output_stride;
   stride[3] = 1;
   stride[2] = sizes.value_dim;
-  stride[1] = stride[2] * inner;
-  stride[0] = stride[1] * outer;
+  stride[1] = checked_multiply(stride[2], inner);
+  stride[0] = checked_multiply(stride[1], outer);
   if (transposed) std::swap(stride[1], stride[2]);
 }
 
@@ -239,6 +241,7 @@ nb::dict attend(const Inputs& inputs, const CheckedMask& mask, const StatsPlan* 
   problem.wants_statistics = stats != nullptr;
   if (stats) problem.statistics = make_statistics(*stats, sizes, results);
 
+  if (threads > 1 && is_torch_imported()) find_torch_threads();
   bool finished;
   {
     const WithoutGil released;
