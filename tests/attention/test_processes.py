@@ -36,7 +36,7 @@ def run_child(work):
         except BaseException as error:
             print(repr(error), file=sys.stderr)
             os._exit(2)
-    for _ in range(3000):
+    for _ in range(12_000):
         ended, status = os.waitpid(child, os.WNOHANG)
         if ended:
             assert status == 0, os.waitstatus_to_exitcode(status)
@@ -50,7 +50,7 @@ def run_child(work):
 def run_in_new_process(code: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "KEYWISE_THREADS": "", "OMP_NUM_THREADS": ""}
     done = subprocess.run(
-        [sys.executable, "-c", SETUP + code], env=environment, capture_output=True, text=True, timeout=100, check=False
+        [sys.executable, "-c", SETUP + code], env=environment, capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode == 0, done.stderr
     return done
@@ -139,7 +139,7 @@ except RuntimeError as error:
 if child == 0:
     os._exit(0 if right else 1)
 assert right
-for _ in range(3000):
+for _ in range(12_000):
     ended, status = os.waitpid(child, os.WNOHANG)
     if ended:
         break
@@ -168,7 +168,7 @@ try:
         kw.attend(many[:, :, :500], many, many)
 except Leave:
     os._exit(0 if compute() == compute(1) else 1)
-for _ in range(3000):
+for _ in range(12_000):
     ended, status = os.waitpid(child, os.WNOHANG)
     if ended:
         break

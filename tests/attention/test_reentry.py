@@ -47,7 +47,7 @@ def run_in_new_process(code: str, *, threads: int = 2, torch: bool = False) -> N
         setup = f"import torch\ntorch.set_num_threads({threads})\n{setup}"
     environment = {**os.environ, "KEYWISE_THREADS": "", "OMP_NUM_THREADS": ""}
     done = subprocess.run(
-        [sys.executable, "-c", setup + code], env=environment, capture_output=True, text=True, timeout=100, check=False
+        [sys.executable, "-c", setup + code], env=environment, capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode == 0, done.stderr
 
