@@ -21,6 +21,7 @@
 
 #include "../checked.h"
 #include "../core.h"
+#include "../float_mode.h"
 #include "../inputs.h"
 #include "../team.h"
 #include "arrays.h"
@@ -128,7 +129,8 @@ MaskRules make_mask_rules(const CheckedMask& mask, const Sizes& sizes, int64_t f
     rules.positions = int64_t(mask.documents->shape(1));
   }
   if (mask.allowed) {
-    rules.allowed = mask.allowed->data();
+    // Bytes: one that is neither 0 nor 1 is no bool of C++.
+    rules.allowed = reinterpret_cast<const uint8_t*>(mask.allowed->data());
     copy_strides(*mask.allowed, rules.allowed_stride);
   }
   return rules;
@@ -228,8 +230,11 @@ nb::dict attend(const Inputs& inputs, const CheckedMask& mask, const StatsPlan* 
   problem.chunk_count = int64_t(inputs.chunks().size());
   if (bias) problem.bias = make_bias(*bias, problem.dtype);
   if (sinks) problem.sinks = sinks->data();
-  problem.scale = float(scale ? *scale : std::pow(double(sizes.head_dim), -0.5));
-  problem.softcap = float(softcap);
+  {
+    const DefaultFloatMode mode;
+    problem.scale = float(scale ? *scale : std::pow(double(sizes.head_dim), -0.5));
+    problem.softcap = float(softcap);
+  }
   DefaultPositions positions;
   problem.visibility = make_mask_rules(mask, sizes, first_key, positions);
 
@@ -251,6 +256,13 @@ nb::dict attend(const Inputs& inputs, const CheckedMask& mask, const StatsPlan* 
   if (!finished) throw nb::python_error();
   return results.take();
 }
+
+// ---- Floating-point mode ----
+
+// The default mode from __enter__ to __exit__.
+struct FloatModeContext {
+  std::optional<DefaultFloatMode> mode;
+};
 
 // ---- Environment, limits and targets ----
 
@@ -346,6 +358,13 @@ NB_MODULE(_native, module) {
           },
           "top_k"_a, "key_mass"_a, "first_query"_a, "last_query"_a, "segment_count"_a = nb::none(),
           "segment_ranges"_a = nb::none(), "query_weights"_a = nb::none());
+
+  nb::class_<FloatModeContext>(
+      module, "DefaultFloatMode",
+      "A context in which the thread rounds to nearest and keeps subnormal numbers.")
+      .def(nb::init<>())
+      .def("__enter__", [](FloatModeContext& context) { context.mode.emplace(); })
+      .def("__exit__", [](FloatModeContext& context, const nb::args&) { context.mode.reset(); });
 
   module.def(
       "set_array_functions",

@@ -166,8 +166,8 @@ class Case {
       rules.positions = problem_.keys;
     }
     if (random() % 4 == 0) {
-      allowed_ = Array<bool>(problem_.queries * problem_.keys);
-      for (int64_t i = 0; i < allowed_.size(); ++i) allowed_[i] = random() % 4 != 0;
+      allowed_ = Array<uint8_t>(problem_.queries * problem_.keys);
+      for (int64_t i = 0; i < allowed_.size(); ++i) allowed_[i] = uint8_t(random() % 4 * 85);
       rules.allowed = allowed_.get();
       rules.allowed_stride[2] = problem_.keys;
       rules.allowed_stride[3] = 1;
@@ -277,7 +277,7 @@ class Case {
   Array<char> sinks_;
   Array<char> query_weights_;
   Array<int32_t> documents_;
-  Array<bool> allowed_;
+  Array<uint8_t> allowed_;
   std::vector<int64_t> lengths_;
   std::vector<int64_t> starts_;
   std::vector<int64_t> ranges_;

@@ -167,6 +167,12 @@ _MESSAGES: dict[str, tuple[type[KeywiseError], str]] = {
     "head_dim": (ShapeError, "must have a head_dim of 1 or more, got shape {shape}"),
     "tokens": (ShapeError, f"must have at most {MAX_TOKENS} tokens, got shape {{shape}}"),
     "tokens of all chunks": (ShapeError, f"must have at most {MAX_TOKENS} tokens in all chunks"),
+    "size": (ShapeError, "must have a size in bytes that fits 64 bits, got shape {shape}"),
+    "strides": (ShapeError, "must have strides that reach no further than 64 bits, got shape {shape}"),
+    "output size": (
+        ShapeError,
+        "must have an output whose size fits 64 bits, got shape {shape}, query {query.shape}",
+    ),
     "query dtype": (DtypeError, "must have the query's dtype {query.dtype}, got {dtype}"),
     "query batch": (ShapeError, "must have the query's batch size {query.batch}, got shape {shape}"),
     "query head_dim": (ShapeError, "must have the query's head_dim {query.head_dim}, got shape {shape}"),
@@ -183,7 +189,11 @@ class _ArrayDescription:
     """Dtype and sizes of an array, for an error message."""
 
     def __init__(self, name: str, value: Any) -> None:
-        array = as_host_array(name, value)
+        try:
+            array = as_host_array(name, value)
+        except ValueError:  # NumPy has no arrays of more than 64 bits
+            self.dtype, self.shape = str(value.dtype), list(value.shape)
+            return
         self.dtype = array.dtype if array.scale is None else "int8 with scales"
         self.shape = list(array.data.shape)
         if len(self.shape) == 4:

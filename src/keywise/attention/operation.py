@@ -276,7 +276,9 @@ def _compute(call: AttentionCall, *, transposed_output: bool = False, partial: b
     target = choose_target(inputs.dtype)
     if target == REFERENCE:
         problem = resolve_problem(call)
-        return reference.evaluate(problem).convert(problem, transposed_output=transposed_output, partial=partial)
+        with native.DefaultFloatMode():
+            result = reference.evaluate(problem)
+            return result.convert(problem, transposed_output=transposed_output, partial=partial)
     return native.attend(
         inputs,
         mask.native,

@@ -12,7 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from keywise.attention.arrays import Array
+from keywise.attention.native import DefaultFloatMode
 from keywise.errors import DtypeError, OptionError, ShapeError
+
+# The natural logarithm of 2^40: sums relative to a running max that is larger by this leave room for many more.
+_HEADROOM = 40 * np.log(2)
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,7 +26,7 @@ class Partial:
     Attributes
     ----------
     running_max : [B, Hq, Q]
-        Largest score; -inf when no key of this part is visible.
+        Largest score, or more where `values` would overflow; -inf when no key of this part is visible.
     running_sum : [B, Hq, Q]
         Sum of exp(score - running_max).
     values : [B, Hq, Q, Dv]
@@ -87,12 +91,13 @@ class Partial:
         >>> kw.partial(x, x, x).lse().tolist()
         [[[0.0]]]
         """
-        with np.errstate(divide="ignore"):
-            lse = np.where(self.running_sum == 0, -np.inf, self.running_max + np.log(self.running_sum))
         if sinks is not None:
             self._check_sinks(sinks)
-            lse = np.where(self.running_sum == 0, -np.inf, np.logaddexp(lse, np.asarray(sinks)[:, None]))
-        return lse.astype(self.running_max.dtype)
+        with DefaultFloatMode(), np.errstate(divide="ignore"):
+            lse = self.running_max + np.log(self.running_sum)
+            if sinks is not None:
+                lse = np.logaddexp(lse, np.asarray(sinks)[:, None])
+            return np.where(self.running_sum == 0, -np.inf, lse).astype(self.running_max.dtype)
 
     def output(self, sinks: Array | None = None) -> Array:
         """Return the output of attention over the keys of this partial.
@@ -119,14 +124,16 @@ class Partial:
         >>> bool((kw.partial(x, x, x).output() == x).all())
         True
         """
-        has_keys = self.running_sum != 0
-        denominator = np.where(has_keys, self.running_sum, 1)
         if sinks is not None:
             self._check_sinks(sinks)
-            with np.errstate(over="ignore"):
-                denominator = denominator + np.exp(np.asarray(sinks)[:, None] - np.where(has_keys, self.running_max, 0))
-        output = self.values / denominator[..., None]
-        return np.where(has_keys[..., None], output, 0).astype(self.values.dtype)
+        has_keys = self.running_sum != 0
+        denominator = np.where(has_keys, self.running_sum, 1)
+        with DefaultFloatMode(), np.errstate(over="ignore"):
+            if sinks is not None:
+                running_max = np.where(has_keys, self.running_max, 0)
+                denominator = denominator + np.exp(np.asarray(sinks)[:, None] - running_max)
+            output = self.values / denominator[..., None]
+            return np.where(has_keys[..., None], output, 0).astype(self.values.dtype)
 
     def share_of(self, merged: Partial) -> Array:
         """Return the weight of this part's keys in a partial that it was merged into.
@@ -150,9 +157,10 @@ class Partial:
         [[[0.25, 0.25, 0.25, 0.25]]]
         """
         has_keys = self.running_sum != 0
-        shift = np.where(has_keys, self.running_max, 0) - np.where(has_keys, merged.running_max, 0)
-        share = np.exp(shift) * self.running_sum / np.where(has_keys, merged.running_sum, 1)
-        return np.where(has_keys, share, 0).astype(self.running_sum.dtype)
+        with DefaultFloatMode():
+            shift = np.where(has_keys, self.running_max, 0) - np.where(has_keys, merged.running_max, 0)
+            share = np.exp(shift) * self.running_sum / np.where(has_keys, merged.running_sum, 1)
+            return np.where(has_keys, share, 0).astype(self.running_sum.dtype)
 
     def _check_sinks(self, sinks: Array) -> None:
         if np.shape(sinks) != (self.running_max.shape[1],):
@@ -197,8 +205,9 @@ def merge(*partials: Partial) -> Partial:
         raise OptionError("partials", "must be one partial or more, got none")
     _check_same_queries(partials)
     merged = partials[0]
-    for part in partials[1:]:
-        merged = _merge_two(merged, part)
+    with DefaultFloatMode():
+        for part in partials[1:]:
+            merged = _merge_two(merged, part)
     return merged
 
 
@@ -220,6 +229,23 @@ def _check_same_queries(partials: Sequence[Partial]) -> None:
 
 def _merge_two(left: Partial, right: Partial) -> Partial:
     running_max = np.maximum(left.running_max, right.running_max)
+    with np.errstate(over="ignore", invalid="ignore"):
+        merged = _add(left, right, running_max)
+        overflowed = ~np.isfinite(merged.values).all(axis=3)
+        if not overflowed.any():
+            return merged
+        raised = _add(left, right, running_max + np.where(overflowed, _HEADROOM, 0).astype(running_max.dtype))
+    # A row of NaN or infinite values stays as it is.
+    replaced = overflowed & np.isfinite(raised.values).all(axis=3)
+    return Partial(
+        np.where(replaced, raised.running_max, merged.running_max),
+        np.where(replaced, raised.running_sum, merged.running_sum),
+        np.where(replaced[..., None], raised.values, merged.values),
+    )
+
+
+def _add(left: Partial, right: Partial, running_max: Array) -> Partial:
+    """Add two partials relative to a running max that is at least that of both."""
     # -inf - -inf would be NaN.
     finite_max = np.where(np.isneginf(running_max), 0, running_max)
     left_factor = np.exp(left.running_max - finite_max)

@@ -40,7 +40,8 @@ class AttentionStats:
 
     Memory is linear in the number of tokens. Arrays are in the query's library (NumPy, torch, ...); all but `output`
     are float32, keys are int32. A query that may see no key has output 0, lse -inf, entropy 0, no top keys, and is
-    counted nowhere.
+    counted nowhere. A query that sees a score of NaN or inf has NaN in place of numbers and no top keys; so has the key
+    mass of every key that it sees.
 
     Attributes
     ----------
