@@ -10,7 +10,6 @@ namespace {
 
 // Never destroyed: Python may be gone when static objects are.
 ArrayFunctions* functions = nullptr;
-PyTypeObject* numpy_type = nullptr;  // numpy.ndarray
 
 PyObject* intern(const char* name) { return PyUnicode_InternFromString(name); }
 
@@ -216,6 +215,10 @@ bool is_host_array(nb::handle value) {
   return reinterpret_cast<PyObject*>(Py_TYPE(value.ptr())) == functions->host_array.ptr();
 }
 
+PyTypeObject* numpy_type = nullptr;
+
+PyTypeObject* find_numpy_type() { return numpy_type; }
+
 nb::tuple to_tuple(std::initializer_list<int64_t> shape) {
   nb::object sizes = nb::steal(PyTuple_New(Py_ssize_t(shape.size())));
   Py_ssize_t axis = 0;
@@ -235,19 +238,19 @@ nb::tuple to_tuple(std::initializer_list<int64_t> shape) {
 }  // namespace
 
 void set_array_functions(ArrayFunctions new_functions) {
+  // Not at the first call: Python code may run during an import, and call this module again.
+  if (!numpy_type) {
+    nb::object type = nb::module_::import_("numpy").attr("ndarray");
+    numpy_type = reinterpret_cast<PyTypeObject*>(type.release().ptr());
+  }
   if (!functions) functions = new ArrayFunctions;
   *functions = std::move(new_functions);
-  // Not at the first call: Python code may run during an import, and call this module again.
-  nb::object type = nb::module_::import_("numpy").attr("ndarray");
-  numpy_type = reinterpret_cast<PyTypeObject*>(type.release().ptr());
 }
-
-bool is_torch_imported() { return find_tensor_type() != nullptr; }
 
 HeldArray read_array(const std::string& name, nb::handle value) {
   HeldArray held;
   PyTypeObject* const type = Py_TYPE(value.ptr());
-  if (type == numpy_type) {
+  if (type == find_numpy_type()) {
     if (read_numpy(value, held)) return held;
   } else if (is_host_array(value)) {
     if (read_host_array(value, held, false)) return held;
@@ -259,6 +262,8 @@ HeldArray read_array(const std::string& name, nb::handle value) {
   read_host_array(readable, held, true);
   return held;
 }
+
+bool is_torch_imported() { return find_tensor_type() != nullptr; }
 
 Inputs::Inputs(HeldArray query, std::vector<HeldArray> held, std::vector<Chunk> chunks, Sizes sizes,
                Dtype stored_dtype)
