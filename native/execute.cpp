@@ -190,8 +190,7 @@ class RowTasks {
 class SplitTasks {
  public:
   SplitTasks(const Context& context, int64_t heads_at_once)
-      : context_(context),
-        memory_(checked_multiply(heads_at_once, context.schedule.head_bytes)) {
+      : context_(context), memory_(checked_multiply(heads_at_once, context.schedule.head_bytes)) {
     BufferLayout layout(memory_.get());
     buffers_.resize(size_t(heads_at_once * context.schedule.tasks_per_head));
     for (size_t i = 0; i < buffers_.size(); ++i) {

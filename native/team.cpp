@@ -18,9 +18,9 @@ namespace {
 // OpenMP have it too.
 struct OpenMp {
   void (*parallel)(void (*work)(void*), void* data, unsigned threads, unsigned flags);
-  int (*max_threads)();             // of the calling thread, as torch set it
-  void (*set_max_threads)(int);     // likewise
-  int (*number)();                  // of the calling thread in the team, 0 for the one that called
+  int (*max_threads)();          // of the calling thread, as torch set it
+  void (*set_max_threads)(int);  // likewise
+  int (*number)();               // of the calling thread in the team, 0 for the one that called
 };
 
 std::atomic<bool> searched{false};

@@ -208,6 +208,17 @@ const Target& find_target(const std::string& name) {
   throw nb::value_error(("no target named " + name).c_str());
 }
 
+// Returns whether a call is over in microseconds: giving the GIL away and taking it again would
+// take noticeable time, and gain little for others.
+bool is_short(const Sizes& sizes) {
+  constexpr double kMaxMultiplications = 1 << 18;
+  double count = double(sizes.head_dim) + double(sizes.value_dim);
+  // Results are written also where there are no keys or queries.
+  for (const int64_t size : {sizes.batch, sizes.query_heads, sizes.queries, sizes.keys})
+    count *= double(max(size, 1));
+  return count <= kMaxMultiplications;
+}
+
 nb::dict attend(const Inputs& inputs, const CheckedMask& mask, const StatsPlan* stats,
                 const std::optional<nb::ndarray<nb::ro, nb::ndim<4>, nb::device::cpu>>& bias,
                 const std::optional<Input<float, 1>>& sinks, std::optional<double> scale,
@@ -248,7 +259,9 @@ nb::dict attend(const Inputs& inputs, const CheckedMask& mask, const StatsPlan* 
 
   if (threads > 1 && is_torch_imported()) find_torch_threads();
   bool finished;
-  {
+  if (is_short(sizes)) {
+    finished = run(problem, find_target(target), threads, nullptr);
+  } else {
     const WithoutGil released;
     finished = run(problem, find_target(target), threads,
                    interruptible ? WithoutGil::handle_signals : nullptr);

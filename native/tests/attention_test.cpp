@@ -228,8 +228,7 @@ class Case {
       std::memset(result->get(), 0x7e, size_t(result->bytes()));
     if (!run(problem_, target, threads, interrupted)) return "";
     std::string bytes;
-    for (const Array<char>* result : results_)
-      bytes.append(result->get(), size_t(result->bytes()));
+    for (const Array<char>* result : results_) bytes.append(result->get(), size_t(result->bytes()));
     return bytes;
   }
 
@@ -264,8 +263,7 @@ class Case {
   }
 
   float* add_result(int64_t count) {
-    statistics_.push_back(
-        std::make_unique<Array<char>>(count * int64_t(sizeof(float))));
+    statistics_.push_back(std::make_unique<Array<char>>(count * int64_t(sizeof(float))));
     results_.push_back(statistics_.back().get());
     return reinterpret_cast<float*>(results_.back()->get());
   }
@@ -295,10 +293,10 @@ std::unique_ptr<Case> make_random_case(unsigned seed) {
                                      : choose(random, {1, 7, 33, 255, 257, 700, 1100, 2100});
   const Dtype dtype = Dtype(random() % 3);
   const Dtype stored_dtype = random() % 4 == 0 ? Dtype::int8 : dtype;
-  auto made = std::make_unique<Case>(
-      random, choose(random, {1, 2}), choose(random, {1, 2, 3}), choose(random, {1, 2, 5}), queries,
-      keys, choose(random, {1, 3, 16, 33, 64}), choose(random, {1, 5, 16, 40, 64}), dtype,
-      stored_dtype);
+  auto made = std::make_unique<Case>(random, choose(random, {1, 2}), choose(random, {1, 2, 3}),
+                                     choose(random, {1, 2, 5}), queries, keys,
+                                     choose(random, {1, 3, 16, 33, 64}),
+                                     choose(random, {1, 5, 16, 40, 64}), dtype, stored_dtype);
   if (toss(random)) made->add_mask(random);
   if (toss(random)) made->add_options(random);
   if (toss(random)) made->want_statistics(random);
@@ -326,9 +324,9 @@ void test_bits_are_equal_on_any_number_of_threads(const Target& target, unsigned
     const std::unique_ptr<Case> made = make_random_case(seed);
     const std::string expected = made->compute(target, 1);
     for (const int threads : {2, 3, 7})
-      CHECK(made->compute(target, threads) == expected,
-            (std::string(target.name) + ", seed " + std::to_string(seed) + ", " +
-             made->describe()));
+      CHECK(
+          made->compute(target, threads) == expected,
+          (std::string(target.name) + ", seed " + std::to_string(seed) + ", " + made->describe()));
   }
 }
 

@@ -89,7 +89,9 @@ assert compute() == expected
 
 @pytest.mark.parametrize("torch", [False, True])
 def test_child_computes_that_was_forked_during_calls_of_other_threads(torch: bool) -> None:
-    run_in_new_process(("start_torch()" if torch else "") + """
+    run_in_new_process(
+        ("start_torch()" if torch else "")
+        + """
 expected = compute()
 done = False
 def call():
@@ -103,7 +105,8 @@ for _ in range(10):
 done = True
 for caller in callers:
     caller.join()
-""")
+"""
+    )
 
 
 def test_pool_of_forked_processes_computes() -> None:
@@ -117,7 +120,9 @@ with multiprocessing.get_context("fork").Pool(2) as pool:
 
 @pytest.mark.parametrize(("threads", "torch"), [(1, False), (2, False), (2, True)])
 def test_child_forked_by_a_signal_handler_computes_or_is_refused(threads: int, torch: bool) -> None:
-    run_in_new_process(("start_torch()" if torch else "") + f"""
+    run_in_new_process(
+        ("start_torch()" if torch else "")
+        + f"""
 import signal
 import keywise as kw
 kw.set_num_threads({threads})
@@ -145,7 +150,8 @@ for _ in range(12_000):
         break
     time.sleep(0.01)
 assert ended and status == 0, status
-""")
+"""
+    )
 
 
 def test_child_forked_by_a_signal_handler_may_leave_the_call_by_an_exception() -> None:

@@ -1,4 +1,4 @@
-"""Python code that runs during a call, and calls keywise itself: signal handlers, arrays of other libraries, `__del__`."""
+"""Python code that runs during a call and calls keywise itself: signal handlers, arrays, `__del__`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ def draw(*shape): return rng.standard_normal(shape, np.float32)
 q, k = draw(1, 4, 40, 32), draw(1, 4, 60_000, 32)
 small_q, small_k = draw(1, 2, 3, 32), draw(1, 2, 4500, 32)
 def equal(one, two):
-    return all(np.array_equal(getattr(one, name), getattr(two, name)) for name in ("output", "key_mass", "top_keys", "lse"))
+    names = ("output", "key_mass", "top_keys", "lse")
+    return all(np.array_equal(getattr(one, name), getattr(two, name)) for name in names)
 def compute(): return kw.attention_stats(q, k, k, top_k=2)
 def compute_small(): return kw.attention_stats(small_q, small_k, small_k, top_k=2)
 kw.set_num_threads(THREADS)
@@ -145,7 +146,8 @@ assert equal(compute(), expected) and equal(compute_small(), small_expected)
 
 
 def test_calls_from_other_threads_during_a_nested_call_have_the_same_bits() -> None:
-    code = """
+    code = (
+        """
 import threading
 done = False
 right = []
@@ -155,7 +157,9 @@ def work():
 others = [threading.Thread(target=work) for _ in range(2)]
 for other in others:
     other.start()
-""" + CALL_AGAIN
+"""
+        + CALL_AGAIN
+    )
     code += """
 done = True
 for other in others:
