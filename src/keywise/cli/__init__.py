@@ -9,6 +9,7 @@ from importlib.util import find_spec
 
 from keywise.cli.exits import FAILURE, INTERRUPTED, USER_MISTAKE
 from keywise.cli.terminal import print_notice
+from keywise.errors import KeywiseError
 
 
 def main() -> None:
@@ -34,6 +35,9 @@ def main() -> None:
         code: object = INTERRUPTED
     except SystemExit as ending:
         code = ending.code
+    except KeywiseError as error:  # commands report their own; this one is of an import
+        print_notice(str(error))
+        code = USER_MISTAKE
     except OSError as error:
         _discard_output()
         print_notice(f"{error.filename or 'standard output'} cannot be used: {error.strerror or error}")

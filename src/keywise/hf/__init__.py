@@ -5,12 +5,15 @@ Importing this package loads neither torch nor transformers; they are imported b
 
 from typing import Any
 
+from keywise.hf.compatibility import check_features
 from keywise.hf.plugin import register, supported, use
 from keywise.hf.recording import record_stats
 from keywise.hf.stats_record import LayerStats, StatsRecord
 from keywise.hf.stats_spec import StatsSpec
 
 __all__ = ["Cache", "LayerStats", "StatsRecord", "StatsSpec", "record_stats", "register", "supported", "use"]
+
+check_features()
 
 
 def __getattr__(name: str) -> Any:

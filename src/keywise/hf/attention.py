@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from transformers.utils import output_capturing
 
 from keywise.attention.operation import run
 from keywise.errors import ModelError
+from keywise.hf.compatibility import is_collecting_weights
 from keywise.hf.joined import split_chunks
 from keywise.hf.mask_arguments import add_biases, read_mask
 from keywise.hf.masks import LazyMask
@@ -160,7 +160,7 @@ def _refuse_unsupported(module: Any, dropout: float, others: dict[str, Any]) -> 
             got=dropout,
             remedy="call model.eval() or set the config's dropout to 0",
         )
-    if _is_collecting_weights():
+    if is_collecting_weights():
         raise _make_error(module, "output_attentions", True)
     for name, value in others.items():
         is_set = value is not None and value is not False
@@ -177,13 +177,6 @@ def _make_error(module: Any, name: str, value: Any) -> ModelError:
         got=shown,
         remedy=REFUSED_KEYWORDS.get(name, _UNKNOWN_KEYWORD),
     )
-
-
-def _is_collecting_weights() -> bool:
-    """Return whether transformers collects weights by hooks."""
-    # Not every model passes output_attentions to its layers.
-    collector = output_capturing._active_collector.get()
-    return collector is not None and any(key.endswith("attentions") for key in collector)
 
 
 def _refuse_gradients(module: Any, **tensors: Any) -> None:

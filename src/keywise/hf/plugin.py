@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from keywise.errors import ModelError
+from keywise.hf.compatibility import list_model_types, set_attention
 from keywise.hf.parts import ATTENTION_NAME, import_transformers, list_parts
 
 Model = TypeVar("Model")
@@ -113,7 +114,7 @@ def use_temporarily(model: Any) -> Iterator[None]:
 
 def _restore_attention(parts: list[Any], names: list[str]) -> None:
     for part, name in zip(parts, names, strict=True):
-        part.config._attn_implementation_internal = name
+        set_attention(part, name)
 
 
 def supported() -> list[str]:
@@ -136,7 +137,7 @@ def supported() -> list[str]:
     Examples
     --------
     >>> import keywise.hf
-    >>> "llama" in keywise.hf.supported(), "gptj" in keywise.hf.supported()
+    >>> "llama" in keywise.hf.supported(), "xlnet" in keywise.hf.supported()
     (True, False)
     """
     return list(_find_supported_types())
@@ -144,11 +145,8 @@ def supported() -> list[str]:
 
 @functools.cache
 def _find_supported_types() -> tuple[str, ...]:
-    package = Path(import_transformers().__file__).parent
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES, model_type_to_module_name
-
-    folders = {name: package / "models" / model_type_to_module_name(name) for name in CONFIG_MAPPING_NAMES}
-    return tuple(sorted(name for name, folder in folders.items() if _calls_attention_interface(folder)))
+    import_transformers()
+    return tuple(sorted(name for name, folder in list_model_types().items() if _calls_attention_interface(folder)))
 
 
 def _calls_attention_interface(folder: Path) -> bool:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from keywise.errors import ModelError
+from keywise.hf.compatibility import make_gguf_options
 from keywise.models.quiet_transformers import quiet_transformers
 from keywise.util.atomic_write import synchronise
 from keywise.util.optional_imports import require_modules
@@ -61,7 +62,7 @@ def convert_gguf(gguf_file: Path, cache: Path, status: Status) -> Path:
 
 def _write_safetensors(gguf_file: Path, folder: Path) -> None:
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     try:
         with quiet_transformers():
@@ -70,7 +71,7 @@ def _write_safetensors(gguf_file: Path, folder: Path) -> None:
                 gguf_file.parent,
                 gguf_file=gguf_file.name,
                 dtype=torch.bfloat16,
-                quantization_config=GgufConfig(dequantize=True),
+                **make_gguf_options(),
             )
     except (OSError, ValueError, KeyError, IndexError, RuntimeError, ImportError, NotImplementedError) as error:
         raise ModelError(
