@@ -9,6 +9,7 @@ QUESTION ?= Where is the old lens now?
 DOCUMENT ?= examples/lighthouse.md
 BENCH    ?=
 TESTS    ?= tests
+VERSIONS ?= 5.5.0 5.14.0 5.20.0 5.22.2 newest
 
 LESSONS := $(filter-out %/pictures.py,$(wildcard examples/lessons/*.py))
 CPP     := $(shell find native -name '*.h' -o -name '*.cpp')
@@ -19,7 +20,7 @@ CMAKE_PYTHON = -DPython_EXECUTABLE=$(abspath $(BIN))/python -Dnanobind_DIR=$$($(
 
 FUZZ     ?=
 
-.PHONY: help ask test test-fast lint format tidy coverage sanitize fuzz stubs bench lessons wheel clean
+.PHONY: help ask test test-fast test-versions test-lowest lint format tidy coverage sanitize fuzz stubs bench lessons wheel clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -35,6 +36,12 @@ test: $(VENV)/dev ## run every test and print why tests were skipped; TESTS name
 
 test-fast: $(VENV)/dev ## run the tests of attention and the cache only
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/attention tests/cache tests/util
+
+test-versions: $(VENV)/dev ## test the plug-in and ask with VERSIONS of transformers, and print a table
+	$(BIN)/python -m tests.support.versions $(VERSIONS)
+
+test-lowest: $(VENV)/dev ## run the tests with the lowest version of every dependency that pyproject.toml declares
+	$(BIN)/python -m tests.support.versions lowest
 
 lint: $(VENV)/dev ## check style, spelling, types, layers and the format of C++
 	$(BIN)/ruff check .

@@ -251,15 +251,15 @@ def test_import_without_torch_works_and_register_names_the_remedy():
     assert "pip install 'keywise[hf]'" in done.stdout
 
 
-def make_tiny_gptj():
-    return hf.GPTJForCausalLM(hf.GPTJConfig(vocab_size=16, n_embd=16, n_layer=1, n_head=2, rotary_dim=4))
+def make_tiny_xlnet():
+    return hf.XLNetModel(hf.XLNetConfig(vocab_size=16, d_model=16, n_layer=1, n_head=2, d_inner=16))
 
 
 def test_a_model_with_attention_of_its_own_is_refused(caplog):
-    model = make_tiny_gptj()
+    model = make_tiny_xlnet()
     with (
         caplog.at_level(logging.ERROR, logger="transformers"),
-        pytest.raises(keywise.ModelError, match=r"model must have attention .*GPTJ.*'eager'"),
+        pytest.raises(keywise.ModelError, match=r"model must have attention .*XLNet.*'eager'"),
     ):
         keywise.hf.use(model)
     assert model.config._attn_implementation == "eager"
@@ -274,8 +274,8 @@ def test_a_module_that_is_not_a_transformers_model_is_refused():
 def test_supported_lists_the_types_that_use_accepts():
     types = keywise.hf.supported()
     assert types == sorted(types)
-    assert {make_model(name).config.model_type for name in FAMILIES} <= set(types)
-    assert "gptj" not in types
+    assert {make_model(name).config.model_type for name in FAMILIES} - set(types) <= {"t5"}  # served since 5.15
+    assert "xlnet" not in types
 
 
 def test_attention_is_restored_after_temporary_use():

@@ -169,7 +169,9 @@ class Wrapper(torch.nn.Module):
         self.encoder = inner
 
 
-@pytest.mark.parametrize("wrap", [torch.compile, torch.nn.DataParallel, lambda model: torch.nn.DataParallel(torch.compile(model))])
+@pytest.mark.parametrize(
+    "wrap", [torch.compile, torch.nn.DataParallel, lambda model: torch.nn.DataParallel(torch.compile(model))]
+)
 def test_a_wrapped_model_is_served_and_recorded(wrap):
     model = make_model("llama")
     wrapped = wrap(model)

@@ -10,6 +10,7 @@ from types import TracebackType
 
 from keywise.cli.exits import FAILURE, INTERRUPTED, USER_MISTAKE
 from keywise.cli.terminal import print_notice
+from keywise.errors import KeywiseError
 from keywise.util.foreign_errors import describe_error
 
 
@@ -38,6 +39,9 @@ def main() -> None:
         code: object = INTERRUPTED
     except SystemExit as ending:
         code = ending.code
+    except KeywiseError as error:  # commands report their own; this one is of an import
+        print_notice(str(error))
+        code = USER_MISTAKE
     except OSError as error:
         _discard_output()
         print_notice(f"{error.filename or 'standard output'} cannot be used: {error.strerror or error}")

@@ -5,6 +5,7 @@ Importing this package loads neither torch nor transformers; they are imported b
 
 from typing import Any
 
+from keywise.hf.compatibility import check_features
 from keywise.hf.plugin import register, register_on_import, supported, use
 from keywise.hf.recording import record_stats
 from keywise.hf.stats_record import LayerStats, StatsRecord
@@ -12,6 +13,7 @@ from keywise.hf.stats_spec import StatsSpec
 
 __all__ = ["Cache", "LayerStats", "StatsRecord", "StatsSpec", "record_stats", "register", "supported", "use"]
 
+check_features()
 register_on_import()
 
 

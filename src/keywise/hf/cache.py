@@ -9,17 +9,19 @@ from typing import Any
 
 import torch
 from transformers import DynamicCache
-from transformers.cache_utils import CacheLayerMixin, DummyLayer, DynamicLayer, DynamicSlidingWindowLayer
 
 from keywise.attention.problem import Chunk
 from keywise.cache import file
 from keywise.cache.kvcache import KVCache
 from keywise.cache.layer import slice_chunk
 from keywise.errors import FormatError, ModelError, OptionError
+from keywise.hf.compatibility import crops_to_length, import_internals, stores_nothing
 from keywise.hf.joined import join_chunks
 
+cache_utils = import_internals("cache_utils")
 
-class CacheLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no types here
+
+class CacheLayer(cache_utils.CacheLayerMixin):  # type: ignore[misc,name-defined]  # transformers has no types here
     """One layer of a `Cache`, over the keys and values of the `KVCache`.
 
     Parameters
@@ -104,6 +106,8 @@ class CacheLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no 
     def get_max_length(self) -> int:
         """Return the window of a sliding layer, -1 for no limit."""
         return -1 if self.sliding_window is None else self.sliding_window
+
+    get_max_cache_shape = get_max_length  # its name in older versions of transformers
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Return how many keys `update` will return, and the position of the first.
@@ -340,7 +344,8 @@ class Cache(DynamicCache):  # type: ignore[misc]  # transformers has no types he
         Parameters
         ----------
         tokens_to_remove : int
-            Their number, negative as transformers passes it.
+            Their number, negative as transformers passes it. Older versions of transformers pass the number that
+            remain, which is positive.
 
         Raises
         ------
@@ -351,14 +356,16 @@ class Cache(DynamicCache):  # type: ignore[misc]  # transformers has no types he
         --------
         >>> cache.crop(-3)  # doctest: +SKIP
         """
-        if tokens_to_remove > 0:
+        if tokens_to_remove > 0 and crops_to_length():
+            self.truncate(min(tokens_to_remove, len(self.kv)))
+        elif tokens_to_remove > 0:
             raise OptionError(
                 "tokens_to_remove",
                 "must be 0 or negative",
                 got=tokens_to_remove,
                 remedy=f"use -{tokens_to_remove} to remove that many, or truncate() to set the number that remain",
             )
-        if tokens_to_remove:
+        elif tokens_to_remove:
             self.truncate(len(self.kv) + tokens_to_remove)
 
     def activate_past_recording(self) -> None:
@@ -420,10 +427,10 @@ class Cache(DynamicCache):  # type: ignore[misc]  # transformers has no types he
 
 def _make_layer(number: int, layer: Any) -> Any:
     """Return the `CacheLayer` for a layer of transformers'; a layer that stores nothing stays."""
-    layer_type = type(layer)
-    if layer_type is DummyLayer:
+    if stores_nothing(layer):
         return layer
-    if layer_type not in (DynamicLayer, DynamicSlidingWindowLayer):
+    layer_type = type(layer)
+    if layer_type not in (cache_utils.DynamicLayer, cache_utils.DynamicSlidingWindowLayer):
         raise ModelError(
             "config",
             f"must describe layers that store keys and values only; layer {number} needs a {layer_type.__name__}",

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from keywise.errors import ModelError
 from keywise.hf import support
+from keywise.hf.compatibility import list_model_types, set_attention
 from keywise.hf.parts import ATTENTION_NAME, import_transformers, list_parts, unwrap_model
 
 Model = TypeVar("Model")
@@ -186,7 +187,7 @@ def use_temporarily(model: Any) -> Iterator[None]:
 
 def _restore_attention(parts: list[Any], names: list[str]) -> None:
     for part, name in zip(parts, names, strict=True):
-        part.config._attn_implementation_internal = name
+        set_attention(part, name)
 
 
 def supported() -> list[str]:
@@ -209,7 +210,7 @@ def supported() -> list[str]:
     Examples
     --------
     >>> import keywise.hf
-    >>> "llama" in keywise.hf.supported(), "gptj" in keywise.hf.supported()
+    >>> "llama" in keywise.hf.supported(), "xlnet" in keywise.hf.supported()
     (True, False)
     """
     return list(_find_supported_types())
@@ -217,11 +218,8 @@ def supported() -> list[str]:
 
 @functools.cache
 def _find_supported_types() -> tuple[str, ...]:
-    package = Path(import_transformers().__file__).parent
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES, model_type_to_module_name
-
-    folders = {name: package / "models" / model_type_to_module_name(name) for name in CONFIG_MAPPING_NAMES}
-    return tuple(sorted(name for name, folder in folders.items() if _calls_attention_interface(folder)))
+    import_transformers()
+    return tuple(sorted(name for name, folder in list_model_types().items() if _calls_attention_interface(folder)))
 
 
 def _calls_attention_interface(folder: Path) -> bool:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from keywise.errors import ModelError
+from keywise.hf.compatibility import make_gguf_options
 from keywise.models.construction import limit_construction
 from keywise.models.gguf_header import check_gguf
 from keywise.models.loading_report import check_loading
@@ -160,7 +161,7 @@ def _write_safetensors(gguf_file: Path, folder: Path) -> None:
 
 def _load_gguf(gguf_file: Path) -> tuple[Any, Any]:
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     headers = check_gguf(gguf_file)
     # transformers would also read the configurations that lie beside the file.
@@ -174,8 +175,8 @@ def _load_gguf(gguf_file: Path) -> tuple[Any, Any]:
                 name,
                 **options,
                 dtype=torch.bfloat16,
-                quantization_config=GgufConfig(dequantize=True),
                 output_loading_info=True,
+                **make_gguf_options(),
             )
     check_loading(model, report, {})
     model.config.name_or_path = tokenizer.name_or_path = gguf_file.stem
