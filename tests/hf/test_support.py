@@ -92,7 +92,7 @@ def test_a_family_that_is_written_for_eager_attention_and_not_tested_is_refused(
         pass
 
     model = UntestedModel(hf.LlamaConfig(**TEXT))
-    with pytest.raises(keywise.ModelError, match="UntestedModel declares _supports_sdpa=False, and .* is not tested"):
+    with pytest.raises(keywise.ModelError, match=r"UntestedModel declares _supports_sdpa=False, and .* is not tested"):
         keywise.hf.use(model)
 
 

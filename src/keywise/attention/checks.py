@@ -11,7 +11,6 @@ from keywise.attention.arrays import FLOATS, Array, HostArray, as_host_array
 from keywise.errors import DtypeError, OptionError, ShapeError
 from keywise.util.checks import MAX_FLOAT
 
-
 _LISTS = (int, np.integer, list, tuple)
 
 
