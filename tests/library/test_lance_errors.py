@@ -8,7 +8,7 @@ from keywise.errors import FormatError, KeywiseError, OptionError
 from keywise.library.lance_errors import convert_lance_errors
 
 
-class PanicException(BaseException):  # noqa: N818 - the name that Rust's panics have
+class PanicException(BaseException):
     """Stands for a panic, whose type cannot be imported."""
 
 
