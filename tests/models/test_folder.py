@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from keywise.errors import ModelError
 from keywise.models import find_model, fingerprint, load_model
-from keywise.models.folder import MAX_PARTS, check_config, list_model_files, read_json
+from keywise.models.folder import MAX_PARTS, check_config, list_encoder_files, list_model_files, read_json
 from keywise.models.safetensors_files import ModelFileError
 from tests.support.chat_models import edit_json, write_chat_model
 
@@ -241,3 +241,59 @@ def test_files_of_a_model_are_listed(folder: Path) -> None:
     assert set(files.weights) == {WEIGHTS}
     assert {"config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"} <= set(files.others)
     assert read_json(folder / "config.json")["model_type"] == "llama"
+
+
+PATTERNS = ("*.safetensors", "*.json")
+
+
+@pytest.fixture
+def encoder(folder: Path) -> Path:
+    """A folder as sentence-transformers lays it out."""
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text("{}")
+    modules = [
+        {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
+        {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
+    ]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    return folder
+
+
+def test_files_of_encoders_are_listed(encoder: Path) -> None:
+    assert {WEIGHTS, "modules.json", "1_Pooling/config.json"} <= set(list_encoder_files(encoder, PATTERNS))
+
+
+def write_modules(encoder: Path, **changes: Any) -> None:
+    modules = json.loads((encoder / "modules.json").read_text())
+    modules[1].update(changes)
+    (encoder / "modules.json").write_text(json.dumps(modules))
+
+
+def link_pooling(encoder: Path) -> None:
+    shutil.move(encoder / "1_Pooling", encoder.parent / "outside")
+    (encoder / "1_Pooling").symlink_to(encoder.parent / "outside")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda encoder: write_modules(encoder, path="../outside"),
+        lambda encoder: write_modules(encoder, path="/etc"),
+        lambda encoder: write_modules(encoder, path=7),
+        lambda encoder: write_modules(encoder, type="os.path"),
+        lambda encoder: write_modules(encoder, type="code.Module"),
+        lambda encoder: (encoder / "modules.json").write_text("{}"),
+        lambda encoder: (encoder / "modules.json").write_text("[" * 10_000),
+        link_pooling,
+        lambda encoder: shard(encoder, "../outside.safetensors"),
+        lambda encoder: edit_json(encoder / "1_Pooling" / "config.json", transformers_weights="adapter_model.bin"),
+        lambda encoder: (encoder / "1_Pooling" / "adapter_config.json").write_text("{}"),
+        lambda encoder: (encoder / "1_Pooling" / "model.safetensors").write_bytes(b"damaged"),
+    ],
+)
+def test_encoders_that_name_other_files_or_code_are_refused(encoder: Path, change: Callable[[Path], Any]) -> None:
+    if change is not link_pooling:
+        (encoder.parent / "outside").mkdir()
+    change(encoder)
+    with pytest.raises(ModelFileError):
+        list_encoder_files(encoder, PATTERNS)

@@ -12,7 +12,7 @@ import os
 import re
 import stat
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -113,9 +113,7 @@ def list_model_files(folder: Path) -> ModelFiles:
         A file cannot be read.
     """
     root = folder.resolve()
-    roots = [root]
-    if root.parent.name == "snapshots":
-        roots.append((root.parent.parent / "blobs").resolve())
+    roots = _list_roots(root)
     names = sorted(os.listdir(root))
     if ADAPTER in names:
         raise ModelFileError(
@@ -142,6 +140,49 @@ def list_model_files(folder: Path) -> ModelFiles:
         if path.stat().st_size > limit:
             raise ModelFileError(f"{name} must have at most {limit:,} bytes, got {path.stat().st_size:,}")
     return ModelFiles(root, weights, others)
+
+
+def list_encoder_files(folder: Path, patterns: Iterable[str]) -> dict[str, Path]:
+    """Return the files of a sentence encoder in a folder and its subfolders, after the same checks.
+
+    Parameters
+    ----------
+    folder : pathlib.Path
+        A folder of sentence-transformers.
+    patterns : iterable of str
+        The files that are read, such as ``"*.json"``.
+
+    Returns
+    -------
+    dict of str to pathlib.Path
+        The files without links, by their names in the folder.
+
+    Raises
+    ------
+    ModelFileError
+        A file, or what an index or ``modules.json`` names, lies elsewhere, is no safetensors file or is damaged, or a
+        module is not one of sentence-transformers.
+    OSError
+        A file cannot be read.
+    """
+    root = folder.resolve()
+    roots = _list_roots(root)
+    found = sorted({path for pattern in patterns for path in root.rglob(pattern) if not path.is_dir()})
+    files = {name: _locate(root, name, roots) for name in (path.relative_to(root).as_posix() for path in found)}
+    summarise_headers({name: path for name, path in files.items() if name.endswith(".safetensors")})
+    for name, path in files.items():
+        parent = PurePosixPath(name).parent
+        file_name = PurePosixPath(name).name
+        if file_name == ADAPTER:
+            raise ModelFileError(f"{name} belongs to an adapter")
+        if file_name.endswith(".safetensors.index.json"):
+            for shard in _read_index(path):
+                _locate(root, str(parent / shard) if _is_inside(shard) else shard, roots)
+        if file_name == CONFIG and _names_weights(read_json(path)):
+            raise ModelFileError(f"{name} must not name other files of weights")
+        if file_name == "modules.json":
+            _check_modules(root, read_json(path), roots)
+    return files
 
 
 @contextmanager
@@ -283,10 +324,49 @@ def _read_index(path: Path) -> list[str]:
     return sorted(names)
 
 
+def _check_modules(root: Path, modules: Any, roots: list[Path]) -> None:
+    """Check what the ``modules.json`` of a sentence encoder names."""
+    if not isinstance(modules, list) or not all(isinstance(module, dict) for module in modules):
+        raise ModelFileError("modules.json must be a list of objects")
+    for module in modules:
+        kind, place = module.get("type"), module.get("path")
+        if not isinstance(kind, str) or not kind.startswith("sentence_transformers."):
+            raise ModelFileError(f"modules.json must name modules of sentence_transformers, got {kind!r:.80}")
+        if not isinstance(place, str):
+            raise ModelFileError(f"modules.json must name folders, got {place!r:.80}")
+        # Modules without settings need no folder.
+        if place and not (_is_inside(place) and not os.path.lexists(root / place)):
+            _resolve(root, place, roots)
+
+
+def _list_roots(root: Path) -> list[Path]:
+    """Return the folders in which the files of a model may lie: its own, and the blobs beside a snapshot of the hub."""
+    if root.parent.name != "snapshots":
+        return [root]
+    return [root, (root.parent.parent / "blobs").resolve()]
+
+
+def _names_weights(config: Any) -> bool:
+    return isinstance(config, dict) and any(config.get(entry) is not None for entry in _REFUSED_ENTRIES)
+
+
+def _is_inside(name: str) -> bool:
+    """Return whether a name leads neither up nor to the root, and has no character that systems read differently."""
+    path = PurePosixPath(name)
+    return bool(path.parts) and not {"\0", "\\"} & set(name) and ".." not in path.parts and not path.is_absolute()
+
+
 def _locate(root: Path, name: str, roots: list[Path]) -> Path:
     """Return a file of the folder without links; raise an error if it lies elsewhere."""
-    parts = PurePosixPath(name).parts
-    if not parts or "\0" in name or "\\" in name or ".." in parts or PurePosixPath(name).is_absolute():
+    path = _resolve(root, name, roots)
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise ModelFileError(f"{name!r:.80} must be a file")
+    return path
+
+
+def _resolve(root: Path, name: str, roots: list[Path]) -> Path:
+    """Return a file or folder of the folder without links; raise an error if it lies elsewhere."""
+    if not _is_inside(name):
         raise ModelFileError(f"file names must stay inside the folder, got {name!r:.80}")
     try:
         path = (root / name).resolve(strict=True)
@@ -296,8 +376,6 @@ def _locate(root: Path, name: str, roots: list[Path]) -> Path:
         raise ModelFileError(f"{name!r:.80} cannot be read: {error.strerror}") from error
     if not any(path.is_relative_to(allowed) for allowed in roots):
         raise ModelFileError(f"files must lie inside the folder, but {name!r:.80} is a link to {str(path)!r:.200}")
-    if not stat.S_ISREG(path.stat().st_mode):
-        raise ModelFileError(f"{name!r:.80} must be a file")
     return path
 
 

@@ -19,7 +19,7 @@ from keywise.hf.compatibility import make_gguf_options
 from keywise.models.construction import limit_construction
 from keywise.models.gguf_header import check_gguf
 from keywise.models.loading_report import check_loading
-from keywise.models.native_output import discard_native_output
+from keywise.models.output_streams import discard_output
 from keywise.models.quiet_transformers import quiet_transformers
 from keywise.models.safetensors_files import ModelFileError
 from keywise.util.atomic_write import synchronise
@@ -168,7 +168,7 @@ def _load_gguf(gguf_file: Path) -> tuple[Any, Any]:
     with tempfile.TemporaryDirectory(prefix="keywise-") as name, quiet_transformers():
         (Path(name) / "model.gguf").symlink_to(gguf_file.resolve())
         options = {"gguf_file": "model.gguf", "local_files_only": True, "trust_remote_code": False}
-        with discard_native_output():
+        with discard_output():
             tokenizer = AutoTokenizer.from_pretrained(name, **options)
         with limit_construction(headers):
             model, report = AutoModelForCausalLM.from_pretrained(

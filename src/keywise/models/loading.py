@@ -19,7 +19,7 @@ from keywise.models.construction import limit_construction
 from keywise.models.folder import list_model_files, stage_files
 from keywise.models.gguf import convert_gguf
 from keywise.models.loading_report import check_loading
-from keywise.models.native_output import discard_native_output
+from keywise.models.output_streams import discard_output
 from keywise.models.packed_linear import pack_linear_layers
 from keywise.models.quiet_transformers import quiet_transformers
 from keywise.models.safetensors_files import HeaderSummary, ModelFileError
@@ -185,7 +185,7 @@ def _load_weights(staged: Path, headers: HeaderSummary) -> Any:
 def _load_tokenizer(staged: Path) -> Any:
     from transformers import AutoTokenizer
 
-    with discard_native_output():
+    with discard_output():
         tokenizer = AutoTokenizer.from_pretrained(staged, trust_remote_code=False, local_files_only=True)
         if tokenizer.is_fast:
             check_tokenizer(tokenizer)

@@ -12,7 +12,7 @@ _lock = threading.Lock()
 
 
 @contextmanager
-def discard_native_output() -> Iterator[None]:
+def discard_output() -> Iterator[None]:
     """Discard what the process writes to its standard output and error inside a ``with`` block.
 
     A panic in Rust prints a report before it becomes a Python exception, and tokenizers prints about entries of files
@@ -20,8 +20,8 @@ def discard_native_output() -> Iterator[None]:
 
     Examples
     --------
-    >>> from keywise.models.native_output import discard_native_output
-    >>> with discard_native_output():
+    >>> from keywise.models.output_streams import discard_output
+    >>> with discard_output():
     ...     pass
     """
     with _lock, ExitStack() as stack:
