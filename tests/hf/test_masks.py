@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 import transformers
-from transformers import masking_utils
+from transformers import NllbMoeModel, masking_utils
 
 import keywise
+from keywise.hf.mask_arguments import is_causal_without_mask, read_mask
 from keywise.hf.masks import LazyMask, make_mask
 
 BATCH, KEYS = 3, 12
@@ -203,3 +204,55 @@ def test_elements_written_to_a_lazy_mask_count():
     visible = find_visible(mask.mask, KEYS, KEYS)
     assert visible[:, 0, 0].nonzero().tolist() == [[0, 0], [0, 5], [1, 5], [2, 5]]
     assert isinstance(mask, LazyMask)
+
+
+@pytest.mark.parametrize("work", [lambda mask: mask[:, :, 2:7], lambda mask: mask.all(-1), lambda mask: ~mask])
+def test_a_mask_that_is_evaluated_by_vmap_has_the_elements_of_transformers(work):
+    groups = torch.tensor([0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 2])
+    function = masking_utils.or_masks(
+        masking_utils.causal_mask_function, lambda batch, head, q, k: groups[q] == groups[k]
+    )
+    arguments = {"mask_function": function, "use_vmap": True, "attention_mask": make_padding("right", KEYS)}
+    expected = masking_utils.sdpa_mask(BATCH, KEYS, KEYS, **arguments, allow_is_causal_skip=False)
+    mask = make_mask(BATCH, KEYS, KEYS, **arguments, allow_is_causal_skip=False)
+    assert torch.equal(find_visible(mask.mask, KEYS, KEYS), expected)
+    assert torch.equal(work(mask), work(expected))
+
+
+@pytest.mark.parametrize("padding_name", ["none", "left"])
+@pytest.mark.parametrize("name", ["causal", "both ways", "prefix"])
+def test_models_for_eager_attention_get_its_additive_masks(name, padding_name):
+    """NLLB-MoE's router and DeepSeek's compressor read the elements."""
+    function, _ = PATTERNS[name]
+    arguments = {"mask_function": function, "attention_mask": make_padding(padding_name, KEYS)}
+    config = NllbMoeModel.config_class()
+    expected = masking_utils.eager_mask(BATCH, KEYS, KEYS, **arguments)
+    mask = make_mask(BATCH, KEYS, KEYS, **arguments, config=config)
+    assert mask.dtype == torch.float32
+    assert torch.equal(find_visible(mask.mask, KEYS, KEYS), expected == 0)
+    assert torch.equal(mask + 0, expected)
+    # Once the elements were used, they are the mask.
+    visible, bias = read_mask(torch.nn.Identity(), mask, causal=False)
+    assert torch.equal(visible.allowed, expected == 0)
+    assert bias is None
+
+
+@pytest.mark.parametrize("padding_name", PADDINGS)
+def test_no_mask_means_no_mask_for_models_of_eager_attention(padding_name):
+    padding = make_padding(padding_name, KEYS)
+    arguments = {"mask_function": masking_utils.bidirectional_mask_function, "attention_mask": padding}
+    mask = make_mask(
+        BATCH, KEYS, KEYS, **arguments, allow_is_bidirectional_skip=True, config=NllbMoeModel.config_class()
+    )
+    assert (mask is None) == (padding is None)
+    layer = torch.nn.Identity()
+    layer.config, layer.is_causal = NllbMoeModel.config_class(), True
+    assert not is_causal_without_mask(layer, None)
+
+
+def test_a_mask_for_one_query_serves_all_queries():
+    padding = make_padding("right", KEYS)
+    mask = make_mask(BATCH, 1, KEYS, mask_function=masking_utils.bidirectional_mask_function, attention_mask=padding)
+    visible, _ = read_mask(torch.nn.Identity(), mask, causal=False, shape=(BATCH, 5, KEYS))
+    expected = padding[:, None, None].expand(-1, 1, 5, -1)
+    assert torch.equal(find_visible(visible, 5, KEYS), expected)

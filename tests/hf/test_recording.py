@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextvars
 import dataclasses
 import threading
+import warnings
 
 import numpy as np
 import pytest
@@ -281,15 +283,48 @@ def test_only_this_model_is_recorded():
     assert [record.layer for record in second_record] == [0]
 
 
+def run_in_thread(*arguments):
+    thread = threading.Thread(target=arguments[0], args=arguments[1:])
+    thread.start()
+    thread.join()
+
+
 def test_another_thread_is_not_recorded():
     model, model_inputs = keywise.hf.use(make_model("llama")), make_inputs("llama")
-    with keywise.hf.record_stats(model) as stats_record:
-        thread = threading.Thread(target=run, args=(model, model_inputs))
-        thread.start()
-        thread.join()
-        assert len(stats_record) == 0
-        run(model, model_inputs)
+    block = keywise.hf.record_stats(model)
+    stats_record = block.__enter__()
+    run_in_thread(run, model, model_inputs)
+    assert len(stats_record) == 0
+    run(model, model_inputs)
+    with pytest.warns(UserWarning, match="keywise did not record 2 attention calls of LlamaForCausalLM"):
+        block.__exit__(None, None, None)
     assert len(stats_record) == 2
+
+
+def test_a_thread_in_the_context_of_the_block_is_recorded():
+    model, model_inputs = keywise.hf.use(make_model("llama")), make_inputs("llama")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        with keywise.hf.record_stats(model) as stats_record:
+            run_in_thread(contextvars.copy_context().run, run, model, model_inputs)
+    assert len(stats_record) == 2
+
+
+def test_threads_that_record_the_same_model_do_not_warn():
+    model, model_inputs = keywise.hf.use(make_model("llama")), make_inputs("llama")
+    inner = []
+
+    def record():
+        with keywise.hf.record_stats(model) as stats_record:
+            run(model, model_inputs)
+        inner.extend(stats_record)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        with keywise.hf.record_stats(model) as stats_record:
+            run_in_thread(record)
+            run(model, model_inputs)
+    assert len(inner) == len(stats_record) == 2
 
 
 def test_segments_behind_the_window_have_mass_zero():

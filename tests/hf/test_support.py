@@ -72,7 +72,7 @@ def make_clap():
     [
         (make_longt5_encoder, r"LongT5LocalAttention \(encoder\.block\.0\..*\) computes attention by code of its own"),
         (make_pegasus_x, r"PegasusXGlobalLocalAttention \(encoder\.layers\.0\.self_attn\) computes"),
-        (make_informer, r"InformerProbSparseAttention \(decoder\.layers\.0\.self_attn\) computes"),
+        (make_informer, r"InformerProbSparseAttention \(encoder\.layers\.0\.self_attn\) computes"),
         (make_clap, "ClapAudioSelfAttention .* computes attention by code of its own"),
     ],
 )

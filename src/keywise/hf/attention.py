@@ -74,7 +74,8 @@ def forward(  # noqa: PLR0917  (transformers calls it this way)
     """
     if torch.compiler.is_compiling():
         others.update(position_bias=position_bias, softcap=softcap, s_aux=s_aux, sinks=sinks)
-        return _forward_untraced(module, query, key, value, attention_mask, dropout, scaling, is_causal, **others)
+        positional = (module, query, key, value, attention_mask, dropout, scaling, is_causal)
+        return _forward_untraced(*positional, **others)[0], None
     _refuse_unsupported(module, dropout, others)
     if s_aux is not None and sinks is not None:
         raise ModelError(

@@ -75,7 +75,7 @@ def check_keywords(module: Any, keywords: dict[str, Any]) -> None:
     for name, value in keywords.items():
         if value is None or value is False or name in IGNORED_KEYWORDS:
             continue
-        if name in REFUSED_KEYWORDS or _reads_keyword(type(module), name) or not _is_model_keyword(name):
+        if name in REFUSED_KEYWORDS or _reads_keyword(type(module), name) or not _is_model_keyword(name):  # type: ignore[arg-type]  # classes are hashable
             raise make_keyword_error(module, name, value)
 
 

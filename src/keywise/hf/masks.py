@@ -356,7 +356,7 @@ def make_mask(  # noqa: PLR0917  (transformers names and orders the arguments)
             device=device,
             dtype=dtype,
         )
-    is_additive = config is not None and is_eager_only(type(config))
+    is_additive = config is not None and is_eager_only(type(config))  # type: ignore[arg-type]  # classes are hashable
     layout = Layout(
         batch=batch_size,
         queries=q_length,

@@ -53,7 +53,7 @@ class _TransformersFinder:
         """Return the module's own spec, whose loader also registers keywise."""
         if name != self._MODULE:
             return None
-        sys.meta_path.remove(self)  # type: ignore[arg-type]  # a finder needs no more than find_spec
+        sys.meta_path.remove(self)
         spec = importlib.util.find_spec(name)
         if spec is not None and spec.loader is not None:
             execute = spec.loader.exec_module
@@ -71,7 +71,7 @@ def register_on_import() -> None:
     if _TransformersFinder._MODULE in sys.modules:
         _register_or_warn()
     elif not any(isinstance(finder, _TransformersFinder) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _TransformersFinder())  # type: ignore[arg-type]
+        sys.meta_path.insert(0, _TransformersFinder())
 
 
 def _register_or_warn() -> None:

@@ -182,7 +182,7 @@ def find_servable_parts(model: Any) -> list[str]:
 def _group_layers(modules: dict[Any, str]) -> dict[LayerKind, list[Any]]:
     groups: dict[LayerKind, list[Any]] = defaultdict(list)
     for module in modules:
-        groups[classify_layer(type(module))].append(module)
+        groups[classify_layer(type(module))].append(module)  # type: ignore[arg-type]  # classes are hashable
     return groups
 
 
