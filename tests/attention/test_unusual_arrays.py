@@ -302,7 +302,7 @@ def test_jax_arrays_are_read_and_tracers_refused() -> None:
     query = jax.numpy.asarray(QUERY.numpy())
     np.testing.assert_array_equal(np.asarray(call("query", query).output), expected)
     for transform in (jax.jit, jax.vmap, lambda function: jax.grad(lambda array: function(array).sum())):
-        with pytest.raises(kw.DtypeError, match="query must be a NumPy array.*Tracer"):
+        with pytest.raises(kw.DtypeError, match=r"query must be a NumPy array.*Tracer"):
             transform(lambda array: call("query", array).output)(query)
 
 

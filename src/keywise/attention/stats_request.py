@@ -17,7 +17,7 @@ from keywise.util.checks import MAX_TOKENS, check_int
 # Longer segments are not cached, because comparing them takes time and storing them takes memory.
 _MAX_CACHED_KEYS = 1 << 15
 MAX_PADDED_TOP_K = 64
-"""The largest `top_k` that is padded where there are fewer keys, so that results over few and many keys have one shape."""
+"""The largest `top_k` that is padded where there are fewer keys, so that short and long inputs give one shape."""
 
 
 class StatsRequest(NamedTuple):
