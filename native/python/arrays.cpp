@@ -70,7 +70,8 @@ class ModuleVariable {
   PyObject* get() {
     if (!variables_) {
       const nb::object module = nb::steal(PyImport_GetModule(module_));
-      if (module.is_valid()) variables_ = nb::borrow(PyModule_GetDict(module.ptr())).release().ptr();
+      if (module.is_valid())
+        variables_ = nb::borrow(PyModule_GetDict(module.ptr())).release().ptr();
     }
     PyObject* const value = variables_ ? PyDict_GetItemWithError(variables_, name_) : nullptr;
     if (!value) PyErr_Clear();
@@ -101,7 +102,7 @@ bool is_torch_watching() {
   return tracing.ptr() != Py_False;
 }
 
-// A method or property of a class of torch, found once: a lookup at each call takes noticeable time.
+// A method or property of a class of torch, found once, because a lookup takes noticeable time.
 class Member {
  public:
   // `type` is held by its module.
@@ -152,8 +153,8 @@ bool fits_storage(nb::handle tensor, const InputArray& array) {
   if (!storage.is_valid()) throw nb::python_error();
   static const Member data_ptr(Py_TYPE(storage.ptr()), "data_ptr");
   const nb::object address = data_ptr.call(storage);
-  const Py_ssize_t size = address.is_valid() ? PyObject_Size(storage.ptr()) : -1;
-  if (size < 0) throw nb::python_error();
+  if (!address.is_valid()) throw nb::python_error();
+  const Py_ssize_t size = PyObject_Size(storage.ptr());
   const uintptr_t begin = PyLong_AsSize_t(address.ptr());
   const uintptr_t first = reinterpret_cast<uintptr_t>(array.data);
   return first - begin + uint64_t(count_bytes(array)) <= uint64_t(size);
@@ -182,8 +183,7 @@ bool read_tensor(nb::handle tensor, HeldArray& held) {
   InputArray& array = held.array;
   array.element = to_element(view.type);
   array.data = static_cast<const char*>(view.data) + view.offset_bytes;
-  if (view.device != dlpack::kCpu || view.axes != 4 || !view.data ||
-      array.element == Element::unsupported)
+  if (view.device != dlpack::kCpu || view.axes != 4 || array.element == Element::unsupported)
     return false;
   if (view.stride[3] != 1 && view.shape[3] != 1) return false;
   if (!is_aligned(array.data, bytes_of(to_dtype(array.element)))) return false;

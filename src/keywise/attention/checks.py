@@ -43,7 +43,7 @@ def as_integer_array(name: str, value: Any) -> Array:
     return array.data
 
 
-def _list_to_array(name: str, value: Any, dtype: npt.DTypeLike) -> Array:
+def _list_to_array(name: str, value: Any, dtype: npt.DTypeLike | None) -> Array:
     if isinstance(value, (list, tuple)) and not value:
         return np.empty(0, np.int64)
     try:
