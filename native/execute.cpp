@@ -189,10 +189,9 @@ class RowTasks {
 // Runs schedules by keys.
 class SplitTasks {
  public:
-  SplitTasks(const Context& context, int64_t heads_at_once) : context_(context) {
-    const int64_t bytes = checked_multiply(heads_at_once, context.schedule.head_bytes);
-    if (bytes > kMaxKeptBytes) memory_ = allocate_aligned(bytes);
-    BufferLayout layout(memory_ ? memory_.get() : call_scratch().reserve(bytes));
+  SplitTasks(const Context& context, int64_t heads_at_once)
+      : context_(context), memory_(checked_multiply(heads_at_once, context.schedule.head_bytes)) {
+    BufferLayout layout(memory_.get());
     buffers_.resize(size_t(heads_at_once * context.schedule.tasks_per_head));
     for (size_t i = 0; i < buffers_.size(); ++i) {
       const Split& split = context.schedule.splits[i % context.schedule.splits.size()];
@@ -277,7 +276,7 @@ class SplitTasks {
   }
 
   const Context& context_;
-  AlignedMemory memory_;
+  const CallMemory memory_;
   std::vector<SplitBuffers> buffers_;  // [heads at once, splits]
 };
 

@@ -1,6 +1,8 @@
 #include "arrays.h"
 
 #include <algorithm>
+#include <new>
+#include <string>
 #include <utility>
 
 namespace keywise::python {
@@ -213,11 +215,9 @@ bool is_host_array(nb::handle value) {
   return reinterpret_cast<PyObject*>(Py_TYPE(value.ptr())) == functions->host_array.ptr();
 }
 
-PyTypeObject* find_numpy_type() {
-  static PyTypeObject* const type = reinterpret_cast<PyTypeObject*>(
-      nb::object(nb::module_::import_("numpy").attr("ndarray")).release().ptr());
-  return type;
-}
+PyTypeObject* numpy_type = nullptr;
+
+PyTypeObject* find_numpy_type() { return numpy_type; }
 
 nb::tuple to_tuple(std::initializer_list<int64_t> shape) {
   nb::object sizes = nb::steal(PyTuple_New(Py_ssize_t(shape.size())));
@@ -226,9 +226,23 @@ nb::tuple to_tuple(std::initializer_list<int64_t> shape) {
   return nb::tuple(sizes);
 }
 
+[[noreturn]] void raise_memory_error(const char* name, const char* dtype,
+                                     std::initializer_list<int64_t> shape) {
+  std::string sizes;
+  for (const int64_t size : shape) sizes += (sizes.empty() ? "" : ", ") + std::to_string(size);
+  PyErr_Format(PyExc_MemoryError, "%s of shape [%s] and dtype %s must fit into memory", name,
+               sizes.c_str(), dtype);
+  throw nb::python_error();
+}
+
 }  // namespace
 
 void set_array_functions(ArrayFunctions new_functions) {
+  // Not at the first call: Python code may run during an import, and call this module again.
+  if (!numpy_type) {
+    nb::object type = nb::module_::import_("numpy").attr("ndarray");
+    numpy_type = reinterpret_cast<PyTypeObject*>(type.release().ptr());
+  }
   if (!functions) functions = new ArrayFunctions;
   *functions = std::move(new_functions);
 }
@@ -248,6 +262,8 @@ HeldArray read_array(const std::string& name, nb::handle value) {
   read_host_array(readable, held, true);
   return held;
 }
+
+bool is_torch_imported() { return find_tensor_type() != nullptr; }
 
 Inputs::Inputs(HeldArray query, std::vector<HeldArray> held, std::vector<Chunk> chunks, Sizes sizes,
                Dtype stored_dtype)
@@ -300,14 +316,23 @@ void* Results::add(const char* name, dlpack::Type type, const char* dtype,
                    std::initializer_list<int64_t> shape) {
   Result result{name, std::nullopt, nb::object()};
   void* data = nullptr;
-  if (inputs_.is_tensor() && !as_numpy_) {
-    result.tensor = dlpack::allocate_tensor(type, shape);
-    data = (*result.tensor)->view.data;
-  } else {
-    const nb::object like = as_numpy_ ? nb::object(nb::none()) : inputs_.like();
-    result.array = functions->allocate_result(to_tuple(shape), dtype, like);
-    const Buffer buffer(result.array, PyBUF_STRIDED_RO);
-    data = buffer->buf;
+  try {
+    if (inputs_.is_tensor() && !as_numpy_) {
+      result.tensor = dlpack::allocate_tensor(type, shape);
+      data = (*result.tensor)->view.data;
+    } else {
+      dlpack::count_bytes(type, shape);
+      const nb::object like = as_numpy_ ? nb::object(nb::none()) : inputs_.like();
+      result.array = functions->allocate_result(to_tuple(shape), dtype, like);
+      const Buffer buffer(result.array, PyBUF_STRIDED_RO);
+      data = buffer->buf;
+    }
+  } catch (const std::bad_alloc&) {
+    raise_memory_error(name, dtype, shape);
+  } catch (const nb::python_error& error) {
+    // NumPy's or torch's.
+    if (!error.matches(PyExc_Exception)) throw;
+    raise_memory_error(name, dtype, shape);
   }
   results_.push_back(std::move(result));
   return data;

@@ -26,6 +26,8 @@ struct ArrayFunctions {
 };
 void set_array_functions(ArrayFunctions functions);
 
+bool is_torch_imported();
+
 // An array of a caller and what holds it.
 struct HeldArray {
   InputArray array;

@@ -19,9 +19,11 @@
 #include <variant>
 #include <vector>
 
+#include "../checked.h"
 #include "../core.h"
 #include "../float_mode.h"
 #include "../inputs.h"
+#include "../team.h"
 #include "arrays.h"
 #include "gil.h"
 
@@ -113,7 +115,7 @@ MaskRules make_mask_rules(const CheckedMask& mask, const Sizes& sizes, int64_t f
   if (mask.lengths) {
     rules.lengths = mask.lengths->data();
   } else {
-    positions.lengths.assign(size_t(sizes.batch), first_key + sizes.keys);
+    positions.lengths.assign(size_t(sizes.batch), checked_add(first_key, sizes.keys));
     rules.lengths = positions.lengths.data();
   }
   if (mask.starts) {
@@ -181,8 +183,8 @@ void set_output(Problem& problem, const Sizes& sizes, bool transposed, Results& 
   int64_t* const stride = problem.output_stride;
   stride[3] = 1;
   stride[2] = sizes.value_dim;
-  stride[1] = stride[2] * inner;
-  stride[0] = stride[1] * outer;
+  stride[1] = checked_multiply(stride[2], inner);
+  stride[0] = checked_multiply(stride[1], outer);
   if (transposed) std::swap(stride[1], stride[2]);
 }
 
@@ -204,6 +206,17 @@ const Target& find_target(const std::string& name) {
     return *list[i].target;
   }
   throw nb::value_error(("no target named " + name).c_str());
+}
+
+// Returns whether a call is over in microseconds: giving the GIL away and taking it again would
+// take noticeable time, and gain little for others.
+bool is_short(const Sizes& sizes) {
+  constexpr double kMaxMultiplications = 1 << 18;
+  double count = double(sizes.head_dim) + double(sizes.value_dim);
+  // Results are written also where there are no keys or queries.
+  for (const int64_t size : {sizes.batch, sizes.query_heads, sizes.queries, sizes.keys})
+    count *= double(max(size, 1));
+  return count <= kMaxMultiplications;
 }
 
 nb::dict attend(const Inputs& inputs, const CheckedMask& mask, const StatsPlan* stats,
@@ -244,8 +257,11 @@ nb::dict attend(const Inputs& inputs, const CheckedMask& mask, const StatsPlan* 
   problem.wants_statistics = stats != nullptr;
   if (stats) problem.statistics = make_statistics(*stats, sizes, results);
 
+  if (threads > 1 && is_torch_imported()) find_torch_threads();
   bool finished;
-  {
+  if (is_short(sizes)) {
+    finished = run(problem, find_target(target), threads, nullptr);
+  } else {
     const WithoutGil released;
     finished = run(problem, find_target(target), threads,
                    interruptible ? WithoutGil::handle_signals : nullptr);
