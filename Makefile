@@ -14,8 +14,10 @@ LESSONS := $(filter-out %/pictures.py,$(wildcard examples/lessons/*.py))
 CPP     := $(shell find native -name '*.h' -o -name '*.cpp')
 # Files that clang-tidy reads: those compiled for every CPU.
 TIDY    := $(wildcard native/*.cpp)
+# What CMake is told where it is called without pip.
+CMAKE_PYTHON = -DPython_EXECUTABLE=$(abspath $(BIN))/python -Dnanobind_DIR=$$($(BIN)/python -m nanobind --cmake_dir)
 
-.PHONY: help ask test test-fast lint format tidy coverage stubs bench lessons wheel clean
+.PHONY: help ask test test-fast lint format tidy coverage sanitize stubs bench lessons wheel clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -45,8 +47,7 @@ format: $(VENV)/dev ## format Python and C++ and fix what ruff can fix
 
 tidy: $(VENV)/dev ## run clang-tidy over the C++ that is compiled for every CPU
 	$(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt clang-tidy
-	cmake -S . -B build/tidy -DCMAKE_EXPORT_COMPILE_COMMANDS=ON -DPython_EXECUTABLE=$(abspath $(BIN))/python \
-	  -Dnanobind_DIR=$$($(BIN)/python -m nanobind --cmake_dir) > /dev/null
+	cmake -S . -B build/tidy -DCMAKE_EXPORT_COMPILE_COMMANDS=ON $(CMAKE_PYTHON) > /dev/null
 	$(BIN)/clang-tidy --quiet -p build/tidy $(TIDY)
 
 coverage: $(VENV)/dev ## measure which lines of Python and C++ the tests run; TESTS names a part
@@ -55,6 +56,14 @@ coverage: $(VENV)/dev ## measure which lines of Python and C++ the tests run; TE
 	rm -f $(VENV)/app  # the next target builds the module for speed again
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(TESTS) --cov=keywise --cov-report=term; status=$$?; \
 	  $(BIN)/gcovr --root . --filter native/ --object-directory build/coverage build/coverage; exit $$status
+
+sanitize: $(VENV)/dev ## run the C++ tests under the sanitizers of addresses, undefined behaviour and threads
+	for sanitizer in address,undefined thread; do \
+	  build=build/sanitize/$${sanitizer%%,*}; \
+	  cmake -S . -B $$build -DCMAKE_BUILD_TYPE=Debug -DKEYWISE_SANITIZE=$$sanitizer $(CMAKE_PYTHON) > /dev/null && \
+	  cmake --build $$build --target native_tests --parallel && \
+	  $$build/schedule_test && $$build/attention_test || exit 1; \
+	done
 
 stubs: $(VENV)/dev ## generate the type stub of the native module
 	$(BIN)/python -m nanobind.stubgen -q -m keywise.attention._native -o src/keywise/attention/_native.pyi
