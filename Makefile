@@ -68,7 +68,7 @@ coverage: $(VENV)/dev ## measure which lines of Python and C++ the tests run; TE
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(TESTS) --cov=keywise --cov-report=term; status=$$?; \
 	  $(BIN)/gcovr --root . --filter native/ --object-directory build/coverage build/coverage; exit $$status
 
-sanitize: $(VENV)/dev ## run the C++ tests, and tests of arrays, under the sanitizers of addresses, undefined behaviour and threads
+sanitize: $(VENV)/dev ## run the C++ tests under the sanitizers of addresses, undefined behaviour and threads
 	for sanitizer in address,undefined thread; do \
 	  build=build/sanitize/$${sanitizer%%,*}; \
 	  cmake -S . -B $$build -DCMAKE_BUILD_TYPE=Debug -DKEYWISE_SANITIZE=$$sanitizer $(CMAKE_PYTHON) > /dev/null && \

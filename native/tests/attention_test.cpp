@@ -451,7 +451,7 @@ void test_a_call_says_that_its_handler_forked() {
 // The argument is the number of random cases per target.
 int main(int argc, char** argv) {
   using namespace keywise;
-  const unsigned cases = argc > 1 ? unsigned(std::stoul(argv[1])) : 60;
+  const unsigned cases = argc > 1 ? unsigned(std::stoul(argv[1])) : 40;
   const Candidate* list;
   for (int i = 0, count = candidates(&list); i < count; ++i) {
     std::printf("%s: %s\n", list[i].target->name, *list[i].reason ? list[i].reason : "tested");
