@@ -8,9 +8,10 @@ import sys
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, GgufConfig
+from transformers import AutoModelForCausalLM
 
 from keywise.errors import DtypeError, ModelError, OptionError
+from keywise.hf.compatibility import make_gguf_options
 from keywise.models import find_model, fingerprint, list_models, load_model, loading
 from keywise.models import gguf as conversion
 from keywise.models.packed_linear import pack_linear_layers
@@ -58,7 +59,7 @@ def test_converted_model_has_the_logits_of_the_gguf_model(gguf_file, converted):
         gguf_file.parent,
         gguf_file=gguf_file.name,
         dtype=torch.bfloat16,
-        quantization_config=GgufConfig(dequantize=True),
+        **make_gguf_options(),
     ).float()
     ids = torch.tensor([loaded.tokenizer("the thing")["input_ids"]])
     with torch.no_grad():

@@ -27,7 +27,6 @@ from xml.etree import ElementTree
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "build" / "versions"
 PLUGIN = ("tests/hf", "tests/models")
-
 EVERYTHING = ("tests/attention", "tests/cache", "tests/util", *PLUGIN, "tests/documents", "tests/library", "tests/cli")
 QUESTION, DOCUMENT, ANSWER = "Where is the old lens now?", "examples/lighthouse.md", "museum"
 OUTCOMES = ("passed", "failed", "skipped")

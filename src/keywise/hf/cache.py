@@ -356,6 +356,7 @@ class Cache(DynamicCache):  # type: ignore[misc]  # transformers has no types he
         --------
         >>> cache.crop(-3)  # doctest: +SKIP
         """
+        tokens_to_remove = int(tokens_to_remove)  # some versions of transformers pass a tensor
         if tokens_to_remove > 0 and crops_to_length():
             self.truncate(min(tokens_to_remove, len(self.kv)))
         elif tokens_to_remove > 0:
