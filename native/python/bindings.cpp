@@ -378,7 +378,9 @@ NB_MODULE(_native, module) {
       "A context in which the thread rounds to nearest and keeps subnormal numbers.")
       .def(nb::init<>())
       .def("__enter__", [](FloatModeContext& context) { context.mode.emplace(); })
-      .def("__exit__", [](FloatModeContext& context, const nb::args&) { context.mode.reset(); });
+      .def(
+          "__exit__", [](FloatModeContext& context, const nb::args&) { context.mode.reset(); },
+          nb::sig("def __exit__(self, *args: object) -> None"));
 
   module.def(
       "set_array_functions",

@@ -244,7 +244,7 @@ def _merge_two(left: Partial, right: Partial) -> Partial:
     running_max = np.maximum(left.running_max, right.running_max)
     with np.errstate(over="ignore", invalid="ignore"):
         merged = _add(left, right, running_max)
-        overflowed = ~np.isfinite(merged.values).all(axis=3)
+        overflowed = np.asarray(~np.isfinite(merged.values).all(axis=3))
         if not overflowed.any():
             return merged
         raised = _add(left, right, running_max + np.where(overflowed, _HEADROOM, 0).astype(running_max.dtype))

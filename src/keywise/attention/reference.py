@@ -250,7 +250,7 @@ def _sum_values(exponential: Array, hidden: Array, problem: Problem) -> Array:
 
 
 def _add_stats(stats: ResolvedStats, result: Result, weights: Array, score: Array, queries: slice) -> Result:
-    undefined = np.isnan(weights).any(axis=3)
+    undefined = np.asarray(np.isnan(weights).any(axis=3))
     with np.errstate(divide="ignore", invalid="ignore"):
         entropy = -np.where(weights > 0, weights * np.log(weights), 0.0).sum(axis=3)
         entropy = np.where(undefined, np.nan, entropy)
