@@ -93,11 +93,10 @@ bool is_negative(PyObject* number) {
 bool is_torch_watching() {
   static ModuleVariable level("torch.autograd.forward_ad", "_current_level");
   static ModuleVariable in_mode("torch.utils._python_dispatch", "_is_in_torch_dispatch_mode");
-  static ModuleVariable is_tracing("torch._C", "_is_tracing");
+  static PyObject* const is_tracing =
+      nb::object(nb::module_::import_("torch._C").attr("_is_tracing")).release().ptr();
   if (!is_negative(level.get()) || in_mode.get() != Py_False) return true;
-  PyObject* const function = is_tracing.get();
-  if (!function) return true;
-  const nb::object tracing = nb::steal(PyObject_CallNoArgs(function));
+  const nb::object tracing = nb::steal(PyObject_CallNoArgs(is_tracing));
   if (!tracing.is_valid()) throw nb::python_error();
   return tracing.ptr() != Py_False;
 }

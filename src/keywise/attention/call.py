@@ -91,7 +91,8 @@ def make_call(
         inputs = read_inputs(query, (key,), (value,))
     if isinstance(inputs, Refusal):
         raise _make_error(inputs, query, key, value)
-    if type(first_key) is not int or first_key != 0:
+    # By identity: a comparison with an array would run its code.
+    if first_key is not _NO_OFFSET:
         first_key = check_int("first_key", first_key, minimum=0)
     # The usual scale needs no further check; a small call would notice one.
     if scale is not None and not (type(scale) is float and 0.0 <= scale <= MAX_FLOAT):
@@ -144,6 +145,8 @@ def _check_softcap(value: Any, scale: float | None, head_dim: int) -> float:
         )
     return softcap
 
+
+_NO_OFFSET = 0
 
 _FLOAT_NAMES = f"{', '.join(FLOATS[:-1])} or {FLOATS[-1]}"
 
