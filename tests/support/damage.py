@@ -86,9 +86,12 @@ def judge_gguf(path: Path, expected: HeaderSummary, damaged: bytes) -> str:
     """Return what becomes of a damaged GGUF file; the converted model's fingerprint includes the file's digest."""
     path.write_bytes(damaged)
     try:
-        return VALUES if check_gguf(path) == expected else ACCEPTED
-    except ModelFileError:
+        if check_gguf(path) == expected:
+            return VALUES
+        load_model(path, cache_dir=path.parent / "cache")
+    except (ModelFileError, ModelError):
         return REFUSED
+    return ACCEPTED
 
 
 def run_campaign(

@@ -105,6 +105,12 @@ class SentenceEncoder:
         source = DEFAULT_ENCODER if encoder is None else os.fspath(encoder)
         self._folder = _find_folder(source)
         self.name = str(self._folder.resolve()) if Path(source).expanduser().is_dir() else source
+        if pickles := [*self._folder.rglob("*.bin"), *self._folder.rglob("*.pt")]:
+            raise ModelError(
+                "encoder",
+                f"must not contain pickles, got {source!r} with {pickles[0].name}",
+                remedy="a pickle can run code when it is opened; convert it to safetensors",
+            )
         try:
             found = list_encoder_files(self._folder, _MODEL_FILES)
         except (ModelFileError, OSError) as error:
@@ -112,12 +118,6 @@ class SentenceEncoder:
         files = {name: path for name, path in found.items() if name.rpartition("/")[2] not in _DESCRIPTIONS}
         if not any(name.endswith(".safetensors") for name in files):
             raise ModelError("encoder", f"must have a .safetensors file in {self._folder}", got=source)
-        if pickles := [*self._folder.rglob("*.bin"), *self._folder.rglob("*.pt")]:
-            raise ModelError(
-                "encoder",
-                f"must not contain pickles, got {source!r} with {pickles[0].name}",
-                remedy="a pickle can run code when it is opened; convert it to safetensors",
-            )
         self.fingerprint = fingerprint_files(files)
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
