@@ -9,13 +9,18 @@ QUESTION ?= Where is the old lens now?
 DOCUMENT ?= examples/lighthouse.md
 BENCH    ?=
 TESTS    ?= tests
+VERSIONS ?= 5.5.0 5.14.0 5.20.0 5.22.2 newest
 
 LESSONS := $(filter-out %/pictures.py,$(wildcard examples/lessons/*.py))
 CPP     := $(shell find native -name '*.h' -o -name '*.cpp')
 # Files that clang-tidy reads: those compiled for every CPU.
 TIDY    := $(wildcard native/*.cpp)
+# What CMake is told where it is called without pip.
+CMAKE_PYTHON = -DPython_EXECUTABLE=$(abspath $(BIN))/python -Dnanobind_DIR=$$($(BIN)/python -m nanobind --cmake_dir)
 
-.PHONY: help ask test test-fast families lint format tidy coverage stubs bench lessons wheel clean
+FUZZ     ?=
+
+.PHONY: help ask test test-fast test-versions test-lowest families lint format tidy coverage sanitize fuzz stubs bench lessons wheel clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -24,14 +29,22 @@ help: ## list the targets
 ask: $(VENV)/app ## answer QUESTION about DOCUMENT and show the sentences that support the answer
 	$(BIN)/keywise ask "$(QUESTION)" $(DOCUMENT)
 
+# Exit status 5: TESTS names no test of the kind.
 test: $(VENV)/dev ## run every test and print why tests were skipped; TESTS names a part
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(TESTS)
+	HF_HUB_OFFLINE=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n auto --dist loadfile -m "not serial" $(TESTS) || [ $$? -eq 5 ]
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m serial $(TESTS) || [ $$? -eq 5 ]
 
 test-fast: $(VENV)/dev ## run the tests of attention and the cache only
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/attention tests/cache tests/util
 
 families: $(VENV)/dev ## compare every model family of transformers with eager attention and write docs/families.md; FAMILIES names options, such as --again
 	$(BIN)/python -m tests.families $(FAMILIES) --write
+
+test-versions: $(VENV)/dev ## test the plug-in and ask with VERSIONS of transformers, and print a table
+	$(BIN)/python -m tests.support.versions $(VERSIONS)
+
+test-lowest: $(VENV)/dev ## run the tests with the lowest version of every dependency that pyproject.toml declares
+	$(BIN)/python -m tests.support.versions lowest
 
 lint: $(VENV)/dev ## check style, spelling, types, layers and the format of C++
 	$(BIN)/ruff check .
@@ -48,8 +61,7 @@ format: $(VENV)/dev ## format Python and C++ and fix what ruff can fix
 
 tidy: $(VENV)/dev ## run clang-tidy over the C++ that is compiled for every CPU
 	$(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt clang-tidy
-	cmake -S . -B build/tidy -DCMAKE_EXPORT_COMPILE_COMMANDS=ON -DPython_EXECUTABLE=$(abspath $(BIN))/python \
-	  -Dnanobind_DIR=$$($(BIN)/python -m nanobind --cmake_dir) > /dev/null
+	cmake -S . -B build/tidy -DCMAKE_EXPORT_COMPILE_COMMANDS=ON $(CMAKE_PYTHON) > /dev/null
 	$(BIN)/clang-tidy --quiet -p build/tidy $(TIDY)
 
 coverage: $(VENV)/dev ## measure which lines of Python and C++ the tests run; TESTS names a part
@@ -58,6 +70,18 @@ coverage: $(VENV)/dev ## measure which lines of Python and C++ the tests run; TE
 	rm -f $(VENV)/app  # the next target builds the module for speed again
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(TESTS) --cov=keywise --cov-report=term; status=$$?; \
 	  $(BIN)/gcovr --root . --filter native/ --object-directory build/coverage build/coverage; exit $$status
+
+sanitize: $(VENV)/dev ## run the C++ tests under the sanitizers of addresses, undefined behaviour and threads
+	for sanitizer in address,undefined thread; do \
+	  build=build/sanitize/$${sanitizer%%,*}; \
+	  cmake -S . -B $$build -DCMAKE_BUILD_TYPE=Debug -DKEYWISE_SANITIZE=$$sanitizer $(CMAKE_PYTHON) > /dev/null && \
+	  cmake --build $$build --target native_tests --parallel && \
+	  $$build/schedule_test && $$build/attention_test || exit 1; \
+	done
+
+fuzz: $(VENV)/dev ## mutate files, texts and arrays and look for crashes; FUZZ names targets and options
+	$(PIP) install --quiet -c constraints.txt atheris
+	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.fuzz $(FUZZ)
 
 stubs: $(VENV)/dev ## generate the type stub of the native module
 	$(BIN)/python -m nanobind.stubgen -q -m keywise.attention._native -o src/keywise/attention/_native.pyi

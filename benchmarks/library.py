@@ -137,11 +137,12 @@ def prepare_library(folder: Path, keys: int) -> Iterator[Path]:
 def measure_extra(path: Path, queries: int) -> Iterator[int]:
     """Measure the growth of the process's own memory during attention.
 
-    The mapped file is not counted.
+    The keys are not counted.
     """
     import keywise as kw
 
     library = kw.Library.open(path)
+    _attend(library, _draw_queries(1), None)  # reads the keys, which are kept
     yield _measure_extra_bytes(partial(_attend, library, _draw_queries(queries), None))
 
 
@@ -378,7 +379,7 @@ def _format_speed(results: Sequence[dict[str, Any]]) -> str:
             f"{result['keys']:,} keys of {result['dimension']} in float16, {queries} at a time, "
             f"{format_threads(result['threads'])}: keywise reads keys at {bytes_per_second / 1e9:.1f} GB/s, "
             f"{share_of_limit:.0%} of the {result['read_bytes_per_second'] / 1e9:.1f} GB/s measured, and needs "
-            f"{result['extra_bytes'] / 1e6:.0f} MB of memory besides the mapped file."
+            f"{result['extra_bytes'] / 1e6:.0f} MB of memory besides the keys."
         )
         rows = []
         for name, samples in result["seconds_per_call"].items():

@@ -93,10 +93,9 @@ static inline void with_encoding(Dtype dtype, bool pairs, Function function) {
   return function(Encoding<Dtype::bfloat16, false>{});
 }
 
-// Returns whether keys and values are taken as pairs of bfloat16. Both that are stored under
-// bfloat16 queries, bfloat16 and int8, are exact in bfloat16.
+// Returns whether keys and values are taken as pairs of bfloat16.
 static inline bool uses_bf16_pairs(const Problem& problem) {
-  return kHasBf16Dot && problem.dtype == Dtype::bfloat16;
+  return kHasBf16Dot && problem.allows_bf16_pairs();
 }
 
 // Returns the lanes per packed key: head_dim floats, or half as many pairs of bfloat16.

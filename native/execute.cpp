@@ -2,9 +2,13 @@
 // of tasks.
 
 #include <algorithm>
+#include <atomic>
+#include <cmath>
 #include <vector>
 
+#include "checked.h"
 #include "core.h"
+#include "float_mode.h"
 #include "integers.h"
 #include "schedule.h"
 #include "threads.h"
@@ -21,6 +25,7 @@ struct Context {
   const Schedule& schedule;
   const int threads;
   const Interrupted interrupted;
+  std::atomic<unsigned>& ranges;  // bits of ValueRange of all rows
 
   int64_t rows_per_head() const { return problem.queries * problem.group(); }
   int64_t tile_rows() const { return target.tile_rows; }
@@ -51,11 +56,20 @@ struct Context {
     const int useful_threads = schedule.work < kMinThreadedWork ? 1 : threads;
     const bool wakes = schedule.work >= kMinWakingWork;
     const auto run_handout = [&](int64_t number) {
+      // Of every thread: a worker's mode may differ from the caller's.
+      const DefaultFloatMode mode;
       const int64_t end = min(count, (number + 1) * per_handout);
       for (int64_t index = number * per_handout; index < end; ++index) work(index);
     };
     return parallel_for(ceil_div(count, per_handout), useful_threads, wakes, run_handout,
                         interrupted);
+  }
+
+  void write_results(const Task& task, const State& state,
+                     const std::vector<ScoreBuffer>& buffers) const {
+    const unsigned found =
+        target.write_results(problem, task, state, buffers.data(), int64_t(buffers.size()));
+    if (found != kInRange) ranges |= found;
   }
 };
 
@@ -64,13 +78,13 @@ class RowTasks {
  public:
   RowTasks(const Context& context, int64_t heads_at_once) : context_(context) {
     if (context.wants_key_mass())
-      key_mass_sums_.resize(
-          size_t(heads_at_once * context.schedule.tasks_per_head * context.key_mass_size()));
+      key_mass_sums_.resize(size_t(checked_multiply(heads_at_once, context.schedule.tasks_per_head,
+                                                    context.key_mass_size())));
     if (!context.schedule.shares_packed_keys) return;
     packed_.resize(size_t(heads_at_once));
-    packed_memory_ = allocate_aligned(heads_at_once * context.schedule.head_bytes);
+    packed_memory_ = allocate_aligned(checked_multiply(heads_at_once, context.schedule.head_bytes));
     BufferLayout layout(packed_memory_.get());
-    const bool pairs = context.target.has_bf16_dot && context.problem.dtype == Dtype::bfloat16;
+    const bool pairs = context.target.has_bf16_dot && context.problem.allows_bf16_pairs();
     for (PackedHead& packed : packed_) add_packed_head(layout, packed, context.problem, pairs);
   }
 
@@ -139,7 +153,7 @@ class RowTasks {
       target.forward(problem, task, workspace, state, buffer);
     }
     const Task all_keys = context_.make_task(first_head + head, block.first_row, block.last_row);
-    target.write_results(problem, all_keys, state, buffers.data(), int64_t(buffers.size()));
+    context_.write_results(all_keys, state, buffers);
     if (!context_.wants_key_mass() || !block.has_statistics) return;
     for (const ScoreBuffer& buffer : buffers) {
       target.accumulate_key_mass(problem, all_keys, state, buffer, workspace,
@@ -175,10 +189,9 @@ class RowTasks {
 // Runs schedules by keys.
 class SplitTasks {
  public:
-  SplitTasks(const Context& context, int64_t heads_at_once) : context_(context) {
-    const int64_t bytes = heads_at_once * context.schedule.head_bytes;
-    if (bytes > kMaxKeptBytes) memory_ = allocate_aligned(bytes);
-    BufferLayout layout(memory_ ? memory_.get() : call_scratch().reserve(bytes));
+  SplitTasks(const Context& context, int64_t heads_at_once)
+      : context_(context), memory_(checked_multiply(heads_at_once, context.schedule.head_bytes)) {
+    BufferLayout layout(memory_.get());
     buffers_.resize(size_t(heads_at_once * context.schedule.tasks_per_head));
     for (size_t i = 0; i < buffers_.size(); ++i) {
       const Split& split = context.schedule.splits[i % context.schedule.splits.size()];
@@ -233,7 +246,7 @@ class SplitTasks {
         scores.push_back(skip_rows(splits[split].scores, first_row, context_.tile_rows()));
     }
     const Task task = context_.make_task(first_head + head, first_row, last_row);
-    context_.target.write_results(problem, task, merged, scores.data(), int64_t(scores.size()));
+    context_.write_results(task, merged, scores);
   }
 
   // No two tasks share keys, so every task writes its own columns.
@@ -263,7 +276,7 @@ class SplitTasks {
   }
 
   const Context& context_;
-  AlignedMemory memory_;
+  const CallMemory memory_;
   std::vector<SplitBuffers> buffers_;  // [heads at once, splits]
 };
 
@@ -279,19 +292,98 @@ bool run_heads(const Context& context) {
   return true;
 }
 
+// Throws unless every size, count and index of a call fits 64 bits: each is at most one of these
+// products, in whatever order its factors are multiplied.
+void check_sizes(const Problem& problem) {
+  constexpr int64_t kElementBytes = int64_t(sizeof(double));
+  const int64_t row_numbers = max(max(problem.head_dim, problem.value_dim),
+                                  max(problem.top_k(), problem.statistics.segments));
+  // Two lists of top keys, and room to rank them.
+  const int64_t row_width = checked_round_up(checked_multiply(row_numbers, 4), 4 * kPadFloats);
+  const int64_t row_bytes = checked_multiply(row_width, kElementBytes);
+  const int64_t heads = checked_multiply(problem.batch, problem.query_heads);
+  const int64_t keys = checked_round_up(problem.keys, kBlockKeys);
+  const int64_t queries = checked_round_up(problem.queries, kMaxTileRows);
+  checked_multiply(max(heads, 1), queries, row_bytes);
+  // Packed keys and values, key mass of every task, partials of every split.
+  checked_multiply(keys, row_bytes);
+  checked_multiply(max(heads, 1), keys, kMinTasks * kElementBytes);
+}
+
+// Moves the power of two of the scale, or of scale / softcap, to the queries. Larger ones stay:
+// queries might overflow.
+Problem scale_queries(const Problem& given) {
+  const DefaultFloatMode mode;
+  Problem problem = given;
+  const double size =
+      std::fabs(double(given.scale)) / (given.softcap > 0.0f ? double(given.softcap) : 1.0);
+  if (!(size < 1.0)) return problem;
+  if (size == 0.0) {
+    problem.query_scale = 0.0f;
+    return problem;
+  }
+  constexpr int kMinExponent = -126;
+  problem.query_scale = std::ldexp(1.0f, std::max(std::ilogb(size), kMinExponent));
+  problem.scale /= problem.query_scale;
+  return problem;
+}
+
+// Returns false when it was interrupted.
+bool run_once(const Problem& problem, const Target& target, int threads, Interrupted interrupted,
+              std::atomic<unsigned>& ranges) {
+  const Schedule schedule = make_schedule(problem, target);
+  const Context context{problem, target, schedule, threads, interrupted, ranges};
+  return schedule.by_keys ? run_heads<SplitTasks>(context) : run_heads<RowTasks>(context);
+}
+
+bool has_tiny_values(const Problem& problem, const Target& target) {
+  const DefaultFloatMode mode;
+  for (int64_t head = 0; head < problem.batch * problem.key_heads; ++head) {
+    Task task;
+    task.item = head / problem.key_heads;
+    task.key_head = head % problem.key_heads;
+    task.last_key = problem.keys;
+    if (target.has_tiny_values(problem, task)) return true;
+  }
+  return false;
+}
+
+// Computes results again whose weighted values left the range of float32, from values times a power
+// of two. Returns false when it was interrupted.
+bool repeat_out_of_range(const Problem& problem, const Target& target, int threads,
+                         Interrupted interrupted, unsigned ranges) {
+  // Sums of float16 stay in range.
+  if (problem.stored_dtype == Dtype::float16) return true;
+  Problem rescaled = problem;
+  rescaled.wants_statistics = false;
+  std::atomic<unsigned> unused{0};
+  if (ranges & kAboveRange) {
+    // Of at most 2^31 values the sum fits, and some such sums together.
+    rescaled.value_scale = 0x1p-40f;
+    if (!run_once(rescaled, target, threads, interrupted, unused)) return false;
+  }
+  if ((ranges & kBelowRange) || ((ranges & kAllZero) && has_tiny_values(problem, target))) {
+    rescaled.value_scale = 1.0f / kTinySize;
+    if (!run_once(rescaled, target, threads, interrupted, unused)) return false;
+  }
+  return true;
+}
+
 }  // namespace
 
-bool run(const Problem& problem, const Target& target, int threads, Interrupted interrupted) {
-  if (problem.batch * problem.key_heads == 0) return true;
-  if (problem.queries * problem.group() == 0) {
-    const Statistics& statistics = problem.statistics;
-    if (problem.wants_statistics && statistics.key_mass)
-      std::fill_n(statistics.key_mass, problem.batch * problem.query_heads * problem.keys, 0.0f);
+bool run(const Problem& given, const Target& target, int threads, Interrupted interrupted) {
+  check_sizes(given);
+  if (given.batch * given.key_heads == 0) return true;
+  if (given.queries * given.group() == 0) {
+    const Statistics& statistics = given.statistics;
+    if (given.wants_statistics && statistics.key_mass)
+      std::fill_n(statistics.key_mass, given.batch * given.query_heads * given.keys, 0.0f);
     return true;
   }
-  const Schedule schedule = make_schedule(problem, target);
-  const Context context{problem, target, schedule, threads, interrupted};
-  return schedule.by_keys ? run_heads<SplitTasks>(context) : run_heads<RowTasks>(context);
+  const Problem problem = scale_queries(given);
+  std::atomic<unsigned> ranges{kInRange};
+  if (!run_once(problem, target, threads, interrupted, ranges)) return false;
+  return repeat_out_of_range(problem, target, threads, interrupted, ranges);
 }
 
 }  // namespace keywise

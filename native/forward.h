@@ -62,6 +62,8 @@ static void accumulate_tile(TaskContext& context, const KeyBlock& block, const T
 }
 
 static void accumulate_values(TaskContext& context) {
+  // Some CPUs are slow with weights that are almost 0. Scores are computed exactly.
+  const FlushSubnormals flush_subnormals;
   for (int64_t index = 0; index < context.scores.block_count; ++index) {
     const KeyBlock block = make_block(context, index);
     for (int64_t row = 0; row < context.rows; row += kTileRows)
@@ -71,8 +73,6 @@ static void accumulate_values(TaskContext& context) {
 
 static void forward_task(const Problem& problem, const Task& task, const Workspace& workspace,
                          const State& state, const ScoreBuffer& scores) {
-  // Some CPUs are slow with weights that are almost 0.
-  const FlushSubnormals flush_subnormals;
   TaskContext context = make_context(problem, task, workspace, state, scores);
   find_visibility(context);
   if (!task.continues) {

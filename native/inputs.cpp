@@ -1,6 +1,7 @@
 #include "inputs.h"
 
 #include <algorithm>
+#include <initializer_list>
 
 namespace keywise {
 namespace {
@@ -12,10 +13,39 @@ bool is_float(Element element) {
   return element != Element::scaled_int8 && element != Element::unsupported;
 }
 
+// Of all elements the widest.
+constexpr int64_t kMaxElementBytes = int64_t(sizeof(double));
+
+// Returns whether the bytes of an array of these sizes are countable in 64 bits. Sizes of 0 do not
+// count: products of the other sizes, of which such an array has none either, must fit too.
+bool is_countable(std::initializer_list<int64_t> shape) {
+  int64_t bytes = kMaxElementBytes;
+  for (const int64_t size : shape)
+    if (size > 0 && __builtin_mul_overflow(bytes, size, &bytes)) return false;
+  return true;
+}
+
+// Returns whether the distance from the first element to any other fits 64 bits.
+bool is_addressable(const InputArray& array) {
+  int64_t bytes = 0;
+  for (int axis = 0; axis < 4; ++axis) {
+    if (array.shape[axis] <= 1) continue;
+    int64_t extent = 0;
+    if (__builtin_mul_overflow(array.shape[axis] - 1, array.stride[axis], &extent)) return false;
+    if (__builtin_mul_overflow(extent, extent < 0 ? -kMaxElementBytes : kMaxElementBytes, &extent))
+      return false;
+    if (__builtin_add_overflow(bytes, extent, &bytes)) return false;
+  }
+  return true;
+}
+
 BrokenRule check_array(const InputArray& array) {
   if (array.axes != 4) return "axes";
   if (array.shape[3] == 0) return "head_dim";
   if (array.shape[2] > kMaxTokens) return "tokens";
+  if (!is_countable({array.shape[0], array.shape[1], array.shape[2], array.shape[3]}))
+    return "size";
+  if (!is_addressable(array)) return "strides";
   return nullptr;
 }
 
@@ -66,7 +96,9 @@ std::optional<Refusal> check_against_first(const InputChunk& chunk, const InputC
 Tensor make_tensor(const InputArray& array) {
   Tensor tensor;
   tensor.data = array.data;
-  std::copy_n(array.stride, 4, tensor.stride);
+  // The stride of an axis of one element may be any number, which kernels need not multiply.
+  for (int axis = 0; axis < 4; ++axis)
+    tensor.stride[axis] = array.shape[axis] > 1 ? array.stride[axis] : 0;
   return tensor;
 }
 
@@ -89,6 +121,8 @@ std::optional<Refusal> check_inputs(const InputArray& query, const std::vector<I
   sizes.head_dim = query.shape[3];
   sizes.key_heads = chunks[0].key.shape[1];
   sizes.value_dim = chunks[0].value.shape[3];
+  if (!is_countable({sizes.batch, sizes.query_heads, sizes.queries, sizes.value_dim}))
+    return Refusal{"value", 0, "output size"};
   return std::nullopt;
 }
 

@@ -20,4 +20,10 @@ KEYWISE_INLINE constexpr int64_t round_up(int64_t number, int64_t step) {
   return ceil_div(number, step) * step;
 }
 
+// For numbers of 0 or more: the largest integer where the product does not fit.
+KEYWISE_INLINE constexpr int64_t saturating_multiply(int64_t a, int64_t b) {
+  int64_t product = 0;
+  return __builtin_mul_overflow(a, b, &product) ? INT64_MAX : product;
+}
+
 }  // namespace keywise

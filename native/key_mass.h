@@ -1,5 +1,7 @@
 // Key mass: weights summed over query rows, per key.
 //
+// A row of NaN counts for the keys that it sees, and for no others.
+//
 // Inputs: weights in the score buffer, complete state, query weights. Output: sums [group, keys] of
 // several tasks, or the key mass itself. Accumulators: float32 per block of keys and rows of a
 // task; float64 across tasks. Tail rule: weights of a tile outside the keys that it has scores of
@@ -9,9 +11,11 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "mask.h"
 #include "simd.h"
 #include "softmax_state.h"
 #include "statistics.h"
+#include "visible_keys.h"
 
 namespace keywise::KEYWISE_TARGET {
 
@@ -43,10 +47,29 @@ static void scale_row(const ScoreBuffer& buffer, int64_t block, int64_t rows, in
   for (; j < kBlockKeys; j += kLanes) store(sums + j, zero());
 }
 
+// Adds NaN to the sums [begin, end) of the keys that a row sees. Its weights tell only some of
+// them: those of other keys may have underflowed before NaN was found.
+static void add_nan_row(const Problem& problem, const Task& task, int64_t row, int64_t first_key,
+                        const float* weights, int64_t begin, int64_t end, float* sums) {
+  const int64_t group = problem.group();
+  const int64_t head = task.query_head(row, group);
+  const int64_t token = task.token(row, group);
+  Task all_keys = task;
+  all_keys.first_key = 0;
+  all_keys.last_key = problem.keys;
+  const VisibleKeys visible = find_visible_keys(problem, all_keys, token);
+  for (int64_t j = begin; j < end; ++j) {
+    if (weights[j] != 0.0f || sees_key(problem, task.item, head, token, visible, first_key + j))
+      sums[j] = __builtin_nanf("");
+  }
+}
+
 // Computes sums[kBlockKeys]: factor . weights, summed over the rows first_row, first_row + step,
 // ...
-static void sum_rows(const ScoreBuffer& buffer, int64_t block, int64_t rows, int64_t first_row,
-                     int64_t step, const float* factors, float* sums) {
+static void sum_rows(const Problem& problem, const Task& task, const ScoreBuffer& buffer,
+                     int64_t block, int64_t first_row, int64_t step, const float* factors,
+                     float* sums) {
+  const int64_t rows = task.rows();
   for (int64_t j = 0; j < kBlockKeys; j += kLanes) store(sums + j, zero());
   int64_t row = first_row;
   for (int64_t tile_row = 0; tile_row < rows; tile_row += kTileRows) {
@@ -61,9 +84,8 @@ static void sum_rows(const ScoreBuffer& buffer, int64_t block, int64_t rows, int
       if (factor == 0.0f || begin >= end) continue;
       const bool is_nan = factor != factor;
       if (is_nan) {
-        // A row of NaN counts for the keys that it sees, and for no others.
-        for (int64_t j = begin; j < end; ++j)
-          if (weights[j] != 0.0f) sums[j] += factor;
+        add_nan_row(problem, task, row, buffer.first_key + block * kBlockKeys, weights, begin, end,
+                    sums);
         continue;
       }
       tile_weights[count] = weights;
@@ -94,13 +116,18 @@ static void compute_row_factors(const Problem& problem, const Task& task, const 
     const int64_t token = task.token(row, group);
     const int64_t head = task.query_head(row, group);
     const bool has_statistics = token >= statistics.first_query && token < statistics.last_query;
-    factors[row] = 0.0f;
-    if (!has_statistics || buffer.running_max[row] == -kInfinity) continue;
-    factors[row] = weight_factor(problem, state, buffer, row);
-    if (!statistics.query_weights) continue;
     const int64_t* stride = statistics.query_weight_stride;
-    factors[row] *=
-        statistics.query_weights[task.item * stride[0] + head * stride[1] + token * stride[2]];
+    const float query_weight =
+        statistics.query_weights
+            ? statistics.query_weights[task.item * stride[0] + head * stride[1] + token * stride[2]]
+            : 1.0f;
+    const bool is_nan = state.inverse[row] != state.inverse[row];
+    factors[row] = 0.0f;
+    if (!has_statistics || query_weight == 0.0f) continue;
+    if (is_nan)
+      factors[row] = state.inverse[row];
+    else if (buffer.running_max[row] != -kInfinity)
+      factors[row] = weight_factor(problem, state, buffer, row) * query_weight;
   }
 }
 
@@ -125,7 +152,7 @@ static void accumulate_key_mass(const Problem& problem, const Task& task, const 
       if (rows == group && factors[first_row] == factors[first_row])
         scale_row(buffer, block, rows, first_row, factors[first_row], block_mass);
       else
-        sum_rows(buffer, block, rows, first_row, group, factors, block_mass);
+        sum_rows(problem, task, buffer, block, first_row, group, factors, block_mass);
       if (sums)
         for (int64_t j = 0; j < key_count; ++j) sums[column + j] += double(block_mass[j]);
       else if (!is_direct)

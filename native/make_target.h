@@ -21,6 +21,7 @@ static constexpr Target make_target(const char* name) {
   target.forward = forward_task;
   target.merge = merge_states;
   target.write_results = write_results;
+  target.has_tiny_values = has_tiny_values;
   target.accumulate_key_mass = accumulate_key_mass;
   target.multiply_adds = multiply_adds;
   target.add_up = add_up;

@@ -7,6 +7,7 @@
 
 #include <cstdint>
 
+#include "elements.h"
 #include "simd.h"
 #include "softmax_state.h"
 #include "visible_keys.h"
@@ -48,14 +49,33 @@ static inline void hide_by_key(const Problem& problem, int64_t item, int64_t hea
   }
   if (rules.allowed) {
     const int64_t* stride = rules.allowed_stride;
-    const bool* row = rules.allowed + item * stride[0] + head * stride[1] + token * stride[2] +
-                      first_key * stride[3];
+    const uint8_t* row = rules.allowed + item * stride[0] + head * stride[1] + token * stride[2] +
+                         first_key * stride[3];
     if (stride[3] == 1) {
       for (int64_t j = begin; j < end; ++j) scores[j] = row[j] ? scores[j] : -kInfinity;
     } else {
       for (int64_t j = begin; j < end; ++j) scores[j] = row[j * stride[3]] ? scores[j] : -kInfinity;
     }
   }
+}
+
+// Returns whether neither the mask nor a bias of -inf hides a key from a row that sees `visible`.
+// For rare cases: weights of 0 do not tell a hidden key from one whose weight underflowed.
+static inline bool sees_key(const Problem& problem, int64_t item, int64_t head, int64_t token,
+                            const VisibleKeys& visible, int64_t key) {
+  const MaskRules& rules = problem.visibility;
+  if (!contains(visible, key, key + 1)) return false;
+  if (rules.documents) {
+    const int32_t* documents = rules.documents + item * rules.positions;
+    const int64_t position = query_position(problem, item, token);
+    if (documents[rules.first_key + key] != documents[position]) return false;
+  }
+  const auto offset = [&](const int64_t* stride) {
+    return item * stride[0] + head * stride[1] + token * stride[2] + key * stride[3];
+  };
+  if (rules.allowed && !rules.allowed[offset(rules.allowed_stride)]) return false;
+  const Bias& bias = problem.bias;
+  return !bias.data || read_element(bias.data, bias.dtype, offset(bias.stride)) != -kInfinity;
 }
 
 }  // namespace keywise::KEYWISE_TARGET

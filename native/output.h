@@ -1,6 +1,9 @@
 // Outputs of rows from their complete state: normalized and rounded to the problem's dtype, or the
 // partial as it is.
 //
+// Where sums of the unscaled values left the range of float32, the call is repeated with scaled
+// values (Problem::value_scale), and results out of range give way to those of the repetition.
+//
 // Inputs: State. Outputs: Problem::output or the arrays of the partial, State::inverse, and
 // statistics of rows (statistics.h). Arithmetic: float32, rounded once. Tail rule: columns beyond
 // value_dim are not written.
@@ -9,6 +12,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "elements.h"
 #include "half.h"
 #include "normalize.h"
 #include "simd.h"
@@ -16,6 +20,32 @@
 #include "statistics.h"
 
 namespace keywise::KEYWISE_TARGET {
+
+// Returns how the weighted values of a row lie in the range of float32.
+static unsigned find_value_range(const float* values, int64_t width) {
+  Vec largest = zero();
+  Vec products = zero();  // 0 x NaN and 0 x inf are NaN
+  for (int64_t d = 0; d < width; d += kLanes) {
+    const Vec x = load(values + d);
+    largest = max(abs(x), largest);
+    products = mul_add(x, zero(), products);
+  }
+  if (reduce_add(products) != 0.0f) return kAboveRange;
+  const float size = reduce_max(largest);
+  if (size >= kTinySize) return kInRange;
+  return size > 0.0f ? kBelowRange : kAllZero;
+}
+
+static bool is_nan_or_infinite(float x) { return !(__builtin_fabsf(x) < kInfinity); }
+
+// Returns whether a number from unscaled values gives way to the one from rescaled values.
+static bool must_replace(const Problem& problem, float before, float after) {
+  if (problem.value_scale > 1.0f)
+    return __builtin_fabsf(before) < kTinySize && !is_nan_or_infinite(after);
+  // The sum of -inf and of numbers that overflow is NaN.
+  const bool becomes_infinite = before != before && after == after;
+  return is_nan_or_infinite(before) && (becomes_infinite || !is_nan_or_infinite(after));
+}
 
 static void write_float16(const float* values, int64_t count, float factor, uint16_t* output) {
   for (int64_t d = 0; d < count; ++d) output[d] = narrow_to_float16(values[d] * factor);
@@ -25,10 +55,26 @@ static void write_bfloat16(const float* values, int64_t count, float factor, uin
   for (int64_t d = 0; d < count; ++d) output[d] = narrow_to_bfloat16(values[d] * factor);
 }
 
+// Writes the elements of an output row whose unscaled sums left the range of float32.
+static void replace_output(const Problem& problem, int64_t first, const float* values,
+                           float inverse) {
+  for (int64_t d = 0; d < problem.value_dim; ++d) {
+    const float before = read_element(problem.output, problem.dtype, first + d);
+    const float result = values[d] * inverse * (1.0f / problem.value_scale);
+    if (!must_replace(problem, before, values[d])) continue;
+    if (problem.dtype == Dtype::float32)
+      static_cast<float*>(problem.output)[first + d] = result;
+    else
+      static_cast<uint16_t*>(problem.output)[first + d] =
+          problem.dtype == Dtype::float16 ? narrow_to_float16(result) : narrow_to_bfloat16(result);
+  }
+}
+
 static void write_output(const Problem& problem, int64_t item, int64_t head, int64_t token,
                          const float* values, float inverse) {
   const int64_t* stride = problem.output_stride;
   const int64_t first = item * stride[0] + head * stride[1] + token * stride[2];
+  if (problem.rescales_values()) return replace_output(problem, first, values, inverse);
   if (problem.dtype == Dtype::float32) {
     float* output = static_cast<float*>(problem.output) + first;
     for (int64_t d = 0; d < problem.value_dim; ++d) output[d] = values[d] * inverse;
@@ -41,25 +87,61 @@ static void write_output(const Problem& problem, int64_t item, int64_t head, int
     write_bfloat16(values, problem.value_dim, inverse, output);
 }
 
+// Replaces both sums of a row of a partial that overflowed by those relative to a larger running
+// max, so that they fit. Where float32 cannot tell that running max from the row's own, the row
+// stays as it is.
+static void raise_running_max(const Problem& problem, int64_t row, const SoftmaxState& softmax,
+                              const float* values) {
+  const float scale = problem.value_scale;
+  const float running_max = softmax.running_max * problem.score_unit();
+  const float raised_max = running_max - __builtin_log2f(scale) * kLn2;
+  const float factor = __builtin_exp2f((running_max - raised_max) * kLog2e);
+  if (!(factor > scale * scale && factor < 1.0f)) return;
+  problem.running_max[row] = raised_max;
+  problem.running_sum[row] = softmax.running_sum * factor;
+  float* const output = problem.values + row * problem.value_dim;
+  for (int64_t d = 0; d < problem.value_dim; ++d) output[d] = values[d] * (factor / scale);
+}
+
+// Writes what left the range of float32 in a row of the unscaled partial.
+static void replace_partial(const Problem& problem, int64_t row, const SoftmaxState& softmax,
+                            const float* values) {
+  float* const output = problem.values + row * problem.value_dim;
+  bool replaces = false;
+  for (int64_t d = 0; d < problem.value_dim; ++d) {
+    if (!must_replace(problem, output[d], values[d])) continue;
+    replaces = true;
+    if (problem.value_scale > 1.0f) output[d] = values[d] * (1.0f / problem.value_scale);
+  }
+  if (replaces && problem.value_scale < 1.0f) raise_running_max(problem, row, softmax, values);
+}
+
 static void write_partial(const Problem& problem, int64_t row, const SoftmaxState& softmax,
                           const float* values) {
+  if (problem.rescales_values()) return replace_partial(problem, row, softmax, values);
   problem.running_max[row] = softmax.running_max * problem.score_unit();
   problem.running_sum[row] = softmax.running_sum;
   float* output = problem.values + row * problem.value_dim;
   __builtin_memcpy(output, values, std::size_t(problem.value_dim) * sizeof(float));
 }
 
-static void write_results(const Problem& problem, const Task& task, const State& state,
-                          const ScoreBuffer* buffers, int64_t buffer_count) {
+static unsigned write_results(const Problem& problem, const Task& task, const State& state,
+                              const ScoreBuffer* buffers, int64_t buffer_count) {
   const Statistics& statistics = problem.statistics;
   const int64_t group = problem.group();
   const int64_t width = problem.value_width();
+  unsigned range = kInRange;
   for (int64_t row = 0; row < task.rows(); ++row) {
     const int64_t token = task.token(row, group);
     const int64_t head = task.query_head(row, group);
     const SoftmaxState& softmax = state.softmax[row];
-    const float* values = state.values + row * width;
+    float* const values = state.values + row * width;
     const Denominator denominator = compute_denominator(problem, head, softmax);
+    if (denominator.is_empty)
+      // What the row does not see may have left NaN.
+      __builtin_memset(values, 0, std::size_t(width) * sizeof(float));
+    else if (denominator.inverse == denominator.inverse)
+      range |= find_value_range(values, width);
     if (problem.running_max)
       write_partial(problem, (task.item * problem.query_heads + head) * problem.queries + token,
                     softmax, values);
@@ -74,6 +156,7 @@ static void write_results(const Problem& problem, const Task& task, const State&
   }
   if (problem.wants_statistics && statistics.segment_mass)
     write_segment_mass(problem, task, state, buffers, buffer_count);
+  return range;
 }
 
 }  // namespace keywise::KEYWISE_TARGET

@@ -107,6 +107,7 @@ static inline const uint16_t* narrow_elements(const char* row, Dtype dtype, int6
 static void pack_values(const Problem& problem, const Task& task, int64_t first_key,
                         int64_t visible_key, int64_t last_key, bool pairs, float* packed) {
   const int64_t width = problem.value_width();
+  const Vec value_scale = broadcast(problem.value_scale);
   const char* rows[kBlockKeys];
   list_rows(problem, task, &Chunk::value, visible_key, last_key, rows);
   const auto find_row = [&](int64_t key) {
@@ -125,19 +126,28 @@ static void pack_values(const Problem& problem, const Task& task, int64_t first_
             narrow_elements(next, problem.stored_dtype, d, next ? left : 0, padded[1]);
         store(packed + d, interleave(even, odd));
       } else {
-        store(packed + d,
-              row && left > 0 ? load_elements(row, problem.stored_dtype, d, left) : zero());
+        const Vec values =
+            row && left > 0 ? load_elements(row, problem.stored_dtype, d, left) : zero();
+        store(packed + d, mul(values, value_scale));
       }
     }
   }
 }
 
-// Packs the task's query rows. Up to kLanes - 1 floats behind the last are overwritten.
+// Multiplies a vector of queries by Problem::query_scale.
+template <bool kPairs>
+KEYWISE_INLINE Vec scale_queries(Vec queries, Vec query_scale) {
+  return kPairs ? scale_pairs(queries, query_scale) : mul(queries, query_scale);
+}
+
+// Packs the task's query rows, times their scale. Up to kLanes - 1 floats behind the last are
+// overwritten.
 template <Dtype kDtype, bool kPairs>
 static void pack_queries(const Problem& problem, const Task& task, bool row_by_row, float* packed) {
   const int64_t depth = key_depth(problem, kPairs);
   const int64_t group = problem.group();
   const int64_t rows_per_step = row_by_row ? 1 : kTileRows;
+  const Vec query_scale = broadcast(problem.query_scale);
   for (int64_t first_row = 0; first_row < task.rows(); first_row += rows_per_step) {
     const int64_t row_count = min(rows_per_step, task.rows() - first_row);
     const char* rows[kTileRows];
@@ -152,14 +162,16 @@ static void pack_queries(const Problem& problem, const Task& task, bool row_by_r
     for (int64_t d = 0; d < depth; d += kLanes) {
       const int64_t left = problem.head_dim - (kPairs ? 2 : 1) * d;
       if (row_by_row) {
-        store(packed, load_lanes<kDtype, kPairs>(rows[0], d, left));
+        const Vec queries = load_lanes<kDtype, kPairs>(rows[0], d, left);
+        store(packed, scale_queries<kPairs>(queries, query_scale));
         packed += kLanes;
         continue;
       }
       Vec tile[kLanes];
       load_transposed<kDtype, kPairs>(rows, row_count, d, left, tile);
       const int64_t count = min(kLanes, depth - d);
-      for (int64_t i = 0; i < count; ++i, packed += row_count) store(packed, tile[i]);
+      for (int64_t i = 0; i < count; ++i, packed += row_count)
+        store(packed, scale_queries<kPairs>(tile[i], query_scale));
     }
   }
 }
@@ -185,6 +197,28 @@ static bool are_values_finite(const Problem& problem, const Task& task, int64_t 
                            zero(), products);
   }
   return reduce_add(products) == 0.0f;
+}
+
+// Returns whether a value of the task's keys is neither 0 nor of the usual size: the sums of such
+// values lose bits where subnormal numbers are flushed.
+static bool has_tiny_values(const Problem& problem, const Task& task) {
+  const auto is_tiny = [](Vec x) {
+    const Vec tiny = if_less(abs(x), broadcast(kTinySize), x, zero());
+    return (greater_mask(tiny, zero()) | greater_mask(zero(), tiny)) != 0;
+  };
+  ChunkRows values;
+  for (int64_t key = task.first_key; key < task.last_key; key += values.count) {
+    values = find_rows(problem, task, &Chunk::value, key, task.last_key);
+    const char* row = values.first_row;
+    for (int64_t i = 0; i < values.count; ++i, row += values.stride_bytes) {
+      const Vec scale = broadcast(values.scales ? values.scales[i] : 1.0f);
+      for (int64_t d = 0; d < problem.value_dim; d += kLanes) {
+        const int64_t left = problem.value_dim - d;
+        if (is_tiny(mul(load_elements(row, problem.stored_dtype, d, left), scale))) return true;
+      }
+    }
+  }
+  return false;
 }
 
 // Packs the blocks of the task's keys that one of its rows sees, for all tasks of the head.

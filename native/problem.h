@@ -60,7 +60,8 @@ struct MaskRules {
   const int64_t* starts = nullptr;     // [batch]
   const int32_t* documents = nullptr;  // [batch, positions]
   int64_t positions = 0;               // of documents
-  const bool* allowed = nullptr;  // [batch, query heads, queries, keys], broadcast by zero strides
+  // [batch, query heads, queries, keys], broadcast by zero strides; any byte but 0 is true
+  const uint8_t* allowed = nullptr;
   int64_t allowed_stride[4] = {0, 0, 0, 0};
 };
 
@@ -119,6 +120,12 @@ struct Problem {
   Bias bias;
   const float* sinks = nullptr;  // [query heads]
   float scale = 1.0f;
+  // A power of two that is taken out of `scale` and multiplies the queries instead: scores then
+  // overflow only where they are too large themselves, not where query . key is.
+  float query_scale = 1.0f;
+  // A power of two that multiplies the values of a call that is repeated because weighted sums of
+  // the unscaled values left the range of float32. Only results out of range are written then.
+  float value_scale = 1.0f;
   float softcap = 0.0f;  // 0 for none
   MaskRules visibility;
 
@@ -141,6 +148,13 @@ struct Problem {
   KEYWISE_INLINE float score_unit_base2() const {
     constexpr float kLog2E = 1.44269504088896340736f;
     return score_unit() * kLog2E;
+  }
+
+  KEYWISE_INLINE bool rescales_values() const { return value_scale != 1.0f; }
+  // Returns whether a target may take keys and values as pairs of bfloat16. Both that are stored
+  // under bfloat16 queries, bfloat16 and int8, are exact in bfloat16. Rescaled values may not be.
+  KEYWISE_INLINE bool allows_bf16_pairs() const {
+    return dtype == Dtype::bfloat16 && !rescales_values();
   }
 
   // Heaviest keys wanted per row.

@@ -20,8 +20,8 @@ bool wants_key_mass(const Problem& problem) {
 
 int64_t estimate_work(const Problem& problem) {
   const int64_t numbers_per_key = problem.head_dim + problem.value_dim;
-  const int64_t numbers = count_heads(problem) * problem.keys * numbers_per_key;
-  return numbers * (count_rows_per_head(problem) + kReadWork);
+  const int64_t numbers = saturating_multiply(count_heads(problem) * problem.keys, numbers_per_key);
+  return saturating_multiply(numbers, count_rows_per_head(problem) + kReadWork);
 }
 
 bool splits_keys(const Problem& problem) {
@@ -154,8 +154,7 @@ void schedule_by_rows(const Problem& problem, const Target& target, Schedule& sc
     schedule.splits = split_keys({0, problem.keys}, kScoreBufferKeys);
     BufferLayout layout;
     PackedHead packed;
-    const bool pairs = target.has_bf16_dot && problem.dtype == Dtype::bfloat16;
-    add_packed_head(layout, packed, problem, pairs);
+    add_packed_head(layout, packed, problem, target.has_bf16_dot && problem.allows_bf16_pairs());
     schedule.head_bytes = layout.bytes();
   }
 }

@@ -83,6 +83,8 @@ static constexpr int64_t kInt8StepBytes = 16;
 
 // Returns accumulator + a0 x b0 + a1 x b1 per lane, a pair of bfloat16.
 static inline Vec dot_pairs(Vec, Vec, Vec accumulator) { return accumulator; }
+// Returns pairs times a power of two.
+static inline Vec scale_pairs(Vec pairs, Vec) { return pairs; }
 // Returns two vectors narrowed to bfloat16, in order.
 static inline Vec to_pairs(Vec left, Vec) { return left; }
 // Returns kLanes bfloat16 of each as pairs (even, odd).

@@ -1,4 +1,5 @@
-// Attention statistics of rows: LSE, entropy, top k, and segment mass.
+// Attention statistics of rows: LSE, entropy, top k, and segment mass. Where a visible score is NaN
+// or +inf, the denominator is NaN: all statistics of the row are NaN, and it has no top keys.
 //
 // Inputs: weights in the score buffer, complete state. Outputs: arrays of Statistics. Accumulators:
 // float32 for segment ranges; float64 for the mass of the top k. Tail rule: weights of hidden keys
@@ -124,7 +125,11 @@ static void write_segment_mass(const Problem& problem, const Task& task, const S
     for (int64_t r = 0; r < tile.row_count; ++r) {
       const int64_t index = statistics_index(problem, task, first_row + r);
       masses[r] = index < 0 ? nullptr : statistics.segment_mass + index * statistics.segments;
-      for (int64_t s = 0; masses[r] && s < statistics.segments; ++s) masses[r][s] = 0.0f;
+      const float inverse = state.inverse[first_row + r];
+      const bool is_nan = inverse != inverse;
+      for (int64_t s = 0; masses[r] && s < statistics.segments; ++s)
+        masses[r][s] = is_nan ? inverse : 0.0f;
+      if (is_nan) masses[r] = nullptr;
     }
     for (int64_t i = 0; i < buffer_count; ++i) {
       float factors[kLanes] = {};
@@ -150,6 +155,15 @@ static void write_row_statistics(const Problem& problem, int64_t index,
                : denominator.inverse *
                      (log_denominator * softmax.running_sum - kLn2 * softmax.score_moment);
 
+  const float inverse = denominator.inverse;
+  if (inverse != inverse) {
+    for (int64_t i = index * statistics.top_k; i < (index + 1) * statistics.top_k; ++i) {
+      statistics.top_keys[i] = -1;
+      statistics.top_weights[i] = inverse;
+    }
+    statistics.top_mass[index] = statistics.top_k ? inverse : 0.0f;
+    return;
+  }
   const Vec running_max = broadcast(is_empty ? 0.0f : softmax.running_max);
   const Vec unit_base2 = broadcast(problem.score_unit_base2());
   double top_mass = 0.0;
@@ -159,7 +173,7 @@ static void write_row_statistics(const Problem& problem, int64_t index,
         count < kLanes ? load_n(top_scores + first, int(count)) : load(top_scores + first);
     const Vec shares = exp2_nonpositive(mul(sub(scores, running_max), unit_base2));
     float weights[kLanes];  // 0 where there is no key: its score is -inf
-    store(weights, mul(shares, broadcast(denominator.inverse)));
+    store(weights, mul(shares, broadcast(inverse)));
     for (int64_t i = 0; i < count; ++i) {
       const int64_t place = index * statistics.top_k + first + i;
       statistics.top_keys[place] = top_keys[first + i];

@@ -114,6 +114,18 @@ KEYWISE_INLINE constexpr int64_t candidate_capacity(int64_t top_k) {
   return 2 * top_k + kSpareCandidates + kPadFloats;
 }
 
+// Sums of numbers of this size lose bits where subnormal numbers are flushed: up to 2^31 numbers
+// below 2^-126 are missing, and 24 bits count.
+constexpr float kTinySize = 0x1p-64f;
+
+// How the weighted values of a row lie in the range of float32. The bits of several rows combine.
+enum ValueRange : unsigned {
+  kInRange = 0,
+  kAboveRange = 1,  // NaN or infinite: a sum may have overflowed
+  kBelowRange = 2,  // tiny
+  kAllZero = 4,     // 0, or tiny numbers that were flushed
+};
+
 // One instruction set. Its functions allocate nothing and throw nothing.
 struct Target {
   const char* name;
@@ -127,9 +139,11 @@ struct Target {
   // Merges `from`, whose keys come after those of `into`, into `into`.
   void (*merge)(const Problem&, const Workspace&, int64_t rows, const State& into,
                 const State& from);
-  // Writes outputs and the statistics of rows from a complete state.
-  void (*write_results)(const Problem&, const Task&, const State&, const ScoreBuffer*,
-                        int64_t score_buffers);
+  // Writes outputs and the statistics of rows from a complete state. Returns bits of ValueRange.
+  unsigned (*write_results)(const Problem&, const Task&, const State&, const ScoreBuffer*,
+                            int64_t score_buffers);
+  // Returns whether a value of the task's keys is so small that flushing it would count.
+  bool (*has_tiny_values)(const Problem&, const Task&);
   // Adds the key mass of the rows of a finished task to `sums` [group, keys], which several tasks
   // share; where `sums` is null, writes it to `mass`.
   void (*accumulate_key_mass)(const Problem&, const Task&, const State&, const ScoreBuffer&,

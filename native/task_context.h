@@ -70,7 +70,8 @@ static inline TaskContext make_context(const Problem& problem, const Task& task,
   context.keys_in_place = scores_in_place(task);
   const int64_t max_tiles =
       problem.dtype == Dtype::float32 ? kMaxFloat32TilesInPlace : kMaxTilesInPlace;
-  context.values_in_place = !task.packed && task.rows() <= max_tiles * kTileRows &&
+  context.values_in_place = !task.packed && !problem.rescales_values() &&
+                            task.rows() <= max_tiles * kTileRows &&
                             problem.value_dim == context.value_width;
   context.value_pairs =
       context.key_pairs && (!context.values_in_place || problem.stored_dtype == Dtype::int8);

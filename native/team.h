@@ -6,9 +6,13 @@
 
 namespace keywise {
 
+// Finds torch's threads. To be called when torch is loaded; every call but the first returns at
+// once.
+void find_torch_threads();
+
 enum class TeamResult {
-  // torch is not loaded or lacks GNU's entry points, it has another number of threads, or the
-  // process is a forked child, in which OpenMP would wait for threads that do not exist there.
+  // Torch's threads were not found, torch has another number of them, or the process may lack them
+  // because it was forked.
   absent,
   // Another caller runs on the threads.
   busy,

@@ -8,6 +8,8 @@
 #include <condition_variable>
 #include <exception>
 #include <mutex>
+#include <new>
+#include <stdexcept>
 #include <system_error>
 #include <thread>
 #include <utility>
@@ -26,6 +28,14 @@ constexpr auto kInterruptPeriod = std::chrono::milliseconds(20);
 constexpr auto kSpin = std::chrono::microseconds(20);
 // Pauses between two readings of the clock.
 constexpr int kPausesPerClockRead = 16;
+
+// Forks that lie between the process that loaded this library and the current one. A forked process
+// has one thread only: that which forked.
+std::atomic<int> fork_count{0};
+
+// Thrown where a signal handler forked during a job on several threads: the new process lacks the
+// threads that had begun tasks.
+struct ForkedDuringJob {};
 
 void relax() {
 #if defined(__x86_64__) || defined(__i386__)
@@ -64,6 +74,8 @@ struct Job {
   std::atomic<bool> stopped{false};
   std::mutex mutex;
   std::exception_ptr error;
+  bool is_shared = false;  // with other threads
+  bool is_interrupted = false;
 
   int64_t end_of(int number) const { return count * (number + 1) / queues; }
 
@@ -71,6 +83,14 @@ struct Job {
     const std::lock_guard<std::mutex> lock(mutex);
     if (!error) error = std::move(reason);
     stopped = true;
+  }
+
+  // Runs signal handlers.
+  void check_signals(Interrupted interrupted) {
+    const int forks_before = fork_count;
+    is_interrupted = interrupted();
+    if (is_shared && fork_count != forks_before) throw ForkedDuringJob();
+    if (is_interrupted) stop(nullptr);
   }
 
   // The caller is number 0, and it alone may ask whether it is interrupted.
@@ -90,8 +110,8 @@ struct Job {
         stop(std::current_exception());
       }
       if (interrupted && Clock::now() - last_check > kInterruptPeriod) {
+        check_signals(interrupted);
         last_check = Clock::now();
-        if (interrupted()) stop(nullptr);
       }
     }
   }
@@ -180,32 +200,49 @@ class Pool {
   std::atomic<bool> waits_{false};
 };
 
-// Never destroyed: workers may sleep in it while the process ends. A forked child has no workers
-// and makes a new pool.
-Pool* pool = nullptr;
-std::once_flag pool_once;
+// Never destroyed: workers may sleep in it while the process ends.
+Pool* const pool = new Pool;
 
-Pool& shared_pool() {
-  std::call_once(pool_once, [] {
-    pool = new Pool;
-    pthread_atfork(nullptr, nullptr, [] { pool = new Pool; });
-  });
-  return *pool;
-}
+// Workers are not forked, so the pool of a forked process begins anew. Registered when the library
+// is loaded: a thread may fork while another makes its first call.
+[[maybe_unused]] const int registered = pthread_atfork(nullptr, nullptr, [] {
+  new (pool) Pool;
+  ++fork_count;
+});
 
 std::atomic<Clock::rep> last_end{0};  // of a call on several threads
 
 Clock::rep now() { return Clock::now().time_since_epoch().count(); }
 
 TeamResult run_on_team(Job& job, int threads, Interrupted interrupted) {
-  return run_on_torch_threads(
-      threads, [&](int number) { job.help(number, number == 0 ? interrupted : nullptr); });
+  if (fork_count > 0) return TeamResult::absent;
+  return run_on_torch_threads(threads, [&](int number) {
+    if (number == 0) job.is_shared = true;
+    job.help(number, number == 0 ? interrupted : nullptr);
+  });
 }
 
 void run_on_pool(Job& job, int helpers, bool wakes, Interrupted interrupted) {
-  const bool helped = shared_pool().help(job, helpers, wakes);
+  job.is_shared = pool->help(job, helpers, wakes);
   job.help(0, interrupted);
-  if (helped) shared_pool().finish();
+  if (job.is_shared) pool->finish();
+}
+
+void run_job(Job& job, int threads, bool wakes, Interrupted interrupted) {
+  if (threads == 1 || job.count <= 1) {
+    job.help(0, interrupted);
+    return;
+  }
+  // Calls that follow each other closely find the workers awake from the second on.
+  wakes = wakes || now() - last_end < Clock::duration(kSpin).count();
+  const TeamResult team = wakes ? run_on_team(job, threads, interrupted) : TeamResult::absent;
+  if (team == TeamResult::absent) {
+    const int64_t helpers = std::min<int64_t>(job.count, threads) - 1;
+    run_on_pool(job, static_cast<int>(helpers), wakes, interrupted);
+  } else if (team == TeamResult::busy) {
+    job.help(0, interrupted);
+  }
+  last_end = now();
 }
 
 }  // namespace
@@ -213,17 +250,13 @@ void run_on_pool(Job& job, int helpers, bool wakes, Interrupted interrupted) {
 bool parallel_for(int64_t count, int threads, bool wakes, const std::function<void(int64_t)>& work,
                   Interrupted interrupted) {
   Job job(count, threads, work);
-  if (threads == 1 || count <= 1) {
-    job.help(0, interrupted);
-  } else {
-    // Calls that follow each other closely find the workers awake from the second on.
-    wakes = wakes || now() - last_end < Clock::duration(kSpin).count();
-    const TeamResult team = wakes ? run_on_team(job, threads, interrupted) : TeamResult::absent;
-    if (team == TeamResult::absent)
-      run_on_pool(job, static_cast<int>(std::min<int64_t>(count, threads)) - 1, wakes, interrupted);
-    else if (team == TeamResult::busy)
-      job.help(0, interrupted);
-    last_end = now();
+  try {
+    run_job(job, threads, wakes, interrupted);
+  } catch (const ForkedDuringJob&) {
+    if (job.is_interrupted) return false;
+    throw std::runtime_error(
+        "a signal handler forked the process during a call of keywise, which cannot end in the "
+        "child: end the child in the handler, or call keywise again");
   }
   if (job.error) std::rethrow_exception(job.error);
   return !job.stopped;

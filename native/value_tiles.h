@@ -154,19 +154,4 @@ static void add_values(int64_t row_count, const float* weights, const ValueRows&
   add_as(row_count, weights, values, keys, width, rescale, outputs);
 }
 
-// As add_values, but a weight of 0 never meets its value: what a mask hides may be NaN or infinite.
-static void add_visible_values(int64_t row_count, const float* weights, const ValueRows& values,
-                               int64_t keys, int64_t value_dim, int64_t width, const float* rescale,
-                               float* outputs) {
-  for (int64_t r = 0; r < row_count; ++r, weights += kBlockKeys, outputs += width) {
-    for (int64_t d = 0; rescale && d < value_dim; ++d) outputs[d] *= rescale[r];
-    for (int64_t key = 0; key < keys; ++key) {
-      if (weights[key] == 0.0f) continue;
-      const char* row = values.first_row + key * values.stride_bytes;
-      for (int64_t d = 0; d < value_dim; ++d)
-        outputs[d] += weights[key] * read_element(row, values.dtype, d);
-    }
-  }
-}
-
 }  // namespace keywise::KEYWISE_TARGET

@@ -8,12 +8,19 @@
 #include <cstdint>
 
 #include "chunk_rows.h"
+#include "mask.h"
 #include "pack.h"
 #include "simd.h"
 #include "task_context.h"
 #include "value_tiles.h"
 
 namespace keywise::KEYWISE_TARGET {
+
+static bool row_sees_key(const TaskContext& context, int64_t row, int64_t key) {
+  const Task& task = context.task;
+  return sees_key(context.problem, task.item, task.query_head(row, context.group),
+                  task.token(row, context.group), context.workspace.visible[row], key);
+}
 
 // Multiplies weights by the scales of int8 values, into Workspace::tile_weights, and pairs them
 // there.
@@ -35,6 +42,27 @@ static void scale_weights(const TaskContext& context, const KeyBlock& block, con
   }
 }
 
+// As add_values, but no value that is hidden from a row meets its weight of 0: it may be NaN or
+// infinite. `weights` and `values` are those of the keys from `first_key` on.
+static void add_visible_values(const TaskContext& context, const Tile& tile, int64_t first_key,
+                               int64_t keys, const float* weights, const ValueRows& values,
+                               const float* rescale, float* outputs) {
+  const Problem& problem = context.problem;
+  for (int64_t r = 0; r < tile.row_count; ++r) {
+    const int64_t row = tile.first_row + r;
+    for (int64_t d = 0; rescale && d < problem.value_dim; ++d) outputs[d] *= rescale[r];
+    for (int64_t key = 0; key < keys; ++key) {
+      const float weight = weights[key] * problem.value_scale;
+      if (weights[key] == 0.0f && !row_sees_key(context, row, first_key + key)) continue;
+      const char* value = values.first_row + key * values.stride_bytes;
+      for (int64_t d = 0; d < problem.value_dim; ++d)
+        outputs[d] += weight * read_element(value, values.dtype, d);
+    }
+    weights += kBlockKeys;
+    outputs += context.value_width;
+  }
+}
+
 // Adds values in place, chunk by chunk. Only keys that some row of the task sees have values that
 // may be read.
 static void add_values_in_place(const TaskContext& context, const KeyBlock& block, const Tile& tile,
@@ -53,7 +81,7 @@ static void add_values_in_place(const TaskContext& context, const KeyBlock& bloc
     values.stride_bytes = rows.stride_bytes;
     values.dtype = problem.stored_dtype;
     if (skips_hidden)
-      add_visible_values(tile.row_count, weights + j, values, rows.count, problem.value_dim, width,
+      add_visible_values(context, tile, block.first_key + j, rows.count, weights + j, values,
                          rescale, outputs);
     else
       add_values(tile.row_count, weights + j, values, rows.count, width, rescale, outputs);

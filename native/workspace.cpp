@@ -2,12 +2,13 @@
 
 #include <algorithm>
 #include <new>
+#include <utility>
 
 namespace keywise {
 
 AlignedMemory allocate_aligned(int64_t bytes) {
   constexpr int64_t kCacheLineBytes = 64;
-  const int64_t rounded = round_up(max(bytes, kCacheLineBytes), kCacheLineBytes);
+  const int64_t rounded = checked_round_up(max(bytes, kCacheLineBytes), kCacheLineBytes);
   void* const memory = std::aligned_alloc(size_t(kCacheLineBytes), size_t(rounded));
   if (!memory) throw std::bad_alloc();
   return AlignedMemory(memory);
@@ -52,8 +53,9 @@ void add_workspace(BufferLayout& layout, Workspace& workspace, const Problem& pr
 void add_packed_head(BufferLayout& layout, PackedHead& packed, const Problem& problem, bool pairs) {
   const int64_t blocks = ceil_div(problem.keys, kBlockKeys);
   const int64_t elements = pairs ? 2 : 1;  // of a 32-bit lane
-  layout.add(packed.keys, blocks * kBlockKeys * ceil_div(problem.head_dim, elements));
-  layout.add(packed.values, blocks * kBlockKeys * problem.value_width() / elements);
+  const int64_t keys = blocks * kBlockKeys;
+  layout.add(packed.keys, checked_multiply(keys, ceil_div(problem.head_dim, elements)));
+  layout.add(packed.values, checked_multiply(keys, problem.value_width()) / elements);
   layout.add(packed.finite, blocks);
 }
 
@@ -108,9 +110,24 @@ ScratchMemory& task_scratch() {
   return memory;
 }
 
-ScratchMemory& call_scratch() {
+namespace {
+
+// Empty while a call has it.
+ScratchMemory& kept_call_memory() {
   thread_local ScratchMemory memory;
   return memory;
+}
+
+}  // namespace
+
+CallMemory::CallMemory(int64_t bytes) {
+  if (bytes <= kMaxKeptBytes) std::swap(memory_, kept_call_memory());
+  memory_.reserve(bytes);
+}
+
+CallMemory::~CallMemory() {
+  if (memory_.bytes() <= kMaxKeptBytes && memory_.bytes() > kept_call_memory().bytes())
+    std::swap(memory_, kept_call_memory());
 }
 
 }  // namespace keywise

@@ -1,11 +1,12 @@
-// Memory for tasks: aligned allocations, the layout of buffers inside them, and memory that each
-// thread keeps.
+// Memory for tasks and calls: aligned allocations, the layout of buffers inside them, and memory
+// that each thread keeps.
 #pragma once
 
 #include <cstdint>
 #include <cstdlib>
 #include <memory>
 
+#include "checked.h"
 #include "integers.h"
 #include "problem.h"
 #include "target.h"
@@ -28,14 +29,17 @@ class BufferLayout {
 
   template <typename T>
   void add(T*& array, int64_t count) {
+    if (count > kMaxCount) throw SizeOverflow();
     if (memory_) array = reinterpret_cast<T*>(memory_ + bytes_);
-    bytes_ += round_up(count * int64_t(sizeof(T)), kAlignmentBytes);
+    bytes_ = checked_add(bytes_, round_up(count * int64_t(sizeof(T)), kAlignmentBytes));
   }
 
   int64_t bytes() const { return bytes_; }
 
  private:
   static constexpr int64_t kAlignmentBytes = 64;
+  // More elements than memory has addresses, and few enough that their bytes fit 64 bits.
+  static constexpr int64_t kMaxCount = int64_t(1) << 56;
   char* memory_;
   int64_t bytes_ = 0;
 };
@@ -63,6 +67,9 @@ class ScratchMemory {
   // Returns at least this many bytes; what the memory held is lost where it has to grow.
   void* reserve(int64_t bytes);
 
+  void* get() const { return memory_.get(); }
+  int64_t bytes() const { return bytes_; }
+
   // Sets pointers into the memory. `lay_out` adds arrays to a layout and returns its bytes; it is
   // called a second time where the memory has to grow.
   template <typename LayOut>
@@ -76,8 +83,22 @@ class ScratchMemory {
   int64_t bytes_ = 0;
 };
 
-// Return this thread's memory for the task that it runs, and for the call that it made.
+// Returns this thread's memory for the task that it runs. No call begins while a task runs.
 ScratchMemory& task_scratch();
-ScratchMemory& call_scratch();
+
+// Memory of a call. Unless it is large, the thread keeps it for its next call. A call that begins
+// during another one in the same thread, from a signal handler, gets memory of its own.
+class CallMemory {
+ public:
+  explicit CallMemory(int64_t bytes);
+  ~CallMemory();
+  CallMemory(const CallMemory&) = delete;
+  CallMemory& operator=(const CallMemory&) = delete;
+
+  void* get() const { return memory_.get(); }
+
+ private:
+  ScratchMemory memory_;
+};
 
 }  // namespace keywise

@@ -130,6 +130,7 @@ def test_no_compiler_flag_changes_arithmetic_or_requires_the_build_machine() -> 
     assert not re.search(r"-ffast-math|-Ofast|-march=native|-funsafe-math|-ffinite-math", build)
 
 
+@pytest.mark.serial
 def test_importing_keywise_is_quick_and_loads_neither_torch_nor_the_network() -> None:
     code = """
 import sys, time

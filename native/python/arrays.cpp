@@ -1,6 +1,8 @@
 #include "arrays.h"
 
 #include <algorithm>
+#include <new>
+#include <string>
 #include <utility>
 
 namespace keywise::python {
@@ -58,17 +60,114 @@ bool is_aligned(const void* data, int64_t bytes) {
   return reinterpret_cast<uintptr_t>(data) % uintptr_t(bytes) == 0;
 }
 
+// A variable of a module, looked up in the module's dictionary at each call.
+class ModuleVariable {
+ public:
+  ModuleVariable(const char* module, const char* name)
+      : module_(intern(module)), name_(intern(name)) {}
+
+  // Returns the value, borrowed; null before the module is imported or where it has no such name.
+  PyObject* get() {
+    if (!variables_) {
+      const nb::object module = nb::steal(PyImport_GetModule(module_));
+      if (module.is_valid())
+        variables_ = nb::borrow(PyModule_GetDict(module.ptr())).release().ptr();
+    }
+    PyObject* const value = variables_ ? PyDict_GetItemWithError(variables_, name_) : nullptr;
+    if (!value) PyErr_Clear();
+    return value;
+  }
+
+ private:
+  PyObject* module_;
+  PyObject* name_;
+  PyObject* variables_ = nullptr;  // never released: Python may be gone when static objects are
+};
+
+bool is_negative(PyObject* number) {
+  return number && PyLong_Check(number) && PyLong_AsLong(number) < 0;
+}
+
+// Returns whether torch may know more of a tensor than its elements: in forward-mode
+// differentiation, dispatch modes and traces. as_readable_array examines such tensors.
+bool is_torch_watching() {
+  static ModuleVariable level("torch.autograd.forward_ad", "_current_level");
+  static ModuleVariable in_mode("torch.utils._python_dispatch", "_is_in_torch_dispatch_mode");
+  static PyObject* const is_tracing =
+      nb::object(nb::module_::import_("torch._C").attr("_is_tracing")).release().ptr();
+  if (!is_negative(level.get()) || in_mode.get() != Py_False) return true;
+  const nb::object tracing = nb::steal(PyObject_CallNoArgs(is_tracing));
+  if (!tracing.is_valid()) throw nb::python_error();
+  return tracing.ptr() != Py_False;
+}
+
+// A method or property of a class of torch, found once, because a lookup takes noticeable time.
+class Member {
+ public:
+  // `type` is held by its module.
+  Member(PyTypeObject* type, const char* name)
+      : descriptor_(PyObject_GetAttrString(reinterpret_cast<PyObject*>(type), name)) {
+    if (!descriptor_) throw nb::python_error();
+  }
+
+  // Calls the method without arguments; invalid after an error.
+  nb::object call(nb::handle object) const {
+    return nb::steal(PyObject_CallOneArg(descriptor_, object.ptr()));
+  }
+  // Returns the property; invalid after an error.
+  nb::object get(nb::handle object) const {
+    const descrgetfunc get = Py_TYPE(descriptor_)->tp_descr_get;
+    PyObject* const type = reinterpret_cast<PyObject*>(Py_TYPE(object.ptr()));
+    return nb::steal(get(descriptor_, object.ptr(), type));
+  }
+
+ private:
+  PyObject* descriptor_;  // never released: Python may be gone when static objects are
+};
+
 // Returns whether a tensor's memory can be read as it is. One that requires gradients must be
 // refused, and one with the negative bit set stores its elements with the opposite sign.
 bool is_plain(nb::handle tensor) {
-  static PyObject* const requires_grad = intern("requires_grad");
-  static PyObject* const is_neg = intern("is_neg");
-  const nb::object wants_gradient = nb::steal(PyObject_GetAttr(tensor.ptr(), requires_grad));
+  static const Member requires_grad(find_tensor_type(), "requires_grad");
+  static const Member is_neg(find_tensor_type(), "is_neg");
+  const nb::object wants_gradient = requires_grad.get(tensor);
   if (!wants_gradient.is_valid()) throw nb::python_error();
   if (wants_gradient.ptr() != Py_False) return false;
-  const nb::object negated = nb::steal(PyObject_CallMethodNoArgs(tensor.ptr(), is_neg));
+  const nb::object negated = is_neg.call(tensor);
   if (!negated.is_valid()) throw nb::python_error();
   return negated.ptr() == Py_False;
+}
+
+// Returns the bytes from the first element to the end of the last.
+int64_t count_bytes(const InputArray& array) {
+  int64_t elements = 1;
+  for (int axis = 0; axis < 4; ++axis) elements += (array.shape[axis] - 1) * array.stride[axis];
+  return elements * bytes_of(to_dtype(array.element));
+}
+
+// Returns whether all elements lie in the tensor's storage.
+bool fits_storage(nb::handle tensor, const InputArray& array) {
+  static const Member untyped_storage(find_tensor_type(), "untyped_storage");
+  const nb::object storage = untyped_storage.call(tensor);
+  if (!storage.is_valid()) throw nb::python_error();
+  static const Member data_ptr(Py_TYPE(storage.ptr()), "data_ptr");
+  const nb::object address = data_ptr.call(storage);
+  if (!address.is_valid()) throw nb::python_error();
+  const Py_ssize_t size = PyObject_Size(storage.ptr());
+  const uintptr_t begin = PyLong_AsSize_t(address.ptr());
+  const uintptr_t first = reinterpret_cast<uintptr_t>(array.data);
+  return first - begin + uint64_t(count_bytes(array)) <= uint64_t(size);
+}
+
+// Returns whether a tensor has its elements in memory. Where its storage was freed, or belongs to a
+// tensor inside a transform, its address is the offset of a view: allocators return no such
+// address. A storage that was cut short is found for large tensors only, because asking for its
+// size would slow a small call down by 3 %.
+bool has_memory(nb::handle tensor, const InputArray& array) {
+  constexpr uintptr_t kLargestOffset = uintptr_t(1) << 40;
+  constexpr int64_t kLargeBytes = int64_t(1) << 19;
+  if (reinterpret_cast<uintptr_t>(array.data) < kLargestOffset) return false;
+  return count_bytes(array) < kLargeBytes || fits_storage(tensor, array);
 }
 
 // Reads a plain tensor of 4 axes that kernels can read where it is; false for any other.
@@ -83,8 +182,7 @@ bool read_tensor(nb::handle tensor, HeldArray& held) {
   InputArray& array = held.array;
   array.element = to_element(view.type);
   array.data = static_cast<const char*>(view.data) + view.offset_bytes;
-  if (view.device != dlpack::kCpu || view.axes != 4 || !view.data ||
-      array.element == Element::unsupported)
+  if (view.device != dlpack::kCpu || view.axes != 4 || array.element == Element::unsupported)
     return false;
   if (view.stride[3] != 1 && view.shape[3] != 1) return false;
   if (!is_aligned(array.data, bytes_of(to_dtype(array.element)))) return false;
@@ -93,6 +191,7 @@ bool read_tensor(nb::handle tensor, HeldArray& held) {
   array.axes = view.axes;
   std::copy_n(view.shape, 4, array.shape);
   std::copy_n(view.stride, 4, array.stride);
+  if (!has_memory(tensor, array)) return false;
   held.owner = nb::borrow(tensor);
   held.is_tensor = true;
   return true;
@@ -213,11 +312,9 @@ bool is_host_array(nb::handle value) {
   return reinterpret_cast<PyObject*>(Py_TYPE(value.ptr())) == functions->host_array.ptr();
 }
 
-PyTypeObject* find_numpy_type() {
-  static PyTypeObject* const type = reinterpret_cast<PyTypeObject*>(
-      nb::object(nb::module_::import_("numpy").attr("ndarray")).release().ptr());
-  return type;
-}
+PyTypeObject* numpy_type = nullptr;
+
+PyTypeObject* find_numpy_type() { return numpy_type; }
 
 nb::tuple to_tuple(std::initializer_list<int64_t> shape) {
   nb::object sizes = nb::steal(PyTuple_New(Py_ssize_t(shape.size())));
@@ -226,21 +323,37 @@ nb::tuple to_tuple(std::initializer_list<int64_t> shape) {
   return nb::tuple(sizes);
 }
 
+[[noreturn]] void raise_memory_error(const char* name, const char* dtype,
+                                     std::initializer_list<int64_t> shape) {
+  std::string sizes;
+  for (const int64_t size : shape) sizes += (sizes.empty() ? "" : ", ") + std::to_string(size);
+  PyErr_Format(PyExc_MemoryError, "%s of shape [%s] and dtype %s must fit into memory", name,
+               sizes.c_str(), dtype);
+  throw nb::python_error();
+}
+
 }  // namespace
 
 void set_array_functions(ArrayFunctions new_functions) {
+  // Not at the first call: Python code may run during an import, and call this module again.
+  if (!numpy_type) {
+    nb::object type = nb::module_::import_("numpy").attr("ndarray");
+    numpy_type = reinterpret_cast<PyTypeObject*>(type.release().ptr());
+  }
   if (!functions) functions = new ArrayFunctions;
   *functions = std::move(new_functions);
 }
 
-HeldArray read_array(const std::string& name, nb::handle value) {
+ArrayReader::ArrayReader() : reads_tensors_(find_tensor_type() && !is_torch_watching()) {}
+
+HeldArray ArrayReader::read(const std::string& name, nb::handle value) const {
   HeldArray held;
   PyTypeObject* const type = Py_TYPE(value.ptr());
   if (type == find_numpy_type()) {
     if (read_numpy(value, held)) return held;
   } else if (is_host_array(value)) {
     if (read_host_array(value, held, false)) return held;
-  } else if (type == find_tensor_type()) {
+  } else if (reads_tensors_ && type == find_tensor_type()) {
     if (read_tensor(value, held)) return held;
   }
   held = {};
@@ -248,6 +361,8 @@ HeldArray read_array(const std::string& name, nb::handle value) {
   read_host_array(readable, held, true);
   return held;
 }
+
+bool is_torch_imported() { return find_tensor_type() != nullptr; }
 
 Inputs::Inputs(HeldArray query, std::vector<HeldArray> held, std::vector<Chunk> chunks, Sizes sizes,
                Dtype stored_dtype)
@@ -300,14 +415,23 @@ void* Results::add(const char* name, dlpack::Type type, const char* dtype,
                    std::initializer_list<int64_t> shape) {
   Result result{name, std::nullopt, nb::object()};
   void* data = nullptr;
-  if (inputs_.is_tensor() && !as_numpy_) {
-    result.tensor = dlpack::allocate_tensor(type, shape);
-    data = (*result.tensor)->view.data;
-  } else {
-    const nb::object like = as_numpy_ ? nb::object(nb::none()) : inputs_.like();
-    result.array = functions->allocate_result(to_tuple(shape), dtype, like);
-    const Buffer buffer(result.array, PyBUF_STRIDED_RO);
-    data = buffer->buf;
+  try {
+    if (inputs_.is_tensor() && !as_numpy_) {
+      result.tensor = dlpack::allocate_tensor(type, shape);
+      data = (*result.tensor)->view.data;
+    } else {
+      dlpack::count_bytes(type, shape);
+      const nb::object like = as_numpy_ ? nb::object(nb::none()) : inputs_.like();
+      result.array = functions->allocate_result(to_tuple(shape), dtype, like);
+      const Buffer buffer(result.array, PyBUF_STRIDED_RO);
+      data = buffer->buf;
+    }
+  } catch (const std::bad_alloc&) {
+    raise_memory_error(name, dtype, shape);
+  } catch (const nb::python_error& error) {
+    // NumPy's or torch's.
+    if (!error.matches(PyExc_Exception)) throw;
+    raise_memory_error(name, dtype, shape);
   }
   results_.push_back(std::move(result));
   return data;

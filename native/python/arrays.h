@@ -26,6 +26,8 @@ struct ArrayFunctions {
 };
 void set_array_functions(ArrayFunctions functions);
 
+bool is_torch_imported();
+
 // An array of a caller and what holds it.
 struct HeldArray {
   InputArray array;
@@ -33,9 +35,18 @@ struct HeldArray {
   bool is_tensor = false;  // a plain torch tensor
 };
 
-// Reads an array where it is, or a contiguous copy where kernels cannot. Raises what
-// `as_readable_array` raises.
-HeldArray read_array(const std::string& name, nb::handle value);
+// Reads the arrays of one call.
+class ArrayReader {
+ public:
+  ArrayReader();
+
+  // Reads an array where it is, or a contiguous copy where kernels cannot. Raises what
+  // `as_readable_array` raises.
+  HeldArray read(const std::string& name, nb::handle value) const;
+
+ private:
+  bool reads_tensors_;  // without as_readable_array
+};
 
 // Query, keys and values of one call, checked against each other.
 class Inputs {

@@ -19,8 +19,11 @@
 #include <variant>
 #include <vector>
 
+#include "../checked.h"
 #include "../core.h"
+#include "../float_mode.h"
 #include "../inputs.h"
+#include "../team.h"
 #include "arrays.h"
 #include "gil.h"
 
@@ -45,13 +48,14 @@ std::variant<Inputs, Refusal> read_inputs(nb::handle query, const nb::tuple& key
   const auto name_array = [&](const char* side, size_t i) {
     return count == 1 ? std::string(side) : side + (" chunk " + std::to_string(i));
   };
-  HeldArray held_query = read_array("query", query);
+  const ArrayReader reader;
+  HeldArray held_query = reader.read("query", query);
   std::vector<HeldArray> held;
   std::vector<InputChunk> chunks(count);
   held.reserve(2 * count);
   for (size_t i = 0; i < count; ++i) {
-    held.push_back(read_array(name_array("key", i), keys[i]));
-    held.push_back(read_array(name_array("value", i), values[i]));
+    held.push_back(reader.read(name_array("key", i), keys[i]));
+    held.push_back(reader.read(name_array("value", i), values[i]));
     chunks[i].key = held[2 * i].array;
     chunks[i].value = held[2 * i + 1].array;
   }
@@ -112,7 +116,7 @@ MaskRules make_mask_rules(const CheckedMask& mask, const Sizes& sizes, int64_t f
   if (mask.lengths) {
     rules.lengths = mask.lengths->data();
   } else {
-    positions.lengths.assign(size_t(sizes.batch), first_key + sizes.keys);
+    positions.lengths.assign(size_t(sizes.batch), checked_add(first_key, sizes.keys));
     rules.lengths = positions.lengths.data();
   }
   if (mask.starts) {
@@ -126,7 +130,8 @@ MaskRules make_mask_rules(const CheckedMask& mask, const Sizes& sizes, int64_t f
     rules.positions = int64_t(mask.documents->shape(1));
   }
   if (mask.allowed) {
-    rules.allowed = mask.allowed->data();
+    // Bytes: one that is neither 0 nor 1 is no bool of C++.
+    rules.allowed = reinterpret_cast<const uint8_t*>(mask.allowed->data());
     copy_strides(*mask.allowed, rules.allowed_stride);
   }
   return rules;
@@ -179,8 +184,8 @@ void set_output(Problem& problem, const Sizes& sizes, bool transposed, Results& 
   int64_t* const stride = problem.output_stride;
   stride[3] = 1;
   stride[2] = sizes.value_dim;
-  stride[1] = stride[2] * inner;
-  stride[0] = stride[1] * outer;
+  stride[1] = checked_multiply(stride[2], inner);
+  stride[0] = checked_multiply(stride[1], outer);
   if (transposed) std::swap(stride[1], stride[2]);
 }
 
@@ -202,6 +207,17 @@ const Target& find_target(const std::string& name) {
     return *list[i].target;
   }
   throw nb::value_error(("no target named " + name).c_str());
+}
+
+// Returns whether a call is over in microseconds: giving the GIL away and taking it again would
+// take noticeable time, and gain little for others.
+bool is_short(const Sizes& sizes) {
+  constexpr double kMaxMultiplications = 1 << 18;
+  double count = double(sizes.head_dim) + double(sizes.value_dim);
+  // Results are written also where there are no keys or queries.
+  for (const int64_t size : {sizes.batch, sizes.query_heads, sizes.queries, sizes.keys})
+    count *= double(max(size, 1));
+  return count <= kMaxMultiplications;
 }
 
 nb::dict attend(const Inputs& inputs, const CheckedMask& mask, const StatsPlan* stats,
@@ -226,8 +242,11 @@ nb::dict attend(const Inputs& inputs, const CheckedMask& mask, const StatsPlan* 
   problem.chunk_count = int64_t(inputs.chunks().size());
   if (bias) problem.bias = make_bias(*bias, problem.dtype);
   if (sinks) problem.sinks = sinks->data();
-  problem.scale = float(scale ? *scale : std::pow(double(sizes.head_dim), -0.5));
-  problem.softcap = float(softcap);
+  {
+    const DefaultFloatMode mode;
+    problem.scale = float(scale ? *scale : std::pow(double(sizes.head_dim), -0.5));
+    problem.softcap = float(softcap);
+  }
   DefaultPositions positions;
   problem.visibility = make_mask_rules(mask, sizes, first_key, positions);
 
@@ -239,8 +258,11 @@ nb::dict attend(const Inputs& inputs, const CheckedMask& mask, const StatsPlan* 
   problem.wants_statistics = stats != nullptr;
   if (stats) problem.statistics = make_statistics(*stats, sizes, results);
 
+  if (threads > 1 && is_torch_imported()) find_torch_threads();
   bool finished;
-  {
+  if (is_short(sizes)) {
+    finished = run(problem, find_target(target), threads, nullptr);
+  } else {
     const WithoutGil released;
     finished = run(problem, find_target(target), threads,
                    interruptible ? WithoutGil::handle_signals : nullptr);
@@ -248,6 +270,13 @@ nb::dict attend(const Inputs& inputs, const CheckedMask& mask, const StatsPlan* 
   if (!finished) throw nb::python_error();
   return results.take();
 }
+
+// ---- Floating-point mode ----
+
+// The default mode from __enter__ to __exit__.
+struct FloatModeContext {
+  std::optional<DefaultFloatMode> mode;
+};
 
 // ---- Environment, limits and targets ----
 
@@ -343,6 +372,15 @@ NB_MODULE(_native, module) {
           },
           "top_k"_a, "key_mass"_a, "first_query"_a, "last_query"_a, "segment_count"_a = nb::none(),
           "segment_ranges"_a = nb::none(), "query_weights"_a = nb::none());
+
+  nb::class_<FloatModeContext>(
+      module, "DefaultFloatMode",
+      "A context in which the thread rounds to nearest and keeps subnormal numbers.")
+      .def(nb::init<>())
+      .def("__enter__", [](FloatModeContext& context) { context.mode.emplace(); })
+      .def(
+          "__exit__", [](FloatModeContext& context, const nb::args&) { context.mode.reset(); },
+          nb::sig("def __exit__(self, *args: object) -> None"));
 
   module.def(
       "set_array_functions",

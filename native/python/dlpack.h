@@ -9,6 +9,7 @@
 #include <memory>
 #include <new>
 
+#include "../checked.h"
 #include "../integers.h"
 
 namespace keywise::dlpack {
@@ -67,6 +68,14 @@ struct Exchange {
 
 using OwnedTensor = std::unique_ptr<Owned, void (*)(Owned*)>;
 
+// Returns the bytes of contiguous elements. Throws where some strides or their bytes do not fit 64
+// bits, also where there is no element.
+inline int64_t count_bytes(Type type, std::initializer_list<int64_t> shape) {
+  int64_t bytes = type.bits / 8;
+  for (const int64_t size : shape) bytes = checked_multiply(bytes, max(size, 1));
+  return std::find(shape.begin(), shape.end(), 0) == shape.end() ? bytes : 0;
+}
+
 // Returns an uninitialised contiguous tensor. Its description lies before its elements, in the same
 // memory.
 inline OwnedTensor allocate_tensor(Type type, std::initializer_list<int64_t> shape) {
@@ -77,9 +86,8 @@ inline OwnedTensor allocate_tensor(Type type, std::initializer_list<int64_t> sha
   };
   constexpr int64_t kAlignmentBytes = 64;
   constexpr int64_t kHeaderBytes = round_up(sizeof(Header), kAlignmentBytes);
-  int64_t element_bytes = type.bits / 8;
-  for (const int64_t size : shape) element_bytes *= size;
-  const int64_t bytes = kHeaderBytes + round_up(element_bytes, kAlignmentBytes);
+  const int64_t element_bytes = count_bytes(type, shape);
+  const int64_t bytes = checked_add(kHeaderBytes, checked_round_up(element_bytes, kAlignmentBytes));
   void* const memory = std::aligned_alloc(size_t(kAlignmentBytes), size_t(bytes));
   if (!memory) throw std::bad_alloc();
 
@@ -88,7 +96,7 @@ inline OwnedTensor allocate_tensor(Type type, std::initializer_list<int64_t> sha
   int64_t stride = 1;
   for (size_t axis = shape.size(); axis-- > 0;) {
     header->stride[axis] = stride;
-    stride *= header->shape[axis];
+    stride *= max(header->shape[axis], 1);
   }
   View& view = header->owned.view;
   view.data = static_cast<char*>(memory) + kHeaderBytes;

@@ -8,13 +8,14 @@
 
 namespace keywise::python {
 
-// Releases the GIL for as long as it lives.
+// Releases the GIL for as long as it lives. A signal handler that runs in between may call keywise:
+// such objects nest.
 class WithoutGil {
  public:
-  WithoutGil() : state_(PyEval_SaveThread()) { current() = this; }
+  WithoutGil() : state_(PyEval_SaveThread()), outer_(current()) { current() = this; }
   ~WithoutGil() {
     acquire();
-    current() = nullptr;
+    current() = outer_;
   }
   WithoutGil(const WithoutGil&) = delete;
   WithoutGil& operator=(const WithoutGil&) = delete;
@@ -47,6 +48,7 @@ class WithoutGil {
   }
 
   PyThreadState* state_;
+  WithoutGil* const outer_;
 };
 
 }  // namespace keywise::python

@@ -17,6 +17,16 @@ static inline Vec dot_pairs(Vec a, Vec b, Vec accumulator) {
   return _mm512_dpbf16_ps(accumulator, (__m512bh)_mm512_castps_si512(a),
                           (__m512bh)_mm512_castps_si512(b));
 }
+// Exact but for products below 2^-126, which lose bits; dot_pairs takes them for 0 in any case.
+static inline Vec scale_pairs(Vec pairs, Vec factor) {
+  const __m512i high_half = _mm512_set1_epi32(int32_t(0xffff0000));
+  const __m512i bits = _mm512_castps_si512(pairs);
+  const Vec even = mul(_mm512_castsi512_ps(_mm512_slli_epi32(bits, 16)), factor);
+  const Vec odd = mul(_mm512_castsi512_ps(_mm512_and_si512(bits, high_half)), factor);
+  return _mm512_castsi512_ps(
+      _mm512_or_si512(_mm512_srli_epi32(_mm512_castps_si512(even), 16),
+                      _mm512_and_si512(_mm512_castps_si512(odd), high_half)));
+}
 static inline Vec to_pairs(Vec left, Vec right) {
   return _mm512_castsi512_ps((__m512i)_mm512_cvtne2ps_pbh(right, left));
 }

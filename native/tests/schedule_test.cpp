@@ -1,9 +1,13 @@
 // Tests of make_schedule alone: schedules of many sizes cover every row and key exactly once,
 // whatever the threads.
 
+#include <cstdint>
 #include <cstdio>
+#include <new>
 #include <vector>
 
+#include "../checked.h"
+#include "../integers.h"
 #include "../schedule.h"
 #include "../tuning.h"
 
@@ -216,6 +220,33 @@ void test_key_mass_is_summed_by_few_tasks() {
   CHECK((schedule.row_heads_at_once & (schedule.row_heads_at_once - 1)) == 0);
 }
 
+void test_work_beyond_64_bits_is_the_largest_integer() {
+  const SizedProblem sized(1, int64_t(1) << 30, 1, 1, (int64_t(1) << 31) - 1);
+  CHECK(make_schedule(sized.problem, make_target()).work == INT64_MAX);
+}
+
+template <typename Compute>
+bool overflows(const Compute& compute) {
+  try {
+    compute();
+  } catch (const std::bad_alloc&) {
+    return true;
+  }
+  return false;
+}
+
+void test_checked_arithmetic_throws_where_a_result_does_not_fit() {
+  constexpr int64_t kLarge = int64_t(1) << 40;
+  CHECK(checked_multiply(kLarge, kLarge >> 20, 4) == int64_t(1) << 62);
+  CHECK(checked_add(INT64_MAX - 1, 1) == INT64_MAX);
+  CHECK(checked_round_up(33, 16) == 48);
+  CHECK(overflows([] { checked_multiply(kLarge, kLarge); }));
+  CHECK(overflows([] { checked_multiply(3, kLarge, kLarge); }));
+  CHECK(overflows([] { checked_add(INT64_MAX, 1); }));
+  CHECK(overflows([] { checked_round_up(INT64_MAX - 3, 16); }));
+  CHECK(saturating_multiply(kLarge, kLarge) == INT64_MAX);
+}
+
 }  // namespace
 }  // namespace keywise
 
@@ -226,6 +257,8 @@ int main() {
   keywise::test_a_window_leaves_out_keys_that_no_row_sees();
   keywise::test_no_visible_key_makes_one_empty_split();
   keywise::test_key_mass_is_summed_by_few_tasks();
+  keywise::test_work_beyond_64_bits_is_the_largest_integer();
+  keywise::test_checked_arithmetic_throws_where_a_result_does_not_fit();
   if (keywise::failures == 0) std::printf("all tests passed\n");
   return keywise::failures == 0 ? 0 : 1;
 }

@@ -15,6 +15,8 @@ import keywise as kw
 from tests.support.cases import DTYPES, Case
 from tests.support.judging import as_float64
 
+pytestmark = pytest.mark.serial
+
 CASES = {
     "prefill": Case(batch=1, queries=300, keys=300, head_dim=40, mask="causal", peaky=True),
     "decoding": Case(batch=1, queries=1, keys=9001, group=4, head_dim=33),

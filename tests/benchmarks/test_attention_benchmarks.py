@@ -42,6 +42,8 @@ from benchmarks.timing import MIN_SAMPLE_SECONDS, WARM_CALLS, TimeBudget, Timing
 from keywise.errors import FormatError, KeywiseError, MissingFileError, OptionError
 from tests.support import command_line
 
+pytestmark = pytest.mark.serial
+
 ONCE = TimeBudget(seconds=0.0, max_rounds=1, min_rounds=1)
 DECODE = Case("float32", 1, 4, 2, 1, 40, 16, causal=True)
 SHAPES = {

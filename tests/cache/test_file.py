@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
@@ -10,6 +11,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from keywise.cache.safetensors_header import LENGTH_WORD, MAX_HEADER_BYTES, PAGE
 from keywise.errors import DtypeError, FormatError, MissingFileError, OptionError, ShapeError
 from tests.cache.test_kvcache import draw_tokens, layer_tensors
 from tests.support.cases import DTYPES
+from tests.support.damages import damage_cache_files
 from tests.support.judging import as_float64
 
 FINGERPRINT = {"weights": "5e1f", "tokenizer": "77", "rope": "theta 10000", "dtype": "float32"}
@@ -77,7 +80,7 @@ def test_saved_cache_opens_unchanged_and_continues(tmp_path: Path, dtype: str, b
         cache.truncate(340)
 
 
-def test_opening_maps_the_file_in_the_layout_the_kernels_read(tmp_path: Path) -> None:
+def test_layers_are_read_in_the_layout_the_kernels_read(tmp_path: Path) -> None:
     save(tmp_path / "cache", 1000)
     opened = file.open(tmp_path / "cache", FINGERPRINT)
     for layer in (0, 1):
@@ -86,7 +89,7 @@ def test_opening_maps_the_file_in_the_layout_the_kernels_read(tmp_path: Path) ->
             assert stored.data.flags.c_contiguous
             assert not stored.data.flags.owndata
         assert opened.cache.chunks(layer)[0].key.data.ctypes.data % PAGE_BYTES == 0
-    # A write to the mapping stays in this process.
+    # A write to the memory stays in this process.
     opened.cache.chunks(0)[0].key.data[:] = 0
     file.open(tmp_path / "cache", FINGERPRINT).verify()
 
@@ -108,7 +111,7 @@ def test_windows_and_unused_layers_are_restored(tmp_path: Path) -> None:
     assert opened.first_key(0) == 15
 
 
-def test_saving_over_the_mapped_file_leaves_open_readers_unchanged(tmp_path: Path) -> None:
+def test_saving_over_the_open_file_leaves_open_readers_unchanged(tmp_path: Path) -> None:
     path = tmp_path / "cache"
     save(path)
     first, reader = file.open(path, FINGERPRINT), file.open(path, FINGERPRINT)
@@ -721,3 +724,109 @@ def test_files_are_the_same_without_the_faster_checksum(tmp_path: Path) -> None:
     here = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), *sys.path])}
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=here, check=True)
     assert (tmp_path / "there").read_bytes() == (tmp_path / "here").read_bytes()
+
+
+@pytest.mark.parametrize("length", [0, 100, 8192, 30_000])
+@pytest.mark.parametrize("used_before", [True, False])
+def test_file_that_is_truncated_while_it_is_open_is_refused_or_read_before(
+    tmp_path: Path, length: int, used_before: bool
+) -> None:
+    path = tmp_path / "cache"
+    cache = save(path, 5000)
+    opened = file.open(path, FINGERPRINT)
+    query = draw_tokens(1, seed=1)
+    if used_before:
+        opened.cache.attend(1, query)
+    os.truncate(path, length)
+    fork = opened.cache.fork()
+    if used_before:
+        for branch in (opened.cache, fork):
+            assert torch.equal(branch.attend(1, query), cache.attend(1, query))
+    else:
+        with pytest.raises(FormatError, match="cache' is damaged: it was cut while it was open"):
+            fork.attend(1, query)
+    with pytest.raises(FormatError):
+        opened.cache.attend(0, query)
+
+
+def test_bytes_that_change_after_verification_are_not_used(tmp_path: Path) -> None:
+    path = tmp_path / "cache"
+    cache = save(path, 5000)
+    opened = file.open(path, FINGERPRINT)
+    query = draw_tokens(1, seed=1)
+    opened.verify()
+    with path.open("r+b") as handle:
+        handle.write(bytes(path.stat().st_size))
+    for layer in (0, 1):
+        assert torch.equal(opened.cache.attend(layer, query), cache.attend(layer, query))
+
+
+def test_removed_file_stays_open(tmp_path: Path) -> None:
+    cache = save(tmp_path / "cache", 5000)
+    opened = file.open(tmp_path / "cache", FINGERPRINT)
+    (tmp_path / "cache").unlink()
+    opened.verify()
+    assert torch.equal(layer_tensors(opened.cache)[0], layer_tensors(cache)[0])
+
+
+def test_deep_copy_of_a_cache_that_was_not_read_yet_has_its_tokens(tmp_path: Path) -> None:
+    cache = save(tmp_path / "cache", 5000)
+    copied = copy.deepcopy(file.open(tmp_path / "cache", FINGERPRINT).cache)
+    for layer in (0, 1):
+        assert torch.equal(layer_tensors(copied, layer)[0], layer_tensors(cache, layer)[0])
+
+
+def test_threads_that_use_one_file_at_once_read_the_same_tokens(tmp_path: Path) -> None:
+    cache = save(tmp_path / "cache", 20_000, layers=4)
+    opened = file.open(tmp_path / "cache", FINGERPRINT)
+    with ThreadPoolExecutor(8) as pool:
+        stored = list(pool.map(lambda number: layer_tensors(opened.cache, number % 4)[0], range(16)))
+    for number, tensor in enumerate(stored):
+        assert torch.equal(tensor, layer_tensors(cache, number % 4)[0])
+
+
+def test_file_that_cannot_be_read_is_refused_with_the_reason(tmp_path: Path) -> None:
+    path = tmp_path / "cache"
+    save(path)
+    (tmp_path / "loop").symlink_to("loop")
+    os.mkfifo(tmp_path / "pipe")
+    cases = [(tmp_path / "loop", "symbolic links"), (tmp_path / "pipe", "not a regular file"), ("/dev/zero", "regular")]
+    cases += [("a\0b", "null byte"), ("\ud800", "surrogates")]
+    for place, reason in cases:
+        for reader in (file.read_header, lambda place: file.open(place, FINGERPRINT)):
+            with pytest.raises(FormatError, match=f"cannot be read .*{reason}"):
+                reader(place)
+
+
+def test_path_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    cache = make_cache(4)
+    os.mkfifo(tmp_path / "pipe")
+    for place in ("", tmp_path, tmp_path / "pipe", "a\0b", "\ud800", tmp_path / ("x" * 300)):
+        with pytest.raises(FormatError, match="cannot be written"):
+            file.save(place, cache, fingerprint={}, token_ids=[1, 2, 3, 4])
+    assert [entry.name for entry in tmp_path.iterdir()] == ["pipe"]
+
+
+@pytest.mark.parametrize(
+    ("token_ids", "error"),
+    [
+        ([[1, 2], [3]], ShapeError),
+        ([[[1, 2, 3, 4]]], ShapeError),
+        (3, DtypeError),
+        (None, DtypeError),
+        ("abcd", DtypeError),
+        ({"input_ids": [1, 2, 3, 4]}, DtypeError),
+        ([1, 2, 3, 2**80], DtypeError),
+        ([True, False, True, True], DtypeError),
+        (["1", "2", "3", "4"], DtypeError),
+        ([], DtypeError),
+    ],
+)
+def test_token_ids_that_are_no_integers_are_refused(tmp_path: Path, token_ids: Any, error: type) -> None:
+    with pytest.raises(error, match="token_ids must"):
+        file.save(tmp_path / "cache", make_cache(4), fingerprint={}, token_ids=token_ids)
+
+
+def test_damaged_copies_are_refused(tmp_path: Path) -> None:
+    ends = damage_cache_files(tmp_path, 1500)
+    assert ends["refused"] > 1200, ends

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 from keywise.cache import file
 from keywise.errors import FormatError
+from tests.support.crashes import kill_cache_writers
 
 FUNCTIONS = """
 import os, sys, time
@@ -119,3 +121,11 @@ print(len(set(seen)))
         output, errors = process.communicate(timeout=120)
         assert process.returncode == 0, errors
         assert process is writer or int(output) > 1
+
+
+def test_leftovers_of_killed_writers_are_swept_by_the_next_save(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["keywise.cache.file", "keywise.library.library"])
+    crashes = kill_cache_writers(tmp_path, 20, context)
+    assert crashes.kills == 20
+    assert crashes.leftovers

@@ -154,6 +154,10 @@ def test_cache_limit_is_shown_set_and_checked(own_cache):
         done = run("cache", "limit", wrong)
         assert done.exit_code == 2
         assert f"SIZE must be a number and a unit, got {wrong!r}; use for example 500MB" in done.stderr
+    for wrong in ("9" * 400, "99999999999TB", f"0.{'9' * 400}e5"):
+        done = run("cache", "limit", wrong)
+        assert done.exit_code == 2
+        assert len(done.stderr.splitlines()) == 1
     (own_cache / "documents" / "settings.json").write_bytes(b"{}")
     done = run("cache", "limit")
     assert done.exit_code == 2

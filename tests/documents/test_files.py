@@ -2,11 +2,13 @@
 
 import io
 import itertools
+import os
 import random
 import zipfile
 
 import pytest
 
+from keywise.documents import files
 from keywise.documents.files import Source, read_file
 from keywise.documents.sentences import MAX_SENTENCE_CHARACTERS, split_sentences
 from keywise.errors import FormatError, MissingFileError
@@ -225,3 +227,31 @@ def test_missing_files_folders_and_impossible_names_are_refused(tmp_path):
         read_file(tmp_path)
     with pytest.raises(FormatError, match="path must name a file that can be opened"):
         read_file("nul\0name.txt")
+
+
+def test_pipes_devices_and_loops_are_refused_without_waiting(tmp_path):
+    os.mkfifo(tmp_path / "pipe.txt")
+    (tmp_path / "loop.txt").symlink_to("loop.txt")
+    for path in (tmp_path / "pipe.txt", tmp_path / "loop.txt", "/dev/zero", "/dev/null"):
+        with pytest.raises(FormatError, match="path must name a file that can be opened"):
+            read_file(path)
+
+
+def test_pipe_that_the_shell_opened_is_read():
+    reading, writing = os.pipe()
+    os.write(writing, b"The lamp is lit.")
+    os.close(writing)
+    assert read_file(f"/dev/fd/{reading}").text == "The lamp is lit."
+    os.close(reading)
+
+
+def test_file_larger_than_the_limit_is_refused(tmp_path, monkeypatch):
+    path = tmp_path / "huge.log"
+    with path.open("wb") as file:
+        file.truncate(2**42)
+    with pytest.raises(FormatError, match=r"must have at most [\d,]+ bytes on this machine, got 4,398,046,511,104"):
+        read_file(path)
+    monkeypatch.setattr(files, "measure_available_memory", lambda: 100)
+    path.write_bytes(b"The lamp is lit. " * 2)
+    with pytest.raises(FormatError, match="at most 25 bytes"):
+        read_file(path)

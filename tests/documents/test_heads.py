@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 
 import pytest
 
-from keywise.documents import Heads
-from keywise.documents.heads import RANKINGS, find_heads, locate_own_heads
-from keywise.errors import FormatError, MissingFileError
+from keywise.documents import Heads, Reader
+from keywise.documents.heads import RANKINGS, _encode, find_heads, locate_own_heads
+from keywise.errors import FormatError, MissingFileError, ModelError, OptionError
+from keywise.models import LoadedModel
+from tests.support.chat_models import make_byte_tokenizer, make_chat_model
 
 POWERS = {"attention": {"matching": 2.0, "copying": 1.0, "previous": 0.5}}
 HEADS = Heads(((0, 0), (0, 1)), ((1, 0),), POWERS, 0.2, 2.0, answer_sentences=1, tuned_on="a test")
@@ -54,7 +57,84 @@ def test_heads_of_an_earlier_build_are_refused(tmp_path: Path) -> None:
         Heads.load(path)
 
 
-@pytest.mark.parametrize("text", ["", "7", "[]", "{}", '{"version": 2, "heads": {"matching": 7}}', "\x00"])
+def write_checked(path: Path, **changes: object) -> Path:
+    """Write a file of heads with other entries and a right checksum."""
+    content = json.loads(HEADS.save(path, model="tiny", weights=WEIGHTS).read_text())
+    content["heads"].update(changes)
+    del content["sha256"]
+    path.write_bytes(_encode(content))
+    return path
+
+
+def test_every_changed_byte_is_detected(tmp_path: Path) -> None:
+    path = HEADS.save(tmp_path / "heads.json", model="tiny", weights=WEIGHTS)
+    content = path.read_bytes()
+    for place in range(len(content)):
+        for changed in (
+            content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :],
+            content[:place] + content[place + 1 :],
+            content[:place] + b" " + content[place:],
+            content[:place],
+        ):
+            path.write_bytes(changed)
+            with pytest.raises(FormatError):
+                Heads.load(path)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"matching": []},
+        {"matching": [[0, -1]]},
+        {"matching": [[0, 1.0]]},
+        {"matching": [[0, 1, 2]]},
+        {"copying": [["a", 1]]},
+        {"powers": {"attention": {"matching": float("nan"), "copying": 1.0, "previous": 1.0}}},
+        {"powers": {"attention": {"matching": 1.0}}},
+        {"powers": {"other": {}}},
+        {"no_answer_mass": float("inf")},
+        {"no_answer_power": -1.0},
+        {"answer_sentences": True},
+        {"tuned_on": 7},
+    ],
+)
+def test_entries_out_of_bounds_are_refused(tmp_path: Path, changes: dict[str, object]) -> None:
+    with pytest.raises(FormatError, match="path must be a file of tuned heads"):
+        Heads.load(write_checked(tmp_path / "heads.json", **changes))
+
+
+def test_heads_of_another_model_are_refused(tmp_path: Path) -> None:
+    path = locate_own_heads({"weights": "files: " + 64 * "b"}, tmp_path)
+    path.parent.mkdir(parents=True)
+    HEADS.save(path, model="tiny", weights=WEIGHTS)
+    with pytest.raises(FormatError, match="has heads of another model"):
+        find_heads({"weights": "files: " + 64 * "b"}, tmp_path)
+
+
+@pytest.mark.parametrize("head", [(2, 0), (0, 2)])
+def test_heads_that_the_model_lacks_are_refused(head: tuple[int, int]) -> None:
+    loaded = LoadedModel(make_chat_model(), make_byte_tokenizer(), "tiny", None)
+    with pytest.raises(OptionError, match=r"heads must be .* pairs of model 'tiny', which has 2 layers of 2 heads"):
+        Reader(loaded, keep=False, heads=replace(HEADS, matching=(head,)))
+
+
+def test_a_context_shorter_than_the_template_is_refused() -> None:
+    loaded = LoadedModel(make_chat_model(max_position_embeddings=8), make_byte_tokenizer(), "tiny", None)
+    with pytest.raises(ModelError, match=r"model must have a context that is longer than the .* got 8"):
+        Reader(loaded, keep=False)
+
+
+def test_a_model_that_fails_when_it_runs_is_refused() -> None:
+    loaded = LoadedModel(make_chat_model(), make_byte_tokenizer(), "tiny", None)
+    reader = Reader(loaded, keep=False)
+    loaded.model.model.layers[0].mlp.act_fn = None
+    with pytest.raises(ModelError, match="model 'tiny' fails when it runs: TypeError"):
+        reader.read("The lamp is lit.")
+
+
+@pytest.mark.parametrize(
+    "text", ["", "7", "[" * 100_000, "[]", "{}", '{"version": 2, "heads": {"matching": 7}}', "\x00"]
+)
 def test_damaged_files_of_heads_are_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "heads.json"
     path.write_text(text)

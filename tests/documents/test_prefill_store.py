@@ -13,11 +13,13 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
-from keywise.cache import payload
+from keywise.cache import file, payload
 from keywise.documents import Answer, Document, Reader, Source, prefill, store
-from keywise.documents.store import ABANDONED_SECONDS, DEFAULT_LIMIT_BYTES, PrefillStore
-from keywise.errors import DtypeError, OptionError
+from keywise.documents.store import DEFAULT_LIMIT_BYTES, PrefillStore
+from keywise.errors import DtypeError, FormatError, OptionError
 from keywise.models import LoadedModel, find_model, load_model
+from keywise.util.atomic_write import ABANDONED_SECONDS
+from keywise.util.regular_files import open_regular
 
 QUESTION = "Which lamp is lit?"
 TEXT = " ".join(f"The lamp number {number} is lit." for number in range(20))
@@ -386,8 +388,9 @@ def test_the_limit_removes_documents_unused_for_longest(default: LoadedModel, tm
     assert reused == [True, True]
     assert limited.clear() > 0
     assert limited.kept() == []
-    with pytest.raises(OptionError, match="limit_bytes must be 0 or more, got -1"):
-        limited.limit_bytes = -1
+    for limit, error in ((-1, OptionError), (2**63, OptionError), (1.5, DtypeError), (True, DtypeError)):
+        with pytest.raises(error, match=f"limit_bytes must be .*, got {limit}"):
+            limited.limit_bytes = limit
 
 
 def test_a_document_larger_than_the_limit_is_reported_and_not_stored(default: LoadedModel, tmp_path: Path) -> None:
@@ -421,6 +424,120 @@ def test_unfinished_files_of_killed_writers_are_removed(default: LoadedModel, tm
     assert [path.name for path in list_files(tmp_path) if path.name.startswith(".")] == [".keywise-unfinished-new"]
 
 
+def test_a_file_that_cannot_be_read_is_reported_and_stays(
+    default: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = tiny("llama", default)
+    Reader(loaded, cache_dir=tmp_path).read(TEXT)
+    (stored,) = list_files(tmp_path)
+    unreadable = stored.with_name(f"0{stored.name}")
+    os.link(stored, unreadable)
+
+    def open_others(path: Any) -> Any:
+        if os.fspath(path) == os.fspath(unreadable):  # for root every file is readable
+            raise PermissionError(13, "Permission denied", os.fspath(path))
+        return open_regular(path)
+
+    monkeypatch.setattr(file, "open_regular", open_others)
+    messages: list[str] = []
+    document = Reader(loaded, cache_dir=tmp_path, status=messages.append).read(TEXT + " It is dark.")
+    assert document.reused_tokens > 100
+    assert [(str(unreadable) in line, "Permission denied" in line, "not used" in line) for line in messages] == [
+        (True, True, True)
+    ]
+    assert unreadable.exists()
+    messages.clear()
+    assert len(PrefillStore(tmp_path, status=messages.append).kept()) == 1
+    assert len(messages) == 1
+    assert "cannot be read (Permission denied)" in messages[0]
+
+
+def test_a_file_that_another_process_removes_meanwhile_is_not_reported(
+    default: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = tiny("llama", default)
+    Reader(loaded, cache_dir=tmp_path).read(TEXT)
+    list_before = Path.glob
+
+    def list_and_remove(folder: Path, pattern: str) -> Iterator[Path]:
+        found = list(list_before(folder, pattern))
+        for path in found:
+            path.unlink(missing_ok=True)
+        return iter(found)
+
+    monkeypatch.setattr(Path, "glob", list_and_remove)
+    messages: list[str] = []
+    assert Reader(loaded, cache_dir=tmp_path, status=messages.append).read("No " + TEXT).reused_tokens == 0
+    assert PrefillStore(tmp_path, status=messages.append).kept() == []
+    assert messages == []
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_a_truncated_open_document_is_computed_again(loaded: LoadedModel, tmp_path: Path) -> None:
+    expected = ask(Reader(loaded, cache_dir=tmp_path).read(TEXT))
+    messages: list[str] = []
+    document = Reader(loaded, cache_dir=tmp_path, status=messages.append).read(TEXT)
+    os.truncate(list_files(tmp_path)[0], 8192)
+    assert select_words_and_evidence(ask(document)) == select_words_and_evidence(expected)
+    assert len(messages) == 1
+    assert "it was cut while it was open" in messages[0]
+
+
+def test_clear_removes_what_killed_writers_and_conversions_left(tmp_path: Path) -> None:
+    conversion = tmp_path / "models" / ".converting-abc"
+    conversion.mkdir(parents=True)
+    (conversion / "weights").write_bytes(bytes(1000))
+    model = tmp_path / "models" / "model"
+    model.mkdir()
+    left = tmp_path / "documents" / "0123" / ".keywise-unfinished-1"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(bytes(10))
+    store_of_all = PrefillStore(tmp_path)
+    assert store_of_all.clear() == 0  # their writers may be alive
+    for path in (conversion / "weights", conversion, left):
+        os.utime(path, (time.time() - 2 * 86400,) * 2)
+    assert store_of_all.clear() == 1010
+    assert list((tmp_path / "models").iterdir()) == [model]
+    assert not left.exists()
+
+
+def test_clear_names_what_cannot_be_removed_and_removes_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "documents" / "0123"
+    folder.mkdir(parents=True)
+    for name in ("a.keywise", "b.keywise"):
+        (folder / name).write_bytes(bytes(5))
+    unlink = Path.unlink
+
+    def refuse(path: Path, missing_ok: bool = False) -> None:
+        if path.name == "a.keywise":
+            raise PermissionError(1, "Read-only file system", os.fspath(path))
+        unlink(path, missing_ok=missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    with pytest.raises(FormatError, match=r"can be removed; '.*a.keywise' .Read-only file system. stays"):
+        PrefillStore(tmp_path).clear()
+    assert [path.name for path in folder.iterdir()] == ["a.keywise"]
+    messages: list[str] = []
+    PrefillStore(tmp_path, status=messages.append).evict(0)
+    assert "cannot be removed: Read-only" in messages[0]
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"[]", b'{"limit_bytes": true}', b'{"limit_bytes": -1}', b"[" * 5000, b'{"limit_bytes": 1e400}']
+)
+def test_damaged_settings_are_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "documents").mkdir()
+    (tmp_path / "documents" / "settings.json").write_bytes(content)
+    with pytest.raises(
+        FormatError, match=r"limit_bytes must be readable from '.*settings.json' .* set the limit again"
+    ):
+        _ = PrefillStore(tmp_path).limit_bytes
+    PrefillStore(tmp_path).limit_bytes = 5
+    assert PrefillStore(tmp_path).limit_bytes == 5
+
+
 def test_many_questions_share_the_document(loaded: LoadedModel, tmp_path: Path) -> None:
     document = Reader(loaded, cache_dir=tmp_path).read(TEXT)
     questions = [QUESTION, "What is dark?", "Why?"]
@@ -438,6 +555,7 @@ def test_many_questions_share_the_document(loaded: LoadedModel, tmp_path: Path) 
     assert calls == []
 
 
+@pytest.mark.serial
 def test_a_second_process_need_not_compute_the_document(default: LoadedModel, tmp_path: Path) -> None:
     text = " ".join(f"The lamp number {number} is lit." for number in range(120))
     seconds = []

@@ -109,11 +109,22 @@ def test_page_escapes_its_input_and_loads_nothing():
     text = to_html(ANSWER, SOURCES)
     assert "url(" not in text
     assert "@import" not in text
-    assert "http" not in text
+    assert "http:" not in text
+    assert "https:" not in text
+    policy = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+    assert f'<meta http-equiv="Content-Security-Policy" content="{policy}">' in text
 
 
 def test_page_shows_the_documents_unchanged():
     assert Page(to_html(ANSWER, SOURCES)).texts == [source.text for source in SOURCES]
+
+
+def test_page_replaces_control_and_bidirectional_characters():
+    text = "A \u202enaf dnoces\u202c \x1b[31m\u2066x\u2069 rains."
+    source = Source("note\u202e", text)
+    page = to_html(Answer(text, [], text, "m\u202e", True, 9, 2), [source])
+    assert not set(page) & set("\u202e\u202c\x1b\u2066\u2069")
+    assert page.count("A \ufffdnaf dnoces\ufffd") >= 3
 
 
 def test_page_shades_by_share():

@@ -9,11 +9,14 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from transformers import DynamicCache, EncoderDecoderCache, Gemma3nForCausalLM, Gemma3nTextConfig, MambaConfig
 from transformers.cache_utils import Cache as TransformersCache
+from transformers.cache_utils import DynamicSlidingWindowLayer
 
 import keywise.hf
-from keywise.errors import FormatError, ModelError, OptionError
+from keywise.errors import DtypeError, FormatError, ModelError, OptionError, ShapeError
+from keywise.hf.compatibility import crops_to_length
 from keywise.hf.joined import JoinedTensor
 from keywise.models import fingerprint
 from tests.support import models
@@ -26,7 +29,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "sampling": {"do_sample": True},
     "beams": {"do_sample": False, "num_beams": 3},
     "two samples": {"do_sample": True, "num_return_sequences": 2},
-    "lookup": {"do_sample": False, "prompt_lookup_num_tokens": 3},
+    # No token has this number; older versions of transformers need one here.
+    "lookup": {"do_sample": False, "prompt_lookup_num_tokens": 3, "eos_token_id": models.VOCABULARY},
 }
 
 
@@ -54,9 +58,11 @@ def generate(
 @pytest.mark.parametrize("name", ["llama", "qwen2", "mistral", "gemma2", "gpt_oss"])
 def test_generate_returns_the_tokens_of_transformers_own_cache(name: str, side: str | None, method: str) -> None:
     model, model_inputs = make_model(name), make_prompt(name, side)
+    cache = keywise.hf.Cache(model.config)
     if method == "lookup":  # transformers guesses for one item only
         model_inputs = {key: value[1:] for key, value in model_inputs.items()}
-    cache = keywise.hf.Cache(model.config)
+        if any(cache.is_sliding) and not hasattr(DynamicSlidingWindowLayer, "activate_past_recording"):
+            pytest.skip(f"transformers {transformers.__version__} cannot guess tokens of models with sliding windows")
     assert isinstance(cache, TransformersCache)
     tokens = generate(model, model_inputs, cache, method)
     assert torch.equal(tokens, generate(model, model_inputs, DynamicCache(config=model.config), method))
@@ -185,7 +191,9 @@ def test_truncating_beyond_the_stored_tokens_is_refused() -> None:
         cache.truncate(10)
     with pytest.raises(OptionError, match="tokens must be at most 31, the tokens of layer 0, got 99"):
         cache.truncate(99)
-    with pytest.raises(OptionError, match="tokens_to_remove must be 0 or negative, got 3; use -3"):
+    # Older versions of transformers pass the number that remain.
+    refused = "the window of layer 0 has dropped" if crops_to_length() else "must be 0 or negative, got 3; use -3"
+    with pytest.raises(OptionError, match=refused):
         cache.crop(3)
 
 
@@ -199,7 +207,9 @@ def test_layers_that_share_the_keys_of_others_store_nothing() -> None:
     model_inputs, cache = make_prompt("llama"), keywise.hf.Cache(model.config)
     actual = generate(model, model_inputs, cache)
     assert torch.equal(actual, generate(model, model_inputs, DynamicCache(config=model.config)))
-    assert [cache.kv.tokens(layer) > 0 for layer in range(4)] == [True, True, False, False]
+    # Older versions of transformers have no cache layers for them.
+    stored = [cache.kv.tokens(layer) > 0 for layer in range(cache.kv.layers)]
+    assert stored in ([True, True], [True, True, False, False])
 
 
 def test_layers_with_other_state_than_keys_and_values_are_refused() -> None:
@@ -345,3 +355,43 @@ def test_a_cache_with_another_number_of_layers_is_refused(tmp_path: Path) -> Non
     model.config.num_hidden_layers = 3
     with pytest.raises(FormatError, match="kv must have the model's 3 layers, got 2"):
         keywise.hf.Cache.open(tmp_path / "cache", model.config, {})
+
+
+def test_tokens_and_positions_may_be_lists_as_tokenizers_return_them(tmp_path: Path) -> None:
+    model, (ids, _) = make_model("llama"), models.draw_padded_tokens((models.TOKENS,), "left")
+    cache = keywise.hf.Cache(model.config)
+    compute_logits(model, ids, cache, [models.TOKENS])
+    positions = list(range(3, 3 + models.TOKENS))
+    for token_ids, places in [(ids, [positions]), (ids.tolist(), [positions]), (ids[0].tolist(), tuple(positions))]:
+        cache.save(tmp_path / "cache", token_ids, {}, positions=places)
+        for others in (ids, ids.tolist(), ids[0].tolist(), ids[0].numpy(), [int(number) for number in ids[0]]):
+            nested = isinstance(others, list) and isinstance(others[0], list)
+            of_others = [positions] if nested or getattr(others, "ndim", 1) == 2 else positions
+            opened = keywise.hf.Cache.open(tmp_path / "cache", model.config, {}, others, positions=of_others)
+            assert opened.reused_tokens == models.TOKENS - 1
+
+
+@pytest.mark.parametrize(
+    ("token_ids", "positions", "error", "name"),
+    [
+        ([[1, 2], [3]], None, ShapeError, "token_ids"),
+        ([1.5, 2.5], None, DtypeError, "token_ids"),
+        ("abc", None, DtypeError, "token_ids"),
+        (5, None, DtypeError, "token_ids"),
+        (torch.zeros(1, 1, 4, dtype=torch.long), None, ShapeError, "token_ids"),
+        ([1, 2, 3], [1, 2], ShapeError, "positions"),
+        ([1, 2, 3], [[1, 2, 3]], ShapeError, "positions"),
+        ([1, 2, 3], [1.0, 2.0, 3.0], DtypeError, "positions"),
+    ],
+)
+def test_tokens_that_are_no_integers_are_refused(
+    token_ids: Any, positions: Any, error: type, name: str, tmp_path: Path
+) -> None:
+    model, (ids, _) = make_model("llama"), models.draw_padded_tokens((models.TOKENS,), "left")
+    cache = keywise.hf.Cache(model.config)
+    compute_logits(model, ids, cache, [models.TOKENS])
+    cache.save(tmp_path / "cache", ids, {})
+    with pytest.raises(error, match=f"{name} must"):
+        keywise.hf.Cache.open(tmp_path / "cache", model.config, {}, token_ids, positions=positions)
+    with pytest.raises(error, match="must"):
+        cache.save(tmp_path / "cache", token_ids, {}, positions=positions)

@@ -251,15 +251,15 @@ def test_import_without_torch_works_and_register_names_the_remedy():
     assert "pip install 'keywise[hf]'" in done.stdout
 
 
-def make_tiny_gptj():
-    return hf.GPTJForCausalLM(hf.GPTJConfig(vocab_size=16, n_embd=16, n_layer=1, n_head=2, rotary_dim=4))
+def make_tiny_xlnet():
+    return hf.XLNetModel(hf.XLNetConfig(vocab_size=16, d_model=16, n_layer=1, n_head=2, d_inner=16))
 
 
 def test_a_model_with_attention_of_its_own_is_refused(caplog):
-    model = make_tiny_gptj()
+    model = make_tiny_xlnet()
     with (
         caplog.at_level(logging.ERROR, logger="transformers"),
-        pytest.raises(keywise.ModelError, match=r"model must have attention .*GPTJ.*'eager'"),
+        pytest.raises(keywise.ModelError, match=r"model must have attention .*XLNet.*'eager'"),
     ):
         keywise.hf.use(model)
     assert model.config._attn_implementation == "eager"

@@ -6,6 +6,7 @@ import os
 import random
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import lance
 import numpy as np
@@ -98,14 +99,53 @@ def test_unreadable_files_are_skipped_with_reasons(tmp_path: Path) -> None:
     (good.parent / ".hidden.txt").write_text("Not for the library.", encoding="utf-8")
     os.mkfifo(good.parent / "pipe.txt")
     os.mkfifo(tmp_path / "pipe.txt")
+    (good.parent / "loop.txt").symlink_to("loop.txt")
+    with (good.parent / "huge.log").open("wb") as file:
+        file.truncate(2**40)
+    name = os.fsdecode(os.fsencode(good.parent) + b"/caf\xe9.txt")
+    Path(name).write_text("The cafe is lit.", encoding="utf-8")
     library = kw.Library.open(tmp_path / "documents" / "library", "a", encoder=WordEncoder())
     result = library.add([tmp_path / "documents", tmp_path / "gone.txt", tmp_path / "pipe.txt"])
     assert result.added == [str(good)]
     assert "binary" in result.skipped[str(good.parent / "picture.txt")]
     assert "must be an existing file" in result.skipped[str(tmp_path / "gone.txt")]
     assert "must be a regular file" in result.skipped[str(tmp_path / "pipe.txt")]
-    assert len(result.skipped) == 3
+    assert "symbolic links" in result.skipped[str(good.parent / "loop.txt")]
+    assert "must have at most" in result.skipped[str(good.parent / "huge.log")]
+    assert "must have a name in UTF-8" in result.skipped[name]
+    assert len(result.skipped) == 6
     assert library.add([tmp_path / "documents"]).unchanged == [str(good)]
+
+
+def test_files_with_odd_names_are_added_and_removed(tmp_path: Path) -> None:
+    folder = tmp_path / "documents"
+    folder.mkdir()
+    names = ["it's.txt", "a\nb.txt", "a;b--c.txt", "100%41.txt", "\u202ecod.txt", "`x`.txt", '"y".txt']
+    for number, name in enumerate(names):
+        (folder / name).write_text(f"House {number} is lit.", encoding="utf-8")
+    library = kw.Library.open(tmp_path / "library", "a", encoder=WordEncoder())
+    assert len(library.add([folder]).added) == len(names)
+    for number, name in enumerate(names):
+        (folder / name).write_text(f"House {number} is dark.", encoding="utf-8")
+    assert len(library.add([folder]).updated) == len(names)
+    assert library.remove([folder / names[0]]) == [str(folder / names[0])]
+    assert len(library.documents()) == len(names) - 1
+
+
+@pytest.mark.parametrize("name", ["a b", "100%41", "a#b", "a?b=c", "caf\u00e9", "it's", "~x", "a:b"])
+def test_library_in_a_folder_of_any_name_is_that_folder(tmp_path: Path, name: str) -> None:
+    library = kw.Library.open(tmp_path / name, "a")
+    library.add_keys(np.eye(3))
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert kw.Library.open(tmp_path / name).attend(np.ones(3)).rows.size
+    assert kw.Library.open(f"file://{quote(str(tmp_path / name))}").info().rows == 3
+
+
+@pytest.mark.parametrize("name", ["caf\udce9", "a\0b", "\ud800", "a\nb"])
+def test_library_path_that_is_not_utf8_is_refused(tmp_path: Path, name: str) -> None:
+    for mode in ("r", "a"):
+        with pytest.raises(FormatError, match="path must be UTF-8 without control characters"):
+            kw.Library.open(f"{tmp_path}/{name}", mode)
 
 
 def test_each_group_is_one_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Attention to keys of the user's own: equal to the definition for mapped and decoded keys; refused arguments."""
+"""Attention to keys of the user's own: equal to the definition for keys read or decoded; refused arguments."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 import keywise as kw
 from keywise.errors import DtypeError, ModelError, OptionError, ShapeError
-from keywise.library.key_maps import KeyMaps
+from keywise.library.key_pages import KeyPages
 from keywise.library.library import Library
 from keywise.library.schema import read_key_format
 from tests.support.library_tools import WordEncoder
@@ -52,14 +52,14 @@ def make_library(
     return library, keys, columns
 
 
-@pytest.mark.parametrize("mapped", [True, False])
+@pytest.mark.parametrize("decoded", [False, True])
 @pytest.mark.parametrize(("dimension", "dtype"), [(96, "float16"), (96, "float32"), (5, "float32")])
 @pytest.mark.parametrize("values", ["key", "number", "count", "pair", None])
 def test_attention_equals_the_definition(
-    tmp_path: Path, dimension: int, dtype: str, values: str | None, mapped: bool, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, dimension: int, dtype: str, values: str | None, decoded: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if not mapped:
-        monkeypatch.setattr("keywise.library.key_maps.KeyMaps.map_fragment", lambda *_: None)
+    if decoded:
+        monkeypatch.setattr("keywise.library.key_pages.KeyPages.find_pages", lambda *_: None)
     library, keys, columns = make_library(tmp_path, dimension, dtype)
     queries = draw_numbers(QUERIES, dimension, seed=3).astype(dtype)
     for where, visible in [(None, np.ones(KEYS, bool)), ("count % 3 = 1", columns["count"] % 3 == 1)]:
@@ -79,13 +79,31 @@ def test_attention_equals_the_definition(
         np.testing.assert_allclose(attention.value, weights @ table, atol=2e-6 * np.abs(table).max())
 
 
-def test_keys_of_local_files_are_mapped(tmp_path: Path) -> None:
+def test_keys_of_local_files_are_read_without_decoding_and_kept_while_there_is_room(tmp_path: Path) -> None:
     library, keys, _ = make_library(tmp_path, 96, "float16", fragments=2)
-    key_maps = KeyMaps(read_key_format(library.dataset.schema))
+    key_pages = KeyPages(library.path, read_key_format(library.dataset.schema))
+    key_pages._free_bytes = keys.nbytes // 2
     fragments = library.dataset.get_fragments()
-    pages = [page for fragment in fragments for page in key_maps.map_fragment(library.dataset, fragment)]
-    np.testing.assert_array_equal(np.concatenate(pages), keys)
-    assert not any(page.flags.owndata or page.flags.writeable for page in pages)
+    pages = [page for fragment in fragments for page in key_pages.find_pages(library.dataset, fragment)]
+    np.testing.assert_array_equal(np.concatenate([page.read() for page in pages]), keys)
+    assert 0 < sum(page.kept_bytes for page in pages) <= keys.nbytes // 2
+    for page in pages:
+        assert page.read().ctypes.data % 64 == 0
+        assert (page.read() is page.read()) == (page.kept_bytes > 0)
+    # A version without a file releases its keys.
+    library.dataset.delete("count >= 0")
+    key_pages.find_pages(kw.Library.open(library.path).dataset, fragments[0])
+    assert key_pages._free_bytes == keys.nbytes // 2
+
+
+def test_keys_that_are_not_kept_give_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    library, _, _ = make_library(tmp_path, 96, "float16")
+    queries = draw_numbers(QUERIES, 96, seed=3)
+    kept = library.attend(queries, temperature=TEMPERATURE)
+    monkeypatch.setattr("keywise.library.key_pages.KEPT_SHARE", 0)
+    read = kw.Library.open(library.path).attend(queries, temperature=TEMPERATURE)
+    for name in ("weights", "value", "entropy", "lse", "rows"):
+        np.testing.assert_array_equal(getattr(kept, name), getattr(read, name))
 
 
 def test_deleted_rows_and_several_calls_per_page_equal_the_definition(

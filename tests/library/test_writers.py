@@ -5,6 +5,8 @@ from __future__ import annotations
 import multiprocessing
 import os
 import random
+import resource
+import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -12,11 +14,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import keywise as kw
+from keywise.errors import FormatError
 from keywise.library.dataset import is_local
 from keywise.library.transactions import lock_writers
+from tests.support.crashes import kill_library_writers
 from tests.support.library_tools import (
     WordEncoder,
     add_editions_until_killed,
@@ -126,3 +131,57 @@ def test_lock_of_an_object_store_creates_no_local_folder() -> None:
     assert is_local("/home/library")
     with lock_writers("s3://bucket/library"):
         assert not Path("s3:").exists()
+
+
+def test_nothing_committed_is_lost_when_writers_are_killed(tmp_path: Path, forkserver: Any) -> None:
+    crashes = kill_library_writers(tmp_path, 20, forkserver)
+    assert crashes.kills == 20
+    assert crashes.commits
+
+
+def test_old_files_of_killed_writers_are_removed_and_younger_ones_stay(tmp_path: Path) -> None:
+    paths = write_documents(tmp_path / "documents", 4)
+    library = kw.Library.open(tmp_path / "library", "a", encoder=WordEncoder())
+    library.add(paths[:2])
+    named = next(Path(library.path, "data").iterdir())
+    left = [named.with_name(f"{name}.lance") for name in ("old", "young")]
+    for path in left:
+        shutil.copy(named, path)
+    os.utime(left[0], (0, 0))
+    # A writer that was killed after its commit has recorded no checksums.
+    os.unlink(Path(library.path, "_checksums", "data", f"{named.name}.json"))
+    os.utime(named, (0, 0))
+    library.add(paths[2:])
+    names = {path.name for path in Path(library.path, "data").iterdir()}
+    assert named.name in names
+    assert "young.lance" in names
+    assert "old.lance" not in names
+    assert kw.Library.open(library.path, encoder=WordEncoder()).info().documents == 4
+
+
+def test_full_disk_is_an_error_that_names_the_library(tmp_path: Path) -> None:
+    library = kw.Library.open(tmp_path / "library", "a", dtype="float32")
+    library.add_keys(np.eye(8))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, limits[1]))
+    try:
+        with pytest.raises(FormatError, match=r"library' cannot be written.*[Ff]ile too large"):
+            library.add_keys(np.ones((100_000, 8)))
+        with pytest.raises(FormatError, match=r"new' cannot be written.*[Ff]ile too large"):
+            kw.Library.open(tmp_path / "new", "a").add_keys(np.ones((100_000, 8)))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert kw.Library.open(library.path).attend(np.ones(8)).rows.size
+    library.add_keys(np.eye(8))
+    assert kw.Library.open(library.path).info().rows == 16
+
+
+def test_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(FormatError, match=r"cannot be written.*Not a directory"):
+        kw.Library.open(tmp_path / "file" / "library", "a").add_keys(np.eye(2))
+    (tmp_path / "library").mkdir()
+    (tmp_path / "library" / "_keywise.lock").symlink_to(tmp_path / "victim")
+    with pytest.raises(FormatError, match=r"cannot be written.*symbolic link"):
+        kw.Library.open(tmp_path / "library", "a").add_keys(np.eye(2))
+    assert not (tmp_path / "victim").exists()

@@ -15,8 +15,10 @@ import torch
 from transformers import AutoTokenizer
 
 from keywise.errors import DtypeError, ModelError
-from keywise.models import fingerprint
+from keywise.models import fingerprint, fingerprints
 from tests.support import models
+
+WEIGHTS = "model.safetensors"
 
 
 def test_equal_models_have_equal_fingerprints() -> None:
@@ -75,13 +77,15 @@ def saved(tmp_path: Path) -> tuple[Any, Path, Path]:
 
 def test_files_are_digested_once(saved: tuple[Any, Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     model, folder, cache = saved
+    monkeypatch.setattr(fingerprints, "CLOCK_STEP_SECONDS", 0.0)
     first = fingerprint(model, folder=folder, cache_dir=cache)
-    notes = list((cache / "digests").iterdir())
+    notes = [path for path in (cache / "digests").iterdir() if WEIGHTS in json.loads(path.read_text())["path"]]
     assert len(notes) == 1
     recorded = json.loads(notes[0].read_text())
     monkeypatch.setattr("hashlib.file_digest", lambda *_: pytest.fail("the file was digested again"))
     assert fingerprint(model, folder=folder, cache_dir=cache) == first
     monkeypatch.undo()
+    monkeypatch.setattr(fingerprints, "CLOCK_STEP_SECONDS", 0.0)
     # A note that is damaged, or of another state of the file, is ignored.
     for wrong in (
         b"",
@@ -133,3 +137,85 @@ def test_other_modules_and_empty_folders_are_refused(tmp_path: Path) -> None:
         fingerprint(torch.nn.Linear(2, 2))
     with pytest.raises(ModelError, match=r"folder must have \.safetensors files"):
         fingerprint(models.make_model("llama"), folder=tmp_path)
+
+
+def test_a_file_that_changes_within_a_tick_of_the_clock_is_digested_again(saved: tuple[Any, Path, Path]) -> None:
+    model, folder, cache = saved
+    path = folder / WEIGHTS
+    content = bytearray(path.read_bytes())
+    time_of_change = path.stat().st_mtime_ns
+    seen = set()
+    for number in range(20):
+        content[-1] = number
+        with path.open("r+b") as file:
+            file.write(content)
+        os.utime(path, ns=(time_of_change, time_of_change))
+        seen.add(fingerprint(model, folder=folder, cache_dir=cache)["weights"])
+    assert len(seen) == 20
+
+
+@pytest.mark.parametrize(
+    "name", ["config.json", "generation_config.json", "tokenizer_config.json", "chat_template.jinja"]
+)
+def test_every_file_that_is_read_belongs_to_the_fingerprint(saved: tuple[Any, Path, Path], name: str) -> None:
+    model, folder, cache = saved
+    tokenizer = models.make_tokenizer("a", "b")
+    tokenizer.chat_template = "{{ messages }}"
+    tokenizer.save_pretrained(folder)
+    first = fingerprint(model, tokenizer, folder=folder, cache_dir=cache)
+    with (folder / name).open("a") as file:
+        file.write(" ")
+    changed = fingerprint(model, tokenizer, folder=folder, cache_dir=cache)
+    assert {name for name in first if first[name] != changed[name]} == {"files"}
+
+
+def test_buffers_belong_to_the_weights_in_memory() -> None:
+    model = models.make_model("llama")
+    before = fingerprint(model)
+    model.model.rotary_emb.inv_freq[1] *= 2
+    assert fingerprint(model)["weights"] != before["weights"]
+
+
+@pytest.mark.parametrize("has_folder", [False, True])
+def test_the_state_of_adapters_belongs_to_the_weights(tmp_path: Path, has_folder: bool) -> None:
+    peft = pytest.importorskip("peft", reason="pip install --no-deps peft")
+    model = models.make_model("llama")
+    model.save_pretrained(tmp_path / "model")
+    adapter = peft.LoraConfig(r=2, lora_alpha=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    for name in ("first", "second"):
+        model.add_adapter(adapter, adapter_name=name)
+    layer = model.model.layers[1].self_attn.v_proj
+
+    def scale() -> None:
+        layer.scaling["first"] *= 2
+
+    def train() -> None:
+        with torch.no_grad():
+            layer.lora_B["first"].weight[1, 1] += 0.5
+
+    def return_to_first() -> None:
+        model.enable_adapters()
+        model.set_adapter("first")
+
+    def compute() -> str:
+        folder = tmp_path / "model" if has_folder else None
+        return fingerprint(model, folder=folder, cache_dir=tmp_path)["weights"]
+
+    model.set_adapter("first")
+    first = compute()
+    seen = {first}
+    changes: list[Callable[[], Any]] = [
+        lambda: model.set_adapter("second"),
+        lambda: model.set_adapter(["first", "second"]),
+        model.disable_adapters,
+    ]
+    for change in changes:
+        change()
+        assert compute() not in seen
+        seen.add(compute())
+    return_to_first()
+    assert compute() == first
+    for change in (scale, train, layer.merge, lambda: model.delete_adapter("second")):
+        change()
+        assert compute() not in seen
+        seen.add(compute())

@@ -6,81 +6,21 @@ import os
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, GgufConfig
+from transformers import AutoModelForCausalLM
 
 from keywise.errors import DtypeError, ModelError, OptionError
-from keywise.models import find_model, list_models, load_model, loading
+from keywise.hf.compatibility import make_gguf_options
+from keywise.models import find_model, fingerprint, list_models, load_model, loading
 from keywise.models import gguf as conversion
 from keywise.models.packed_linear import pack_linear_layers
 from keywise.util.optional_imports import require_modules
 from keywise.util.paths import locate_cache_folder
 
-gguf = pytest.importorskip("gguf", reason="reads GGUF files; it comes with keywise[hf]")
+pytest.importorskip("gguf", reason="reads GGUF files; it comes with keywise[hf]")
 
-TEMPLATE = "{% for m in messages %}<|im_start|>{{ m['content'] }}<|im_end|>{% endfor %}<|im_start|>"
-SHAPE = {"hidden": 32, "heads": 4, "kv_heads": 2, "inner": 48, "layers": 1}
-
-
-def list_byte_letters():
-    """Return the 256 letters that byte-level tokenizers write bytes with."""
-    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    return [chr(byte) for byte in plain] + [chr(256 + i) for i in range(256 - len(plain))]
-
-
-def write_gguf(path, seed=0):
-    """Write a tiny Llama with float32 weights and a byte-level tokenizer."""
-    tokens = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *list_byte_letters(), "Ġt", "Ġth"]
-    generator = np.random.default_rng(seed)
-    hidden, inner = SHAPE["hidden"], SHAPE["inner"]
-    key_rows = hidden // SHAPE["heads"] * SHAPE["kv_heads"]
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_name("tiny")
-    writer.add_block_count(SHAPE["layers"])
-    writer.add_context_length(64)
-    writer.add_embedding_length(hidden)
-    writer.add_feed_forward_length(inner)
-    writer.add_head_count(SHAPE["heads"])
-    writer.add_head_count_kv(SHAPE["kv_heads"])
-    writer.add_rope_freq_base(10000.0)
-    writer.add_rope_dimension_count(hidden // SHAPE["heads"])
-    writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_vocab_size(len(tokens))
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("smollm")
-    writer.add_token_list(tokens)
-    writer.add_token_types([3, 3, 3] + [1] * (len(tokens) - 3))
-    writer.add_token_merges(["Ġ t", "Ġt h"])
-    writer.add_bos_token_id(1)
-    writer.add_eos_token_id(2)
-    writer.add_unk_token_id(0)
-    writer.add_chat_template(TEMPLATE)
-
-    def add(name, *shape):
-        writer.add_tensor(name, generator.normal(0, 0.3, shape).astype(np.float32))
-
-    add("token_embd.weight", len(tokens), hidden)
-    add("output_norm.weight", hidden)
-    for block in range(SHAPE["layers"]):
-        for name, shape in {
-            "attn_q": (hidden, hidden),
-            "attn_k": (key_rows, hidden),
-            "attn_v": (key_rows, hidden),
-            "attn_output": (hidden, hidden),
-            "ffn_gate": (inner, hidden),
-            "ffn_up": (inner, hidden),
-            "ffn_down": (hidden, inner),
-            "attn_norm": (hidden,),
-            "ffn_norm": (hidden,),
-        }.items():
-            add(f"blk.{block}.{name}.weight", *shape)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
+from tests.support.gguf_models import write_gguf
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +59,7 @@ def test_converted_model_has_the_logits_of_the_gguf_model(gguf_file, converted):
         gguf_file.parent,
         gguf_file=gguf_file.name,
         dtype=torch.bfloat16,
-        quantization_config=GgufConfig(dequantize=True),
+        **make_gguf_options(),
     ).float()
     ids = torch.tensor([loaded.tokenizer("the thing")["input_ids"]])
     with torch.no_grad():
@@ -247,8 +187,10 @@ def test_language_models_in_the_hub_cache_are_listed(tmp_path, converted):
         snapshot.mkdir(parents=True)
         (root / "refs").mkdir()
         (root / "refs" / "main").write_text(commit)
+        (root / "blobs").mkdir()
         for file in converted[0].folder.iterdir():
-            (snapshot / file.name).symlink_to(file)
+            (root / "blobs" / file.name).write_bytes(file.read_bytes())
+            (snapshot / file.name).symlink_to(f"../../blobs/{file.name}")
         if config:
             (snapshot / "config.json").unlink()
             (snapshot / "config.json").write_text(json.dumps(config))
@@ -398,3 +340,80 @@ def test_loading_leaves_the_garbage_collector_alone(converted, monkeypatch, enab
 def test_a_missing_module_names_the_command_that_installs_it():
     with pytest.raises(ModelError, match=r'no_such_module.*pip install "keywise\[app\]"'):
         require_modules("app", "json", "no_such_module")
+
+
+def test_configurations_beside_a_gguf_file_are_not_read(gguf_file, tmp_path):
+    (tmp_path / "tokenizer_config.json").write_text("{")
+    (tmp_path / "adapter_config.json").write_text("{")
+    (tmp_path / "config.json").write_text("{")
+    (tmp_path / "tiny.gguf").write_bytes(gguf_file.read_bytes())
+    assert load_model(tmp_path / "tiny.gguf", cache_dir=tmp_path / "cache").model.config.num_hidden_layers == 1
+
+
+def test_a_changed_manifest_or_another_file_is_converted_again(gguf_file, tmp_path):
+    folder = load_model(gguf_file, cache_dir=tmp_path).folder
+    for change in (
+        lambda: (folder / "keywise.json").write_text("[" * 100_000),
+        lambda: (folder / "keywise.json").write_text('{"files": 7}'),
+        (folder / "chat_template.jinja").unlink,
+        lambda: (folder / "adapter_config.json").write_text("{}"),
+    ):
+        change()
+        lines = []
+        load_model(gguf_file, cache_dir=tmp_path, status=lines.append)
+        assert any("Converting" in line for line in lines)
+
+
+def test_the_next_conversion_removes_what_a_killed_one_left(gguf_file, tmp_path):
+    abandoned = tmp_path / "models" / f"{conversion.UNFINISHED_PREFIX}1f"
+    (abandoned / "model").mkdir(parents=True)
+    (abandoned / "model" / "model.safetensors").write_bytes(b"half")
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "note").write_text("stays")
+    (tmp_path / "models" / f"{conversion.UNFINISHED_PREFIX}2f").symlink_to(outside)
+    with conversion._make_unfinished_folder(tmp_path / "models") as running:
+        running.mkdir()
+        load_model(gguf_file, cache_dir=tmp_path)
+        assert not abandoned.exists()
+        assert running.exists()
+    assert not running.exists()
+    assert (outside / "note").exists()
+
+
+def test_a_killed_conversion_leaves_one_folder_that_is_removed(gguf_file, tmp_path):
+    code = (
+        "import os, signal, sys\nfrom keywise.models import gguf, load_model\n"
+        "gguf._write_manifest = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
+        f"load_model({str(gguf_file)!r}, cache_dir={str(tmp_path)!r})"
+    )
+    assert run_python(code).returncode == -9
+    (left,) = (tmp_path / "models").iterdir()
+    assert left.name.startswith(conversion.UNFINISHED_PREFIX)
+    assert conversion.remove_abandoned_conversions(tmp_path) > 1000
+    assert list((tmp_path / "models").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda content: content.replace(b"llama.block_count", b"llama.block_kount"), "tensors of None blocks"),
+        (lambda content: content.replace(b"output_norm", b"output_nord"), "unknown name"),
+        (lambda content: content.replace(b"llama.embedding_length", b"llama.embedding_lengtt"), "cannot be read"),
+    ],
+)
+def test_a_damaged_gguf_header_is_refused(gguf_file, tmp_path, change, message):
+    (tmp_path / "damaged.gguf").write_bytes(change(gguf_file.read_bytes()))
+    with pytest.raises(ModelError, match=message):
+        load_model(tmp_path / "damaged.gguf", cache_dir=tmp_path)
+
+
+def test_the_fingerprint_includes_the_gguf_file(gguf_file, tmp_path):
+    content = bytearray(gguf_file.read_bytes())
+    content[-4] ^= 1  # the lowest bit of a float32, which bfloat16 drops
+    (tmp_path / "tiny.gguf").write_bytes(content)
+    seen = set()
+    for path in (gguf_file, tmp_path / "tiny.gguf"):
+        loaded = load_model(path, cache_dir=tmp_path)
+        seen.add(fingerprint(loaded.model, loaded.tokenizer, folder=loaded.folder, cache_dir=tmp_path)["files"])
+    assert len(seen) == 2

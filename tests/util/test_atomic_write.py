@@ -6,13 +6,22 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from keywise.util import atomic_write as module
-from keywise.util.atomic_write import UNFINISHED_PREFIX, atomic_write, synchronise
+from keywise.util.atomic_write import (
+    ABANDONED_SECONDS,
+    UNFINISHED_PREFIX,
+    atomic_write,
+    sweep_unfinished,
+    synchronise,
+)
 from tests.support.command_line import restore_control_c
+
+pytestmark = pytest.mark.serial
 
 
 def names(folder: Path) -> list[str]:
@@ -146,3 +155,69 @@ def test_synchronise_accepts_files_and_folders_and_refuses_missing_ones(tmp_path
     synchronise(tmp_path)
     with pytest.raises(FileNotFoundError):
         synchronise(tmp_path / "none")
+
+
+def make_old(path: Path) -> Path:
+    old = time.time() - ABANDONED_SECONDS - 60
+    os.utime(path, (old, old), follow_symlinks=False)
+    return path
+
+
+def test_next_write_in_a_folder_removes_what_a_killed_writer_left(tmp_path: Path) -> None:
+    code = (
+        "import os, sys\n"
+        "from keywise.util.atomic_write import atomic_write\n"
+        "with atomic_write(sys.argv[1]) as file:\n"
+        "    file.write(b'half')\n"
+        "    file.flush()\n"
+        "    os.kill(os.getpid(), 9)\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "note")]
+    assert subprocess.run(command, check=False, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}).returncode
+    (left,) = names(tmp_path)
+    with atomic_write(tmp_path / "young"):  # its writer may be alive
+        pass
+    assert names(tmp_path) == [left, "young"]
+    make_old(tmp_path / left)
+    with atomic_write(tmp_path / "other"):
+        pass
+    assert names(tmp_path) == ["other", "young"]
+
+
+def test_sweep_removes_old_files_folders_and_links_with_the_prefix_only(tmp_path: Path) -> None:
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / "file").write_bytes(b"12345")
+    folder = tmp_path / f"{UNFINISHED_PREFIX}folder"
+    (folder / "model").mkdir(parents=True)
+    (folder / "link").symlink_to(precious)
+    (tmp_path / f"{UNFINISHED_PREFIX}link").symlink_to(precious)
+    (folder / "model" / "weights").touch()
+    for path in (
+        folder / "model" / "weights",
+        folder / "link",
+        folder,
+        tmp_path / f"{UNFINISHED_PREFIX}link",
+        precious,
+    ):
+        make_old(path)
+    busy = tmp_path / f"{UNFINISHED_PREFIX}busy"
+    busy.mkdir()
+    (busy / "weights").write_bytes(b"123")
+    make_old(busy)
+    assert sweep_unfinished(tmp_path) == 0
+    assert names(tmp_path) == [busy.name, "precious"]
+    assert (precious / "file").read_bytes() == b"12345"
+    make_old(busy / "weights")
+    assert sweep_unfinished(tmp_path, prefix="other") == 0
+    assert sweep_unfinished(tmp_path) == 3
+    assert sweep_unfinished(tmp_path / "none") == 0
+
+
+@pytest.mark.parametrize("name", ["", ".", "folder", "pipe", "a\0b", "\ud800"])
+def test_target_that_cannot_be_a_file_raises_and_stays(tmp_path: Path, name: str) -> None:
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError), atomic_write(os.path.join(tmp_path, name)):  # noqa: PT011 - the message differs
+        pytest.fail("the block ran")
+    assert names(tmp_path) == ["folder", "pipe"]

@@ -8,11 +8,23 @@ from keywise.util.terminal_text import format_json, replace_controls
 
 CONTROLS = [chr(code) for code in (*range(0x20), 0x7F, *range(0x80, 0xA0))]
 
+TURNS = [chr(code) for code in (*range(0x202A, 0x202F), *range(0x2066, 0x206A))]
+
 
 def test_controls_are_replaced_except_newlines_and_tabs() -> None:
     for control in CONTROLS:
         expected = control if control in "\n\t" else "\ufffd"
         assert replace_controls(f"a{control}b") == f"a{expected}b", ascii(control)
+
+
+def test_bidirectional_controls_and_surrogates_are_replaced() -> None:
+    for control in (*TURNS, "\u2028", "\u2029", "\udcff"):
+        assert replace_controls(f"a{control}b") == "a\ufffdb", ascii(control)
+
+
+def test_marks_of_scripts_from_right_to_left_are_unchanged() -> None:
+    text = "\u05d0\u200e1\u200f \u0627\u061c2 \u0645\u06cc\u200c\u062e"
+    assert replace_controls(text) == text
 
 
 def test_windows_newlines_become_newlines() -> None:
@@ -25,10 +37,11 @@ def test_other_text_is_unchanged() -> None:
 
 
 def test_json_escapes_every_control_and_parses_back() -> None:
-    value = {"name": "".join(CONTROLS), "words": ["Über", 1, None, True]}
+    unsafe = [*CONTROLS, *TURNS, "\u2028", "\u2029", "\udcff"]
+    value = {"name": "".join(unsafe), "words": ["Über", 1, None, True]}
     text = format_json(value)
     assert json.loads(text) == value
-    assert not set(CONTROLS) - {"\n"} & set(text)
+    assert not (set(unsafe) - {"\n"}) & set(text)
     assert text.endswith("}\n")
     assert "Über" in text
 

@@ -75,6 +75,17 @@ class StatsPlan:
 
     def __init__(self, top_k: int, key_mass: bool, first_query: int, last_query: int, segment_count: int | None = None, segment_ranges: Annotated[NDArray[numpy.int64], dict(shape=(None, None), device='cpu', writable=False)] | None = None, query_weights: Annotated[NDArray[numpy.float32], dict(shape=(None, None, None), device='cpu', writable=False)] | None = None) -> None: ...
 
+class DefaultFloatMode:
+    """
+    A context in which the thread rounds to nearest and keeps subnormal numbers.
+    """
+
+    def __init__(self) -> None: ...
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *args: object) -> None: ...
+
 def set_array_functions(host_array: object, as_readable_array: object, allocate_result: object, to_library: object) -> None:
     """
     Set the functions for arrays that are neither plain torch tensors nor plain NumPy arrays.

@@ -7,10 +7,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from keywise.attention.arrays import FLOATS, Array, HostArray, as_element_aligned, as_host_array
-from keywise.attention.checks import as_float_array, broadcast
+from keywise.attention.checks import broadcast, check_sinks
 from keywise.attention.native import Inputs, Refusal, read_inputs
 from keywise.attention.stats_request import ResolvedStats, StatsRequest, resolve_stats
 from keywise.attention.visibility import ALL_KEYS, ResolvedMask, resolve_mask
@@ -93,7 +91,8 @@ def make_call(
         inputs = read_inputs(query, (key,), (value,))
     if isinstance(inputs, Refusal):
         raise _make_error(inputs, query, key, value)
-    if first_key != 0:
+    # By identity: a comparison with an array would run its code.
+    if first_key is not _NO_OFFSET:
         first_key = check_int("first_key", first_key, minimum=0)
     # The usual scale needs no further check; a small call would notice one.
     if scale is not None and not (type(scale) is float and 0.0 <= scale <= MAX_FLOAT):
@@ -102,7 +101,7 @@ def make_call(
         inputs,
         ALL_KEYS if mask is None else resolve_mask(mask, inputs, first_key),
         None if bias is None else _check_bias(bias, inputs),
-        None if sinks is None else _check_sinks(sinks, inputs.query_heads),
+        None if sinks is None else check_sinks(sinks, inputs.query_heads),
         scale,
         None if softcap is None else _check_softcap(softcap, scale, inputs.head_dim),
         first_key,
@@ -131,18 +130,6 @@ def _check_bias(bias: Any, inputs: Inputs) -> HostArray:
     return array._replace(data=broadcast("bias", as_element_aligned(array.data), inputs.scores))
 
 
-def _check_sinks(sinks: Any, query_heads: int) -> Array:
-    array = as_float_array("sinks", sinks)
-    if array.data.shape != (query_heads,):
-        raise ShapeError(
-            "sinks", f"must have one score per query head, [{query_heads}], got shape {list(array.data.shape)}"
-        )
-    scores = array.floats(np.float64)
-    if not (scores <= MAX_FLOAT).all():
-        raise OptionError("sinks", f"must be at most {MAX_FLOAT:g} (-inf for none)", got=scores.tolist())
-    return scores
-
-
 def _check_softcap(value: Any, scale: float | None, head_dim: int) -> float:
     softcap = check_float("softcap", value)
     if softcap < 1 / MAX_FLOAT:
@@ -159,6 +146,8 @@ def _check_softcap(value: Any, scale: float | None, head_dim: int) -> float:
     return softcap
 
 
+_NO_OFFSET = 0
+
 _FLOAT_NAMES = f"{', '.join(FLOATS[:-1])} or {FLOATS[-1]}"
 
 _MESSAGES: dict[str, tuple[type[KeywiseError], str]] = {
@@ -167,6 +156,12 @@ _MESSAGES: dict[str, tuple[type[KeywiseError], str]] = {
     "head_dim": (ShapeError, "must have a head_dim of 1 or more, got shape {shape}"),
     "tokens": (ShapeError, f"must have at most {MAX_TOKENS} tokens, got shape {{shape}}"),
     "tokens of all chunks": (ShapeError, f"must have at most {MAX_TOKENS} tokens in all chunks"),
+    "size": (ShapeError, "must have a size in bytes that fits 64 bits, got shape {shape}"),
+    "strides": (ShapeError, "must have strides that reach no further than 64 bits, got shape {shape}"),
+    "output size": (
+        ShapeError,
+        "must have an output whose size fits 64 bits, got shape {shape}, query {query.shape}",
+    ),
     "query dtype": (DtypeError, "must have the query's dtype {query.dtype}, got {dtype}"),
     "query batch": (ShapeError, "must have the query's batch size {query.batch}, got shape {shape}"),
     "query head_dim": (ShapeError, "must have the query's head_dim {query.head_dim}, got shape {shape}"),
@@ -183,7 +178,11 @@ class _ArrayDescription:
     """Dtype and sizes of an array, for an error message."""
 
     def __init__(self, name: str, value: Any) -> None:
-        array = as_host_array(name, value)
+        try:
+            array = as_host_array(name, value)
+        except ValueError:  # NumPy has no arrays of more than 64 bits
+            self.dtype, self.shape = str(value.dtype), list(value.shape)
+            return
         self.dtype = array.dtype if array.scale is None else "int8 with scales"
         self.shape = list(array.data.shape)
         if len(self.shape) == 4:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from keywise.errors import DtypeError, OptionError
-from keywise.util.checks import check_bool
+from keywise.errors import DtypeError
+from keywise.util.checks import check_bool, check_int
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,10 +57,7 @@ class Mask:
 
     def __post_init__(self) -> None:
         check_bool("mask.causal", self.causal)
-        if isinstance(self.keep_first, bool) or not isinstance(self.keep_first, int):
-            raise DtypeError("mask.keep_first", "must be an integer", got=self.keep_first)
-        if self.keep_first < 0:
-            raise OptionError("mask.keep_first", "must be 0 or more", got=self.keep_first)
+        check_int("mask.keep_first", self.keep_first, minimum=0, maximum=None)
         if self.window is not None:
             self._check_window()
 
@@ -68,11 +65,5 @@ class Mask:
         if not isinstance(self.window, tuple) or len(self.window) != 2:
             raise DtypeError("mask.window", "must be a pair (left, right), None for unlimited", got=self.window)
         for side in self.window:
-            if side is None:
-                continue
-            if isinstance(side, bool) or not isinstance(side, int):
-                raise DtypeError("mask.window", "must contain integers or None", got=self.window)
-            if side < 0:
-                raise OptionError(
-                    "mask.window", "must contain numbers of 0 or more, None for unlimited", got=self.window
-                )
+            if side is not None:
+                check_int("mask.window", side, minimum=0, maximum=None)

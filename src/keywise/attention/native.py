@@ -6,7 +6,16 @@ import os
 from threading import get_ident, main_thread
 
 from keywise.attention import _native
-from keywise.attention._native import CheckedMask, Inputs, Refusal, StatsPlan, attend, multiply_adds, read_inputs
+from keywise.attention._native import (
+    CheckedMask,
+    DefaultFloatMode,
+    Inputs,
+    Refusal,
+    StatsPlan,
+    attend,
+    multiply_adds,
+    read_inputs,
+)
 from keywise.attention._native import add_up as sum_buffer
 from keywise.attention._native import candidates as list_candidates
 from keywise.attention._native import environment as read_environment
@@ -14,6 +23,7 @@ from keywise.attention.arrays import HostArray, allocate_result, as_readable_arr
 
 __all__ = [
     "CheckedMask",
+    "DefaultFloatMode",
     "Inputs",
     "Refusal",
     "StatsPlan",

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from keywise.attention import native, reference
+from keywise.attention.arrays import Array
 from keywise.attention.call import AttentionCall, Chunks, make_call
 from keywise.attention.partial import Partial
 from keywise.attention.problem import resolve_problem
@@ -98,7 +101,7 @@ def attention_stats(
     query, key, value, mask, bias, scale, softcap, sinks
         As in `attend`.
     top_k : int
-        Number of heaviest keys to report per query.
+        Number of heaviest keys to report per query; above 64, at most the number of keys.
     segment_bounds : int array [S+1], optional
         Increasing key positions; segment s has the keys from ``segment_bounds[s]`` to ``segment_bounds[s + 1] - 1``.
     segment_ids : int array [N], optional
@@ -276,13 +279,15 @@ def _compute(call: AttentionCall, *, transposed_output: bool = False, partial: b
     target = choose_target(inputs.dtype)
     if target == REFERENCE:
         problem = resolve_problem(call)
-        return reference.evaluate(problem).convert(problem, transposed_output=transposed_output, partial=partial)
+        with native.DefaultFloatMode():
+            result = reference.evaluate(problem)
+            return result.convert(problem, transposed_output=transposed_output, partial=partial)
     return native.attend(
         inputs,
         mask.native,
         None if stats is None else stats.native,
         None if bias is None else bias.data,
-        None if sinks is None else sinks.astype("float32"),
+        None if sinks is None else _round_sinks(sinks),
         scale,
         softcap or 0.0,
         first_key,
@@ -292,3 +297,9 @@ def _compute(call: AttentionCall, *, transposed_output: bool = False, partial: b
         get_num_threads(),
         native.is_interruptible(),
     )
+
+
+def _round_sinks(sinks: Array) -> Array:
+    # A score below float32's range takes no weight, as -inf does.
+    with np.errstate(over="ignore"):
+        return sinks.astype(np.float32)

@@ -12,7 +12,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from keywise.attention.arrays import Array
+from keywise.attention.checks import check_sinks
+from keywise.attention.native import DefaultFloatMode
 from keywise.errors import DtypeError, OptionError, ShapeError
+from keywise.util.checks import check_int
+
+# The natural logarithm of 2^40: sums relative to a running max that is larger by this leave room for many more.
+_HEADROOM = 40 * np.log(2)
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,7 +28,7 @@ class Partial:
     Attributes
     ----------
     running_max : [B, Hq, Q]
-        Largest score; -inf when no key of this part is visible.
+        Largest score, or more where `values` would overflow; -inf when no key of this part is visible.
     running_sum : [B, Hq, Q]
         Sum of exp(score - running_max).
     values : [B, Hq, Q, Dv]
@@ -49,17 +55,23 @@ class Partial:
         batch, heads, queries, value_dim : int
             Sizes of the partial.
 
+        Raises
+        ------
+        DtypeError, OptionError
+            A size is not an integer, or is negative.
+
         Examples
         --------
         >>> import keywise as kw
         >>> float(kw.Partial.empty(1, 2, 3, 8).lse().max())
         -inf
         """
-        shape = (batch, heads, queries)
+        sizes = {"batch": batch, "heads": heads, "queries": queries, "value_dim": value_dim}
+        *shape, value_dim = (check_int(name, size, minimum=0) for name, size in sizes.items())
         return cls(
             running_max=np.full(shape, -np.inf, np.float32),
             running_sum=np.zeros(shape, np.float32),
-            values=np.zeros((*shape, value_dim), np.float32),
+            values=np.zeros([*shape, value_dim], np.float32),
         )
 
     def lse(self, sinks: Array | None = None) -> Array:
@@ -77,8 +89,8 @@ class Partial:
 
         Raises
         ------
-        ShapeError
-            There is not one sink per head.
+        DtypeError, ShapeError, OptionError
+            There is not one number per head.
 
         Examples
         --------
@@ -87,12 +99,13 @@ class Partial:
         >>> kw.partial(x, x, x).lse().tolist()
         [[[0.0]]]
         """
-        with np.errstate(divide="ignore"):
-            lse = np.where(self.running_sum == 0, -np.inf, self.running_max + np.log(self.running_sum))
         if sinks is not None:
-            self._check_sinks(sinks)
-            lse = np.where(self.running_sum == 0, -np.inf, np.logaddexp(lse, np.asarray(sinks)[:, None]))
-        return lse.astype(self.running_max.dtype)
+            sinks = check_sinks(sinks, self.running_max.shape[1])
+        with DefaultFloatMode(), np.errstate(divide="ignore"):
+            lse = self.running_max + np.log(self.running_sum)
+            if sinks is not None:
+                lse = np.logaddexp(lse, sinks[:, None])
+            return np.where(self.running_sum == 0, -np.inf, lse).astype(self.running_max.dtype)
 
     def output(self, sinks: Array | None = None) -> Array:
         """Return the output of attention over the keys of this partial.
@@ -109,8 +122,8 @@ class Partial:
 
         Raises
         ------
-        ShapeError
-            There is not one sink per head.
+        DtypeError, ShapeError, OptionError
+            There is not one number per head.
 
         Examples
         --------
@@ -119,14 +132,16 @@ class Partial:
         >>> bool((kw.partial(x, x, x).output() == x).all())
         True
         """
+        if sinks is not None:
+            sinks = check_sinks(sinks, self.running_max.shape[1])
         has_keys = self.running_sum != 0
         denominator = np.where(has_keys, self.running_sum, 1)
-        if sinks is not None:
-            self._check_sinks(sinks)
-            with np.errstate(over="ignore"):
-                denominator = denominator + np.exp(np.asarray(sinks)[:, None] - np.where(has_keys, self.running_max, 0))
-        output = self.values / denominator[..., None]
-        return np.where(has_keys[..., None], output, 0).astype(self.values.dtype)
+        with DefaultFloatMode(), np.errstate(over="ignore"):
+            if sinks is not None:
+                running_max = np.where(has_keys, self.running_max, 0)
+                denominator = denominator + np.exp(sinks[:, None] - running_max)
+            output = self.values / denominator[..., None]
+            return np.where(has_keys[..., None], output, 0).astype(self.values.dtype)
 
     def share_of(self, merged: Partial) -> Array:
         """Return the weight of this part's keys in a partial that it was merged into.
@@ -141,6 +156,11 @@ class Partial:
         [B, Hq, Q]
             From 0 to 1.
 
+        Raises
+        ------
+        DtypeError, ShapeError
+            `merged` is not a partial, or belongs to different queries.
+
         Examples
         --------
         >>> import numpy as np, keywise as kw
@@ -149,17 +169,12 @@ class Partial:
         >>> part.share_of(kw.merge(part, rest)).tolist()
         [[[0.25, 0.25, 0.25, 0.25]]]
         """
+        _check_same_queries((self, merged))
         has_keys = self.running_sum != 0
-        shift = np.where(has_keys, self.running_max, 0) - np.where(has_keys, merged.running_max, 0)
-        share = np.exp(shift) * self.running_sum / np.where(has_keys, merged.running_sum, 1)
-        return np.where(has_keys, share, 0).astype(self.running_sum.dtype)
-
-    def _check_sinks(self, sinks: Array) -> None:
-        if np.shape(sinks) != (self.running_max.shape[1],):
-            raise ShapeError(
-                "sinks",
-                f"must have one score per head, [{self.running_max.shape[1]}], got shape {list(np.shape(sinks))}",
-            )
+        with DefaultFloatMode():
+            shift = np.where(has_keys, self.running_max, 0) - np.where(has_keys, merged.running_max, 0)
+            share = np.exp(shift) * self.running_sum / np.where(has_keys, merged.running_sum, 1)
+            return np.where(has_keys, share, 0).astype(self.running_sum.dtype)
 
 
 def merge(*partials: Partial) -> Partial:
@@ -197,8 +212,9 @@ def merge(*partials: Partial) -> Partial:
         raise OptionError("partials", "must be one partial or more, got none")
     _check_same_queries(partials)
     merged = partials[0]
-    for part in partials[1:]:
-        merged = _merge_two(merged, part)
+    with DefaultFloatMode():
+        for part in partials[1:]:
+            merged = _merge_two(merged, part)
     return merged
 
 
@@ -216,10 +232,33 @@ def _check_same_queries(partials: Sequence[Partial]) -> None:
                 "partials",
                 f"must have the same shape, got values {list(part.values.shape)} at index {number} and {list(first)}",
             )
+        if not part.running_max.shape == part.running_sum.shape == first[:-1]:
+            raise ShapeError(
+                "partials",
+                f"must have one running max and sum per query, got {list(part.running_max.shape)} and "
+                f"{list(part.running_sum.shape)} for values {list(first)} at index {number}",
+            )
 
 
 def _merge_two(left: Partial, right: Partial) -> Partial:
     running_max = np.maximum(left.running_max, right.running_max)
+    with np.errstate(over="ignore", invalid="ignore"):
+        merged = _add(left, right, running_max)
+        overflowed = np.asarray(~np.isfinite(merged.values).all(axis=3))
+        if not overflowed.any():
+            return merged
+        raised = _add(left, right, running_max + np.where(overflowed, _HEADROOM, 0).astype(running_max.dtype))
+    # A row of NaN or infinite values stays as it is.
+    replaced = overflowed & np.isfinite(raised.values).all(axis=3)
+    return Partial(
+        np.where(replaced, raised.running_max, merged.running_max),
+        np.where(replaced, raised.running_sum, merged.running_sum),
+        np.where(replaced[..., None], raised.values, merged.values),
+    )
+
+
+def _add(left: Partial, right: Partial, running_max: Array) -> Partial:
+    """Add two partials relative to a running max that is at least that of both."""
     # -inf - -inf would be NaN.
     finite_max = np.where(np.isneginf(running_max), 0, running_max)
     left_factor = np.exp(left.running_max - finite_max)

@@ -60,8 +60,8 @@ class Result:
         results: dict[str, Any] = {}
         if partial:
             dtype = np.float64 if problem.dtype == "float64" else np.float32
-            for name in _PARTIAL_NAMES:
-                results[name] = getattr(self, name).astype(dtype)
+            for name, array in zip(_PARTIAL_NAMES, self._fit_partial(dtype), strict=True):
+                results[name] = array.astype(dtype)
         else:
             output = round_to(self.output, problem.dtype)
             if transposed_output:
@@ -75,6 +75,18 @@ class Result:
                 rounded = array.astype(np.int32 if name == "top_keys" else np.float32)
                 results[name] = to_library(np.ascontiguousarray(rounded), like)
         return results
+
+    def _fit_partial(self, dtype: type[np.floating]) -> tuple[Array, Array, Array]:
+        """Return the partial; a row that overflows in `dtype` is relative to a larger running max."""
+        assert self.running_max is not None
+        assert self.running_sum is not None
+        assert self.values is not None
+        largest = np.abs(self.values).max(axis=3)
+        overflows = np.isfinite(largest) & (largest > np.finfo(dtype).max)
+        raised = np.where(overflows, self.running_max + 40 * np.log(2), self.running_max).astype(dtype)
+        with np.errstate(invalid="ignore"):
+            factor = np.where(overflows, np.exp(self.running_max - raised), 1.0)
+        return raised, self.running_sum * factor, self.values * factor[..., None]
 
 
 def find_visible_keys(problem: Problem, queries: Array | None = None) -> Array:
@@ -165,8 +177,20 @@ def compute_scores(problem: Problem) -> Array:
     return np.where(find_visible_keys(problem), score, -np.inf)
 
 
+def _find_hidden_keys(problem: Problem, score: Array) -> Array:
+    """Return [B, Hq, Q, N] whether the mask or a bias of -inf hides a key from a query."""
+    hidden = ~find_visible_keys(problem)
+    if problem.bias is not None:
+        hidden |= np.isneginf(problem.bias.floats(np.float64)) & ~np.isnan(score)
+    return hidden
+
+
 def evaluate(problem: Problem) -> Result:
     """Compute attention in float64, and its statistics if they are requested.
+
+    Where a query sees a key with a score of NaN or inf, its weights are NaN for all keys that it sees: its output and
+    its statistics are NaN, and it has no top keys. A value of NaN makes the output NaN of every query that sees it,
+    however small its weight is.
 
     Parameters
     ----------
@@ -183,13 +207,14 @@ def evaluate(problem: Problem) -> Result:
     [[[2.0, 2.0]]]
     """
     score = compute_scores(problem)
+    hidden = _find_hidden_keys(problem, score)
     running_max = score.max(axis=3, initial=-np.inf)
     has_keys = ~np.isneginf(running_max)
     finite_max = np.where(has_keys, running_max, 0.0)
     with np.errstate(invalid="ignore"):
         exponential = np.where(np.isneginf(score), 0.0, np.exp(score - finite_max[..., None]))
     running_sum = exponential.sum(axis=3)
-    values = _sum_values(exponential, problem)
+    values = np.where(has_keys[..., None], _sum_values(exponential, hidden, problem), 0.0)
     with np.errstate(divide="ignore"):
         lse = np.where(has_keys, running_max + np.log(running_sum), -np.inf)
     if problem.sinks is not None:
@@ -205,33 +230,35 @@ def evaluate(problem: Problem) -> Result:
     if problem.stats is None:
         return result
     queries = slice(problem.stats.first_query, problem.stats.last_query)
-    weights = (exponential * share[..., None])[:, :, queries]
+    with np.errstate(invalid="ignore"):
+        weights = np.where(hidden, 0.0, exponential * share[..., None])[:, :, queries]
     return _add_stats(problem.stats, result, weights, score[:, :, queries], queries)
 
 
-def _sum_values(exponential: Array, problem: Problem) -> Array:
-    """Sum exponential x value over the keys; keys of weight 0 never add NaN."""
+def _sum_values(exponential: Array, hidden: Array, problem: Problem) -> Array:
+    """Sum exponential x value over the keys; hidden keys never add NaN."""
     group = problem.shape[1] // problem.shape[2]
     value = np.repeat(problem.value_floats(np.float64), group, axis=1)
     finite = np.isfinite(value)
     values = np.asarray(np.matmul(exponential, np.where(finite, value, 0.0)))
-    for item, head, key in np.argwhere(~finite.all(axis=3) & (exponential != 0.0).any(axis=2)):
+    for item, head, key in np.argwhere(~finite.all(axis=3) & (~hidden).any(axis=2)):
         nonfinite = np.where(finite[item, head, key], 0.0, value[item, head, key])
-        column = exponential[item, head, :, key]
-        affected = column != 0.0
+        affected = ~hidden[item, head, :, key]
         with np.errstate(invalid="ignore"):
-            values[item, head, affected] += column[affected, None] * nonfinite
+            values[item, head, affected] += exponential[item, head, affected, key, None] * nonfinite
     return values
 
 
 def _add_stats(stats: ResolvedStats, result: Result, weights: Array, score: Array, queries: slice) -> Result:
+    undefined = np.asarray(np.isnan(weights).any(axis=3))
     with np.errstate(divide="ignore", invalid="ignore"):
         entropy = -np.where(weights > 0, weights * np.log(weights), 0.0).sum(axis=3)
-        entropy = np.where(np.isnan(weights).any(axis=3), np.nan, entropy)
-    top_keys = _find_top_keys(score, stats.top_k)
+        entropy = np.where(undefined, np.nan, entropy)
+    top_keys = np.where(undefined[..., None], -1, _find_top_keys(score, stats.top_k))
     top_weights = np.zeros(top_keys.shape)
     if weights.shape[3]:
         top_weights = np.where(top_keys < 0, 0.0, np.take_along_axis(weights, np.maximum(top_keys, 0), axis=3))
+    top_weights[undefined] = np.nan
     key_mass = None
     if stats.key_mass:
         query_weights = np.ones(1)
@@ -244,6 +271,7 @@ def _add_stats(stats: ResolvedStats, result: Result, weights: Array, score: Arra
         segment_mass = np.zeros((*weights.shape[:3], stats.segment_count))
         for begin, end, segment in stats.segment_ranges:
             segment_mass[..., segment] += weights[..., begin:end].sum(axis=3)
+        segment_mass[undefined] = np.nan
     assert result.lse is not None
     return replace(
         result,

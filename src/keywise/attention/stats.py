@@ -40,7 +40,8 @@ class AttentionStats:
 
     Memory is linear in the number of tokens. Arrays are in the query's library (NumPy, torch, ...); all but `output`
     are float32, keys are int32. A query that may see no key has output 0, lse -inf, entropy 0, no top keys, and is
-    counted nowhere.
+    counted nowhere. A query that sees a score of NaN or inf has NaN in place of numbers and no top keys; so has the key
+    mass of every key that it sees.
 
     Attributes
     ----------
@@ -52,6 +53,7 @@ class AttentionStats:
         -sum w ln w over the keys, in nats.
     top_keys, top_weights : [B, Hq, Q, top_k]
         The heaviest keys and their weights, ties to the lower key; queries with fewer keys end in key -1, weight 0.
+        A `top_k` above 64 is limited to the number of keys.
     top_mass : [B, Hq, Q]
         Sum of `top_weights`.
     key_mass : [B, Hq, N] or None

@@ -12,10 +12,12 @@ from keywise.attention.checks import as_float_array, as_integer_array, broadcast
 from keywise.attention.native import Inputs, StatsPlan
 from keywise.attention.sizes import Sizes
 from keywise.errors import OptionError, ShapeError
-from keywise.util.checks import check_int
+from keywise.util.checks import MAX_TOKENS, check_int
 
 # Longer segments are not cached, because comparing them takes time and storing them takes memory.
 _MAX_CACHED_KEYS = 1 << 15
+MAX_PADDED_TOP_K = 64
+"""The largest `top_k` that is padded where there are fewer keys, so that results have one shape."""
 
 
 class StatsRequest(NamedTuple):
@@ -24,7 +26,7 @@ class StatsRequest(NamedTuple):
     Parameters
     ----------
     top_k : int
-        Number of heaviest keys per query; 0 for none.
+        Number of heaviest keys per query; 0 for none. Above `MAX_PADDED_TOP_K`, at most the number of keys.
     segment_bounds : int array [S+1], optional
         Increasing key positions; segment s contains the keys from ``bounds[s]`` to ``bounds[s + 1] - 1``.
     segment_ids : int array [N], optional
@@ -108,59 +110,69 @@ def resolve_stats(request: StatsRequest, sizes: Sizes | Inputs) -> ResolvedStats
     first, last = (0, sizes.queries) if request.queries is None else request.queries
     if not 0 <= first <= last <= sizes.queries:
         raise OptionError("queries", f"must be two positions from 0 to {sizes.queries} in order", got=request.queries)
-    if request.segment_bounds is not None and request.segment_ids is not None:
-        raise OptionError("segment_bounds", "must not be combined with segment_ids", remedy="pass one of them")
-    arrays: dict[str, Any] = {}
-    if request.segment_bounds is not None:
-        ranges, count = _find_ranges("segment_bounds", request.segment_bounds, sizes.keys)
-        arrays.update(segment_ranges=ranges, segment_count=count)
-    elif request.segment_ids is not None:
-        ranges, count = _find_ranges("segment_ids", request.segment_ids, sizes.keys)
-        arrays.update(segment_ranges=ranges, segment_count=count)
+    segments = _read_segments(request)
     top_k = check_int("top_k", request.top_k, minimum=0)
-    if request.query_weights is not None:
-        arrays["query_weights"] = _check_query_weights(request.query_weights, sizes.scores[:3])
-    fields = _resolve_fields(top_k, request.key_mass, first, last)
-    return fields._replace(**arrays) if arrays else fields
+    if top_k > MAX_PADDED_TOP_K:
+        top_k = min(top_k, sizes.keys)
+    if segments is None:
+        fields = _resolve_fields(top_k, request.key_mass, first, last)
+    elif segments[1].size <= _MAX_CACHED_KEYS:
+        name, numbers = segments
+        fields = _resolve_segments((top_k, request.key_mass, first, last), name, numbers.tobytes(), sizes.keys)
+    else:
+        ranges, count = _find_ranges(*segments, sizes.keys)
+        fields = ResolvedStats(top_k, request.key_mass, first, last, count, ranges)
+    if request.query_weights is None:
+        return fields
+    return fields._replace(query_weights=_check_query_weights(request.query_weights, sizes.scores[:3]))
 
 
-@functools.lru_cache(maxsize=64)  # the layers of a model share a few
+# The layers of a model and its decoding steps share a few requests, whose native form is kept with them.
+@functools.lru_cache(maxsize=64)
 def _resolve_fields(top_k: int, key_mass: bool, first_query: int, last_query: int) -> ResolvedStats:
     return ResolvedStats(top_k, key_mass, first_query, last_query)
 
 
+@functools.lru_cache(maxsize=8)
+def _resolve_segments(fields: tuple[int, bool, int, int], name: str, numbers: bytes, keys: int) -> ResolvedStats:
+    ranges, count = _find_ranges(name, np.frombuffer(numbers, np.int64), keys)
+    ranges.flags.writeable = False  # later calls return the same array
+    return ResolvedStats(*fields, count, ranges)
+
+
 def _check_query_weights(query_weights: Any, shape: tuple[int, ...]) -> Array:
     array = as_float_array("query_weights", query_weights)
-    weights = broadcast("query_weights", as_element_aligned(array.floats(np.float32)), shape)
+    with np.errstate(over="ignore"):
+        weights = array.floats(np.float32)
     finite = np.isfinite(weights)
     if not finite.all():
         index = np.argwhere(~finite)[0].tolist()
-        raise OptionError("query_weights", f"must be finite, got {weights[tuple(index)]} at index {index}")
-    return weights
+        raise OptionError("query_weights", f"must be finite in float32, got {weights[tuple(index)]} at index {index}")
+    return broadcast("query_weights", as_element_aligned(weights), shape)
 
 
-def _find_ranges(name: str, bounds_or_ids: Any, keys: int) -> tuple[Array, int]:
+def _read_segments(request: StatsRequest) -> tuple[str, Array] | None:
+    """Return the name and the numbers of the argument that describes segments."""
+    if request.segment_bounds is None:
+        if request.segment_ids is None:
+            return None
+        name, numbers = "segment_ids", request.segment_ids
+    elif request.segment_ids is None:
+        name, numbers = "segment_bounds", request.segment_bounds
+    else:
+        raise OptionError("segment_bounds", "must not be combined with segment_ids", remedy="pass one of them")
+    if isinstance(numbers, (list, tuple)):
+        numbers = np.asarray(numbers) if numbers else np.empty(0, np.int64)
+    array = as_integer_array(name, numbers)
+    if array.ndim != 1:
+        raise ShapeError(name, f"must have one axis, got shape {list(array.shape)}")
+    if array.dtype == np.uint64 and array.size and array.max() > MAX_TOKENS:  # int64 may not hold it
+        raise OptionError(name, f"must be at most {MAX_TOKENS}, got {array.max()}")
+    return name, array.astype(np.int64, copy=False)
+
+
+def _find_ranges(name: str, numbers: Array, keys: int) -> tuple[Array, int]:
     """Return ranges [R, 3] of keys of one segment each, and the number of segments."""
-    if isinstance(bounds_or_ids, (list, tuple)):
-        bounds_or_ids = np.asarray(bounds_or_ids) if bounds_or_ids else np.empty(0, np.int64)
-    numbers = as_integer_array(name, bounds_or_ids)
-    if numbers.ndim != 1:
-        raise ShapeError(name, f"must have one axis, got shape {list(numbers.shape)}")
-    numbers = numbers.astype(np.int64)
-    # Every layer and every decoding step passes the same segments.
-    if numbers.size <= _MAX_CACHED_KEYS:
-        return _find_cached_ranges(name, numbers.tobytes(), keys)
-    return _compute_ranges(name, numbers, keys)
-
-
-@functools.lru_cache(maxsize=8)
-def _find_cached_ranges(name: str, numbers: bytes, keys: int) -> tuple[Array, int]:
-    ranges, segments = _compute_ranges(name, np.frombuffer(numbers, np.int64), keys)
-    ranges.flags.writeable = False  # later calls return the same array
-    return ranges, segments
-
-
-def _compute_ranges(name: str, numbers: Array, keys: int) -> tuple[Array, int]:
     if name == "segment_bounds":
         return _make_ranges_from_bounds(numbers, keys)
     return _make_ranges_from_ids(numbers, keys)

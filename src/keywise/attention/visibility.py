@@ -138,15 +138,15 @@ def resolve_mask(mask: Any, sizes: Sizes | Inputs, first_key: int) -> ResolvedMa
 
 @functools.lru_cache(maxsize=64)  # the layers of a model share a few
 def _resolve_sides(causal: bool, window: tuple[int | None, int | None] | None, keep_first: int) -> ResolvedMask:
-    left, right = (-1 if side is None else min(side, MAX_TOKENS) for side in window or (None, None))
-    return ResolvedMask(causal, left, right, min(keep_first, MAX_TOKENS))
+    left, right = (-1 if side is None else min(int(side), MAX_TOKENS) for side in window or (None, None))
+    return ResolvedMask(causal, left, right, min(int(keep_first), MAX_TOKENS))
 
 
 ALL_KEYS = _resolve_sides(False, None, 0)
 
 
 def _check_positions(name: str, value: Any, batch: int) -> Array:
-    positions = as_integer_array(name, np.asarray(value) if isinstance(value, (int, list, tuple)) else value)
+    positions = as_integer_array(name, value)
     if positions.shape not in {(batch,), ()}:
         raise ShapeError(name, f"must have one position per batch item, [{batch}], got shape {list(positions.shape)}")
     if ((positions < 0) | (positions > MAX_TOKENS)).any():

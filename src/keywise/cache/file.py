@@ -1,15 +1,14 @@
 """Cache files: a `KVCache` on disk, which is verified before it is used.
 
-Files are written atomically and mapped into memory. They are safetensors files; docs/format.md describes them.
+Files are written atomically, and keys and values are read when they are first used. They are safetensors files;
+docs/format.md describes them.
 """
 
 from __future__ import annotations
 
-import mmap
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
@@ -25,7 +24,6 @@ from keywise.cache.header import (
     START_BYTES,
     TOKEN_IDS,
     Header,
-    HeaderFields,
     StoredLayer,
     as_token_arrays,
     decode,
@@ -37,10 +35,11 @@ from keywise.cache.header import (
 )
 from keywise.cache.kvcache import KVCache
 from keywise.cache.layer import Layer
-from keywise.cache.payload import MappedPayload, PayloadWriter, count_checksums
+from keywise.cache.payload import PayloadWriter, StoredPayload, count_checksums
 from keywise.cache.safetensors_header import DTYPES, PAGE_BYTES, HeaderError, TensorEntry, place_tensor
 from keywise.errors import DtypeError, FormatError, MissingFileError, OptionError, ShapeError
 from keywise.util.atomic_write import atomic_write
+from keywise.util.regular_files import open_regular
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +49,7 @@ class Opened:
     Attributes
     ----------
     cache : KVCache
-        Its keys and values, mapped: they are read from the disk and verified when a layer is first used.
+        Its keys and values: they are read from the disk and verified when a layer is first used.
     header : Header
         Tokens, positions and fingerprint, verified.
     extra : dict of str to array
@@ -73,7 +72,7 @@ class Opened:
     cache: KVCache
     header: Header
     extra: dict[str, Array]
-    _payload: MappedPayload = field(repr=False)
+    _payload: StoredPayload = field(repr=False)
 
     def verify(self) -> None:
         """Read and verify the whole file now.
@@ -107,7 +106,7 @@ def save(
 ) -> None:
     """Write a cache to a file, which replaces an existing file atomically.
 
-    The old file stays valid for processes that have it open, and for `cache` itself if it is mapped from it. Only the
+    The old file stays valid for processes that have it open, and for `cache` itself if it was opened from it. Only the
     owner may read and write the file, because it contains the tokens.
 
     Parameters
@@ -191,14 +190,15 @@ def open(path: str | os.PathLike[str], fingerprint: Mapping[str, str]) -> Opened
     Returns
     -------
     Opened
-        With the mapped cache and the header.
+        With the cache and the header.
 
     Raises
     ------
     MissingFileError
         There is no such file.
     FormatError
-        The file is damaged, cut, of another version or of another fingerprint; the message gives the reason.
+        The file cannot be read, is damaged, cut, of another version or of another fingerprint; the message gives the
+        reason.
 
     Examples
     --------
@@ -212,7 +212,7 @@ def open(path: str | os.PathLike[str], fingerprint: Mapping[str, str]) -> Opened
     KVCache(1 layers, 3 tokens)
     """
     _check_fingerprint(fingerprint)
-    header, payload = _map_file(os.fspath(path))
+    header, payload = _open_payload(os.fspath(path))
     for name in sorted(fingerprint.keys() | header.fingerprint.keys()):
         stored, expected = header.fingerprint.get(name), fingerprint.get(name)
         if stored != expected:
@@ -221,7 +221,7 @@ def open(path: str | os.PathLike[str], fingerprint: Mapping[str, str]) -> Opened
                 f"{os.fspath(path)!r} must have the same fingerprint: {name} must be {expected!r}, got {stored!r}",
                 remedy="create it again with this model",
             )
-    layers = [Layer() if stored is None else _map_layer(payload, stored) for stored in header.layers]
+    layers = [Layer() if stored is None else _view_layer(payload, stored) for stored in header.layers]
     extra = {}
     for name, entry in header.extra.items():
         payload.verify(entry.begin, entry.end)
@@ -263,6 +263,70 @@ def read_header(path: str | os.PathLike[str]) -> Header:
     """
     with _open_binary(os.fspath(path)) as file:
         return _read_header(os.fspath(path), file)[0]
+
+
+def as_token_numbers(name: str, value: Any) -> Array:
+    """Return token ids or positions as an array of integers [N] or [B, N].
+
+    Parameters
+    ----------
+    name : str
+        The argument's name.
+    value : array, or list of integers or of lists
+        Its value, as a tokenizer returns it.
+
+    Raises
+    ------
+    DtypeError, ShapeError
+        The value has other elements, or another number of axes.
+
+    Examples
+    --------
+    >>> from keywise.cache.file import as_token_numbers
+    >>> as_token_numbers("token_ids", [[5, 6], [7, 8]]).shape
+    (2, 2)
+    """
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        try:
+            value = np.asarray(value)
+        except ValueError as error:
+            raise ShapeError(
+                name, "must be a list of integers, or of lists of one length", remedy=str(error)
+            ) from error
+    array = as_integer_array(name, value)
+    if array.ndim not in {1, 2}:
+        raise ShapeError(name, "must have shape [tokens] or [batch, tokens]", got=list(array.shape))
+    return array
+
+
+def as_positions(positions: Any, token_ids: Array) -> Array:
+    """Return positions as an array of integers of the shape of their tokens.
+
+    Parameters
+    ----------
+    positions : array, or list of integers or of lists
+        The value.
+    token_ids : integers [N] or [B, N]
+        From `as_token_numbers`.
+
+    Raises
+    ------
+    DtypeError, ShapeError
+        The value has other elements, or another shape.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from keywise.cache.file import as_positions
+    >>> as_positions([4, 5], np.array([7, 8])).tolist()
+    [4, 5]
+    """
+    array = as_token_numbers(POSITIONS, positions)
+    if array.shape != token_ids.shape:
+        raise ShapeError(
+            POSITIONS, f"must have the shape of token_ids, {list(token_ids.shape)}, got {list(array.shape)}"
+        )
+    return array
 
 
 class _Layout:
@@ -340,14 +404,17 @@ def _iterate_runs(arrays: list[Array]) -> Iterator[Array]:
 
 def _open_binary(path: str) -> IO[bytes]:
     try:
-        return Path(path).open("rb")
-    except FileNotFoundError as error:
+        return open_regular(path)
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise MissingFileError("path", "must be an existing cache file", got=path) from error
     except IsADirectoryError as error:
         raise FormatError("path", "must be a cache file, not a folder", got=path) from error
+    except OSError as error:
+        raise FormatError("path", f"{path!r} cannot be read ({error.strerror})") from error
 
 
-def _read_header(path: str, file: IO[bytes]) -> tuple[Header, HeaderFields]:
+def _read_header(path: str, file: IO[bytes]) -> tuple[Header, Array]:
+    """Return the verified header and the checksums of the payload."""
     file_bytes = os.fstat(file.fileno()).st_size
     try:
         start = file.read(START_BYTES)
@@ -358,6 +425,8 @@ def _read_header(path: str, file: IO[bytes]) -> tuple[Header, HeaderFields]:
         verify_tokens(fields, token_ids, positions)
     except HeaderError as error:
         raise FormatError("path", f"{path!r} {error}") from error
+    except OSError as error:
+        raise FormatError("path", f"{path!r} cannot be read ({error.strerror})") from error
     header = Header(
         fingerprint=fields.fingerprint,
         token_ids=token_ids,
@@ -367,7 +436,7 @@ def _read_header(path: str, file: IO[bytes]) -> tuple[Header, HeaderFields]:
         header_bytes=header_bytes,
         payload_bytes=fields.payload_bytes,
     )
-    return header, fields
+    return header, fields.checksums
 
 
 def _read_tensor(file: IO[bytes], header_bytes: int, entry: TensorEntry) -> Array:
@@ -378,14 +447,17 @@ def _read_tensor(file: IO[bytes], header_bytes: int, entry: TensorEntry) -> Arra
     return np.frombuffer(data, DTYPES[entry.dtype]).reshape(entry.shape)
 
 
-def _map_file(path: str) -> tuple[Header, MappedPayload]:
+def _open_payload(path: str) -> tuple[Header, StoredPayload]:
     with _open_binary(path) as file:
-        header, fields = _read_header(path, file)
-        data = mmap.mmap(file.fileno(), header.header_bytes + header.payload_bytes, access=mmap.ACCESS_COPY)
-    return header, MappedPayload(path, data, header.header_bytes, header.payload_bytes, fields.checksums)
+        header, checksums = _read_header(path, file)
+        try:
+            return header, StoredPayload(path, file, header.header_bytes, header.payload_bytes, checksums)
+        except OSError as error:
+            rule = f"{path!r} cannot be opened: its {header.payload_bytes:,} bytes do not fit in memory"
+            raise FormatError("path", rule, remedy=str(error.strerror)) from error
 
 
-def _map_layer(payload: MappedPayload, stored: StoredLayer) -> Layer:
+def _view_layer(payload: StoredPayload, stored: StoredLayer) -> Layer:
     arrays = {name: payload.view_tensor(entry) for name, entry in stored.tensors.items()}
     key, value = (
         HostArray(arrays[name], stored.tensors[name].dtype, None, arrays.get(f"{name}_scale"))
@@ -413,18 +485,10 @@ def _check_fingerprint(fingerprint: Mapping[str, str]) -> None:
             raise DtypeError("fingerprint", f"must have strings as names and digests, got {name!r}: {digest!r}")
 
 
-def _check_integers(name: str, value: Any) -> Array:
-    return as_integer_array(name, np.asarray(value) if isinstance(value, (list, tuple)) else value)
-
-
 def _check_tokens(cache: KVCache, token_ids: Any, positions: Any) -> tuple[Array, Array]:
     """Return token ids and positions that fit a cache, int64 [B, N]."""
-    ids = _check_integers(TOKEN_IDS, token_ids)
-    token_positions = None if positions is None else _check_integers(POSITIONS, positions)
-    if token_positions is not None and token_positions.shape != ids.shape:
-        raise ShapeError(
-            POSITIONS, f"must have the shape of token_ids, {list(ids.shape)}, got {list(token_positions.shape)}"
-        )
+    ids = as_token_numbers(TOKEN_IDS, token_ids)
+    token_positions = None if positions is None else as_positions(positions, ids)
     used_layers = [number for number in range(cache.layers) if cache.tokens(number)]
     first_chunks = [cache.chunks(number)[:1] for number in used_layers]
     if not used_layers or not all(first_chunks):

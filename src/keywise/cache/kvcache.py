@@ -446,6 +446,10 @@ class KVCache:
         """
         return KVCache.from_layers([layer.fork() for layer in self._layers], dtype=self._dtype)
 
+    def __deepcopy__(self, _memo: dict[int, Any]) -> KVCache:
+        # A copy of the arrays would lose the parts of a file that were not read yet.
+        return self.fork()
+
     def select(self, items: Any) -> None:
         """Replace the batch by some of its items, for example in beam search.
 

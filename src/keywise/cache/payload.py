@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import mmap
+import os
+import threading
+import weakref
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from contextlib import suppress
 from typing import IO
 
 import numpy as np
@@ -21,6 +24,9 @@ except ImportError:  # the same checksums, six times slower
 
 CHECK_BYTES = 256 * 1024
 """Payload bytes per checksum."""
+
+compute_checksum = crc32
+"""Return the CRC-32 of a block."""
 
 
 def count_checksums(payload_bytes: int) -> int:
@@ -75,37 +81,95 @@ class PayloadWriter:
         return np.array(self._checksums, np.uint32)
 
 
-@dataclass(eq=False)
-class MappedPayload:
-    """The payload of a file in memory.
+def allocate_pages(byte_count: int) -> mmap.mmap:
+    """Return zeroed memory of its own that begins on a page; pages take memory when they are first written.
 
-    The mapping is private: writes to it do not reach the file.
+    Parameters
+    ----------
+    byte_count : int
+        Length of the memory.
 
-    Attributes
+    Raises
+    ------
+    OSError
+        There is not so much memory.
+    """
+    # Not shared, which is the default and has neither huge pages nor copies of its own in forked processes.
+    memory = mmap.mmap(-1, max(byte_count, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with suppress(OSError):  # a kernel without huge pages
+            memory.madvise(mmap.MADV_HUGEPAGE)
+    return memory
+
+
+def read_into(handle: int, target: memoryview, offset: int) -> bool:
+    """Read a range of bytes of a file, and return whether the file has all of them.
+
+    Parameters
+    ----------
+    handle : int
+        Descriptor of the file; its position is neither used nor changed.
+    target : memoryview
+        Bytes to fill.
+    offset : int
+        Place of the first byte in the file.
+
+    Raises
+    ------
+    OSError
+        The file cannot be read.
+    """
+    while target:
+        count = os.preadv(handle, [target], offset)
+        if not count:
+            return False
+        target = target[count:]
+        offset += count
+    return True
+
+
+class StoredPayload:
+    """The payload of a file: its blocks are read into memory and verified when they are first used.
+
+    Bytes of a mapping may change after they were verified, and the process is killed (SIGBUS) if the file is truncated.
+
+    Parameters
     ----------
     path : str
         The file, for messages.
-    data : mmap
-        The whole file.
+    file : binary file
+        The open file; it may be closed, replaced or removed afterwards.
     begin : int
         Bytes before the payload.
     payload_bytes : int
         Length of the payload.
     checksums : uint32 array
         CRC-32 of each block of `CHECK_BYTES` bytes.
-    verified : set of int
-        Numbers of the blocks whose checksum was compared.
+
+    Attributes
+    ----------
+    data : mmap
+        Memory of the payload; blocks that were not used are zero.
+
+    Raises
+    ------
+    OSError
+        There is not so much memory.
     """
 
-    path: str
-    data: mmap.mmap
-    begin: int
-    payload_bytes: int
-    checksums: Array
-    verified: set[int] = field(default_factory=set)
+    def __init__(self, path: str, file: IO[bytes], begin: int, payload_bytes: int, checksums: Array) -> None:
+        self.data = allocate_pages(payload_bytes)
+        self._path = path
+        self._begin = begin
+        self._payload_bytes = payload_bytes
+        self._checksums = checksums
+        self._verified: set[int] = set()
+        self._lock = threading.Lock()
+        self._handle = os.dup(file.fileno())
+        weakref.finalize(self, os.close, self._handle)
 
     def view_tensor(self, entry: TensorEntry) -> Array:
-        """Return a tensor as a view that is not verified yet.
+        """Return a tensor as a view that is not read yet.
 
         Parameters
         ----------
@@ -114,10 +178,10 @@ class MappedPayload:
         """
         dtype = DTYPES[entry.dtype]
         count = (entry.end - entry.begin) // dtype.itemsize
-        return np.frombuffer(self.data, dtype, count, self.begin + entry.begin).reshape(entry.shape)
+        return np.frombuffer(self.data, dtype, count, entry.begin).reshape(entry.shape)
 
     def verify_view(self, view: Array) -> None:
-        """Verify the bytes under a view.
+        """Read and verify the bytes under a view.
 
         Parameters
         ----------
@@ -127,16 +191,16 @@ class MappedPayload:
         Raises
         ------
         FormatError
-            The checksum of a block differs.
+            The checksum of a block differs, or the file cannot be read.
         """
-        payload_address = byte_bounds(np.frombuffer(self.data, np.uint8, offset=self.begin))[0]
+        payload_address = byte_bounds(np.frombuffer(self.data, np.uint8))[0]
         runs = [view] if view.flags.c_contiguous else [view[index] for index in np.ndindex(view.shape[:2])]
         for run in runs:
             begin, end = byte_bounds(run)
             self.verify(begin - payload_address, end - payload_address)
 
     def verify(self, begin: int, end: int) -> None:
-        """Verify the blocks that contain a range of bytes, each block once.
+        """Read and verify the blocks that contain a range of bytes, each block once.
 
         Parameters
         ----------
@@ -146,17 +210,26 @@ class MappedPayload:
         Raises
         ------
         FormatError
-            The checksum of a block differs.
+            The checksum of a block differs, or the file cannot be read.
         """
-        # Single-threaded, because the threads of the model's last operation are still spinning.
-        with memoryview(self.data) as view:
+        # Single-threaded, because the threads of the model's last operation are still spinning. Locked, because a block
+        # must not be read again while another thread uses it.
+        with self._lock, memoryview(self.data) as view:
             for block in range(begin // CHECK_BYTES, count_checksums(end)):
-                if block in self.verified:
-                    continue
-                first = self.begin + block * CHECK_BYTES
-                last = min(first + CHECK_BYTES, self.begin + self.payload_bytes)
-                if crc32(view[first:last]) != self.checksums[block]:
-                    raise FormatError(
-                        "path", f"{self.path!r} is damaged: the checksum of bytes {first} to {last - 1} differs"
-                    )
-                self.verified.add(block)
+                if block not in self._verified:
+                    first = block * CHECK_BYTES
+                    last = min(first + CHECK_BYTES, self._payload_bytes)
+                    with view[first:last] as target:
+                        self._read_block(block, target, self._begin + first)
+                    self._verified.add(block)
+
+    def _read_block(self, block: int, target: memoryview, offset: int) -> None:
+        try:
+            complete = read_into(self._handle, target, offset)
+        except OSError as error:
+            raise FormatError("path", f"{self._path!r} cannot be read ({error.strerror})") from error
+        if not complete:
+            raise FormatError("path", f"{self._path!r} is damaged: it was cut while it was open")
+        if crc32(target) != self._checksums[block]:
+            last = offset + len(target) - 1
+            raise FormatError("path", f"{self._path!r} is damaged: the checksum of bytes {offset} to {last} differs")

@@ -6,9 +6,12 @@ import os
 import sys
 import warnings
 from importlib.util import find_spec
+from types import TracebackType
 
 from keywise.cli.exits import FAILURE, INTERRUPTED, USER_MISTAKE
 from keywise.cli.terminal import print_notice
+from keywise.errors import KeywiseError
+from keywise.util.foreign_errors import describe_error
 
 
 def main() -> None:
@@ -26,6 +29,8 @@ def main() -> None:
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
     logging.getLogger().addHandler(logging.NullHandler())
+    if not os.environ.get("KEYWISE_TRACEBACK"):
+        sys.excepthook = _report_unforeseen
     try:
         from keywise.cli.application import make_application  # noqa: PLC0415 - needs typer, and Ctrl-C may come
 
@@ -34,6 +39,9 @@ def main() -> None:
         code: object = INTERRUPTED
     except SystemExit as ending:
         code = ending.code
+    except KeywiseError as error:  # commands report their own; this one is of an import
+        print_notice(str(error))
+        code = USER_MISTAKE
     except OSError as error:
         _discard_output()
         print_notice(f"{error.filename or 'standard output'} cannot be used: {error.strerror or error}")
@@ -41,6 +49,13 @@ def main() -> None:
     if code == INTERRUPTED:
         print_notice("interrupted")
     sys.exit(code)  # type: ignore[arg-type]
+
+
+def _report_unforeseen(kind: type[BaseException], error: BaseException, _traceback: TracebackType | None) -> None:
+    """Print an error that no command expects in one line; Python ends with exit code 1 afterwards."""
+    name = kind.__name__
+    message = describe_error(error).removeprefix(f"{name}: ")
+    print_notice(f"internal error: {name}: {message} (KEYWISE_TRACEBACK=1 shows where)")
 
 
 def _discard_output() -> None:

@@ -4,6 +4,7 @@ import re
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from decimal import Decimal
 from typing import Annotated
 
 import typer
@@ -13,7 +14,7 @@ from rich.text import Text
 
 from keywise.cli.options import AsJson
 from keywise.cli.terminal import print_notice, write, write_json
-from keywise.documents.store import PrefillStore
+from keywise.documents.store import MAX_LIMIT_BYTES, PrefillStore
 from keywise.errors import OptionError
 from keywise.util.terminal_text import replace_controls
 
@@ -84,7 +85,10 @@ def _parse_size(text: str) -> int:
     match = _SIZE.fullmatch(text.strip())
     if match is None:
         raise OptionError("size", "must be a number and a unit", got=text, remedy="use for example 500MB")
-    return round(float(match["number"]) * UNITS[(match["unit"] or "B").upper()])
+    size_bytes = Decimal(match["number"]) * UNITS[(match["unit"] or "B").upper()]
+    if size_bytes > MAX_LIMIT_BYTES:
+        raise OptionError("size", f"must be at most {_format_size(MAX_LIMIT_BYTES)}", got=text)
+    return int(size_bytes)
 
 
 def _format_size(size_bytes: int) -> str:

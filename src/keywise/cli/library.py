@@ -100,7 +100,8 @@ def search(
         return
     for hit in hits:
         sentence = " ".join(hit.text.split())
-        write(f"{hit.weight:7.2%}  {sentence}\n         {hit.document}, characters {hit.start} to {hit.end}\n")
+        document = _format_name(hit.document)
+        write(f"{hit.weight:7.2%}  {sentence}\n         {document}, characters {hit.start} to {hit.end}\n")
     write(f"{top_mass:7.2%}  of all attention\n")
 
 
@@ -141,7 +142,12 @@ def list_documents(path: LibraryPath, version: Version = None, as_json: AsJson =
         write_json({"documents": [{"name": name, "hash": documents[name]} for name in sorted(documents)]})
         return
     for name in sorted(documents):
-        write(f"{name}\n")
+        write(f"{_format_name(name)}\n")
+
+
+def _format_name(name: str) -> str:
+    """Return a document's name in one line."""
+    return name.replace("\n", "\ufffd").replace("\t", "\ufffd")
 
 
 COMMANDS: dict[str, Callable[..., None]] = {

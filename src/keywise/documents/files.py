@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import codecs
-import io
 import os
 import re
+import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Final
+from typing import IO, Final
 
+from keywise.documents.conversion import convert_to_text
 from keywise.documents.sentences import has_words, split_sentences
 from keywise.errors import DtypeError, FormatError, MissingFileError
+from keywise.util.machine import measure_available_memory
 from keywise.util.optional_imports import require_modules
+from keywise.util.regular_files import open_regular
 
 CONVERTER_BY_SUFFIX: Final = {
     ".pdf": "PdfConverter",
@@ -29,6 +32,12 @@ SUPPORTED_FORMATS: Final = "keywise reads plain text and Markdown in UTF-8, HTML
 # Bytes that are not text decode to these. The escape character is left out: logs of terminals are full of it.
 _UNREADABLE = re.compile(r"[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f\ufffd]")
 MAX_UNREADABLE_SHARE: Final = 0.05
+
+MAX_FILE_BYTES: Final = 10**9
+MEMORY_PER_BYTE: Final = 4
+"""Least memory that a byte of a file takes: the file, its text, and the sentences."""
+
+_OPEN_PIPES: Final = ("/dev/fd/", "/dev/stdin", "/proc/self/fd/")
 _UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
@@ -83,7 +92,8 @@ def read_file(path: str | os.PathLike[str]) -> Source:
     MissingFileError
         The file does not exist. It is a `FormatError` and a `FileNotFoundError`.
     FormatError
-        The path is a folder, or the file is empty, binary, damaged, not UTF-8, or has no words.
+        The path is a folder, a pipe or a device, or the file is empty, binary, damaged, not UTF-8, too large for the
+        memory, or has no words; or its conversion needs more memory or time than a file of its size should.
 
     Examples
     --------
@@ -170,18 +180,59 @@ def _looks_like_path(text: str) -> bool:
     return (has_path_form and len(text.split()) == 1) or os.path.exists(text)
 
 
+def check_size(name: str, size_bytes: int) -> None:
+    """Raise an error if a file is too large to be read as a document.
+
+    Parameters
+    ----------
+    name
+        The file, for the message.
+    size_bytes
+        Its length.
+
+    Raises
+    ------
+    FormatError
+        The file is larger than the limit, or its text would not fit in memory.
+
+    Examples
+    --------
+    >>> check_size("note.txt", 4096)
+    """
+    limit = min(MAX_FILE_BYTES, measure_available_memory() // MEMORY_PER_BYTE)
+    if size_bytes > limit:
+        raise FormatError(
+            "path",
+            f"must have at most {limit:,} bytes on this machine, got {size_bytes:,} in {name!r}",
+            remedy="split it",
+        )
+
+
 def _read_bytes(name: str) -> bytes:
     try:
-        content = Path(name).read_bytes()
+        with _open_document(name) as file:
+            check_size(name, os.fstat(file.fileno()).st_size)
+            content = file.read(MAX_FILE_BYTES + 1)  # a pipe has no length
+            check_size(name, len(content))
     except FileNotFoundError:
         raise MissingFileError("path", "must name an existing file", got=name, remedy="there is no such file") from None
     except IsADirectoryError:
         raise FormatError("path", "must name a file", got=name, remedy="it is a folder: name the files in it") from None
-    except (OSError, ValueError) as error:
-        raise FormatError("path", "must name a file that can be opened", got=name, remedy=str(error)) from error
+    except MemoryError as error:
+        raise FormatError("path", "must name a file that fits in memory", got=name, remedy="split it") from error
+    except OSError as error:
+        remedy = str(error.strerror)
+        raise FormatError("path", "must name a file that can be opened", got=name, remedy=remedy) from error
     if not content:
         raise FormatError("path", "must be a file with text in it", got=name, remedy="the file is empty")
     return content
+
+
+def _open_document(name: str) -> IO[bytes]:
+    """Open a regular file, or a pipe that the caller's shell has opened."""
+    if name.startswith(_OPEN_PIPES) and stat.S_ISFIFO(os.stat(name).st_mode):
+        return open(name, "rb")
+    return open_regular(name)
 
 
 def _decode(content: bytes, name: str) -> str:
@@ -201,16 +252,5 @@ def _convert(content: bytes, suffix: str, name: str) -> str:
     if is_html and b"\0" in content and not content.startswith(_UTF16_MARKS):
         raise FormatError("path", "must be HTML, not a binary file", got=name, remedy=SUPPORTED_FORMATS)
     require_modules("app", "markitdown")
-    import markitdown.converters  # noqa: PLC0415 - optional and slow
-
-    # Only the converter of this suffix: none of them opens the network, runs programs or loads plug-ins.
-    converter = markitdown.MarkItDown(enable_builtins=False, enable_plugins=False)
-    converter.register_converter(getattr(markitdown.converters, CONVERTER_BY_SUFFIX[suffix])())
     extension = ".html" if suffix == ".xhtml" else suffix
-    stream_info = markitdown.StreamInfo(extension=extension)
-    try:
-        text: str = converter.convert_stream(io.BytesIO(content), stream_info=stream_info).markdown
-    except markitdown.MarkItDownException as error:
-        rule = f"must be a {extension[1:].upper()} file that can be read"
-        raise FormatError("path", rule, got=name, remedy="it may be cut off, or need a password") from error
-    return text
+    return convert_to_text(content, CONVERTER_BY_SUFFIX[suffix], extension, name)

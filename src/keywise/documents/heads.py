@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -19,6 +21,9 @@ Head = tuple[int, int]
 
 FORMAT: Final = "keywise.heads"
 FORMAT_VERSION: Final = 2
+MAX_FILE_BYTES: Final = 1 << 24
+CHECKSUM: Final = "sha256"
+"""Last entry of a file: the digest of all others."""
 
 ATTENTION: Final = "attention"
 LEXICAL: Final = "lexical"
@@ -100,7 +105,8 @@ class Heads:
         Raises
         ------
         FormatError
-            The file is missing, damaged, of another format, or was made by an earlier build.
+            The file is missing, damaged, of another format, or was made by an earlier build. Every changed byte is
+            detected.
 
         Examples
         --------
@@ -112,14 +118,7 @@ class Heads:
         ...     Heads.load(path) == heads
         True
         """
-        name = os.fspath(path)
-        try:
-            text = Path(path).read_text("utf-8")
-        except FileNotFoundError as error:
-            raise MissingFileError("path", "must name an existing file", got=name) from error
-        except (OSError, UnicodeDecodeError) as error:
-            raise FormatError("path", "must name a file of tuned heads", got=name, remedy=str(error)) from error
-        return _parse(text, name)
+        return _load(path)[0]
 
     def save(self, path: str | os.PathLike[str], *, model: str, weights: str) -> Path:
         """Write the heads as JSON and return the path.
@@ -151,7 +150,7 @@ class Heads:
         }
         try:
             with atomic_write(path, private=True) as file:
-                file.write((json.dumps(content, indent=1) + "\n").encode())
+                file.write(_encode(content))
         except OSError as error:
             rule = "must name a file that can be written"
             raise FormatError("path", rule, got=os.fspath(path), remedy=str(error.strerror)) from error
@@ -208,13 +207,17 @@ def find_heads(fingerprint: Mapping[str, str], cache_dir: str | os.PathLike[str]
     """
     own = locate_own_heads(fingerprint, cache_dir)
     if own.is_file():
-        return Heads.load(own)
+        heads, models = _load(own)
+        if fingerprint["weights"] not in models:
+            remedy = "delete it or create it again with `keywise tune`"
+            raise FormatError("path", f"{os.fspath(own)!r} has heads of another model", remedy=remedy)
+        return heads
     for shipped in files("keywise.documents").joinpath("tuned").iterdir():
         if not shipped.name.endswith(".json"):
             continue
-        text = shipped.read_text("utf-8")
-        if fingerprint["weights"] in json.loads(text)["weights"]:
-            return _parse(text, shipped.name)
+        heads, models = _parse(shipped.read_bytes(), shipped.name)
+        if fingerprint["weights"] in models:
+            return heads
     return None
 
 
@@ -224,23 +227,79 @@ def locate_own_heads(fingerprint: Mapping[str, str], cache_dir: str | os.PathLik
     return locate_cache_folder(cache_dir) / "heads" / f"{digest}.json"
 
 
-def _parse(text: str, name: str) -> Heads:
+def _encode(content: Mapping[str, Any]) -> bytes:
+    """Return the only form of a file with this content, its checksum included."""
+    checksum = hashlib.sha256(json.dumps(content).encode()).hexdigest()
+    return (json.dumps({**content, CHECKSUM: checksum}, indent=1) + "\n").encode()
+
+
+def _load(path: str | os.PathLike[str]) -> tuple[Heads, list[str]]:
+    name = os.fspath(path)
     try:
-        content = json.loads(text)
+        with Path(path).open("rb") as file:
+            content = file.read(MAX_FILE_BYTES)
+    except FileNotFoundError as error:
+        raise MissingFileError("path", "must name an existing file", got=name) from error
+    except OSError as error:
+        raise FormatError("path", "must name a file of tuned heads", got=name, remedy=str(error)) from error
+    return _parse(content, name)
+
+
+def _parse(encoded: bytes, name: str) -> tuple[Heads, list[str]]:
+    """Return the heads of a file, and the digests of the models that they were tuned for."""
+    rule = "must be a file of tuned heads"
+    try:
+        content = json.loads(encoded)
         version = content.get("version", 1)
-        fields: dict[str, Any] = content["heads"]
-        if version == FORMAT_VERSION:
-            for group in ("matching", "copying"):
-                fields[group] = tuple((int(layer), int(head)) for layer, head in fields[group])
-            fields["powers"] = {
-                ranking: {feature: float(powers[feature]) for feature in RANKINGS[ranking]}
-                for ranking, powers in fields["powers"].items()
-            }
-            return Heads(**fields)
+        fields = content["heads"]
+        content.pop(CHECKSUM, None)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        remedy = f"{type(error).__name__}: {error}; create it again with `keywise tune`"
+        raise FormatError("path", rule, got=name, remedy=remedy) from error
+    if version != FORMAT_VERSION:
+        # A file without a version has the field names of the first builds.
+        builds = "an earlier" if version == 1 else "another"
+        remedy = "delete it or create it again with `keywise tune`"
+        raise FormatError("path", f"{name!r} was made by {builds} build", remedy=remedy)
+    if _encode(content) != encoded:
+        raise FormatError("path", rule, got=name, remedy="it is damaged; create it again with `keywise tune`")
+    try:
+        return _make_heads(fields), [str(weights) for weights in content["weights"]]
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         remedy = f"{error!r}; create it again with `keywise tune`"
-        raise FormatError("path", "must be a file of tuned heads", got=name, remedy=remedy) from error
-    # A file without a version has the field names of the first builds.
-    builds = "an earlier" if version == 1 else "another"
-    remedy = "delete it or create it again with `keywise tune`"
-    raise FormatError("path", f"{name!r} was made by {builds} build", remedy=remedy)
+        raise FormatError("path", rule, got=name, remedy=remedy) from error
+
+
+def _make_heads(fields: dict[str, Any]) -> Heads:
+    """Return heads from the entries of a file; raise a built-in error if one is no number or out of bounds."""
+    groups = {
+        group: tuple((_check_count(layer), _check_count(head)) for layer, head in fields[group])
+        for group in ("matching", "copying")
+    }
+    powers = {
+        ranking: {feature: _check_number(values[feature]) for feature in RANKINGS[ranking]}
+        for ranking, values in fields["powers"].items()
+    }
+    tuned_on = fields["tuned_on"]
+    if not groups["matching"] or not isinstance(tuned_on, str | None):
+        raise ValueError("no matching heads, or damaged text")
+    return Heads(
+        **groups,
+        powers=powers,
+        no_answer_mass=_check_number(fields["no_answer_mass"]),
+        no_answer_power=_check_number(fields["no_answer_power"]),
+        answer_sentences=_check_count(fields["answer_sentences"]),
+        tuned_on=tuned_on,
+    )
+
+
+def _check_count(value: Any) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError(f"an integer of 0 or more expected, got {value!r:.40}")
+    return value
+
+
+def _check_number(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+        raise ValueError(f"a finite number of 0 or more expected, got {value!r:.40}")
+    return float(value)

@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from keywise.errors import ModelError, OptionError
+from keywise.util.foreign_errors import translate_errors
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -29,12 +32,37 @@ class EvidenceModel:
         The heads whose attention is evidence.
     context_tokens
         Most tokens of the model's context; None if it has no limit.
+
+    Raises
+    ------
+    OptionError
+        A head does not exist in the model.
+    ModelError
+        The context is no number, or the chat template alone does not fit into it.
     """
 
     loaded: LoadedModel
     prompt: Prompt
     heads: Heads
     context_tokens: int | None
+
+    def __post_init__(self) -> None:
+        name = self.loaded.name
+        config = self.loaded.model.config.get_text_config()
+        bounds = config.num_hidden_layers, config.num_attention_heads
+        for head in (*self.heads.matching, *self.heads.copying):
+            if any(isinstance(bound, int) and number >= bound for number, bound in zip(head, bounds, strict=True)):
+                rule = (
+                    f"must be (layer, head) pairs of model {name!r}, which has {bounds[0]} layers of {bounds[1]} heads"
+                )
+                raise OptionError("heads", rule, got=head, remedy="choose them with `keywise tune`")
+        if self.context_tokens is None:
+            return
+        template_tokens = len(self.prompt.encode_question("", start_answer=self.starts_answer).token_ids)
+        template_tokens += len(self.prompt.before_ids)
+        if type(self.context_tokens) is not int or self.context_tokens <= template_tokens:
+            rule = f"must have a context that is longer than the {template_tokens:,} tokens of its chat template"
+            raise ModelError("model", rule, got=self.context_tokens, remedy=f"choose another model than {name!r}")
 
     @property
     def starts_answer(self) -> bool:
@@ -65,10 +93,20 @@ def forward_batch(loaded: LoadedModel, cache: Any, token_ids: list[list[int]], *
     -------
     torch tensor [batch, last, vocabulary]
         Logits of the token after each of the last tokens.
+
+    Raises
+    ------
+    ModelError
+        The model's own code raises an error.
     """
     import torch  # noqa: PLC0415 - heavy
 
-    with torch.inference_mode():
+    def make_error(message: str) -> ModelError:
+        remedy = "its configuration may be damaged; choose another model"
+        return ModelError("model", f"{loaded.name!r} fails when it runs: {message}", remedy=remedy)
+
+    # The settings in a model's files can be wrong in any way.
+    with translate_errors(make_error), torch.inference_mode():
         output = loaded.model(torch.tensor(token_ids), past_key_values=cache, use_cache=True, logits_to_keep=last)
     return output.logits
 

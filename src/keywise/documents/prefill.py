@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 
 CHUNK_TOKENS: Final = 512
 
+NULL_MATCHING: Final = "null_matching"
+NULL_COPYING: Final = "null_copying"
+"""Stored with a complete document: the attention mass of the null question."""
+
 Result = TypeVar("Result")
 
 
@@ -162,15 +166,19 @@ def prefill_document(
         "null_heads": np.array([*model.heads.matching, *model.heads.copying]),
         SENTENCE_IDS: document.sentence_ids,
     }
+    null_shapes = {
+        NULL_MATCHING: (len(model.heads.matching), document.sentences),
+        NULL_COPYING: (len(model.heads.copying), document.sentences),
+    }
     while True:
         if stored is None and store is not None:
             stored = store.find(token_ids, document.text_sha256)
         cache = _open_cache(model, stored)
         reused_tokens = max(cache.reused_tokens - len(model.prompt.before_ids), 0)
-        if stored is not None and _is_complete(stored, token_ids, calibration):
+        if stored is not None and _is_complete(stored, token_ids, calibration, null_shapes):
             if QUOTE_MARK_IDS in stored.extra:
                 model.prompt.quote_mark_ids = stored.extra[QUOTE_MARK_IDS].tolist()
-            null_stats = EvidenceStats(stored.extra["null_matching"], stored.extra["null_copying"])
+            null_stats = EvidenceStats(stored.extra[NULL_MATCHING], stored.extra[NULL_COPYING])
             return Prefill(cache, null_stats, reused_tokens, stored)
         done_tokens = cache.reused_tokens
         try:
@@ -202,7 +210,7 @@ def prefill_document(
             copying_queries=null_question.answer_start,
         )
         if store is not None:
-            extra = {**calibration, "null_matching": null_stats.matching, "null_copying": null_stats.copying}
+            extra = {**calibration, NULL_MATCHING: null_stats.matching, NULL_COPYING: null_stats.copying}
             extra[QUOTE_MARK_IDS] = np.array(model.prompt.quote_mark_ids)
             store.save(cache.kv, token_ids, document.text_sha256, sources=names, extra=extra, replacing=stored)
         return Prefill(cache, null_stats, reused_tokens, stored)
@@ -232,9 +240,16 @@ def _forward_chunks(model: EvidenceModel, cache: Any, token_ids: list[int]) -> I
         yield min(first + CHUNK_TOKENS, len(token_ids))
 
 
-def _is_complete(stored: StoredPrefill, token_ids: Sequence[int], calibration: Mapping[str, NDArray[Any]]) -> bool:
-    """Return whether a stored document has exactly these tokens and this calibration."""
+def _is_complete(
+    stored: StoredPrefill,
+    token_ids: Sequence[int],
+    calibration: Mapping[str, NDArray[Any]],
+    null_shapes: Mapping[str, tuple[int, int]],
+) -> bool:
+    """Return whether a stored document has exactly these tokens, this calibration and fitting null statistics."""
     if not stored.common_tokens == len(token_ids) == stored.token_ids.size:
+        return False
+    if any(name not in stored.extra or stored.extra[name].shape != shape for name, shape in null_shapes.items()):
         return False
     return all(
         name in stored.extra and np.array_equal(stored.extra[name], value) for name, value in calibration.items()

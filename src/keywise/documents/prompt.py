@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from keywise.documents.chat_template import render_chat
+from keywise.documents.text_tokenizer import TextTokenizer
 from keywise.errors import ModelError
 
 if TYPE_CHECKING:
@@ -106,21 +108,18 @@ class Prompt:
 
     def __init__(self, loaded: LoadedModel) -> None:
         self._tokenizer: Any = loaded.tokenizer
-        if not loaded.tokenizer.chat_template:
-            remedy = "choose one that is trained to answer (instruct, chat)"
-            raise ModelError("model", "must have a chat template", got=loaded.name, remedy=remedy)
-        message = {"role": "user", "content": _DOCUMENT + BEFORE_QUESTION + _QUESTION}
-        rendered: str = loaded.tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
-        before, document, rest = rendered.partition(_DOCUMENT)
-        between, question, after = rest.partition(_QUESTION)
-        if not document or not question:
-            rule = "must have a chat template that keeps messages as they are"
+        self._text_tokenizer = TextTokenizer(loaded)
+        message = f"{_DOCUMENT}{BEFORE_QUESTION}{_QUESTION}"
+        rendered = _render_template(loaded, message)
+        parts = rendered.split(message)
+        if len(parts) != 2 or any(rendered.count(word) != 1 for word in (_DOCUMENT, _QUESTION)):
+            rule = "must have a chat template that repeats a message once and unchanged"
             raise ModelError("model", rule, got=loaded.name, remedy="choose another model")
+        before, after = parts
         self.before_ids = self._tokenize(before, special=True)
-        self._between_ids = self._tokenize(between, special=False)
+        self._between_ids = self._tokenize(BEFORE_QUESTION, special=False)
         self._after_ids = self._tokenize(after, special=True)
-        eos_ids = loaded.model.generation_config.eos_token_id
-        self.end_ids = {*(eos_ids if isinstance(eos_ids, list) else [eos_ids]), loaded.tokenizer.eos_token_id} - {None}
+        self.end_ids = _find_end_ids(loaded)
         self.answer_start_ids = self._tokenize(ANSWER_START, special=False)
 
     @cached_property
@@ -180,8 +179,7 @@ class Prompt:
 
     def encode_text(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """Return the tokens of a text, and the span of each in characters."""
-        encoded = self._encode(text, special=False, return_offsets_mapping=True)
-        return encoded["input_ids"], encoded["offset_mapping"]
+        return self._text_tokenizer.encode(text)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Return the text of an answer's tokens."""
@@ -189,14 +187,48 @@ class Prompt:
         return text
 
     def _tokenize(self, text: str, *, special: bool) -> list[int]:
-        token_ids: list[int] = self._encode(text, special=special)["input_ids"]
-        return token_ids
+        # Only the template may contain tokens with a meaning of their own: "<|im_end|>" in a document is text.
+        if not special:
+            return self._text_tokenizer.encode(text)[0]
+        return self._text_tokenizer.encode_template(text)
 
-    def _encode(self, text: str, *, special: bool, **options: bool) -> Any:
-        # Only the template may contain special tokens: "<|im_end|>" in a document is text.
-        return self._tokenizer(
-            text, add_special_tokens=False, split_special_tokens=not special, verbose=False, **options
-        )
+
+def _render_template(loaded: LoadedModel, content: str) -> str:
+    """Return a user's message as the model's chat template writes it, before the beginning of an answer."""
+    tokenizer = loaded.tokenizer
+    if not tokenizer.chat_template:
+        remedy = "choose one that is trained to answer (instruct, chat)"
+        raise ModelError("model", "must have a chat template", got=loaded.name, remedy=remedy)
+    variables = {
+        **{name: _to_text(token) for name, token in tokenizer.special_tokens_map.items()},
+        "messages": [{"role": "user", "content": content}],
+        "tools": None,
+        "documents": None,
+        "add_generation_prompt": True,
+    }
+    try:
+        template = tokenizer.get_chat_template()
+        if not isinstance(template, str):
+            raise TypeError("it is no text")
+        return render_chat(template, variables)
+    except (ValueError, TypeError, KeyError) as error:
+        rule = f"must have a chat template that renders a message; that of {loaded.name!r} fails: {error}"
+        raise ModelError("model", rule, remedy="choose another model") from error
+
+
+def _to_text(token: Any) -> Any:
+    """Return a special token, or several, as strings."""
+    return [str(each) for each in token] if isinstance(token, list | tuple) else str(token)
+
+
+def _find_end_ids(loaded: LoadedModel) -> set[int]:
+    """Return the tokens that end an answer."""
+    eos_ids = getattr(loaded.model.generation_config, "eos_token_id", None)
+    ids = [*(eos_ids if isinstance(eos_ids, list) else [eos_ids]), loaded.tokenizer.eos_token_id]
+    for number in ids:
+        if number is not None and type(number) is not int:
+            raise ModelError("model", "must have an eos_token_id of integers", got=eos_ids)
+    return set(ids) - {None}
 
 
 def assign_sentences(offsets: Sequence[tuple[int, int]], sentences: Sequence[tuple[int, int]]) -> NDArray[np.intp]:

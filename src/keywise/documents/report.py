@@ -225,7 +225,8 @@ def to_html(answer: Answer, sources: Sequence[Source]) -> str:
     Returns
     -------
     str
-        A page without scripts and external files. Everything from documents, question and model is escaped.
+        A page without scripts and external files, and with a content security policy that forbids them. Everything from
+        documents, question and model is escaped; control and bidirectional characters are replaced by U+FFFD.
 
     Examples
     --------
@@ -238,7 +239,11 @@ def to_html(answer: Answer, sources: Sequence[Source]) -> str:
     import jinja2  # noqa: PLC0415 - optional
 
     environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_replace_controls_in_text,
     )
     template = environment.from_string(files("keywise.documents").joinpath("report.html.jinja").read_text("utf-8"))
     largest_share = max((item.share for item in answer.evidence), default=0.0) or 1.0
@@ -303,6 +308,10 @@ def write_text_file(path: str | os.PathLike[str], content: str | bytes) -> None:
 
 def _select_best(evidence: Sequence[Evidence], top: int | None) -> Sequence[Evidence]:
     return evidence if top is None else evidence[: check_int("top", top, minimum=1)]
+
+
+def _replace_controls_in_text(value: object) -> object:
+    return replace_controls(value) if isinstance(value, str) else value
 
 
 def _split_by_evidence(source: Source, evidence: Sequence[Evidence]) -> list[tuple[str, Evidence | None]]:

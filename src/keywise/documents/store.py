@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import time
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -18,16 +17,20 @@ from numpy.typing import NDArray
 
 from keywise.cache import file
 from keywise.cache.kvcache import KVCache
-from keywise.errors import FormatError, OptionError
-from keywise.util.atomic_write import UNFINISHED_PREFIX, atomic_write
+from keywise.errors import FormatError, MissingFileError
+from keywise.util.atomic_write import atomic_write, sweep_unfinished
+from keywise.util.checks import check_int
 from keywise.util.paths import locate_cache_folder
 from keywise.util.progress import Status
+from keywise.util.regular_files import open_regular
 
 DEFAULT_LIMIT_BYTES: Final = 4 * 10**9
 # Computing fewer tokens is faster than opening a large file.
 MIN_REUSED_TOKENS: Final = 64
-# The writer of an unfinished file of this age was killed.
-ABANDONED_SECONDS: Final = 3600
+MAX_LIMIT_BYTES: Final = 2**63 - 1
+MAX_SETTINGS_BYTES: Final = 4096
+# A conversion may read for hours before it writes.
+ABANDONED_CONVERSION_SECONDS: Final = 86400
 
 FORMAT_VERSION: Final = 2
 SENTENCE_IDS: Final = "sentence_ids"
@@ -37,6 +40,7 @@ QUOTE_MARK_IDS: Final = "quote_mark_ids"
 _SUFFIX: Final = ".keywise"
 _DESCRIPTION: Final = "description"
 _TEXT_SHA256: Final = "text_sha256"
+_CONVERSION_PREFIX: Final = ".converting-"
 # Part of every folder's name since the first build, so that files of earlier builds are detected and replaced.
 _FOLDER_VERSION: Final = 1
 
@@ -78,7 +82,7 @@ class StoredPrefill:
     path
         Its file.
     cache
-        Its keys and values, mapped. Those of a layer are verified at their first use, which raises `FormatError` if
+        Its keys and values. Those of a layer are read and verified at their first use, which raises `FormatError` if
         they are damaged.
     common_tokens
         Number of tokens that both begin with.
@@ -102,13 +106,13 @@ class PrefillStore:
     ----------
     cache_dir
         Folder of keywise's caches. Default: ``KEYWISE_CACHE_DIR``, else keywise's folder in the user's cache.
+    status
+        Called with a line of text about every file that cannot be used or written. Default: a warning.
     fingerprint
         The model's, from `keywise.models.fingerprint`. Without it documents can be listed, limited and cleared, but
         not found or saved.
     model
         The model's name.
-    status
-        Called with a line of text about every file that cannot be used or written. Default: a warning.
 
     Attributes
     ----------
@@ -128,10 +132,10 @@ class PrefillStore:
     def __init__(
         self,
         cache_dir: str | os.PathLike[str] | None = None,
+        status: Status | None = None,
         *,
         fingerprint: Mapping[str, str] | None = None,
         model: str = "",
-        status: Status | None = None,
     ) -> None:
         self.folder = locate_cache_folder(cache_dir) / "documents"
         self._fingerprint = dict(fingerprint or {})
@@ -149,27 +153,24 @@ class PrefillStore:
 
         Raises
         ------
-        OptionError
-            It is set to a negative number.
+        DtypeError, OptionError
+            It is set to something else than an integer between 0 and 2**63 - 1.
         FormatError
             The settings cannot be written, or are damaged.
         """
         try:
-            limit = json.loads(self._settings.read_bytes())["limit_bytes"]
+            with open_regular(self._settings) as settings:
+                limit = json.loads(settings.read(MAX_SETTINGS_BYTES))["limit_bytes"]
+            return check_int("limit_bytes", limit, minimum=0, maximum=MAX_LIMIT_BYTES)
         except FileNotFoundError:
             return DEFAULT_LIMIT_BYTES
-        except (OSError, ValueError, TypeError, KeyError) as error:
+        except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
             rule = f"must be readable from {os.fspath(self._settings)!r} ({error})"
             raise FormatError("limit_bytes", rule, remedy="set the limit again") from error
-        if not isinstance(limit, int) or limit < 0:
-            rule = f"must be an integer of 0 or more in {os.fspath(self._settings)!r}"
-            raise FormatError("limit_bytes", rule, got=limit, remedy="set the limit again")
-        return limit
 
     @limit_bytes.setter
     def limit_bytes(self, limit: int) -> None:
-        if limit < 0:
-            raise OptionError("limit_bytes", "must be 0 or more", got=limit)
+        limit = check_int("limit_bytes", limit, minimum=0, maximum=MAX_LIMIT_BYTES)
         try:
             _make_private_folder(self.folder)
             with atomic_write(self._settings, private=True) as settings:
@@ -182,7 +183,7 @@ class PrefillStore:
     def kept(self) -> list[PrefillInfo]:
         """Return all documents, the last used first.
 
-        Damaged files are reported and left out.
+        Files that are damaged or cannot be read are reported and left out.
 
         Returns
         -------
@@ -201,7 +202,9 @@ class PrefillStore:
                 opened = file.open(path, file.read_header(path).fingerprint)
                 stat = path.stat()
                 description = _read_description(path, opened.extra)
-            except (FormatError, FileNotFoundError) as error:
+            except MissingFileError:  # another process removed it
+                continue
+            except (FormatError, OSError) as error:
                 self._report(f"{error} (`keywise cache clear` removes it)")
                 continue
             documents.append(
@@ -217,17 +220,38 @@ class PrefillStore:
         return sorted(documents, key=lambda document: -document.used)
 
     def clear(self) -> int:
-        """Remove all documents.
+        """Remove all documents, and what killed writers and conversions left in the cache.
 
         Returns
         -------
         int
             Bytes that this freed.
+
+        Raises
+        ------
+        FormatError
+            A file cannot be removed; the others are.
         """
-        return sum(_remove(path) for path in [*self._list_files(), *self._list_abandoned()])
+        cache = self.folder.parent
+        freed_bytes = sweep_unfinished(
+            cache / "models", prefix=_CONVERSION_PREFIX, abandoned_seconds=ABANDONED_CONVERSION_SECONDS
+        )
+        for folder in (cache, cache / "models", *self._list_folders()):
+            freed_bytes += sweep_unfinished(folder)
+        failures = []
+        for path in self._list_files():
+            try:
+                freed_bytes += _remove(path)
+            except OSError as error:
+                failures.append(f"{os.fspath(path)!r} ({error.strerror})")
+        if failures:
+            raise FormatError("cache_dir", f"must be a folder whose files can be removed; {', '.join(failures)} stays")
+        return freed_bytes
 
     def evict(self, limit: int, *, spare: Path | None = None) -> None:
         """Remove the documents that were not used for longest, until the others fit.
+
+        What cannot be removed is reported.
 
         Parameters
         ----------
@@ -236,13 +260,13 @@ class PrefillStore:
         spare
             A file that stays in any case.
         """
-        for path in self._list_abandoned():
-            _remove(path)
+        for folder in self._list_folders():
+            sweep_unfinished(folder)
         order: dict[Path, tuple[bool, float, int]] = {}
         for path in self._list_files():
             try:
                 stat = path.stat()
-            except FileNotFoundError:  # another process removed it
+            except OSError:  # another process removed it, or its folder cannot be read
                 continue
             order[path] = (path != spare, -stat.st_mtime, stat.st_size)
         total_bytes = 0
@@ -250,7 +274,7 @@ class PrefillStore:
             _, _, size_bytes = order[path]
             total_bytes += size_bytes
             if total_bytes > limit:
-                _remove(path)
+                self._remove_or_report(path)
 
     def find_text(self, text_sha256: bytes) -> StoredPrefill | None:
         """Return the complete document with this digest of its text, or None.
@@ -261,7 +285,7 @@ class PrefillStore:
             Digest of the document's text, from `Prompt.digest_sources`.
         """
         path = self._locate(text_sha256)
-        opened = self._open(path) if path.exists() else None
+        opened = self._open(path)
         # An interrupted document was stored without its sentences.
         if opened is None or not {SENTENCE_IDS, _TEXT_SHA256} <= opened.extra.keys():
             return None
@@ -282,8 +306,9 @@ class PrefillStore:
         Returns
         -------
         StoredPrefill or None
-            None if no document has 64 tokens in common. Files with a damaged header are reported and removed. Damage
-            in keys and values shows at their first use: `discard` the file then, and search again.
+            None if no document has 64 tokens in common. Files with a damaged header are reported and removed; those
+            that cannot be read are reported. Damage in keys and values shows at their first use: `discard` the file
+            then, and search again.
         """
         expected_ids = np.array(token_ids, np.int64)
         best: tuple[Path, file.Opened] | None = None
@@ -360,11 +385,11 @@ class PrefillStore:
             return
         self._discarded.discard(path)
         if replacing is not None and replacing.path != path and replacing.common_tokens == replacing.token_ids.size:
-            _remove(replacing.path)
+            self._remove_or_report(replacing.path)
         self.evict(limit, spare=path)
 
     def discard(self, path: Path, error: FormatError) -> None:
-        """Remove a file that cannot be used, report why, and never open it again.
+        """Report why a file cannot be used, and never open it again; remove it if it is damaged.
 
         Parameters
         ----------
@@ -374,6 +399,10 @@ class PrefillStore:
             Why it cannot be used.
         """
         self._discarded.add(path)
+        if isinstance(error.__cause__, OSError) and not isinstance(error.__cause__, IsADirectoryError):
+            # The disk, the permissions or the number of open files are at fault, not the contents.
+            self._report(f"{error} (not used: the document is computed again)")
+            return
         try:
             _remove(path)
         except OSError as removal_error:
@@ -384,16 +413,24 @@ class PrefillStore:
             self._report(f"{error} (removed: the document is computed again)")
 
     def _open(self, path: Path) -> file.Opened | None:
-        """Open a file; return None if it was discarded before or is discarded now."""
+        """Open a file; return None if it is missing, was discarded before or is discarded now."""
         if path in self._discarded:
             return None
         try:
             opened = file.open(path, self._fingerprint)
             _read_description(path, opened.extra)
+        except MissingFileError:
+            return None
         except FormatError as error:
             self.discard(path, error)
             return None
         return opened
+
+    def _remove_or_report(self, path: Path) -> None:
+        try:
+            _remove(path)
+        except OSError as error:
+            self._report(f"{os.fspath(path)!r} cannot be removed: {error.strerror}")
 
     def _locate(self, text_sha256: bytes) -> Path:
         return self._model_folder / f"{text_sha256.hex()[:32]}{_SUFFIX}"
@@ -405,10 +442,12 @@ class PrefillStore:
     def _list_files(self) -> list[Path]:
         return sorted(self.folder.glob(f"*/*{_SUFFIX}"))
 
-    def _list_abandoned(self) -> list[Path]:
-        """Return unfinished files of writers that were killed."""
-        oldest = time.time() - ABANDONED_SECONDS
-        return [path for path in self.folder.glob(f"*/{UNFINISHED_PREFIX}*") if path.stat().st_mtime < oldest]
+    def _list_folders(self) -> list[Path]:
+        """Return the folder of the store and those of the models in it."""
+        try:
+            return [self.folder, *(path for path in self.folder.iterdir() if path.is_dir() and not path.is_symlink())]
+        except OSError:
+            return []
 
 
 def _read_description(path: Path, extra: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
@@ -416,9 +455,11 @@ def _read_description(path: Path, extra: Mapping[str, NDArray[Any]]) -> dict[str
     try:
         description: dict[str, Any] = json.loads(extra[_DESCRIPTION].tobytes())
         version = description["version"]
-    except (KeyError, ValueError, TypeError):
+        names = [*description["sources"], description["model"]]
+    except (KeyError, ValueError, TypeError, RecursionError):
         version = 1  # the first builds stored the description under another name
-    if version != FORMAT_VERSION:
+        names = []
+    if version != FORMAT_VERSION or not all(isinstance(name, str) for name in names):
         builds = "an earlier" if version == 1 else "another"
         rule = f"{os.fspath(path)!r} was made by {builds} build"
         raise FormatError("path", rule, remedy="delete it or create it again")
@@ -426,7 +467,7 @@ def _read_description(path: Path, extra: Mapping[str, NDArray[Any]]) -> dict[str
 
 
 def _mark_used(path: Path, opened: file.Opened, common_tokens: int) -> StoredPrefill:
-    with suppress(OSError):  # removed by another process, or owned by another user: the mapping stays valid
+    with suppress(OSError):  # removed by another process, or owned by another user: the open file stays valid
         os.utime(path)
     return StoredPrefill(path, opened.cache, common_tokens, opened.header.token_ids[0], opened.extra)
 

@@ -5,6 +5,7 @@ Importing this package loads neither torch nor transformers; they are imported b
 
 from typing import Any
 
+from keywise.hf.compatibility import check_features
 from keywise.hf.families import FamilySupport, supported
 from keywise.hf.plugin import register, register_on_import, use
 from keywise.hf.recording import record_stats
@@ -23,6 +24,7 @@ __all__ = [
     "use",
 ]
 
+check_features()
 register_on_import()
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from transformers.utils import output_capturing
 
 from keywise.attention.operation import run
 from keywise.errors import ModelError
+from keywise.hf.compatibility import is_collecting_weights
 from keywise.hf.joined import split_chunks
 from keywise.hf.keywords import check_keywords, make_keyword_error
 from keywise.hf.mask_arguments import add_biases, is_causal_without_mask, read_mask
@@ -130,16 +130,9 @@ def _refuse_unsupported(module: Any, dropout: float, others: dict[str, Any]) -> 
             got=dropout,
             remedy="call model.eval() or set the config's dropout to 0",
         )
-    if _is_collecting_weights():
+    if is_collecting_weights():
         raise make_keyword_error(module, "output_attentions", True)
     check_keywords(module, others)
-
-
-def _is_collecting_weights() -> bool:
-    """Return whether transformers collects weights by hooks."""
-    # Not every model passes output_attentions to its layers.
-    collector = output_capturing._active_collector.get()
-    return collector is not None and any(key.endswith("attentions") for key in collector)
 
 
 def _refuse_gradients(module: Any, **tensors: Any) -> None:

@@ -9,17 +9,19 @@ from typing import Any
 
 import torch
 from transformers import DynamicCache
-from transformers.cache_utils import CacheLayerMixin, DummyLayer, DynamicLayer, DynamicSlidingWindowLayer
 
 from keywise.attention.problem import Chunk
 from keywise.cache import file
 from keywise.cache.kvcache import KVCache
 from keywise.cache.layer import slice_chunk
 from keywise.errors import FormatError, ModelError, OptionError
+from keywise.hf.compatibility import crops_to_length, import_internals, stores_nothing
 from keywise.hf.joined import join_chunks
 
+cache_utils = import_internals("cache_utils")
 
-class CacheLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no types here
+
+class CacheLayer(cache_utils.CacheLayerMixin):  # type: ignore[misc,name-defined]  # transformers has no types here
     """One layer of a `Cache`, over the keys and values of the `KVCache`.
 
     Parameters
@@ -104,6 +106,8 @@ class CacheLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no 
     def get_max_length(self) -> int:
         """Return the window of a sliding layer, -1 for no limit."""
         return -1 if self.sliding_window is None else self.sliding_window
+
+    get_max_cache_shape = get_max_length  # its name in older versions of transformers
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Return how many keys `update` will return, and the position of the first.
@@ -217,7 +221,7 @@ class Cache(DynamicCache):  # type: ignore[misc]  # transformers has no types he
         ----------
         path : path
             The file to write or replace.
-        token_ids : int array [N] or [B, N]
+        token_ids : int array or list [N] or [B, N]
             The tokens that the model has seen, padding included. Those after the last cached one are left out.
         fingerprint : mapping
             The model, as `keywise.models.fingerprint` describes it. The keys of a decoder also depend on the encoder's
@@ -234,7 +238,8 @@ class Cache(DynamicCache):  # type: ignore[misc]  # transformers has no types he
         --------
         >>> cache.save("chat.keywise", ids, keywise.models.fingerprint(model, tokenizer))  # doctest: +SKIP
         """
-        file.save(path, self.kv, fingerprint=fingerprint, token_ids=token_ids[..., : len(self.kv)], **others)
+        ids = file.as_token_numbers("token_ids", token_ids)
+        file.save(path, self.kv, fingerprint=fingerprint, token_ids=ids[..., : len(self.kv)], **others)
 
     @classmethod
     def open(
@@ -246,9 +251,10 @@ class Cache(DynamicCache):  # type: ignore[misc]  # transformers has no types he
         *,
         positions: Any = None,
     ) -> Any:
-        """Open a file that `save` wrote, by mapping it into memory.
+        """Open a file that `save` wrote.
 
-        `reused_tokens` of the result is the number of its tokens that can be used.
+        Keys and values are read and verified when a layer first uses them. `reused_tokens` of the result is the number
+        of its tokens that can be used.
 
         Parameters
         ----------
@@ -258,10 +264,10 @@ class Cache(DynamicCache):  # type: ignore[misc]  # transformers has no types he
             The model's config.
         fingerprint : mapping
             The model, as `keywise.models.fingerprint` describes it; every field must equal that of the file.
-        token_ids : int array [N] or [B, N], optional
+        token_ids : int array or list [N] or [B, N], optional
             The tokens to continue with. The cache is truncated to the prefix that they share with the file, without
             the last of them, which the model needs as input. None uses the whole file.
-        positions : int array of that shape, optional
+        positions : int array or list of that shape, optional
             As passed to `save`, if they were.
 
         Returns
@@ -272,6 +278,8 @@ class Cache(DynamicCache):  # type: ignore[misc]  # transformers has no types he
         ------
         FormatError
             The file is damaged, or was made by another model, tokenizer, dtype or rotary positions.
+        ShapeError, DtypeError
+            `token_ids` or `positions` are not integers, or their shapes differ.
         OptionError
             A sliding layer has dropped keys that the shared tokens need.
 
@@ -280,11 +288,14 @@ class Cache(DynamicCache):  # type: ignore[misc]  # transformers has no types he
         >>> cache = keywise.hf.Cache.open("chat.keywise", model.config, fingerprint, ids)  # doctest: +SKIP
         >>> model.generate(ids, past_key_values=cache)  # doctest: +SKIP
         """
+        if token_ids is None:
+            return cls(config, file.open(path, fingerprint).cache)
+        ids = file.as_token_numbers("token_ids", token_ids)
+        token_positions = None if positions is None else file.as_positions(positions, ids)
         opened = file.open(path, fingerprint)
         cache = cls(config, opened.cache)
-        if token_ids is not None:
-            common = opened.header.common_tokens(token_ids, positions)
-            cache.truncate(max(min(common, token_ids.shape[-1] - 1), 0))
+        common = opened.header.common_tokens(ids, token_positions)
+        cache.truncate(max(min(common, ids.shape[-1] - 1), 0))
         return cache
 
     def fork(self) -> Any:
@@ -333,7 +344,8 @@ class Cache(DynamicCache):  # type: ignore[misc]  # transformers has no types he
         Parameters
         ----------
         tokens_to_remove : int
-            Their number, negative as transformers passes it.
+            Their number, negative as transformers passes it. Older versions of transformers pass the number that
+            remain, which is positive.
 
         Raises
         ------
@@ -344,14 +356,17 @@ class Cache(DynamicCache):  # type: ignore[misc]  # transformers has no types he
         --------
         >>> cache.crop(-3)  # doctest: +SKIP
         """
-        if tokens_to_remove > 0:
+        tokens_to_remove = int(tokens_to_remove)  # some versions of transformers pass a tensor
+        if tokens_to_remove > 0 and crops_to_length():
+            self.truncate(min(tokens_to_remove, len(self.kv)))
+        elif tokens_to_remove > 0:
             raise OptionError(
                 "tokens_to_remove",
                 "must be 0 or negative",
                 got=tokens_to_remove,
                 remedy=f"use -{tokens_to_remove} to remove that many, or truncate() to set the number that remain",
             )
-        if tokens_to_remove:
+        elif tokens_to_remove:
             self.truncate(len(self.kv) + tokens_to_remove)
 
     def activate_past_recording(self) -> None:
@@ -413,10 +428,10 @@ class Cache(DynamicCache):  # type: ignore[misc]  # transformers has no types he
 
 def _make_layer(number: int, layer: Any) -> Any:
     """Return the `CacheLayer` for a layer of transformers'; a layer that stores nothing stays."""
-    layer_type = type(layer)
-    if layer_type is DummyLayer:
+    if stores_nothing(layer):
         return layer
-    if layer_type not in (DynamicLayer, DynamicSlidingWindowLayer):
+    layer_type = type(layer)
+    if layer_type not in (cache_utils.DynamicLayer, cache_utils.DynamicSlidingWindowLayer):
         raise ModelError(
             "config",
             f"must describe layers that store keys and values only; layer {number} needs a {layer_type.__name__}",

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from keywise.hf.compatibility import list_model_types
 from keywise.hf.parts import import_transformers
 
 TABLE: Final = Path(__file__).with_name("families.json")
@@ -62,16 +63,14 @@ def supported() -> dict[str, FamilySupport]:
 
 @functools.cache
 def _list_families() -> dict[str, FamilySupport]:
-    package = Path(import_transformers().__file__).parent
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES, model_type_to_module_name
-
+    import_transformers()
     table = json.loads(TABLE.read_text(encoding="utf-8"))
     families = {}
-    for name in sorted(CONFIG_MAPPING_NAMES):
+    for name, folder in sorted(list_model_types().items()):
         entry = table["families"].get(name)
         if entry is None or entry["status"] == "unknown":
             reason = entry["reason"] if entry else f"not in the table for transformers {table['transformers']}"
-            families[name] = _judge_source(package / "models" / model_type_to_module_name(name), reason)
+            families[name] = _judge_source(folder, reason)
         else:
             families[name] = FamilySupport(entry["status"], entry["reason"], table["transformers"])
     return families

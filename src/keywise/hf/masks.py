@@ -14,10 +14,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch.utils import _pytree
-from transformers import masking_utils
 
 from keywise.attention.mask import Mask
+from keywise.hf.compatibility import identify_mask_function, import_internals
 from keywise.hf.support import is_eager_only
+
+masking_utils = import_internals("masking_utils")
 
 MaskFunction = Callable[..., Any]
 
@@ -179,20 +181,21 @@ def read_pattern(function: MaskFunction) -> Pattern | None:
     >>> read_pattern(masking_utils.sliding_window_causal_mask_function(4))
     Pattern(causal=True, left=3, right=None, documents=None)
     """
-    if function is masking_utils.causal_mask_function:
-        return Pattern(causal=True)
-    if function is masking_utils.bidirectional_mask_function:
-        return Pattern()
-    code = getattr(function, "__code__", None)
-    if code is masking_utils.sliding_window_overlay(1).__code__:
-        return Pattern(left=_get_closure_variable(function, "sliding_window") - 1)
-    if code is masking_utils.sliding_window_bidirectional_overlay(1).__code__:
-        distance = _get_closure_variable(function, "sliding_window")
-        return Pattern(left=distance, right=distance)
-    if code is not masking_utils.and_masks().__code__:
-        return None
-    functions = _get_closure_variable(function, "mask_functions")
-    return _read_packed_pattern(functions) or _intersect_patterns(functions)
+    pattern = None
+    match identify_mask_function(function):
+        case "causal_mask_function", _:
+            pattern = Pattern(causal=True)
+        case "bidirectional_mask_function", _:
+            pattern = Pattern()
+        case "sliding_window_overlay", {"sliding_window": window}:
+            pattern = Pattern(left=window - 1)
+        case "sliding_window_bidirectional_overlay", {"sliding_window": distance}:
+            pattern = Pattern(left=distance, right=distance)
+        case "packed_sequence_mask_function", {"packed_sequence_mask": documents}:
+            pattern = Pattern(documents=documents)
+        case "and_masks", {"mask_functions": functions}:
+            pattern = _read_packed_pattern(functions) or _intersect_patterns(functions)
+    return pattern
 
 
 def _intersect_patterns(functions: tuple[MaskFunction, ...]) -> Pattern | None:
@@ -206,27 +209,21 @@ def _intersect_patterns(functions: tuple[MaskFunction, ...]) -> Pattern | None:
 
 
 def _read_packed_pattern(functions: tuple[MaskFunction, ...]) -> Pattern | None:
-    """Return the pattern of packed documents.
+    """Return the pattern of packed documents whose positions begin anew in each.
 
     Inside a document, positions must increase by one. Otherwise causal order and windows would differ between positions
     in the document and in the batch.
     """
-    codes = [getattr(function, "__code__", None) for function in functions]
-    packed = masking_utils.packed_sequence_mask_function(None)
-    remapped = masking_utils.remap_positions_for_packed_sequence(None, None)
-    if codes != [packed.__code__, remapped.__code__]:
+    parts = dict(identify_mask_function(function) for function in functions)
+    if len(functions) != 2 or parts.keys() != {"packed_sequence_mask_function", "remap_positions_for_packed_sequence"}:
         return None
-    documents = _get_closure_variable(functions[0], "packed_sequence_mask")
-    positions = _get_closure_variable(functions[1], "position_ids")
+    documents = parts["packed_sequence_mask_function"]["packed_sequence_mask"]
+    remapped = parts["remap_positions_for_packed_sequence"]
     same_document = documents[:, 1:] == documents[:, :-1]
-    pattern = read_pattern(_get_closure_variable(functions[1], "mask_function"))
-    if pattern is None or not bool((positions.diff(dim=-1)[same_document] == 1).all()):
+    pattern = read_pattern(remapped["mask_function"])
+    if pattern is None or not bool((remapped["position_ids"].diff(dim=-1)[same_document] == 1).all()):
         return None
     return pattern.intersect(Pattern(documents=documents))
-
-
-def _get_closure_variable(function: Any, name: str) -> Any:
-    return function.__closure__[function.__code__.co_freevars.index(name)].cell_contents
 
 
 class LazyMask(torch.Tensor):  # type: ignore[misc]  # torch has no types here

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from keywise.errors import ModelError
 from keywise.hf import support
+from keywise.hf.compatibility import set_attention
 from keywise.hf.parts import ATTENTION_NAME, import_transformers, list_parts, unwrap_model
 
 Model = TypeVar("Model")
@@ -184,4 +185,4 @@ def use_temporarily(model: Any) -> Iterator[None]:
 
 def _restore_attention(parts: list[Any], names: list[str]) -> None:
     for part, name in zip(parts, names, strict=True):
-        part.config._attn_implementation_internal = name
+        set_attention(part, name)

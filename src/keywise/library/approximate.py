@@ -9,6 +9,7 @@ import numpy as np
 from keywise.attention.partial import Partial, merge
 from keywise.errors import OptionError
 from keywise.library.arrow_arrays import Array, arrow_to_vectors, read_addresses, read_values
+from keywise.library.lance_errors import convert_lance_errors
 from keywise.library.partials import LibraryPartial, attend_rows, merge_partials, stack_partials
 from keywise.library.query import Query
 from keywise.library.schema import KEY
@@ -45,16 +46,18 @@ def attend_candidates(dataset: Any, query: Query, candidates: int) -> tuple[Libr
         raise OptionError(
             "approximate", "must be False without an index over the keys", remedy="create one with Library.index()"
         )
-    row_count = dataset.count_rows(query.where)
+    with convert_lance_errors(query.path, "cannot be read", where=query.where):
+        row_count = dataset.count_rows(query.filter)
     results = [_attend_one(dataset, query.select(index), candidates, row_count) for index in range(len(query.queries))]
     return stack_partials([partial for partial, _ in results]), np.concatenate([share for _, share in results])
 
 
 def _attend_one(dataset: Any, query: Query, candidates: int, row_count: int) -> tuple[LibraryPartial, Array]:
     nearest = {"column": KEY, "q": query.queries[0], "k": candidates, "metric": "dot"}
-    table = dataset.scanner(
-        columns=query.columns, filter=query.where, prefilter=True, nearest=nearest, with_row_address=True
-    ).to_table()
+    with convert_lance_errors(query.path, "cannot be read", where=query.where):
+        table = dataset.scanner(
+            columns=query.columns, filter=query.filter, prefilter=True, nearest=nearest, with_row_address=True
+        ).to_table()
     if not len(table):
         return merge_partials([], query), np.ones(1, np.float32)
     keys = arrow_to_vectors(table.column(KEY))

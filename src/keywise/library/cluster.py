@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any, Final
 
-import lance
 import pyarrow as pa
 import ray
 from lance.fragment import FragmentMetadata
@@ -21,8 +20,9 @@ from ray.exceptions import RayTaskError
 
 from keywise.attention.targets import set_num_threads
 from keywise.errors import FormatError, KeywiseError, OptionError
+from keywise.library.dataset import open_dataset, verify_files
 from keywise.library.ingest import ContentFile, IngestTarget, WrittenGroup, write_groups
-from keywise.library.key_maps import KeyMaps
+from keywise.library.key_pages import KeyPages
 from keywise.library.partials import LibraryPartial
 from keywise.library.query import Query
 from keywise.library.scan import attend_fragments
@@ -100,22 +100,23 @@ def attend_on_cluster(path: str, dataset: Any, query: Query) -> Iterator[Library
 @ray.remote(num_cpus=1, max_retries=MAX_RETRIES)
 def _attend_fragment(path: str, version: int, fragment_id: int, query: Query) -> LibraryPartial:
     set_num_threads(1)
-    dataset, key_maps = _open_in_worker(path, version)
-    (partial,) = attend_fragments(dataset, [dataset.get_fragment(fragment_id)], query, key_maps)
+    dataset, key_pages = _open_in_worker(path, version)
+    fragment = dataset.get_fragment(fragment_id)
+    verify_files(path, dataset, [fragment])
+    (partial,) = attend_fragments(dataset, [fragment], query, key_pages)
     return partial
 
 
 @lru_cache(maxsize=4)
-def _open_in_worker(path: str, version: int) -> tuple[Any, KeyMaps]:
-    try:
-        dataset = lance.dataset(path, version=version)
-    except (ValueError, OSError) as error:
+def _open_in_worker(path: str, version: int) -> tuple[Any, KeyPages]:
+    dataset = open_dataset(path, version)
+    if dataset is None:
         raise FormatError(
             "path",
             f"must be reachable from every machine of the cluster, got {path!r} on {platform.node()!r}",
             remedy="keep the library in shared storage",
-        ) from error
-    return dataset, KeyMaps(read_key_format(dataset.schema))
+        )
+    return dataset, KeyPages(path, read_key_format(dataset.schema))
 
 
 def write_groups_on_cluster(

@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 
 from keywise.errors import ModelError
 from keywise.models.fingerprints import fingerprint_files
+from keywise.models.folder import list_encoder_files
 from keywise.models.quiet_transformers import quiet_transformers
+from keywise.models.safetensors_files import ModelFileError
 from keywise.util.optional_imports import find_package_folders, require_modules
 
 DEFAULT_ENCODER: Final = "sentence-transformers/all-MiniLM-L6-v2"
@@ -103,20 +105,19 @@ class SentenceEncoder:
         source = DEFAULT_ENCODER if encoder is None else os.fspath(encoder)
         self._folder = _find_folder(source)
         self.name = str(self._folder.resolve()) if Path(source).expanduser().is_dir() else source
-        files = {
-            path.relative_to(self._folder).as_posix(): path
-            for pattern in _MODEL_FILES
-            for path in self._folder.rglob(pattern)
-            if path.name not in _DESCRIPTIONS
-        }
-        if not any(name.endswith(".safetensors") for name in files):
-            raise ModelError("encoder", f"must have a .safetensors file in {self._folder}", got=source)
         if pickles := [*self._folder.rglob("*.bin"), *self._folder.rglob("*.pt")]:
             raise ModelError(
                 "encoder",
                 f"must not contain pickles, got {source!r} with {pickles[0].name}",
                 remedy="a pickle can run code when it is opened; convert it to safetensors",
             )
+        try:
+            found = list_encoder_files(self._folder, _MODEL_FILES)
+        except (ModelFileError, OSError) as error:
+            raise ModelError("encoder", f"{source!r} cannot be loaded: {error}") from error
+        files = {name: path for name, path in found.items() if name.rpartition("/")[2] not in _DESCRIPTIONS}
+        if not any(name.endswith(".safetensors") for name in files):
+            raise ModelError("encoder", f"must have a .safetensors file in {self._folder}", got=source)
         self.fingerprint = fingerprint_files(files)
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:

@@ -14,13 +14,16 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from keywise.documents import read_file
+from keywise.documents.files import check_size
 from keywise.errors import DtypeError, FormatError, MissingFileError, OptionError, ShapeError
 from keywise.library.arrow_arrays import vectors_to_arrow
+from keywise.library.dataset import is_utf8
 from keywise.library.encoder import Encoder
 from keywise.library.results import AddResult
 from keywise.library.schema import SENTENCE_COLUMNS, KeyFormat, check_vectors, read_key_format
 from keywise.library.transactions import commit_fragments, write_rows
 from keywise.util.progress import Progress
+from keywise.util.regular_files import open_regular
 
 GROUP_SENTENCES: Final = 65536
 """Documents are read, encoded and committed in groups of about this many sentences."""
@@ -231,20 +234,22 @@ def hash_file(path: str) -> str:
     Raises
     ------
     FormatError
-        The file cannot be read.
+        The file cannot be read, is too large, or has a name that cannot be stored.
     MissingFileError
         The file does not exist.
     """
-    # Opening a pipe would wait for a writer.
-    if os.path.exists(path) and not os.path.isfile(path):
-        raise FormatError("path", "must be a regular file", got=path)
+    if not is_utf8(path):
+        raise FormatError("path", "must have a name in UTF-8, as all names in a library", got=path, remedy="rename it")
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
+            check_size(path, os.fstat(file.fileno()).st_size)
             return hashlib.file_digest(file, "sha256").hexdigest()
     except FileNotFoundError:
         raise MissingFileError("path", "must be an existing file", got=path) from None
-    except (OSError, ValueError) as error:
-        raise FormatError("path", "must be a readable file", got=path, remedy=str(error)) from error
+    except OSError as error:
+        raise FormatError(
+            "path", "must be a regular file that can be read", got=path, remedy=error.strerror or ""
+        ) from error
 
 
 def write_groups(
@@ -298,6 +303,9 @@ def _read_group(files: Iterator[ContentFile]) -> tuple[list[SentenceRows], dict[
             documents.append(read_sentences(file))
         except FormatError as error:
             skipped[file.path] = str(error)
+            continue
+        except MemoryError:
+            skipped[file.path] = f"{file.path!r} is too large for this machine's memory"
             continue
         sentences += len(documents[-1])
         if sentences >= GROUP_SENTENCES:

@@ -13,9 +13,10 @@ from keywise.errors import DtypeError, MissingFileError, OptionError
 from keywise.library import ingest, transactions
 from keywise.library.approximate import attend_candidates
 from keywise.library.arrow_arrays import Array
-from keywise.library.dataset import open_dataset, resolve_path
+from keywise.library.dataset import open_dataset, resolve_path, verify_files
 from keywise.library.encoder import Encoder, SentenceEncoder
-from keywise.library.key_maps import KeyMaps
+from keywise.library.key_pages import KeyPages
+from keywise.library.lance_errors import convert_lance_errors
 from keywise.library.partials import LibraryPartial, merge_partials
 from keywise.library.query import Query, check_text, make_query
 from keywise.library.results import AddResult, LibraryAttention, LibraryInfo, SentenceHit
@@ -72,7 +73,7 @@ class Library:
         self._encoder = encoder
         self._opened_version = version
         self._dtype = dtype
-        self._key_maps: KeyMaps | None = None
+        self._key_pages: KeyPages | None = None
         self._dataset: Any = open_dataset(path, version)
         if self._dataset is None and mode == "r":
             raise MissingFileError(
@@ -122,7 +123,7 @@ class Library:
         MissingFileError
             There is no library at `path` and `mode` is ``"r"``.
         FormatError
-            `path` is something else, a library of another build, or has no such version.
+            `path` is something else, a library of another build, is damaged, or has no such version.
         ModelError
             `encoder` is not the one that made the keys, or cannot be found.
         OptionError, DtypeError
@@ -181,6 +182,8 @@ class Library:
             The library is open for reading, holds keys of the user's own, or `engine` is unknown.
         ModelError
             The encoder is not the one that made the keys.
+        FormatError
+            The library is damaged, or cannot be written, for example because the disk is full.
 
         Examples
         --------
@@ -207,6 +210,7 @@ class Library:
         encoder = self._load_encoder()
         if self._dataset is None:
             self._create_for_sentences(encoder)
+        transactions.sweep_abandoned(self._path)
         target = ingest.IngestTarget(self._path, self._dataset.schema, encoder)
         write: ingest.GroupWriter = ingest.write_groups
         if engine == "ray":
@@ -329,7 +333,7 @@ class Library:
         temperature
             Scores are divided by it; None for the library's own.
         where
-            Lance's SQL over the columns; rows for which it does not hold are hidden, as by a mask.
+            Lance's SQL over the columns, one expression; rows for which it does not hold are hidden, as by a mask.
         top
             Number of heaviest rows to report per query.
         values
@@ -350,7 +354,9 @@ class Library:
         Raises
         ------
         OptionError
-            The library is empty, or an argument cannot be used; SQL that does not parse included.
+            The library is empty, or an argument cannot be used; SQL that does not parse or fails on a row included.
+        FormatError
+            The library is damaged.
         ShapeError
             `queries` have another dimension.
         DtypeError
@@ -369,6 +375,8 @@ class Library:
         dataset = self._require_dataset()
         if not dataset.count_rows():
             raise self._make_empty_error()
+        if engine == "local":
+            verify_files(self._path, dataset)  # on a cluster each worker verifies its fragments
         query = make_query(
             dataset,
             self._make_query_vectors(queries),
@@ -376,6 +384,7 @@ class Library:
             where=where,
             top=top,
             values=values,
+            path=self._path,
         )
         _check_engine(engine)
         least_share: Array = np.ones(len(query.queries), np.float32)
@@ -396,6 +405,7 @@ class Library:
             temperature=query.temperature,
             exact=not approximate,
             dataset=dataset,
+            path=self._path,
         )
 
     def search(
@@ -422,7 +432,9 @@ class Library:
         Raises
         ------
         OptionError
-            The text or the library is empty, or the library holds keys of the user's own.
+            The text or the library is empty, `where` cannot be used, or the library holds keys of the user's own.
+        FormatError
+            The library is damaged.
         ModelError
             The encoder is not the one that made the keys.
 
@@ -466,7 +478,9 @@ class Library:
     @property
     def temperature(self) -> float:
         """The default temperature; docs/library.md describes its calibration."""
-        return load_temperature(self._require_dataset())
+        dataset = self._require_dataset()
+        with convert_lance_errors(self._path, "cannot be read"):
+            return load_temperature(self._path, dataset)
 
     def versions(self) -> list[dict[str, Any]]:
         """Return the versions that can be opened.
@@ -490,10 +504,10 @@ class Library:
         >>> [version["version"] for version in library.versions()]
         [1, 2]
         """
-        return [
-            {"version": version["version"], "timestamp": version["timestamp"].isoformat()}
-            for version in self._require_dataset().versions()
-        ]
+        dataset = self._require_dataset()
+        with convert_lance_errors(self._path, "cannot be read"):
+            versions = dataset.versions()
+        return [{"version": version["version"], "timestamp": version["timestamp"].isoformat()} for version in versions]
 
     def documents(self) -> dict[str, str]:
         """Return the documents of the library.
@@ -518,7 +532,7 @@ class Library:
         >>> library.documents() == {str(note): hashlib.sha256(note.read_bytes()).hexdigest()}
         True
         """
-        return {} if self._dataset is None else read_digests(self._dataset)
+        return {} if self._dataset is None else read_digests(self._path, self._require_verified())
 
     def info(self) -> LibraryInfo:
         """Return a description of the library.
@@ -585,7 +599,7 @@ class Library:
         (5, False)
         """
         self._check_writable()
-        dataset = self._require_dataset()
+        dataset = self._require_verified()
         with transactions.lock_writers(self._path):
             dataset.create_index(KEY, **{"index_type": "IVF_FLAT", "metric": "dot", "replace": True, **options})
         self._reopen()
@@ -610,7 +624,7 @@ class Library:
         1
         """
         self._check_writable()
-        dataset = self._require_dataset()
+        dataset = self._require_verified()
         with transactions.lock_writers(self._path):
             dataset.optimize.compact_files()
         self._reopen()
@@ -620,9 +634,9 @@ class Library:
             from keywise.library.cluster import attend_on_cluster  # noqa: PLC0415 - optional
 
             return merge_partials(attend_on_cluster(self._path, dataset, query), query)
-        if self._key_maps is None:
-            self._key_maps = KeyMaps(read_key_format(dataset.schema))
-        return merge_partials(attend_fragments(dataset, dataset.get_fragments(), query, self._key_maps), query)
+        if self._key_pages is None:
+            self._key_pages = KeyPages(self._path, read_key_format(dataset.schema))
+        return merge_partials(attend_fragments(dataset, dataset.get_fragments(), query, self._key_pages), query)
 
     def _make_query_vectors(self, queries: Any) -> Array:
         """Return queries [Q, D] in the dtype of the keys; texts are encoded."""
@@ -683,6 +697,12 @@ class Library:
         if self._dataset is None:
             raise self._make_empty_error()
         return self._dataset
+
+    def _require_verified(self) -> Any:
+        """Return the dataset after its files were verified; those that did not change are not verified again."""
+        dataset = self._require_dataset()
+        verify_files(self._path, dataset)
+        return dataset
 
     def _make_empty_error(self) -> OptionError:
         return OptionError("library", "must not be empty", got=self._path, remedy="add documents or keys first")

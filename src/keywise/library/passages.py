@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from keywise.documents import Evidence, Source
 from keywise.errors import OptionError
+from keywise.library.lance_errors import convert_lance_errors
 from keywise.library.sql import quote_literal
 
 if TYPE_CHECKING:
@@ -149,7 +150,8 @@ def _read_paragraph(library: Library, hit: SentenceHit) -> Passage:
 
 
 def _read_rows(library: Library, where: str, columns: list[str]) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = library.dataset.to_table(columns=columns, filter=where).to_pylist()
+    with convert_lance_errors(library.path, "cannot be read"):
+        rows: list[dict[str, Any]] = library.dataset.to_table(columns=columns, filter=where).to_pylist()
     return rows
 
 

@@ -7,6 +7,8 @@ from functools import cached_property
 from typing import Any
 
 from keywise.library.arrow_arrays import Array
+from keywise.library.dataset import verify_files
+from keywise.library.lance_errors import convert_lance_errors
 from keywise.library.partials import NO_ROW
 from keywise.library.schema import list_columns
 
@@ -99,6 +101,8 @@ class LibraryAttention:
         Whether every row was attended to; if not, `value`, `entropy` and `lse` are those of the candidates.
     dataset
         The version that was attended to.
+    path
+        The library.
     """
 
     weights: Array
@@ -110,6 +114,7 @@ class LibraryAttention:
     temperature: float
     exact: bool
     dataset: Any = field(repr=False)
+    path: str = field(repr=False)
 
     @cached_property
     def matches(self) -> list[list[dict[str, Any]]]:
@@ -120,7 +125,9 @@ class LibraryAttention:
         # A library never has Lance's stable row ids, so the id of a row is its address.
         condition = f"_rowid IN ({', '.join(map(str, addresses))})"
         columns = list_columns(self.dataset.schema)
-        table = self.dataset.scanner(columns=columns, filter=condition, with_row_id=True).to_table()
+        verify_files(self.path, self.dataset)
+        with convert_lance_errors(self.path, "cannot be read"):
+            table = self.dataset.scanner(columns=columns, filter=condition, with_row_id=True).to_table()
         row_values = {row.pop("_rowid"): row for row in table.to_pylist()}
         return [
             [

@@ -106,8 +106,18 @@ def check_schema(schema: pa.Schema, path: str) -> None:
             remedy=f"another build of keywise made {path!r}; delete it or create it again",
         )
     key_type = schema.field(KEY).type if KEY in schema.names else pa.null()
-    if not pa.types.is_fixed_size_list(key_type) or key_type.value_type not in _ARROW_DTYPES.values():
+    is_list = pa.types.is_fixed_size_list(key_type) and key_type.list_size > 0
+    if not is_list or key_type.value_type not in _ARROW_DTYPES.values():
         raise FormatError("path", f"must be a library with a column {KEY!r} of float16 or float32 lists", got=path)
+    try:
+        encoder = read_encoder_id(schema)
+    except (KeyError, UnicodeDecodeError) as error:
+        raise FormatError("path", "must be a library whose encoder has a name in UTF-8", got=path) from error
+    if encoder is not None:
+        for column in SENTENCE_COLUMNS:
+            if column.name not in schema.names or schema.field(column.name).type != column.type:
+                rule = f"must be a library of sentences with a column {column.name!r} of type {column.type}"
+                raise FormatError("path", rule, got=path)
 
 
 def read_key_format(schema: pa.Schema) -> KeyFormat:

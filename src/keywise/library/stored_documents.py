@@ -7,20 +7,24 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from keywise.errors import FormatError
+from keywise.library.lance_errors import convert_lance_errors
 from keywise.library.schema import read_encoder_id
 
 
-def read_digests(dataset: Any) -> dict[str, str]:
+def read_digests(path: str, dataset: Any) -> dict[str, str]:
     """Return the SHA-256 of each document's file, by its name.
 
     Parameters
     ----------
+    path
+        The library, for messages.
     dataset
-        The library's Lance dataset; one with keys of the user's own has no documents.
+        Its Lance dataset, whose files are verified; one with keys of the user's own has no documents.
     """
     if read_encoder_id(dataset.schema) is None:
         return {}
-    table = dataset.scanner(columns=["document", "hash"], filter="sentence = 0").to_table()
+    with convert_lance_errors(path, "cannot be read"):
+        table = dataset.scanner(columns=["document", "hash"], filter="sentence = 0").to_table()
     return dict(zip(table["document"].to_pylist(), table["hash"].to_pylist(), strict=True))
 
 

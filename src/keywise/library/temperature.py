@@ -8,14 +8,16 @@ Source: Guo et al., "On Calibration of Modern Neural Networks" (2017).
 
 from __future__ import annotations
 
+import re
 from typing import Any, Final
 
-import lance
 import numpy as np
 
 from keywise.attention.operation import partial
 from keywise.attention.partial import Partial, merge
+from keywise.errors import FormatError
 from keywise.library.arrow_arrays import Array, arrow_to_vectors
+from keywise.library.dataset import open_dataset, verify_files
 from keywise.library.schema import KEY, read_encoder_id
 from keywise.library.transactions import lock_writers
 
@@ -31,29 +33,32 @@ UNCALIBRATED: Final = 0.05
 """Relative in the same way; used if no sampled sentence has a next one in its paragraph."""
 
 
-def load_temperature(dataset: Any) -> float:
-    """Return the temperature of a library.
+def load_temperature(path: str, dataset: Any) -> float:
+    """Return the temperature of a library at a path.
 
     It is the stored one, else a calibrated one; for keys of the user's own the square root of their dimension.
     """
     config = dataset.config()
     if TEMPERATURE_FIELD in config:
-        return float(config[TEMPERATURE_FIELD])
+        return _parse_temperature(config[TEMPERATURE_FIELD])
     if read_encoder_id(dataset.schema) is None:
         return float(np.sqrt(dataset.schema.field(KEY).type.list_size))
+    verify_files(path, dataset)
     return calibrate_temperature(dataset)
 
 
 def update_temperature(path: str) -> None:
     """Calibrate and store a library's temperature if its rows doubled since the last calibration."""
-    dataset = lance.dataset(path)
+    dataset = open_dataset(path)
+    verify_files(path, dataset)
     row_count = dataset.count_rows()
-    calibrated_rows = int(dataset.config().get(CALIBRATED_ROWS_FIELD, "0"))
+    text = dataset.config().get(CALIBRATED_ROWS_FIELD, "0")
+    calibrated_rows = int(text) if re.fullmatch(r"[0-9]{1,18}", text) else 0
     if row_count < 2 * max(calibrated_rows, 1):
         return
     temperature = calibrate_temperature(dataset)
     with lock_writers(path):
-        lance.dataset(path).update_config({TEMPERATURE_FIELD: repr(temperature), CALIBRATED_ROWS_FIELD: str(row_count)})
+        open_dataset(path).update_config({TEMPERATURE_FIELD: repr(temperature), CALIBRATED_ROWS_FIELD: str(row_count)})
 
 
 def calibrate_temperature(dataset: Any) -> float:
@@ -94,6 +99,17 @@ def calibrate_temperature(dataset: Any) -> float:
         return float((merge(wrong, right).lse() - score).mean())
 
     return min((candidate * squared_length for candidate in CANDIDATES), key=compute_loss)
+
+
+def _parse_temperature(text: str) -> float:
+    """Return a stored temperature, or raise."""
+    try:
+        temperature = float(text)
+    except ValueError:
+        temperature = 0.0
+    if not 0 < temperature < float("inf"):
+        raise FormatError("path", f"must be a library whose {TEMPERATURE_FIELD} is a number above 0", got=text)
+    return temperature
 
 
 def _compare_places(first_table: Any, next_table: Any) -> Array:

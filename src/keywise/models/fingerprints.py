@@ -5,13 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from keywise.errors import ModelError
 from keywise.hf.parts import check_model
+from keywise.models.folder import ModelFiles, list_model_files
+from keywise.models.safetensors_files import ModelFileError
 from keywise.util.atomic_write import atomic_write
 from keywise.util.paths import locate_cache_folder
 
@@ -32,6 +35,8 @@ _IGNORED_ENTRIES = frozenset(
     }
 )
 SAMPLES_PER_TENSOR = 16
+# A file that changes twice within this time may keep its time of change: coarse clocks of file systems.
+CLOCK_STEP_SECONDS = 2.0
 
 Folder = str | os.PathLike[str]
 
@@ -43,7 +48,10 @@ def fingerprint(
     folder: Folder | None = None,
     cache_dir: Folder | None = None,
 ) -> dict[str, str]:
-    """Return digests of a model's weights, config, rotary positions, dtype and tokenizer.
+    """Return digests of a model's weights, config, rotary positions, dtype, tokenizer and files.
+
+    Adapters (LoRA and others of peft) belong to the weights: which are loaded, which of them are active, and whether
+    they are disabled or merged.
 
     Parameters
     ----------
@@ -60,14 +68,15 @@ def fingerprint(
     Returns
     -------
     dict of str
-        ``weights, config, rope, dtype, tokenizer``. Models with equal values have equal keys and values.
+        ``weights, config, rope, dtype, tokenizer``, and with `folder` also ``files``, the digest of every file beside
+        the weights that is read. Models with equal values have equal keys and values.
 
     Raises
     ------
     DtypeError
         `model` is not a transformers model.
     ModelError
-        `folder` has no safetensors, or torch or transformers is not installed.
+        `folder` has no safetensors, names files that lie elsewhere, or torch or transformers is not installed.
 
     Examples
     --------
@@ -80,12 +89,15 @@ def fingerprint(
     check_model(model)
     config = model.config.to_dict()
     path = None if folder is None else Path(folder)
+    files = None if path is None else _list_files(path)
+    digests = {} if files is None else {"files": fingerprint_files(files.others, cache_dir=cache_dir)}
     return {
-        "weights": _digest_weights(model, path, cache_dir),
+        "weights": _digest_weights(model, files, cache_dir),
         "config": _digest(_encode_json(_remove_entries(config, _IGNORED_ENTRIES))),
         "rope": _digest(_encode_json(_collect_entries(config, "rope_parameters"))),
         "dtype": str(model.dtype).removeprefix("torch."),
         "tokenizer": "none" if tokenizer is None else _digest_tokenizer(tokenizer, path, cache_dir),
+        **digests,
     }
 
 
@@ -111,30 +123,86 @@ def fingerprint_files(files: Mapping[str, Path], *, cache_dir: Folder | None = N
     return _digest(parts)
 
 
-def _digest_weights(model: Any, folder: Path | None, cache_dir: Folder | None) -> str:
-    if folder is None:
-        return "in memory: " + _digest(_encode_parameters(model, None))
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
+def _list_files(folder: Path) -> ModelFiles:
+    if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.safetensors.index.json")):
         raise ModelError(
             "folder", "must have .safetensors files", got=str(folder), remedy="name the folder of the loaded model"
         )
-    digests = [_digest_file(file, cache_dir) for file in files]
+    try:
+        return list_model_files(folder)
+    except (ModelFileError, OSError) as error:
+        raise ModelError("folder", f"{str(folder)!r} cannot be used: {error}") from error
+
+
+def _digest_weights(model: Any, files: ModelFiles | None, cache_dir: Folder | None) -> str:
+    adapters = dict(_find_adapters(model))
+    state = _encode_adapters(adapters)
+    if files is None:
+        return "in memory: " + _digest([*_encode_tensors(model, None), *_encode_buffers(model), *state])
+    digests = [_digest_file(file, cache_dir) for _, file in sorted(files.weights.items())]
     # The files are what was loaded; samples of each tensor detect later changes of the model.
-    return "files: " + _digest([*digests, *_encode_parameters(model, SAMPLES_PER_TENSOR)])
+    return "files: " + _digest([*digests, *_encode_tensors(model, SAMPLES_PER_TENSOR, whole=adapters), *state])
 
 
-def _encode_parameters(model: Any, max_samples: int | None) -> Iterable[bytes]:
-    """Yield every parameter's name, dtype, shape and numbers, or evenly spread samples of these."""
+def _encode_tensors(model: Any, max_samples: int | None, whole: Iterable[str] = ()) -> Iterable[bytes]:
+    """Yield every parameter's name, dtype, shape and numbers, or evenly spread samples of these.
+
+    Parameters
+    ----------
+    model
+        The model.
+    max_samples
+        Most numbers of a parameter, None for all.
+    whole
+        Names of adapters' modules; their own parameters are not in the model's files and are encoded whole.
+    """
+    modules = tuple(f"{name}." for name in whole)
+    for name, parameter in model.named_parameters():
+        is_own = bool(modules) and name.startswith(modules) and ".base_layer." not in name
+        yield from _encode_tensor(name, parameter, None if is_own else max_samples)
+
+
+def _encode_buffers(model: Any) -> Iterable[bytes]:
+    for name, buffer in model.named_buffers():
+        yield from _encode_tensor(name, buffer, None)
+
+
+def _encode_tensor(name: str, tensor: Any, max_samples: int | None) -> Iterable[bytes]:
     import torch
 
-    for name, parameter in model.named_parameters():
-        numbers = parameter.detach().reshape(-1)
-        yield f"{name} {parameter.dtype} {tuple(parameter.shape)}".encode()
-        # NumPy selects a few numbers in a fraction of torch's time, whatever their dtype.
-        array = numbers.cpu().view(torch.uint8).numpy().view(f"V{numbers.itemsize}")
-        stride = 1 if max_samples is None else max(1, array.size // max_samples)
-        yield array[::stride].tobytes()
+    numbers = tensor.detach().reshape(-1)
+    yield f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode()
+    # NumPy selects a few numbers in a fraction of torch's time, whatever their dtype.
+    array = numbers.cpu().view(torch.uint8).numpy().view(f"V{numbers.itemsize}")
+    stride = 1 if max_samples is None else max(1, array.size // max_samples)
+    yield array[::stride].tobytes()
+
+
+def _find_adapters(model: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the name of every module that holds adapters of peft, with the module."""
+    for name, module in model.named_modules():
+        # Of the layers and of the wrappers of whole modules; peft has no common class for both.
+        if hasattr(module, "_disable_adapters"):
+            yield name, module
+
+
+def _encode_adapters(modules: Mapping[str, Any]) -> list[bytes]:
+    """Return the settings of adapters: which are active, disabled or merged, and how they are scaled."""
+    settings = {}
+    for name, module in modules.items():
+        values = {key: value for key, value in vars(module).items() if key != "training" and _is_setting(value)}
+        # Defaults of these stand in the class.
+        chosen = {key: getattr(module, key, None) for key in ("_disable_adapters", "_active_adapter")}
+        settings[name] = {**values, **chosen}
+    return _encode_json(settings) if settings else []
+
+
+def _is_setting(value: Any) -> bool:
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and _is_setting(inner) for key, inner in value.items())
+    if isinstance(value, list | tuple):
+        return all(_is_setting(inner) for inner in value)
+    return value is None or isinstance(value, bool | int | float | str)
 
 
 def _digest_tokenizer(tokenizer: Any, folder: Path | None, cache_dir: Folder | None) -> str:
@@ -187,19 +255,28 @@ def _digest(parts: Iterable[bytes]) -> str:
 def _digest_file(path: Path, cache_dir: Folder | None) -> bytes:
     """Return the SHA-256 of a file, computed again only after it changed."""
     path = path.resolve()
-    stat = path.stat()
-    state = {"path": str(path), "size_bytes": stat.st_size, "changed_ns": stat.st_mtime_ns, "inode": stat.st_ino}
+    state = _read_state(path)
     record_file = locate_cache_folder(cache_dir) / "digests" / f"{_digest([str(path).encode()])[:32]}.json"
     stored = _read_record(record_file, state)
     if stored is not None:
         return stored
     with path.open("rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").digest()
+    if state != _read_state(path) or time.time() - state["changed_ns"] / 1e9 < CLOCK_STEP_SECONDS:
+        return sha256  # a later change may leave the state as it is
     with suppress(OSError):  # without a record the file is digested again next time
         record_file.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(record_file, private=True) as file:
             file.write(json.dumps({**state, "sha256": sha256.hex()}).encode())
     return sha256
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    """Return what changes with a file's content; programs can set back its time, but not that of the file's record."""
+    stat = path.stat()
+    changed_ns = max(stat.st_mtime_ns, stat.st_ctime_ns)
+    times = {"modified_ns": stat.st_mtime_ns, "changed_ns": changed_ns}
+    return {"path": str(path), "size_bytes": stat.st_size, **times, "inode": stat.st_ino}
 
 
 def _read_record(record_file: Path, state: dict[str, Any]) -> bytes | None:

@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
+import os
+import secrets
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from keywise.errors import ModelError
+from keywise.hf.compatibility import make_gguf_options
+from keywise.models.construction import limit_construction
+from keywise.models.gguf_header import check_gguf
+from keywise.models.loading_report import check_loading
+from keywise.models.output_streams import discard_output
 from keywise.models.quiet_transformers import quiet_transformers
+from keywise.models.safetensors_files import ModelFileError
 from keywise.util.atomic_write import synchronise
+from keywise.util.foreign_errors import translate_errors
 from keywise.util.optional_imports import require_modules
 from keywise.util.progress import Status
 
-_MANIFEST = "keywise.json"
+MANIFEST: Final = "keywise.json"
+MODELS: Final = "models"
+UNFINISHED_PREFIX: Final = ".converting-"
 
 
 def convert_gguf(gguf_file: Path, cache: Path, status: Status) -> Path:
@@ -35,18 +49,20 @@ def convert_gguf(gguf_file: Path, cache: Path, status: Status) -> Path:
     ModelError
         The file cannot be read, or the folder cannot be written.
     """
-    sha256 = _digest_file(gguf_file)
+    try:
+        sha256 = _digest_file(gguf_file)
+    except OSError as error:
+        raise ModelError("source", "must be a file that can be read", got=str(gguf_file), remedy=str(error)) from error
     origin = {"source_bytes": gguf_file.stat().st_size, "source_sha256": sha256}
-    folder = cache / "models" / f"{gguf_file.stem}-{sha256[:16]}"
+    folder = cache / MODELS / f"{gguf_file.stem}-{sha256[:16]}"
     if _is_complete(folder, origin):
         return folder
     require_modules("hf", "gguf", "accelerate")
     status(f"Converting {gguf_file.name} once, to {folder}")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".converting-", dir=folder.parent) as scratch:
-            # In a subfolder, because the context manager removes the scratch folder itself after the rename.
-            unfinished = Path(scratch) / "model"
+        remove_abandoned_conversions(cache)
+        with _make_unfinished_folder(folder.parent) as unfinished:
             _write_safetensors(gguf_file, unfinished)
             _write_manifest(unfinished, origin)
             _install_folder(unfinished, folder, origin)
@@ -59,20 +75,80 @@ def convert_gguf(gguf_file: Path, cache: Path, status: Status) -> Path:
     return folder
 
 
-def _write_safetensors(gguf_file: Path, folder: Path) -> None:
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+def remove_abandoned_conversions(cache: Path) -> int:
+    """Remove what conversions that were killed have left, and return the number of bytes that this freed.
 
+    Conversions that still run hold a lock and stay.
+
+    Parameters
+    ----------
+    cache : pathlib.Path
+        keywise's cache folder.
+
+    Raises
+    ------
+    OSError
+        A folder cannot be removed.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     remove_abandoned_conversions(Path(folder))
+    0
+    """
+    freed_bytes = 0
+    for scratch in sorted((cache / MODELS).glob(f"{UNFINISHED_PREFIX}*")):
+        lock = _lock(scratch)
+        if lock is None:
+            continue
+        try:
+            freed_bytes += sum(path.lstat().st_size for path in scratch.rglob("*") if not path.is_dir())
+            shutil.rmtree(scratch)
+        finally:
+            os.close(lock)
+    return freed_bytes
+
+
+@contextmanager
+def _make_unfinished_folder(parent: Path) -> Iterator[Path]:
+    """Yield the path of a folder to write, inside one that is locked while the block runs and removed afterwards."""
+    lock = None
+    while lock is None:
+        scratch = parent / f"{UNFINISHED_PREFIX}{secrets.token_hex(16)}"
+        scratch.mkdir(mode=0o700)
+        lock = _lock(scratch)  # None if another conversion took the new folder for an abandoned one
     try:
-        with quiet_transformers():
-            tokenizer = AutoTokenizer.from_pretrained(gguf_file.parent, gguf_file=gguf_file.name)
-            model = AutoModelForCausalLM.from_pretrained(
-                gguf_file.parent,
-                gguf_file=gguf_file.name,
-                dtype=torch.bfloat16,
-                quantization_config=GgufConfig(dequantize=True),
-            )
-    except (OSError, ValueError, KeyError, IndexError, RuntimeError, ImportError, NotImplementedError) as error:
+        # In a subfolder, because a finished model is renamed and the locked folder removed.
+        yield scratch / "model"
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+        os.close(lock)
+
+
+def _lock(folder: Path) -> int | None:
+    """Return an open file that locks a folder until it is closed; None if the folder is locked or gone."""
+    try:
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    is_locked = False
+    try:
+        with suppress(BlockingIOError):
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            is_locked = folder.exists()
+    finally:
+        if not is_locked:
+            os.close(handle)
+    return handle if is_locked else None
+
+
+def _write_safetensors(gguf_file: Path, folder: Path) -> None:
+    try:
+        with translate_errors(ModelFileError, ModelFileError):
+            model, tokenizer = _load_gguf(gguf_file)
+    except ModelFileError as error:
         raise ModelError(
             "source",
             f"must be a GGUF file of a language model; {gguf_file} cannot be read: {error}",
@@ -83,9 +159,33 @@ def _write_safetensors(gguf_file: Path, folder: Path) -> None:
         tokenizer.save_pretrained(folder)
 
 
+def _load_gguf(gguf_file: Path) -> tuple[Any, Any]:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    headers = check_gguf(gguf_file)
+    # transformers would also read the configurations that lie beside the file.
+    with tempfile.TemporaryDirectory(prefix="keywise-") as name, quiet_transformers():
+        (Path(name) / "model.gguf").symlink_to(gguf_file.resolve())
+        options = {"gguf_file": "model.gguf", "local_files_only": True, "trust_remote_code": False}
+        with discard_output():
+            tokenizer = AutoTokenizer.from_pretrained(name, **options)
+        with limit_construction(headers):
+            model, report = AutoModelForCausalLM.from_pretrained(
+                name,
+                **options,
+                dtype=torch.bfloat16,
+                output_loading_info=True,
+                **make_gguf_options(),
+            )
+    check_loading(model, report, {})
+    model.config.name_or_path = tokenizer.name_or_path = gguf_file.stem
+    return model, tokenizer
+
+
 def _write_manifest(folder: Path, origin: dict[str, Any]) -> None:
     files = {file.name: [file.stat().st_size, _digest_file(file)] for file in sorted(folder.iterdir())}
-    (folder / _MANIFEST).write_text(json.dumps({**origin, "files": files}, indent=1), encoding="utf-8")
+    (folder / MANIFEST).write_text(json.dumps({**origin, "files": files}, indent=1), encoding="utf-8")
 
 
 def _install_folder(unfinished: Path, folder: Path, origin: dict[str, Any]) -> None:
@@ -100,17 +200,19 @@ def _install_folder(unfinished: Path, folder: Path, origin: dict[str, Any]) -> N
 
 
 def _is_complete(folder: Path, origin: dict[str, Any]) -> bool:
-    manifest_file = folder / _MANIFEST
-    if not manifest_file.is_file():
-        return False
-    manifest = json.loads(manifest_file.read_text(encoding="utf-8"))
-    if {key: manifest[key] for key in origin} != origin:
-        return False
-    return all(_is_unchanged(folder / name, recorded) for name, recorded in manifest["files"].items())
+    """Return whether a folder has exactly the files that a conversion of this origin has written."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_bytes())
+        recorded = manifest.pop("files")
+        if manifest != origin or {*recorded, MANIFEST} != {path.name for path in folder.iterdir()}:
+            return False
+        return all(_is_unchanged(folder / name, state) for name, state in recorded.items())
+    except (OSError, ValueError, RecursionError, TypeError, KeyError, AttributeError):
+        return False  # never written, or damaged: it is converted again
 
 
 def _is_unchanged(path: Path, recorded: list[Any]) -> bool:
-    if not path.is_file():
+    if path.is_symlink() or not path.is_file():
         return False
     return [path.stat().st_size, _digest_file(path)] == recorded
 

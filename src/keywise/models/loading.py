@@ -15,11 +15,18 @@ from typing import Any
 
 from keywise.attention.targets import targets
 from keywise.errors import ModelError, OptionError
+from keywise.models.construction import limit_construction
+from keywise.models.folder import list_model_files, stage_files
 from keywise.models.gguf import convert_gguf
+from keywise.models.loading_report import check_loading
+from keywise.models.output_streams import discard_output
 from keywise.models.packed_linear import pack_linear_layers
 from keywise.models.quiet_transformers import quiet_transformers
+from keywise.models.safetensors_files import HeaderSummary, ModelFileError
 from keywise.models.sources import ModelSource, describe_model, download_model, find_model, refuse_offline
+from keywise.models.tokenizer_check import check_tokenizer
 from keywise.util.checks import check_bool
+from keywise.util.foreign_errors import translate_errors
 from keywise.util.optional_imports import require_modules
 from keywise.util.paths import locate_cache_folder
 from keywise.util.progress import Status
@@ -132,31 +139,72 @@ def _prepare_folder(source: ModelSource, cache_dir: str | os.PathLike[str] | Non
 
 
 def _load_folder(name: str, folder: Path, dtype: str | None, *, pack_linear: bool) -> LoadedModel:
-    import torch
-    from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
     try:
-        with quiet_transformers():
-            model = AutoModelForCausalLM.from_pretrained(
-                folder, dtype="auto", use_safetensors=True, trust_remote_code=False, local_files_only=True
-            )
+        with (
+            translate_errors(ModelFileError, ModelFileError),
+            stage_files(list_model_files(folder)) as (staged, headers),
+            translate_errors(ModelFileError, ModelFileError),
+            quiet_transformers(),
+        ):
+            model = _load_weights(staged, headers)
             is_small = model.num_parameters() <= MAX_SMALL_PARAMETERS
-            model.to(getattr(torch, dtype or _choose_dtype(is_small=is_small))).eval()
+            model.to(_resolve_dtype(dtype, is_small=is_small)).eval()
             # Packing runs in torch, without the interpreter lock, while the tokenizer is loaded.
             with _pack_in_background(model) if pack_linear and is_small else nullcontext():
-                tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
+                tokenizer = _load_tokenizer(staged)
+    except ModelFileError as error:
         raise ModelError(
             "source",
-            f"{describe_model(name, folder)} cannot be loaded: {' '.join(str(error).split())}",
+            f"{describe_model(name, folder)} cannot be loaded: {error}",
             remedy="use a causal language model with safetensors weights that transformers knows without extra code",
         ) from error
+    _rename_folder(model, tokenizer, staged, folder)
     if not tokenizer.is_fast:
         raise ModelError(
             "source", f"must have a fast tokenizer (tokenizer.json), which character offsets need; {name!r} has none"
         )
     return LoadedModel(model, tokenizer, name, folder)
+
+
+def _load_weights(staged: Path, headers: HeaderSummary) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    with limit_construction(headers):
+        model, report = AutoModelForCausalLM.from_pretrained(
+            staged,
+            dtype="auto",
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    check_loading(model, report, headers.dtypes)
+    return model
+
+
+def _load_tokenizer(staged: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    with discard_output():
+        tokenizer = AutoTokenizer.from_pretrained(staged, trust_remote_code=False, local_files_only=True)
+        if tokenizer.is_fast:
+            check_tokenizer(tokenizer)
+    return tokenizer
+
+
+def _rename_folder(model: Any, tokenizer: Any, staged: Path, folder: Path) -> None:
+    """Replace the temporary folder by the model's own in every attribute that names it."""
+    model.config.name_or_path = model.name_or_path = str(folder)
+    for attributes in (vars(tokenizer), tokenizer.init_kwargs):
+        for name, value in attributes.items():
+            if isinstance(value, str) and Path(value).is_relative_to(staged):
+                attributes[name] = str(folder / Path(value).relative_to(staged))
+
+
+def _resolve_dtype(dtype: str | None, *, is_small: bool) -> Any:
+    import torch
+
+    return getattr(torch, dtype or _choose_dtype(is_small=is_small))
 
 
 def _choose_dtype(*, is_small: bool) -> str:

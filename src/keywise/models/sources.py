@@ -5,15 +5,17 @@ Only models with safetensors or GGUF weights are accepted: opening a pickle can 
 
 from __future__ import annotations
 
-import json
 import os
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
 from keywise.errors import ModelError
+from keywise.models.folder import CONFIG, INDEX, list_model_files, read_json
+from keywise.models.safetensors_files import ModelFileError
 from keywise.util.optional_imports import find_package_folders
 
 DEFAULT_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -194,12 +196,13 @@ def refuse_offline(name: str) -> None:
 
 
 def _resolve_name(name: str, origin: str) -> ModelSource:
-    path = Path(name).expanduser()
+    # os.path accepts names of any length and any bytes, for which Path raises an error.
+    path = Path(os.path.expanduser(name))
     argument = "KEYWISE_MODEL" if origin == "KEYWISE_MODEL" else "source"
-    if name and path.is_dir():
+    if name and os.path.isdir(path):
         return _check_folder(path, path.resolve().name, origin, argument=argument)
     is_gguf = path.suffix.lower() == ".gguf"
-    if path.is_file():
+    if os.path.isfile(path):
         if not is_gguf:
             raise ModelError(argument, "must be a .gguf file or a folder with safetensors", got=name)
         return ModelSource(path.stem, "gguf", origin, path, path.stat().st_size)
@@ -214,9 +217,12 @@ def _resolve_name(name: str, origin: str) -> ModelSource:
 
 
 def _check_folder(path: Path, name: str, origin: str, *, argument: str = "source") -> ModelSource:
-    weights = list(path.glob("*.safetensors"))
-    if (path / "config.json").is_file() and weights:
-        return ModelSource(name, "folder", origin, path, sum(file.stat().st_size for file in weights))
+    if (path / CONFIG).is_file() and ((path / INDEX).is_file() or any(path.glob("*.safetensors"))):
+        try:
+            weights = list_model_files(path).weights.values()
+            return ModelSource(name, "folder", origin, path, sum(file.stat().st_size for file in weights))
+        except (ModelFileError, OSError) as error:
+            raise ModelError(argument, f"{describe_model(name, path)} cannot be loaded: {error}") from error
     pickles = [file.name for suffix in _PICKLE_SUFFIXES for file in path.glob(f"*.{suffix}")]
     gguf_files = [file.name for file in path.glob("*.gguf")]
     if pickles:
@@ -287,16 +293,20 @@ def _list_hub_cache() -> list[ModelSource]:
 
     try:
         repositories = huggingface_hub.scan_cache_dir().repos
-    except CacheNotFound:
+    except (CacheNotFound, OSError):
         return []
     sources = []
     for name in sorted(repository.repo_id for repository in repositories if repository.repo_type == "model"):
         folder = _find_snapshot(name)
-        if folder and (folder / "config.json").is_file() and _generates_text(folder / "config.json"):
-            sources.append(_check_folder(folder, name, "hub cache"))
+        if folder and _generates_text(folder / CONFIG):
+            with suppress(ModelError):  # damaged: an error tells of it when the model is named
+                sources.append(_check_folder(folder, name, "hub cache"))
     return sorted(sources, key=lambda source: source.name != DEFAULT_MODEL)
 
 
 def _generates_text(config_file: Path) -> bool:
-    architectures = json.loads(config_file.read_text(encoding="utf-8")).get("architectures") or []
-    return any(architecture.endswith(("ForCausalLM", "LMHeadModel")) for architecture in architectures)
+    try:
+        architectures = read_json(config_file)["architectures"]
+        return any(architecture.endswith(("ForCausalLM", "LMHeadModel")) for architecture in architectures)
+    except (OSError, ModelFileError, TypeError, KeyError, AttributeError):
+        return False

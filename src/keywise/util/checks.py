@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from typing import Any
 
 import numpy as np
@@ -11,11 +12,12 @@ from keywise.errors import DtypeError, OptionError
 MAX_TOKENS = 2**31 - 1
 """The kernels number tokens in 32 bits."""
 
+_MAX_SHOWN_BITS = 4096
 MAX_FLOAT = 1e30
 """The kernels compute with options in float32."""
 
 
-def check_int(name: str, value: Any, *, minimum: int, maximum: int = MAX_TOKENS) -> int:
+def check_int(name: str, value: Any, *, minimum: int, maximum: int | None = MAX_TOKENS) -> int:
     """Return an integer within bounds.
 
     Parameters
@@ -25,7 +27,7 @@ def check_int(name: str, value: Any, *, minimum: int, maximum: int = MAX_TOKENS)
     value : object
         A Python or NumPy integer; a bool is refused.
     minimum, maximum : int
-        The smallest and the largest value allowed.
+        The smallest and the largest value allowed; a maximum of None is no limit.
 
     Returns
     -------
@@ -45,9 +47,10 @@ def check_int(name: str, value: Any, *, minimum: int, maximum: int = MAX_TOKENS)
     8
     """
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise DtypeError(name, "must be an integer", got=value)
-    if not minimum <= value <= maximum:
-        raise OptionError(name, f"must be between {minimum} and {maximum}", got=int(value))
+        raise DtypeError(name, f"must be an integer, got {_describe(value)}")
+    if value < minimum or (maximum is not None and value > maximum):
+        limits = f"{minimum} or more" if maximum is None else f"between {minimum} and {maximum}"
+        raise OptionError(name, f"must be {limits}, got {_describe(int(value))}")
     return int(value)
 
 
@@ -79,11 +82,11 @@ def check_float(name: str, value: Any) -> float:
     0.125
     """
     if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
-        raise DtypeError(name, "must be a number", got=value)
+        raise DtypeError(name, f"must be a number, got {_describe(value)}")
     # NumPy would round the limits to the value's dtype, which overflows in float16.
     number = float(value) if isinstance(value, np.floating) else value
     if not -MAX_FLOAT <= number <= MAX_FLOAT:
-        raise OptionError(name, f"must be finite and at most {MAX_FLOAT:g} in size", got=value)
+        raise OptionError(name, f"must be finite and at most {MAX_FLOAT:g} in size, got {_describe(value)}")
     return float(number)
 
 
@@ -113,5 +116,15 @@ def check_bool(name: str, value: Any) -> bool:
     True
     """
     if not isinstance(value, bool):
-        raise DtypeError(name, "must be True or False", got=value)
+        raise DtypeError(name, f"must be True or False, got {_describe(value)}")
     return value
+
+
+def _describe(value: Any) -> str:
+    """Return a value in short form for an error message."""
+    if isinstance(value, int) and value.bit_length() > _MAX_SHOWN_BITS:
+        # Python refuses to write longer integers out.
+        return f"an integer of {value.bit_length()} bits"
+    if isinstance(value, (int, float, complex, str, bytes, np.generic, type(None))):
+        return reprlib.repr(value)
+    return f"a {type(value).__name__}"

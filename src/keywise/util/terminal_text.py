@@ -6,13 +6,20 @@ import json
 import re
 from typing import Any
 
-_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+# Embeddings, overrides and isolates of the bidirectional algorithm: they show text in another order than it is read.
+_BIDIRECTIONAL = r"\u202a-\u202e\u2066-\u2069"
+_LINE_SEPARATORS = r"\u2028\u2029"
+_SURROGATES = r"\ud800-\udfff"  # from file names that are not UTF-8; no terminal can encode them
+_CONTROLS = re.compile(rf"[\x00-\x08\x0b-\x1f\x7f-\x9f{_BIDIRECTIONAL}{_LINE_SEPARATORS}{_SURROGATES}]")
+# JSON leaves these characters unescaped.
+_UNESCAPED_BY_JSON = re.compile(rf"[\x7f-\x9f{_BIDIRECTIONAL}{_LINE_SEPARATORS}{_SURROGATES}]")
 
 
 def replace_controls(text: str) -> str:
     r"""Replace control characters by U+FFFD.
 
-    A terminal would execute them. Newlines and tabs are unchanged.
+    A terminal would execute them, or show the text behind a bidirectional control in another order. Newlines and tabs
+    are unchanged.
 
     Parameters
     ----------
@@ -51,5 +58,4 @@ def format_json(value: Any) -> str:
     '{\n  "a": 1\n}\n'
     """
     text = json.dumps(value, ensure_ascii=False, indent=2, default=str)
-    # JSON leaves these characters unescaped, and a terminal may execute them.
-    return re.sub(r"[\x7f-\x9f]", lambda match: f"\\u{ord(match[0]):04x}", text) + "\n"
+    return _UNESCAPED_BY_JSON.sub(lambda match: f"\\u{ord(match[0]):04x}", text) + "\n"

@@ -1,0 +1,153 @@
+"""Conversion of HTML, PDF and DOCX files to text, in a process with limits of memory and time.
+
+A small file can make a converter work for hours or fill the memory, and a converter may crash. The process that
+converts is stopped then; the next file gets a new one.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from typing import Any, Final
+
+from keywise.errors import FormatError, ModelError
+
+MEBIBYTE: Final = 1 << 20
+BASE_MEMORY_BYTES: Final = 640 * MEBIBYTE
+MEMORY_PER_CONTENT_BYTE: Final = 64
+BASE_SECONDS: Final = 5
+SECONDS_PER_MEBIBYTE: Final = 20
+STARTUP_SECONDS: Final = 120
+WAITING_FACTOR: Final = 4
+"""Wall-clock time allowed for a second on the CPU: other programs may be running."""
+
+
+def convert_to_text(content: bytes, converter_name: str, extension: str, name: str) -> str:
+    """Return the text of a file.
+
+    Parameters
+    ----------
+    content
+        The file.
+    converter_name
+        Class of ``markitdown.converters`` that reads it.
+    extension
+        Its suffix with the dot, such as ``".pdf"``.
+    name
+        What errors call the file.
+
+    Raises
+    ------
+    FormatError
+        The file is damaged or protected, needs more memory or time than a file of its size should, or makes the
+        converter crash.
+    ModelError
+        The process that converts cannot be started.
+    """
+    size_mebibytes = len(content) / MEBIBYTE
+    cpu_seconds = round(BASE_SECONDS + SECONDS_PER_MEBIBYTE * size_mebibytes)
+    memory_bytes = BASE_MEMORY_BYTES + MEMORY_PER_CONTENT_BYTE * len(content)
+    request = {
+        "converter": converter_name,
+        "extension": extension,
+        "memory_bytes": memory_bytes,
+        "cpu_seconds": cpu_seconds,
+    }
+    outcome, text = _PROCESS.convert(request, content, waiting_seconds=WAITING_FACTOR * cpu_seconds)
+    if outcome == "text":
+        return text
+    remedies = {
+        "damaged": "it may be cut off, or need a password",
+        "memory": f"its {len(content):,} bytes need more than {memory_bytes // MEBIBYTE:,} MiB of memory",
+        "time": f"its {len(content):,} bytes take more than {cpu_seconds:,} seconds",
+        "crash": "the converter crashed on it",
+    }
+    rule = f"must be a {extension[1:].upper()} file that can be read"
+    raise FormatError("path", rule, got=name, remedy=remedies[outcome])
+
+
+class _ConversionProcess:
+    """A process that converts one file after another, started when the first file comes."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._connection: Connection[Any, Any] | None = None
+        self._owner_pid = 0
+
+    def convert(self, request: dict[str, Any], content: bytes, *, waiting_seconds: float) -> tuple[str, str]:
+        """Return the outcome, and the text if there is one."""
+        with self._lock:
+            try:
+                connection = self._start()
+                connection.send_bytes(json.dumps(request).encode())
+                connection.send_bytes(content)
+                if not connection.poll(waiting_seconds):
+                    self.stop()
+                    return "time", ""
+                reply = connection.recv_bytes()
+            except (EOFError, ConnectionError):
+                return self._explain_end(), ""
+            except BaseException:
+                self.stop()  # Ctrl-C: a late reply must not answer the next request
+                raise
+        return _OUTCOMES[reply[:1]], reply[1:].decode()
+
+    def _start(self) -> Connection[Any, Any]:
+        process = self._process
+        is_running = process is not None and self._owner_pid == os.getpid() and process.poll() is None
+        if is_running and self._connection is not None:
+            return self._connection
+        self.stop()
+        ours, theirs = Pipe()
+        # -P: a module of the same name in the current folder must not be imported instead.
+        command = [sys.executable, "-P", "-m", "keywise.documents.conversion_worker", str(theirs.fileno())]
+        paths = os.pathsep.join(path for path in sys.path if path)
+        with theirs:
+            self._process = subprocess.Popen(
+                command,
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                env={**os.environ, "PYTHONPATH": paths},
+            )
+        self._connection = ours
+        self._owner_pid = os.getpid()
+        try:
+            if ours.poll(STARTUP_SECONDS) and ours.recv_bytes() == b"ready":
+                return ours
+        except EOFError:
+            pass
+        remedy = "run `python -m keywise.documents.conversion_worker 0` to see why"
+        raise ModelError("the process that converts files", "must start", remedy=remedy)
+
+    def _explain_end(self) -> str:
+        """Return why the process ended."""
+        process = self._process
+        code = None if process is None else process.wait()  # its end of the connection is closed
+        self.stop()
+        return "time" if code == -signal.SIGXCPU else "crash"
+
+    def stop(self) -> None:
+        """End the process."""
+        if self._connection is not None:
+            self._connection.close()
+        # A forked child has the connection of its parent too, and must leave the parent's process alone.
+        if self._process is not None and self._owner_pid == os.getpid():
+            self._process.kill()
+            self._process.wait()
+        self._connection = None
+        self._process = None
+
+
+_OUTCOMES: Final = {b"T": "text", b"D": "damaged", b"M": "memory"}
+_PROCESS: Final = _ConversionProcess()
+atexit.register(_PROCESS.stop)

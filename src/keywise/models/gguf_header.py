@@ -1,0 +1,229 @@
+"""Headers of GGUF files, checked before anything is allocated.
+
+The format is described at https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import struct
+from dataclasses import dataclass, field
+from math import prod
+from pathlib import Path
+from typing import IO, Any, Final
+
+from keywise.models.safetensors_files import HeaderSummary, ModelFileError
+
+MAGIC: Final = b"GGUF"
+VERSIONS: Final = (2, 3)
+MAX_ENTRIES: Final = 1 << 16
+MAX_ELEMENTS: Final = 1 << 21
+MAX_NAME_BYTES: Final = 1 << 10
+MAX_STRING_BYTES: Final = 1 << 20
+MAX_DIMENSIONS: Final = 4
+MAX_ALIGNMENT: Final = 1 << 16
+DEFAULT_ALIGNMENT: Final = 32
+
+_STRING: Final = 8
+_ARRAY: Final = 9
+_SCALARS: Final = {
+    0: struct.Struct("<B"),
+    1: struct.Struct("<b"),
+    2: struct.Struct("<H"),
+    3: struct.Struct("<h"),
+    4: struct.Struct("<I"),
+    5: struct.Struct("<i"),
+    6: struct.Struct("<f"),
+    7: struct.Struct("<?"),
+    10: struct.Struct("<Q"),
+    11: struct.Struct("<q"),
+    12: struct.Struct("<d"),
+}
+_WORD = struct.Struct("<I")
+_LONG = struct.Struct("<Q")
+_BLOCK = re.compile(r"(?:^|\.)blk\.(\d+)\.")
+_SUFFIX = re.compile(r"\.(weight|bias|scale|beta|scales|input_scale)$")
+
+
+@dataclass
+class _Header:
+    """A file whose header is read, with what was read so far."""
+
+    file: IO[bytes]
+    file_bytes: int
+    scalars: dict[str, Any] = field(default_factory=dict)
+    names: set[str] = field(default_factory=set)
+
+    def read(self, count: int) -> bytes:
+        """Return the next bytes; raise an error at the end of the file."""
+        content = self.file.read(count) if count <= self.remaining_bytes() else b""
+        if len(content) < count:
+            raise ModelFileError("it is cut short, or a length in its header is damaged")
+        return content
+
+    def remaining_bytes(self) -> int:
+        """Return the number of bytes that were not read yet."""
+        return self.file_bytes - self.file.tell()
+
+    def read_word(self) -> int:
+        """Return the next unsigned number of 32 bits."""
+        return int(_WORD.unpack(self.read(4))[0])
+
+    def read_long(self) -> int:
+        """Return the next unsigned number of 64 bits."""
+        return int(_LONG.unpack(self.read(8))[0])
+
+    def read_text(self, max_bytes: int) -> str:
+        """Return the next string."""
+        count = self.read_long()
+        if count > max_bytes:
+            raise ModelFileError(f"a string in its header must have at most {max_bytes:,} bytes, got {count:,}")
+        try:
+            return self.read(count).decode()
+        except UnicodeDecodeError as error:
+            raise ModelFileError(f"a string in its header is no UTF-8: {error}") from error
+
+
+def check_gguf(path: Path) -> HeaderSummary:
+    """Check the header of a GGUF file and return what the file holds.
+
+    Parameters
+    ----------
+    path : pathlib.Path
+        The file.
+
+    Returns
+    -------
+    HeaderSummary
+        The dtypes are names of GGML's types.
+
+    Raises
+    ------
+    ModelFileError
+        The file is no GGUF file, is cut short, repeats a name, or has a count, length, type or place that is out of
+        bounds.
+    OSError
+        The file cannot be read.
+    """
+    with path.open("rb") as file:
+        file_bytes = file.seek(0, 2)
+        file.seek(0)
+        header = _Header(file, file_bytes)
+        if header.read(4) != MAGIC:
+            raise ModelFileError("it does not begin as a GGUF file")
+        version = header.read_word()
+        if version not in VERSIONS:
+            raise ModelFileError(f"its version must be 2 or 3, got {version}")
+        tensors, entries = header.read_long(), header.read_long()
+        if max(tensors, entries) > MAX_ENTRIES:
+            raise ModelFileError(
+                f"it must have at most {MAX_ENTRIES:,} tensors and entries, got {tensors:,}, {entries:,}"
+            )
+        for _ in range(entries):
+            _read_entry(header)
+        summary = _read_tensors(header, tensors)
+    _check_blocks(header, summary)
+    return summary
+
+
+def _read_entry(header: _Header) -> None:
+    name = header.read_text(MAX_NAME_BYTES)
+    if name in header.names:
+        raise ModelFileError(f"its header repeats {name!r:.80}")
+    header.names.add(name)
+    code = header.read_word()
+    if code == _ARRAY:
+        _skip_array(header, name)
+    else:
+        header.scalars[name] = _read_scalar(header, name, code)
+
+
+def _read_scalar(header: _Header, name: str, code: int) -> Any:
+    if code == _STRING:
+        return header.read_text(MAX_STRING_BYTES)
+    scalar = _SCALARS.get(code)
+    if scalar is None:
+        raise ModelFileError(f"{name!r:.80} in its header has the unknown type {code}")
+    value = scalar.unpack(header.read(scalar.size))[0]
+    if isinstance(value, float) and math.isnan(value):
+        raise ModelFileError(f"{name!r:.80} in its header is NaN")
+    return value
+
+
+def _skip_array(header: _Header, name: str) -> None:
+    code, count = header.read_word(), header.read_long()
+    if count > MAX_ELEMENTS:
+        raise ModelFileError(f"{name!r:.80} in its header must have at most {MAX_ELEMENTS:,} elements, got {count:,}")
+    if code == _STRING:
+        for _ in range(count):
+            header.read_text(MAX_STRING_BYTES)
+    elif code in _SCALARS:
+        header.read(count * _SCALARS[code].size)
+    else:
+        raise ModelFileError(f"{name!r:.80} in its header has elements of the unknown type {code}")
+
+
+def _read_tensors(header: _Header, count: int) -> HeaderSummary:
+    """Read the description of each tensor, and check that all lie in the file without overlap."""
+    from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
+
+    places: list[tuple[int, int, str]] = []
+    dtypes: dict[str, str] = {}
+    elements = largest_size = 0
+    alignment = header.scalars.get("general.alignment", DEFAULT_ALIGNMENT)
+    if type(alignment) is not int or not 0 < alignment <= MAX_ALIGNMENT or alignment & (alignment - 1):
+        raise ModelFileError(
+            f"its alignment must be a power of two of at most {MAX_ALIGNMENT:,}, got {alignment!r:.40}"
+        )
+    for _ in range(count):
+        name = header.read_text(MAX_NAME_BYTES)
+        if name in dtypes:
+            raise ModelFileError(f"its header repeats the tensor {name!r:.80}")
+        dimensions = header.read_word()
+        if not 1 <= dimensions <= MAX_DIMENSIONS:
+            raise ModelFileError(f"tensor {name!r:.80} must have 1 to {MAX_DIMENSIONS} dimensions, got {dimensions}")
+        shape = [header.read_long() for _ in range(dimensions)]
+        code, begin = header.read_word(), header.read_long()
+        try:
+            dtype = GGMLQuantizationType(code)
+        except ValueError:
+            raise ModelFileError(f"tensor {name!r:.80} has the unknown type {code}") from None
+        block_elements, block_bytes = GGML_QUANT_SIZES[dtype]
+        if shape[0] % block_elements or begin % alignment or not prod(shape):
+            raise ModelFileError(f"tensor {name!r:.80} has a damaged shape or place")
+        places.append((begin, begin + prod(shape) // block_elements * block_bytes, name))
+        dtypes[name] = dtype.name
+        elements += prod(shape)
+        largest_size = max(largest_size, *shape)
+    payload_begin = -(-header.file.tell() // alignment) * alignment
+    last_end = 0
+    for begin, end, name in sorted(places):
+        if begin < last_end:
+            raise ModelFileError(f"tensor {name!r:.80} overlaps another one")
+        last_end = end
+        if payload_begin + end > header.file_bytes:
+            raise ModelFileError(f"it is cut short: tensor {name!r:.80} lies behind its end")
+    return HeaderSummary(dtypes, elements, largest_size)
+
+
+def _check_blocks(header: _Header, summary: HeaderSummary) -> None:
+    """Raise an error if the tensors are not those of the blocks that the header promises."""
+    architecture = header.scalars.get("general.architecture")
+    if not isinstance(architecture, str):
+        raise ModelFileError("its header does not name the architecture")
+    known = _list_known_names()
+    for name in summary.dtypes:
+        if _SUFFIX.sub("", _BLOCK.sub(".blk.{bid}.", f".{name}").removeprefix(".")) not in known:
+            raise ModelFileError(f"it has a tensor of an unknown name, {name!r:.80}")
+    numbers = {int(match[1]) for match in map(_BLOCK.search, summary.dtypes) if match}
+    blocks = max(numbers, default=-1) + 1
+    promised = header.scalars.get(f"{architecture}.block_count")
+    if promised != blocks or len(numbers) != blocks:
+        raise ModelFileError(f"it must have the tensors of {promised!r:.40} blocks, got those of {len(numbers):,}")
+
+
+def _list_known_names() -> frozenset[str]:
+    from gguf.constants import TENSOR_NAMES
+
+    return frozenset(TENSOR_NAMES.values())

@@ -1,0 +1,105 @@
+"""Conversions end within their limits, and the next file is read after one that was stopped."""
+
+import io
+import os
+import signal
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from keywise.documents import conversion
+from keywise.documents.files import read_file
+from keywise.errors import FormatError
+from tests.documents.test_files import docx_bytes, pdf_bytes
+
+LETTER = docx_bytes("The lamp was lit.")
+
+
+def nested_forms(depth: int) -> bytes:
+    """Make a PDF whose page draws a form that draws ten forms, and so on."""
+    content = b"BT /F1 12 Tf 72 720 Td (text) Tj ET" + b" /X Do" * 10
+    resources = b"/Resources<</XObject<</X %d 0 R>>/Font<</F1 4 0 R>>>>"
+    objects = [
+        b"<</Type/Catalog/Pages 2 0 R>>",
+        b"<</Type/Pages/Kids[3 0 R]/Count 1>>",
+        b"<</Type/Page/Parent 2 0 R/MediaBox[0 0 612 792]/Contents 5 0 R%s>>" % (resources % 6),
+        b"<</Type/Font/Subtype/Type1/BaseFont/Helvetica>>",
+        b"<</Length %d>>stream\n%s\nendstream" % (len(content), content),
+    ]
+    for number in range(6, 6 + depth):
+        form = b"<</Type/XObject/Subtype/Form/BBox[0 0 9 9]/Length %d%s>>stream\n%s\nendstream"
+        objects.append(form % (len(content), resources % min(number + 1, 5 + depth), content))
+    file = b"%PDF-1.4\n"
+    places = []
+    for number, body in enumerate(objects, start=1):
+        places.append(len(file))
+        file += b"%d 0 obj\n%s\nendobj\n" % (number, body)
+    table = len(file)
+    file += b"xref\n0 %d\n0000000000 65535 f \n" % (len(objects) + 1)
+    file += b"".join(b"%010d 00000 n \n" % place for place in places)
+    return file + b"trailer<</Size %d/Root 1 0 R>>\nstartxref\n%d\n%%%%EOF\n" % (len(objects) + 1, table)
+
+
+def bomb(paragraphs: int) -> bytes:
+    """Make a DOCX file that is hundreds of times larger when it is unpacked."""
+    with zipfile.ZipFile(io.BytesIO(LETTER)) as letter:
+        parts = {name: letter.read(name) for name in letter.namelist()}
+    document = parts["word/document.xml"]
+    start = document.index(b"<w:p>")
+    end = document.index(b"</w:p>") + len(b"</w:p>")
+    parts["word/document.xml"] = document[:start] + document[start:end] * paragraphs + document[end:]
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in parts.items():
+            archive.writestr(name, content)
+    return buffer.getvalue()
+
+
+def read(folder: Path, name: str, content: bytes) -> str:
+    path = folder / name
+    path.write_bytes(content)
+    return read_file(path).text
+
+
+def test_a_pdf_that_takes_for_ever_is_stopped_and_the_next_file_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(conversion, "BASE_SECONDS", 1)
+    with pytest.raises(FormatError, match="take more than 1 seconds") as refused:
+        read(tmp_path, "forms.pdf", nested_forms(12))
+    assert "forms.pdf" in str(refused.value)
+    assert read(tmp_path, "letter.docx", LETTER) == "The lamp was lit."
+
+
+def test_a_docx_that_fills_the_memory_is_stopped_and_the_next_file_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(conversion, "BASE_MEMORY_BYTES", 64 * conversion.MEBIBYTE)
+    with pytest.raises(FormatError, match=r"bytes need more than 6\d MiB of memory"):
+        read(tmp_path, "bomb.docx", bomb(400_000))
+    assert read(tmp_path, "letter.docx", LETTER) == "The lamp was lit."
+
+
+def test_the_next_file_is_read_after_the_process_was_killed(tmp_path):
+    assert read(tmp_path, "one.docx", LETTER) == "The lamp was lit."
+    process = conversion._PROCESS._process
+    assert process is not None
+    os.kill(process.pid, signal.SIGKILL)
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    assert read(tmp_path, "two.docx", LETTER) == "The lamp was lit."
+
+
+def test_a_forked_child_reads_a_file_of_its_own_and_so_does_its_parent(tmp_path):
+    assert read(tmp_path, "one.docx", LETTER) == "The lamp was lit."
+    child = os.fork()
+    if child == 0:
+        try:
+            os._exit(read(tmp_path, "child.pdf", pdf_bytes("It is dry.")).strip() != "It is dry.")
+        finally:
+            os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert read(tmp_path, "two.docx", LETTER) == "The lamp was lit."
+
+
+def test_a_module_of_the_current_folder_is_not_imported_by_the_process(tmp_path, monkeypatch):
+    (tmp_path / "markitdown.py").write_text("raise SystemExit(9)")
+    monkeypatch.chdir(tmp_path)
+    conversion._PROCESS.stop()
+    assert read(tmp_path, "letter.docx", LETTER) == "The lamp was lit."

@@ -1,0 +1,1 @@
+"""Fuzzing: hostile files, texts and arrays are served or refused, never a crash, a hang or a large allocation."""

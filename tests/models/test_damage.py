@@ -1,0 +1,19 @@
+"""Damaged files of models are refused, or change the fingerprint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("gguf", reason="reads GGUF files; it comes with keywise[hf]")
+
+from tests.support.damage import ACCEPTED, FORMATS, REFUSED, VALUES
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_damage_to_headers_and_structure_is_refused(tmp_path: Path, kind: str) -> None:
+    counts = FORMATS[kind](tmp_path, 500)
+    assert not counts[ACCEPTED]
+    assert counts[REFUSED] > 50
+    assert counts[VALUES] > 20
