@@ -97,10 +97,12 @@ HUGE = 2**63
         ({"output": encode_tensor("output_norm.weight", (0,), begin=32)}, "damaged shape"),
         ({"output": encode_tensor("output_norm.weight", (4,), code=99, begin=32)}, "unknown type 99"),
         ({"output": encode_tensor("output_norm.weight", (4,), code=2, begin=32)}, "damaged shape"),
-        ({"output": encode_tensor("output_norm.weight", (4,), begin=0)}, "overlaps"),
+        ({"output": encode_tensor("output_norm.weight", (4,), begin=0)}, "must begin at byte 32"),
+        ({"output": encode_tensor("output_norm.weight", (32,), code=1, begin=32), "payload": 160}, "160 bytes, got 96"),
+        ({"payload": 128}, "must have 128 bytes, got 64"),
         ({"output": encode_tensor("output_norm.weight", (4,), begin=33)}, "damaged shape or place"),
-        ({"output": encode_tensor("output_norm.weight", (4,), begin=64)}, "behind its end"),
-        ({"output": encode_tensor("output_norm.weight", (4,), begin=2**63)}, "behind its end"),
+        ({"output": encode_tensor("output_norm.weight", (4,), begin=64)}, "must begin at byte 32"),
+        ({"output": encode_tensor("output_norm.weight", (4,), begin=2**63)}, "must begin at byte 32"),
     ],
 )
 def test_headers_out_of_bounds_are_refused(tmp_path: Path, parts: dict[str, Any], message: str) -> None:

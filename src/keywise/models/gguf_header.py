@@ -101,8 +101,8 @@ def check_gguf(path: Path) -> HeaderSummary:
     Raises
     ------
     ModelFileError
-        The file is no GGUF file, is cut short, repeats a name, or has a count, length, type or place that is out of
-        bounds.
+        The file is no GGUF file, is cut short, repeats a name, has tensors that overlap or leave a hole, or has a
+        count, length, type or place that is out of bounds.
     OSError
         The file cannot be read.
     """
@@ -196,15 +196,23 @@ def _read_tensors(header: _Header, count: int) -> HeaderSummary:
         dtypes[name] = dtype.name
         elements += prod(shape)
         largest_size = max(largest_size, *shape)
-    payload_begin = -(-header.file.tell() // alignment) * alignment
-    last_end = 0
+    payload_bytes = header.file_bytes - _align(header.file.tell(), alignment)
+    expected_begin = 0
     for begin, end, name in sorted(places):
-        if begin < last_end:
-            raise ModelFileError(f"tensor {name!r:.80} overlaps another one")
-        last_end = end
-        if payload_begin + end > header.file_bytes:
+        if begin != expected_begin:
+            raise ModelFileError(
+                f"tensor {name!r:.80} must begin at byte {expected_begin:,} of the data, got {begin:,}"
+            )
+        if end > payload_bytes:
             raise ModelFileError(f"it is cut short: tensor {name!r:.80} lies behind its end")
+        expected_begin = _align(end, alignment)
+    if payload_bytes > expected_begin:
+        raise ModelFileError(f"its tensors must have {payload_bytes:,} bytes, got {expected_begin:,}")
     return HeaderSummary(dtypes, elements, largest_size)
+
+
+def _align(size: int, alignment: int) -> int:
+    return -(-size // alignment) * alignment
 
 
 def _check_blocks(header: _Header, summary: HeaderSummary) -> None:
