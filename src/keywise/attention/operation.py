@@ -31,7 +31,8 @@ def attend(
 ) -> Any:
     """Compute softmax(query · key * scale) · value exactly.
 
-    Memory is linear in the number of tokens.
+    Memory is linear in the number of tokens. Masked arrays, tensors without memory of their own, tensors with
+    gradients or tangents, and calls inside traces, ``torch.vmap`` and ``torch.func`` are refused.
 
     Parameters
     ----------
