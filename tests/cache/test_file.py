@@ -812,7 +812,7 @@ def test_path_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     [
         ([[1, 2], [3]], ShapeError),
         ([[[1, 2, 3, 4]]], ShapeError),
-        (3, DtypeError),
+        (3, ShapeError),
         (None, DtypeError),
         ("abcd", DtypeError),
         ({"input_ids": [1, 2, 3, 4]}, DtypeError),

@@ -377,7 +377,7 @@ def test_tokens_and_positions_may_be_lists_as_tokenizers_return_them(tmp_path: P
         ([[1, 2], [3]], None, ShapeError, "token_ids"),
         ([1.5, 2.5], None, DtypeError, "token_ids"),
         ("abc", None, DtypeError, "token_ids"),
-        (5, None, DtypeError, "token_ids"),
+        (5, None, ShapeError, "token_ids"),
         (torch.zeros(1, 1, 4, dtype=torch.long), None, ShapeError, "token_ids"),
         ([1, 2, 3], [1, 2], ShapeError, "positions"),
         ([1, 2, 3], [[1, 2, 3]], ShapeError, "positions"),

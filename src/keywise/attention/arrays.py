@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from numpy.lib.array_utils import byte_bounds
 
-from keywise.errors import DtypeError, KeywiseError, TargetError
+from keywise.errors import DtypeError, KeywiseError, ShapeError, TargetError
 
 FLOATS = ("float32", "float16", "bfloat16", "float64")
 _DLPACK_CPU = 1
@@ -214,6 +214,8 @@ def _read_tensor(name: str, tensor: Any, torch: Any) -> HostArray:
             f"{tensor.untyped_storage().nbytes()} bytes",
             remedy="its storage was freed or resized, or belongs to a transform of torch; pass a copy made before",
         )
+    if tensor.numel() * tensor.element_size() >= 1 << 63:  # NumPy counts bytes in 64 bits
+        raise ShapeError(name, f"must have fewer elements, got shape {list(tensor.shape)}")
     if tensor.is_neg():
         raise TargetError(name, "must not have the negative bit set", remedy=f"use {name}.resolve_neg()")
     if tensor.dtype is torch.bfloat16:

@@ -161,8 +161,6 @@ def _read_segments(request: StatsRequest) -> tuple[str, Array] | None:
         name, numbers = "segment_bounds", request.segment_bounds
     else:
         raise OptionError("segment_bounds", "must not be combined with segment_ids", remedy="pass one of them")
-    if isinstance(numbers, (list, tuple)):
-        numbers = np.asarray(numbers) if numbers else np.empty(0, np.int64)
     array = as_integer_array(name, numbers)
     if array.ndim != 1:
         raise ShapeError(name, f"must have one axis, got shape {list(array.shape)}")
@@ -180,7 +178,7 @@ def _find_ranges(name: str, numbers: Array, keys: int) -> tuple[Array, int]:
 
 def _make_ranges_from_bounds(bounds: Array, keys: int) -> tuple[Array, int]:
     in_range = bounds.size >= 2 and bounds[0] >= 0 and bounds[-1] <= keys
-    if not in_range or (np.diff(bounds) <= 0).any():
+    if not in_range or (bounds[1:] <= bounds[:-1]).any():
         raise OptionError(
             "segment_bounds", f"must be two or more increasing key positions from 0 to {keys}, got {_shorten(bounds)}"
         )

@@ -9,6 +9,12 @@ import sys
 from multiprocessing.connection import Connection
 from typing import Any
 
+from keywise.util.foreign_errors import translate_errors
+
+
+class DamagedFileError(Exception):
+    """Report a file that a converter cannot read."""
+
 
 def main() -> None:
     """Serve the connection whose file descriptor is the only argument.
@@ -41,14 +47,11 @@ def convert(markitdown: Any, converter_name: str, extension: str, content: bytes
     converter.register_converter(getattr(markitdown.converters, converter_name)())
     stream_info = markitdown.StreamInfo(extension=extension)
     try:
-        text: str = converter.convert_stream(io.BytesIO(content), stream_info=stream_info).markdown
-    except MemoryError:
-        raise
-    except markitdown.MarkItDownException as error:
+        with translate_errors(DamagedFileError, MemoryError):
+            text: str = converter.convert_stream(io.BytesIO(content), stream_info=stream_info).markdown
+    except DamagedFileError as error:
         # The library puts the converter's error into its own.
         return b"M" if "MemoryError" in str(error) else b"D"
-    except Exception:  # noqa: BLE001 - a converter may raise anything about a damaged file
-        return b"D"
     return b"T" + text.encode("utf-8", "replace")
 
 

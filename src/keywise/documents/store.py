@@ -389,7 +389,9 @@ class PrefillStore:
         self.evict(limit, spare=path)
 
     def discard(self, path: Path, error: FormatError) -> None:
-        """Report why a file cannot be used, and never open it again; remove it if it is damaged.
+        """Report a file that cannot be used, and remove it if it is damaged.
+
+        It is never opened again.
 
         Parameters
         ----------

@@ -23,6 +23,7 @@ REQUIRED_FEATURES = {
         "and_masks",
         "bidirectional_mask_function",
         "causal_mask_function",
+        "eager_mask",
         "packed_sequence_mask_function",
         "sdpa_mask(q_offset)",
         "sliding_window_bidirectional_overlay",

@@ -27,6 +27,12 @@ class FamilySupport(NamedTuple):
         Why models are refused or were not tested; empty otherwise.
     tested : str or None
         The version of transformers with which a model of the family was compared with eager attention.
+
+    Examples
+    --------
+    >>> import keywise.hf
+    >>> keywise.hf.supported()["llama"].status
+    'served'
     """
 
     status: str
