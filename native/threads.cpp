@@ -203,7 +203,7 @@ class Pool {
 // Never destroyed: workers may sleep in it while the process ends.
 Pool* const pool = new Pool;
 
-// Workers are not forked, so the pool of a forked process begins anew. Registered when the library
+// Workers are not forked, so the pool of a forked process begins again. Registered when the library
 // is loaded: a thread may fork while another makes its first call.
 [[maybe_unused]] const int registered = pthread_atfork(nullptr, nullptr, [] {
   new (pool) Pool;

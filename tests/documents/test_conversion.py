@@ -56,7 +56,7 @@ def bomb(paragraphs: int) -> bytes:
     return buffer.getvalue()
 
 
-def read(folder: Path, name: str, content: bytes) -> str:
+def read_text_of(folder: Path, name: str, content: bytes) -> str:
     path = folder / name
     path.write_bytes(content)
     return read_file(path).text
@@ -65,41 +65,41 @@ def read(folder: Path, name: str, content: bytes) -> str:
 def test_a_pdf_that_takes_for_ever_is_stopped_and_the_next_file_is_read(tmp_path, monkeypatch):
     monkeypatch.setattr(conversion, "BASE_SECONDS", 1)
     with pytest.raises(FormatError, match="take more than 1 seconds") as refused:
-        read(tmp_path, "forms.pdf", nested_forms(12))
+        read_text_of(tmp_path, "forms.pdf", nested_forms(12))
     assert "forms.pdf" in str(refused.value)
-    assert read(tmp_path, "letter.docx", LETTER) == "The lamp was lit."
+    assert read_text_of(tmp_path, "letter.docx", LETTER) == "The lamp was lit."
 
 
 def test_a_docx_that_fills_the_memory_is_stopped_and_the_next_file_is_read(tmp_path, monkeypatch):
     monkeypatch.setattr(conversion, "BASE_MEMORY_BYTES", 64 * conversion.MEBIBYTE)
     with pytest.raises(FormatError, match=r"bytes need more than 6\d MiB of memory"):
-        read(tmp_path, "bomb.docx", bomb(400_000))
-    assert read(tmp_path, "letter.docx", LETTER) == "The lamp was lit."
+        read_text_of(tmp_path, "bomb.docx", bomb(400_000))
+    assert read_text_of(tmp_path, "letter.docx", LETTER) == "The lamp was lit."
 
 
 def test_the_next_file_is_read_after_the_process_was_killed(tmp_path):
-    assert read(tmp_path, "one.docx", LETTER) == "The lamp was lit."
+    assert read_text_of(tmp_path, "one.docx", LETTER) == "The lamp was lit."
     process = conversion._PROCESS._process
     assert process is not None
     os.kill(process.pid, signal.SIGKILL)
     os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
-    assert read(tmp_path, "two.docx", LETTER) == "The lamp was lit."
+    assert read_text_of(tmp_path, "two.docx", LETTER) == "The lamp was lit."
 
 
 def test_a_forked_child_reads_a_file_of_its_own_and_so_does_its_parent(tmp_path):
-    assert read(tmp_path, "one.docx", LETTER) == "The lamp was lit."
+    assert read_text_of(tmp_path, "one.docx", LETTER) == "The lamp was lit."
     child = os.fork()
     if child == 0:
         try:
-            os._exit(read(tmp_path, "child.pdf", pdf_bytes("It is dry.")).strip() != "It is dry.")
+            os._exit(read_text_of(tmp_path, "child.pdf", pdf_bytes("It is dry.")).strip() != "It is dry.")
         finally:
             os._exit(2)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    assert read(tmp_path, "two.docx", LETTER) == "The lamp was lit."
+    assert read_text_of(tmp_path, "two.docx", LETTER) == "The lamp was lit."
 
 
 def test_a_module_of_the_current_folder_is_not_imported_by_the_process(tmp_path, monkeypatch):
     (tmp_path / "markitdown.py").write_text("raise SystemExit(9)")
     monkeypatch.chdir(tmp_path)
     conversion._PROCESS.stop()
-    assert read(tmp_path, "letter.docx", LETTER) == "The lamp was lit."
+    assert read_text_of(tmp_path, "letter.docx", LETTER) == "The lamp was lit."

@@ -241,19 +241,19 @@ def measure_difference(expected: dict[str, Any], actual: dict[str, Any], inputs:
 
 def _find_real(numbers: Any, inputs: Inputs) -> Any:
     """Return which rows [B, L] of an output belong to real tokens; None where it has no axis of tokens."""
-    if not inputs.real or numbers.ndim < 2:
+    if not inputs.actual or numbers.ndim < 2:
         return None
     batch, length = numbers.shape[:2]
-    for real in inputs.real.values():
+    for real in inputs.actual.values():
         # A row of the batch may be several of the output, one per codebook.
         repeats, rest = divmod(batch, real.shape[0])
         if rest or not repeats:
             continue
-        if length in inputs.real:
-            return inputs.real[length].repeat_interleave(repeats, dim=0)
+        if length in inputs.actual:
+            return inputs.actual[length].repeat_interleave(repeats, dim=0)
         if inputs.sounds and numbers.ndim > 2:
             # The encoder shortened the sound: the positions before the padding, in proportion, without the last one.
-            mask = next(m for m in inputs.real.values() if m.shape[1] == max(inputs.real))
+            mask = next(m for m in inputs.actual.values() if m.shape[1] == max(inputs.actual))
             share = float(mask[1].float().mean())
             count = max(int(length * share) - 2, 1)
             rows = torch.ones(real.shape[0], length, dtype=torch.bool)
@@ -308,7 +308,7 @@ def _compare(model: Any, maker: Maker, plan: Plan, verdict: Verdict) -> None:
     for side in SIDES:
         inputs = maker.make(plan, side)
         has_text = "input_ids" in inputs.arguments or "decoder_input_ids" in inputs.arguments
-        is_repeated = inputs.arguments.keys() == maker.make(plan, None).arguments.keys() and not inputs.real
+        is_repeated = inputs.arguments.keys() == maker.make(plan, None).arguments.keys() and not inputs.actual
         if side is not None and (is_repeated or (side == "left" and inputs.sounds and not has_text)):
             continue
         if not _compare_side(model, inputs, side, verdict):
@@ -422,7 +422,7 @@ def _compare_generation(model: Any, maker: Maker, plan: Plan, verdict: Verdict) 
     for side in (None, "left" if is_decoder else "right"):
         setting = f"generate, {side} padding" if side else "generate"
         inputs = maker.make(plan, side)
-        if side is not None and not inputs.real:
+        if side is not None and not inputs.actual:
             continue
         try:
             set_attention(model, "eager")

@@ -75,10 +75,10 @@ class Plan:
 
 @dataclass
 class Inputs:
-    """Arguments of a model's forward, and which positions of an axis of this length are real."""
+    """Arguments of a model's forward, and which positions of an axis of this length are actual."""
 
     arguments: dict[str, Any]
-    real: dict[int, Any]
+    actual: dict[int, Any]
     sounds: bool = False
 
 
@@ -188,22 +188,22 @@ class Maker:
         """Make inputs; with a side the second row is padded there."""
         generator = torch.Generator().manual_seed(5)
         arguments: dict[str, Any] = {}
-        real: dict[int, Any] = {}
+        actual: dict[int, Any] = {}
         for name in plan.names:
             arguments.update(list(self.list_shapes(name))[plan.shapes[name]](generator))
         has_sound = any(name in _SOUNDS for name in plan.names)
         if "input_ids" in self.parameters and not self._takes_only_sound(plan):
-            self._add_text(plan, side, arguments, real, generator)
+            self._add_text(plan, side, arguments, actual, generator)
         elif has_sound and side is not None:
-            self._add_sound_masks(("attention_mask", *_SOUND_MASKS), side, arguments, real)
+            self._add_sound_masks(("attention_mask", *_SOUND_MASKS), side, arguments, actual)
         if has_sound and (side is None or "input_ids" in self.parameters):
-            self._add_sound_masks(_SOUND_MASKS, side, arguments, real)
+            self._add_sound_masks(_SOUND_MASKS, side, arguments, actual)
         if side == "right" and "pixel_mask" in self.parameters and "pixel_values" in arguments:
             self._add_picture_mask("pixel_mask", arguments)
         if "decoder_input_ids" in self.parameters and not self.name.endswith(_MARKED):
             ids, mask = _draw_ids(TARGETS, REAL_TARGETS, side, generator, self._highest_id())
             arguments["decoder_input_ids"] = ids
-            real[TARGETS] = mask.bool()
+            actual[TARGETS] = mask.bool()
             if side is not None and "decoder_attention_mask" in self.parameters:
                 arguments["decoder_attention_mask"] = mask
         if getattr(self.config, "add_cross_attention", False) and "encoder_hidden_states" in self.parameters:
@@ -218,7 +218,7 @@ class Maker:
                 arguments.pop(name, None)
             else:
                 arguments[name] = value
-        return Inputs(arguments, real if side is not None else {}, sounds=has_sound)
+        return Inputs(arguments, actual if side is not None else {}, sounds=has_sound)
 
     def _takes_only_sound(self, plan: Plan) -> bool:
         return (
@@ -231,7 +231,7 @@ class Maker:
     def _highest_id(self) -> int:
         return max(min(int(find(self.config, "vocab_size", default=64) or 64), 95), 12)
 
-    def _add_text(self, plan: Plan, side: str | None, arguments: Any, real: Any, generator: Any) -> None:
+    def _add_text(self, plan: Plan, side: str | None, arguments: Any, actual: Any, generator: Any) -> None:
         counts = {kind: self._count_placeholders(plan, kind) for kind in _MODALITIES}
         extra = sum(counts.values())
         ids, mask = _draw_ids(TOKENS + extra, REAL_TOKENS + extra, side, generator, self._highest_id())
@@ -244,7 +244,7 @@ class Maker:
                     kinds[row, at : at + counts[kind]] = number
                     at += counts[kind]
         arguments["input_ids"] = ids
-        real[TOKENS + extra] = mask.bool()
+        actual[TOKENS + extra] = mask.bool()
         if side is not None and "attention_mask" in self.parameters:
             arguments["attention_mask"] = mask
         if extra and "mm_token_type_ids" in self.parameters:
@@ -263,12 +263,12 @@ class Maker:
             corners = torch.randint(0, 40, (BATCH, TOKENS + extra, 2), generator=generator)
             arguments["bbox"] = torch.cat([corners, corners + 7], -1)
 
-    def _add_sound_masks(self, names: tuple[str, ...], side: str | None, arguments: Any, real: Any) -> None:
+    def _add_sound_masks(self, names: tuple[str, ...], side: str | None, arguments: Any, actual: Any) -> None:
         sound = next(arguments[name] for name in _SOUNDS if name in arguments)
         length = sound.shape[1 if sound.ndim == 2 else self._find_time_axis(sound)]
-        # Sounds are padded at their end: encoders shorten masks by the number of real positions.
+        # Sounds are padded at their end: encoders shorten masks by the number of actual positions.
         mask = _mask_side(length, length * 5 // 8, None if side is None else "right")
-        real[length] = mask.bool()
+        actual[length] = mask.bool()
         for name in names:
             if name in self.parameters:
                 arguments[name] = mask
@@ -441,16 +441,16 @@ _SOUND_MASKS = (
 )
 
 
-def _mask_side(length: int, real: int, side: str | None) -> Any:
+def _mask_side(length: int, actual: int, side: str | None) -> Any:
     mask = torch.ones(BATCH, length, dtype=torch.int64)
     if side == "left":
-        mask[1, : length - real] = 0
+        mask[1, : length - actual] = 0
     elif side == "right":
-        mask[1, real:] = 0
+        mask[1, actual:] = 0
     return mask
 
 
-def _draw_ids(length: int, real: int, side: str | None, generator: Any, highest: int) -> tuple[Any, Any]:
+def _draw_ids(length: int, actual: int, side: str | None, generator: Any, highest: int) -> tuple[Any, Any]:
     ids = torch.randint(10, highest, (BATCH, length), generator=generator)
-    mask = _mask_side(length, real, side)
+    mask = _mask_side(length, actual, side)
     return ids * mask, mask

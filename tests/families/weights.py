@@ -28,7 +28,7 @@ _LOOKED_UP = ("relative", "rel_pos", "position_bias", "bias_table", "attention_b
 
 
 def draw_weights(model: Any, *, seed: int = 7, scoring: float = 2.0) -> None:
-    """Draw the weights of a model anew.
+    """Draw the weights of a model again.
 
     Matrices are scaled by their inputs. Tables of biases by position, sinks and parameters that are zero at first are
     drawn too, and constant ones (norms) get noise. Other values, such as the decay rates of state-space layers, stay.

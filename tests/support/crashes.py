@@ -136,7 +136,7 @@ def kill_writers(
     folder: Path,
     kills: int,
     write: Callable[[str, str, int, Any, Any], None],
-    read: Callable[[Path], list[int]],
+    list_stored: Callable[[Path], list[int]],
     list_leftovers: Callable[[Path], list[Path]],
     sweep: Callable[[Path], Any],
     *,
@@ -173,7 +173,7 @@ def kill_writers(
         crashes.commits += committed.value != before
         # As many writers as possible shall be killed between two commits, and some before their first one.
         max_seconds *= 0.95 if committed.value > before + 1 else 1.05
-        editions = read(path)
+        editions = list_stored(path)
         # A writer is killed in the middle of its next edition, so some documents may have it already.
         newest = max(committed.value + 1, next_edition)
         assert editions

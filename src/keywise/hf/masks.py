@@ -209,7 +209,7 @@ def _intersect_patterns(functions: tuple[MaskFunction, ...]) -> Pattern | None:
 
 
 def _read_packed_pattern(functions: tuple[MaskFunction, ...]) -> Pattern | None:
-    """Return the pattern of packed documents whose positions begin anew in each.
+    """Return the pattern of packed documents whose positions begin again in each.
 
     Inside a document, positions must increase by one. Otherwise causal order and windows would differ between positions
     in the document and in the batch.

@@ -141,10 +141,10 @@ def _digest_weights(model: Any, files: ModelFiles | None, cache_dir: Folder | No
         return "in memory: " + _digest([*_encode_tensors(model, None), *_encode_buffers(model), *state])
     digests = [_digest_file(file, cache_dir) for _, file in sorted(files.weights.items())]
     # The files are what was loaded; samples of each tensor detect later changes of the model.
-    return "files: " + _digest([*digests, *_encode_tensors(model, SAMPLES_PER_TENSOR, whole=adapters), *state])
+    return "files: " + _digest([*digests, *_encode_tensors(model, SAMPLES_PER_TENSOR, adapters=adapters), *state])
 
 
-def _encode_tensors(model: Any, max_samples: int | None, whole: Iterable[str] = ()) -> Iterable[bytes]:
+def _encode_tensors(model: Any, max_samples: int | None, adapters: Iterable[str] = ()) -> Iterable[bytes]:
     """Yield every parameter's name, dtype, shape and numbers, or evenly spread samples of these.
 
     Parameters
@@ -153,10 +153,10 @@ def _encode_tensors(model: Any, max_samples: int | None, whole: Iterable[str] = 
         The model.
     max_samples
         Most numbers of a parameter, None for all.
-    whole
-        Names of adapters' modules; their own parameters are not in the model's files and are encoded whole.
+    adapters
+        Names of adapters' modules; their own parameters are not in the model's files and are encoded completely.
     """
-    modules = tuple(f"{name}." for name in whole)
+    modules = tuple(f"{name}." for name in adapters)
     for name, parameter in model.named_parameters():
         is_own = bool(modules) and name.startswith(modules) and ".base_layer." not in name
         yield from _encode_tensor(name, parameter, None if is_own else max_samples)

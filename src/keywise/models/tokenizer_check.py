@@ -21,7 +21,7 @@ _INSERTING: Final = ("content", "prepend", "replacement", "prefix")
 # A pattern that tries all ways to divide a text takes years for one of these.
 _PROBES: Final = (
     *(f"{unit * 48}!\n" for unit in ("a", "A", "1", " ", "-", "x", "ab ", "é", "中")),
-    'The lamp wasn\'t lit in 1862;\tits keeper (Ann Low) paid £3.50 \u2013 "too much"! naïve, 日本語, 😀 \u0301',
+    'The lamp isn\'t lit in 1862;\tits keeper (Ann Low) paid £3.50 \u2013 "too much"! naïve, 日本語, 😀 \u0301',
 )
 
 

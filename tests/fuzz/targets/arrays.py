@@ -20,7 +20,7 @@ class Bytes:
         self._data = data
         self._position = 0
 
-    def take(self, limit: int) -> int:
+    def next_below(self, limit: int) -> int:
         """Return the next number, at least 0 and below the limit."""
         if self._position >= len(self._data):
             return 0
@@ -29,11 +29,11 @@ class Bytes:
 
     def choose(self, choices: Any) -> Any:
         """Return one of the choices."""
-        return choices[self.take(len(choices))]
+        return choices[self.next_below(len(choices))]
 
     def take_int64(self) -> int:
         """Return any integer of 64 bits."""
-        packed = bytes(self.take(256) for _ in range(8))
+        packed = bytes(self.next_below(256) for _ in range(8))
         return int(struct.unpack("<q", packed)[0])
 
 
@@ -46,11 +46,11 @@ def make_seeds() -> list[bytes]:
 def execute(data: bytes) -> None:
     """Compute attention on a kernel and by the definition."""
     numbers = Bytes(data)
-    random_numbers = np.random.default_rng(numbers.take(256))
+    random_numbers = np.random.default_rng(numbers.next_below(256))
     arguments = _make_arguments(numbers, random_numbers)
     options = _make_options(numbers, random_numbers, arguments)
     statistics = _make_statistics(numbers, random_numbers)
-    call = kw.attention_stats if numbers.take(2) else kw.attend
+    call = kw.attention_stats if numbers.next_below(2) else kw.attend
     keywords = {**options, **statistics} if call is kw.attention_stats else options
     try:
         got = call(*arguments, **keywords)
@@ -67,27 +67,27 @@ def execute(data: bytes) -> None:
 
 def _make_arguments(numbers: Bytes, random_numbers: np.random.Generator) -> list[np.ndarray]:
     """Return query, key and value, whose sizes mostly agree."""
-    batch, key_heads, group = numbers.take(3), 1 + numbers.take(3), 1 + numbers.take(3)
-    queries, keys, head_dim, value_dim = (numbers.take(limit) for limit in (7, 40, 20, 20))
-    dtype = numbers.choose(DTYPES) if numbers.take(8) == 0 else numbers.choose(DTYPES[:3])
+    batch, key_heads, group = numbers.next_below(3), 1 + numbers.next_below(3), 1 + numbers.next_below(3)
+    queries, keys, head_dim, value_dim = (numbers.next_below(limit) for limit in (7, 40, 20, 20))
+    dtype = numbers.choose(DTYPES) if numbers.next_below(8) == 0 else numbers.choose(DTYPES[:3])
     shapes = [
         [batch, key_heads * group, queries, head_dim],
         [batch, key_heads, keys, head_dim],
         [batch, key_heads, keys, value_dim],
     ]
-    if numbers.take(8) == 0:
-        shapes[numbers.take(3)][numbers.take(4)] += 1 + numbers.take(3)
-    if numbers.take(8) == 0:
-        del shapes[numbers.take(3)][numbers.take(4)]
+    if numbers.next_below(8) == 0:
+        shapes[numbers.next_below(3)][numbers.next_below(4)] += 1 + numbers.next_below(3)
+    if numbers.next_below(8) == 0:
+        del shapes[numbers.next_below(3)][numbers.next_below(4)]
     arrays = [random_numbers.standard_normal(shape).astype(dtype) for shape in shapes]
-    planted = arrays[numbers.take(3)]
-    if numbers.take(8) == 0 and planted.size and planted.dtype.kind == "f":
+    planted = arrays[numbers.next_below(3)]
+    if numbers.next_below(8) == 0 and planted.size and planted.dtype.kind == "f":
         planted.reshape(-1)[0] = numbers.choose((0.0, 3e4, -3e4, 1e-7))
     return [_lay_out(numbers, array) for array in arrays]
 
 
 def _lay_out(numbers: Bytes, array: np.ndarray) -> np.ndarray:
-    layout = numbers.take(8)
+    layout = numbers.next_below(8)
     if layout == 0:
         return np.asfortranarray(array)
     if layout == 1:
@@ -107,16 +107,16 @@ def _make_options(numbers: Bytes, random_numbers: np.random.Generator, arguments
     query, key = arguments[:2]
     sizes = (*query.shape[:-1][-3:], *key.shape[-2:-1])
     options: dict[str, Any] = {}
-    if numbers.take(2):
+    if numbers.next_below(2):
         options["scale"] = numbers.choose((0.5, 0.0, -1.0, 1e-30, 1e30, float("nan"), float("inf"), True, "1", None))
-    if numbers.take(4) == 0:
+    if numbers.next_below(4) == 0:
         options["softcap"] = numbers.choose((1.0, 30.0, 0.0, -1.0, float("nan"), None))
-    if numbers.take(4) == 0:
+    if numbers.next_below(4) == 0:
         options["sinks"] = random_numbers.standard_normal(max(1, query.shape[1] if query.ndim > 1 else 1)).astype("f4")
-    kind = numbers.take(6)
-    broadcast = [size if numbers.take(4) else 1 for size in sizes]
+    kind = numbers.next_below(6)
+    broadcast = [size if numbers.next_below(4) else 1 for size in sizes]
     if kind == 0 and np.prod(broadcast, dtype=object) < LIMIT:
-        allowed = random_numbers.integers(0, 2, broadcast).astype(np.uint8) * np.uint8(1 + numbers.take(255))
+        allowed = random_numbers.integers(0, 2, broadcast).astype(np.uint8) * np.uint8(1 + numbers.next_below(255))
         options["mask"] = allowed.view(bool)
     elif kind == 1 and np.prod(broadcast, dtype=object) < LIMIT:
         options["bias"] = random_numbers.standard_normal(broadcast).astype("f4")
@@ -127,18 +127,18 @@ def _make_options(numbers: Bytes, random_numbers: np.random.Generator, arguments
 
 def _make_mask(numbers: Bytes, random_numbers: np.random.Generator, query: np.ndarray, key: np.ndarray) -> Any:
     def integer() -> int:
-        return numbers.take_int64() if numbers.take(6) == 0 else numbers.take(40) - 2
+        return numbers.take_int64() if numbers.next_below(6) == 0 else numbers.next_below(40) - 2
 
-    fields: dict[str, Any] = {"causal": bool(numbers.take(2))}
-    if numbers.take(2):
+    fields: dict[str, Any] = {"causal": bool(numbers.next_below(2))}
+    if numbers.next_below(2):
         fields["window"] = (integer(), integer())
     batch = min(query.shape[0], 4) if query.ndim else 1
     for name in ("lengths", "starts"):
-        if numbers.take(4) == 0:
+        if numbers.next_below(4) == 0:
             fields[name] = np.array([integer() for _ in range(batch)])
-    if numbers.take(4) == 0:
+    if numbers.next_below(4) == 0:
         fields["keep_first"] = integer()
-    if numbers.take(4) == 0 and key.ndim > 2:
+    if numbers.next_below(4) == 0 and key.ndim > 2:
         fields["documents"] = random_numbers.integers(0, 3, (batch, key.shape[-2]))
     try:
         return kw.Mask(**fields)
@@ -147,12 +147,14 @@ def _make_mask(numbers: Bytes, random_numbers: np.random.Generator, query: np.nd
 
 
 def _make_statistics(numbers: Bytes, random_numbers: np.random.Generator) -> dict[str, Any]:
-    statistics: dict[str, Any] = {"top_k": numbers.take_int64() if numbers.take(6) == 0 else numbers.take(12)}
-    if numbers.take(3) == 0:
-        bounds = np.sort(random_numbers.integers(0, 40, 1 + numbers.take(5)))
-        statistics["segment_bounds"] = bounds - numbers.take(2)
-    elif numbers.take(3) == 0:
-        ids = random_numbers.integers(0, 5, 1 + numbers.take(40))
-        ids[0] = numbers.take_int64() if numbers.take(3) == 0 else 0
+    statistics: dict[str, Any] = {
+        "top_k": numbers.take_int64() if numbers.next_below(6) == 0 else numbers.next_below(12)
+    }
+    if numbers.next_below(3) == 0:
+        bounds = np.sort(random_numbers.integers(0, 40, 1 + numbers.next_below(5)))
+        statistics["segment_bounds"] = bounds - numbers.next_below(2)
+    elif numbers.next_below(3) == 0:
+        ids = random_numbers.integers(0, 5, 1 + numbers.next_below(40))
+        ids[0] = numbers.take_int64() if numbers.next_below(3) == 0 else 0
         statistics["segment_ids"] = ids
     return statistics
