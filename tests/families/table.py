@@ -91,8 +91,8 @@ _INTRODUCTION = """\
 # Model families
 
 `keywise.hf.use(model)` either makes keywise the attention of a model or refuses it with a reason.
-This page lists the {families} model types of transformers {version}; `keywise.hf.supported()` returns
-the same for the installed version. `make families` writes both.
+This page lists {families} model types of transformers {version}, parts of models among them;
+`keywise.hf.supported()` lists those of the installed version. `make families` writes both tables.
 
 The command builds the model classes of transformers with small sizes and random weights, among them
 drawn biases, sinks and relative positions. It runs each with eager attention and with keywise:

@@ -26,6 +26,11 @@ class FamilySupport(NamedTuple):
         Why models are refused or were not tested; empty otherwise.
     tested : str or None
         The version of transformers with which a model of the family was compared with eager attention.
+
+    Examples
+    --------
+    >>> FamilySupport("served", "", "5.23.0").status
+    'served'
     """
 
     status: str
