@@ -90,16 +90,17 @@ def write(results: dict[str, Any], root: Path) -> None:
 _INTRODUCTION = """\
 # Model families
 
-`keywise.hf.use(model)` either makes keywise the attention of a model or refuses it with a reason. This page lists
-the {families} model types of transformers {version}; `keywise.hf.supported()` returns the same for the installed
-version. Both are written by `make families`.
+`keywise.hf.use(model)` either makes keywise the attention of a model or refuses it with a reason.
+This page lists {families} model types of transformers {version}, parts of models among them;
+`keywise.hf.supported()` lists those of the installed version. `make families` writes both tables.
 
-The command builds every model class of transformers with small sizes and random weights, among them drawn biases,
-sinks and relative positions, and runs it with eager attention and with keywise: without padding, with padding on
-the right and on the left, in encoders and decoders, and for four generated tokens. Outputs at the positions of real
-tokens must agree within {tolerance:g} of the largest number of each output, in float32. {compared:,} classes were
-compared; none that is served differs. Where padding reaches real tokens through a convolution or a pooled token,
-eager and sdpa differ from each other, and keywise agrees with sdpa.
+The command builds the model classes of transformers with small sizes and random weights, among them
+drawn biases, sinks and relative positions. It runs each with eager attention and with keywise:
+without padding, with padding on the right and on the left, in encoders and decoders, and for four
+generated tokens. Outputs at the positions of real tokens must agree within {tolerance:g} of the largest
+number of each output, in float32. {compared:,} classes were compared; none that is served differs. Where
+padding reaches an output through a convolution or a pooled token, eager attention and sdpa differ
+from each other, and keywise agrees with sdpa.
 
 | status | model types |
 | --- | --- |
