@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -69,7 +70,7 @@ def supported() -> dict[str, FamilySupport]:
 
 @functools.cache
 def _list_families() -> dict[str, FamilySupport]:
-    import_transformers()
+    version = import_transformers().__version__
     table = json.loads(TABLE.read_text(encoding="utf-8"))
     families = {}
     for name, folder in sorted(list_model_types().items()):
@@ -77,16 +78,29 @@ def _list_families() -> dict[str, FamilySupport]:
         if entry is None or entry["status"] == "unknown":
             reason = entry["reason"] if entry else f"not in the table for transformers {table['transformers']}"
             families[name] = _judge_source(folder, reason)
+        elif version != table["transformers"] and _has_fixed_attention(folder):
+            families[name] = FamilySupport("refused", f"its attention cannot be exchanged in {version}", None)
         else:
             families[name] = FamilySupport(entry["status"], entry["reason"], table["transformers"])
     return families
 
 
 def _judge_source(folder: Path, reason: str) -> FamilySupport:
-    # transformers decides by the same text whether set_attn_implementation() may change a model.
-    if any(
-        "ALL_ATTENTION_FUNCTIONS.get_interface(" in path.read_text(encoding="utf-8")
-        for path in folder.glob("modeling_*.py")
-    ):
+    if _calls_interface(_read_models(folder)):
         return FamilySupport("unknown", f"not tested: {reason}", None)
     return FamilySupport("refused", "its source does not call transformers' attention interface", None)
+
+
+def _has_fixed_attention(folder: Path) -> bool:
+    """Return whether a family has attention layers of its own that do not call the attention interface."""
+    source = _read_models(folder)
+    return re.search(r"^class \w+Attention\b", source, re.MULTILINE) is not None and not _calls_interface(source)
+
+
+def _calls_interface(source: str) -> bool:
+    # transformers decides by the same text whether set_attn_implementation() may change a model.
+    return "ALL_ATTENTION_FUNCTIONS.get_interface(" in source
+
+
+def _read_models(folder: Path) -> str:
+    return "\n".join(path.read_text(encoding="utf-8") for path in sorted(folder.glob("modeling_*.py")))
