@@ -57,6 +57,8 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     from keywise.util.paths import locate_cache_folder
 
     folder = tmp_path_factory.mktemp("cache")
-    (folder / "models").symlink_to(locate_cache_folder() / "models")
+    models = locate_cache_folder() / "models"
+    models.mkdir(parents=True, exist_ok=True)
+    (folder / "models").symlink_to(models)
     monkeypatch.setenv("KEYWISE_CACHE_DIR", str(folder))
     return folder
