@@ -27,7 +27,7 @@ from keywise.cache.safetensors_header import LENGTH_WORD, MAX_HEADER_BYTES, PAGE
 from keywise.errors import DtypeError, FormatError, MissingFileError, OptionError, ShapeError
 from tests.cache.test_kvcache import draw_tokens, layer_tensors
 from tests.support.cases import DTYPES
-from tests.support.damages import damage_cache_files
+from tests.support.damaged_stores import damage_cache_files
 from tests.support.judging import as_float64
 
 FINGERPRINT = {"weights": "5e1f", "tokenizer": "77", "rope": "theta 10000", "dtype": "float32"}

@@ -12,6 +12,7 @@ from keywise.documents import conversion
 from keywise.documents.files import read_file
 from keywise.errors import FormatError
 from tests.documents.test_files import docx_bytes, pdf_bytes
+from tests.support.pdf import write_pdf
 
 LETTER = docx_bytes("The lamp was lit.")
 
@@ -30,15 +31,7 @@ def nested_forms(depth: int) -> bytes:
     for number in range(6, 6 + depth):
         form = b"<</Type/XObject/Subtype/Form/BBox[0 0 9 9]/Length %d%s>>stream\n%s\nendstream"
         objects.append(form % (len(content), resources % min(number + 1, 5 + depth), content))
-    file = b"%PDF-1.4\n"
-    places = []
-    for number, body in enumerate(objects, start=1):
-        places.append(len(file))
-        file += b"%d 0 obj\n%s\nendobj\n" % (number, body)
-    table = len(file)
-    file += b"xref\n0 %d\n0000000000 65535 f \n" % (len(objects) + 1)
-    file += b"".join(b"%010d 00000 n \n" % place for place in places)
-    return file + b"trailer<</Size %d/Root 1 0 R>>\nstartxref\n%d\n%%%%EOF\n" % (len(objects) + 1, table)
+    return write_pdf(objects)
 
 
 def bomb(paragraphs: int) -> bytes:

@@ -12,6 +12,7 @@ from keywise.documents import files
 from keywise.documents.files import Source, read_file
 from keywise.documents.sentences import MAX_SENTENCE_CHARACTERS, split_sentences
 from keywise.errors import FormatError, MissingFileError
+from tests.support.pdf import write_pdf
 
 
 def pdf_bytes(text: str) -> bytes:
@@ -25,14 +26,7 @@ def pdf_bytes(text: str) -> bytes:
         b"<< /Length %d >>\nstream\n%s\nendstream" % (len(content), content),
         b"<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>",
     ]
-    file, positions = bytearray(b"%PDF-1.4\n"), []
-    for number, body in enumerate(objects, start=1):
-        positions.append(len(file))
-        file += b"%d 0 obj\n%s\nendobj\n" % (number, body)
-    table = len(file)
-    file += b"xref\n0 6\n0000000000 65535 f \n" + b"".join(b"%010d 00000 n \n" % position for position in positions)
-    file += b"trailer\n<< /Size 6 /Root 1 0 R >>\nstartxref\n%d\n%%%%EOF\n" % table
-    return bytes(file)
+    return write_pdf(objects)
 
 
 def docx_bytes(*paragraphs: str) -> bytes:

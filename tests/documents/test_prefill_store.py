@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -493,9 +494,11 @@ def test_clear_removes_what_killed_writers_and_conversions_left(tmp_path: Path) 
     left.parent.mkdir(parents=True)
     left.write_bytes(bytes(10))
     store_of_all = PrefillStore(tmp_path)
-    assert store_of_all.clear() == 0  # their writers may be alive
-    for path in (conversion / "weights", conversion, left):
-        os.utime(path, (time.time() - 2 * 86400,) * 2)
+    lock = os.open(conversion, os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_EX)  # as a conversion that runs
+    assert store_of_all.clear() == 0  # the writer of the document may be alive too
+    os.close(lock)
+    os.utime(left, (time.time() - 7200,) * 2)
     assert store_of_all.clear() == 1010
     assert list((tmp_path / "models").iterdir()) == [model]
     assert not left.exists()

@@ -16,7 +16,7 @@ from keywise.errors import FormatError
 from keywise.library import checksums
 from keywise.library.checksums import CHECKSUM_FOLDER
 from keywise.library.library import Library
-from tests.support.damages import damage_libraries, make_library, read_library, verify_library
+from tests.support.damaged_stores import damage_libraries, make_library, read_library, verify_library
 from tests.support.library_tools import WordEncoder, write_documents
 
 ROWS = 20_000

@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("gguf", reason="reads GGUF files; it comes with keywise[hf]")
 
-from tests.support.damage import ACCEPTED, FORMATS, REFUSED, VALUES
+from tests.support.damaged_models import ACCEPTED, FORMATS, REFUSED, VALUES
 
 
 @pytest.mark.parametrize("kind", FORMATS)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from keywise.cache import file
 from keywise.cache.kvcache import KVCache
 from keywise.errors import FormatError, MissingFileError
+from keywise.models.gguf import remove_abandoned_conversions
 from keywise.util.atomic_write import atomic_write, sweep_unfinished
 from keywise.util.checks import check_int
 from keywise.util.paths import locate_cache_folder
@@ -29,8 +30,6 @@ DEFAULT_LIMIT_BYTES: Final = 4 * 10**9
 MIN_REUSED_TOKENS: Final = 64
 MAX_LIMIT_BYTES: Final = 2**63 - 1
 MAX_SETTINGS_BYTES: Final = 4096
-# A conversion may read for hours before it writes.
-ABANDONED_CONVERSION_SECONDS: Final = 86400
 
 FORMAT_VERSION: Final = 2
 SENTENCE_IDS: Final = "sentence_ids"
@@ -40,7 +39,6 @@ QUOTE_MARK_IDS: Final = "quote_mark_ids"
 _SUFFIX: Final = ".keywise"
 _DESCRIPTION: Final = "description"
 _TEXT_SHA256: Final = "text_sha256"
-_CONVERSION_PREFIX: Final = ".converting-"
 # Part of every folder's name since the first build, so that files of earlier builds are detected and replaced.
 _FOLDER_VERSION: Final = 1
 
@@ -233,12 +231,14 @@ class PrefillStore:
             A file cannot be removed; the others are.
         """
         cache = self.folder.parent
-        freed_bytes = sweep_unfinished(
-            cache / "models", prefix=_CONVERSION_PREFIX, abandoned_seconds=ABANDONED_CONVERSION_SECONDS
-        )
+        failures = []
+        freed_bytes = 0
+        try:
+            freed_bytes += remove_abandoned_conversions(cache)
+        except OSError as error:
+            failures.append(f"{error.filename!r} ({error.strerror})")
         for folder in (cache, cache / "models", *self._list_folders()):
             freed_bytes += sweep_unfinished(folder)
-        failures = []
         for path in self._list_files():
             try:
                 freed_bytes += _remove(path)

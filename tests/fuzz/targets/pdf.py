@@ -3,6 +3,7 @@
 import zlib
 
 from tests.fuzz.targets.conversions import convert
+from tests.support.pdf import write_pdf
 
 
 def make_seeds() -> list[bytes]:
@@ -24,12 +25,4 @@ def _write_page(content: bytes, filters: bytes) -> bytes:
         b"<</Length %d%s>>\nstream\n%s\nendstream" % (len(content), filters, content),
         b"<</Type/Font/Subtype/Type1/BaseFont/Helvetica/Encoding/WinAnsiEncoding>>",
     ]
-    file = b"%PDF-1.4\n"
-    places = []
-    for number, body in enumerate(objects, start=1):
-        places.append(len(file))
-        file += b"%d 0 obj\n%s\nendobj\n" % (number, body)
-    table = len(file)
-    file += b"xref\n0 %d\n0000000000 65535 f \n" % (len(objects) + 1)
-    file += b"".join(b"%010d 00000 n \n" % place for place in places)
-    return file + b"trailer<</Size %d/Root 1 0 R>>\nstartxref\n%d\n%%%%EOF\n" % (len(objects) + 1, table)
+    return write_pdf(objects)

@@ -1,6 +1,6 @@
 """Damaged copies of keywise's own files: every copy that differs must be refused, or read as if it did not.
 
-`python -m tests.support.damages --count 100000` damages cache files, then the files of libraries.
+`python -m tests.support.damaged_stores --count 100000` damages cache files, then the files of libraries.
 """
 
 from __future__ import annotations

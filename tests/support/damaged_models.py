@@ -1,6 +1,6 @@
 """Damage to the files of models, and how keywise judges the damaged files.
 
-``python -m tests.support.damage gguf 100000`` damages so many files and prints the figures.
+``python -m tests.support.damaged_models gguf 100000`` damages so many files and prints the figures.
 """
 
 from __future__ import annotations
