@@ -248,14 +248,16 @@ def compare(
     ] = None,
     only: Annotated[str, typer.Option(metavar="TEXT", help="Only cases whose name contains this.")] = "",
     threads: Annotated[int | None, typer.Option(min=1, help="Number of threads. Default: all.")] = None,
-    rounds: Annotated[int, typer.Option(min=3, help="Rounds per case; each has a sample of both builds.")] = 9,
-    seconds: Annotated[float, typer.Option(min=0.0, help="Time for the rounds of one case.")] = 1.0,
+    rounds: Annotated[int, typer.Option(min=3, help="Rounds per case and pair; each has a sample of both builds.")] = 9,
+    seconds: Annotated[float, typer.Option(min=0.0, help="Time for the rounds of one case and pair.")] = 0.3,
+    pairs: Annotated[int, typer.Option(min=1, help="Pairs of processes, one after the other.")] = 5,
     json: Json = None,
 ) -> None:
     """Compare the speed and the results of two builds of keywise.
 
-    Each build runs in a process of its own; both run the same cases in turns. The table has the ratio of the medians
-    with a 95 % interval, and says whether the results have the same bits.
+    Each build runs in a process of its own; both run the same cases in turns. Several pairs of processes follow each
+    other, because times of short calls differ between processes. The table has the ratio of the medians with a 95 %
+    interval, and says whether the results have the same bits.
     """
     from benchmarks.compare import check_folders, plan_cases, run_comparison
 
@@ -263,9 +265,9 @@ def compare(
     cases = plan_cases(groups or [], only)
     count = threads or _check_threads(None)[-1]
     _check_threads([count])
-    with record_run("compare", json, len(cases)) as (run, report):
-        for result in run_comparison(cases, before, after, threads=count, rounds=rounds, seconds=seconds):
-            run.add(result)
+    with record_run("compare", json, pairs * len(cases)) as (run, report):
+        for result in run_comparison(cases, before, after, threads=count, rounds=rounds, seconds=seconds, pairs=pairs):
+            run.put(result)
             report(f"{result['name']}: after ÷ before {result['ratio']:.3f}")
 
 

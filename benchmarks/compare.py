@@ -6,10 +6,10 @@ import math
 import multiprocessing
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,11 +22,14 @@ from benchmarks.timing import CLOCK_DECIMALS, PAUSE_SECONDS, TOLERANCE
 from keywise.errors import KeywiseError, OptionError
 from keywise.util.machine import list_available_cpus
 
+T = TypeVar("T")
+
 OPERATIONS = ("attend", "attention_stats")
 BUILDS = ("before", "after")
 SLOW_GROUPS = ("lengths", "sweep")
 """Groups that are compared only if they are named."""
 
+DEFAULT_PAIRS = 5
 RESAMPLES = 2000
 DELAY_LIMIT = 3.0
 """A sample ends early if its calls take this many times longer than expected."""
@@ -143,9 +146,19 @@ class Build:
 
 
 def run_comparison(
-    cases: Sequence[ComparedCase], before: Path, after: Path, *, threads: int, rounds: int, seconds: float
+    cases: Sequence[ComparedCase],
+    before: Path,
+    after: Path,
+    *,
+    threads: int,
+    rounds: int,
+    seconds: float,
+    pairs: int = DEFAULT_PAIRS,
 ) -> Iterator[dict[str, Any]]:
-    """Compare two builds on cases, one case after the other.
+    """Compare two builds on cases, in several pairs of processes.
+
+    Where a process puts its memory changes the time of a short call by several percent, so a build compared with
+    itself in one pair of processes can seem slower.
 
     Parameters
     ----------
@@ -156,14 +169,16 @@ def run_comparison(
     threads
         Number of threads.
     rounds
-        Rounds per case; each has a sample of both builds, and the order alternates.
+        Rounds per case and pair; each has a sample of both builds, and the order alternates.
     seconds
-        Time for the rounds of one case; a sample has one call at least.
+        Time for the rounds of one case and pair; a sample has one call at least.
+    pairs
+        Pairs of processes, one after the other; each runs every case.
 
     Yields
     ------
     dict
-        The result of each case.
+        The result of a case with the samples so far; each case comes once per pair.
 
     Raises
     ------
@@ -171,48 +186,80 @@ def run_comparison(
         A build cannot be imported, or cannot run a case.
     """
     check_folders(before, after)
-    builds: dict[str, Build] = {}
-    try:
-        for name, folder in zip(BUILDS, (before, after), strict=True):
-            builds[name] = Build(name, folder, threads)
-        for case in cases:
-            yield {"threads": threads, **_compare_case(case, builds, rounds, seconds)}
-    finally:
-        for build in builds.values():
-            build.stop()
+    samples = {case: Samples() for case in cases}
+    for number in range(pairs):
+        builds: dict[str, Build] = {}
+        try:
+            # The build that starts first may get the better place in memory.
+            for name, folder in order_builds({"before": before, "after": after}, number):
+                builds[name] = Build(name, folder, threads)
+            for case in cases:
+                samples[case].add_pair(case, builds, rounds, seconds)
+                yield {"threads": threads, **samples[case].summarize(case)}
+        finally:
+            for build in builds.values():
+                build.stop()
 
 
-def _compare_case(case: ComparedCase, builds: dict[str, Build], rounds: int, seconds: float) -> dict[str, Any]:
-    digests, single_seconds = {}, []
-    for name, build in builds.items():
-        digests[name], duration = build.request("prepare", case.case, case.library, case.operation)
-        single_seconds.append(duration)
-    same_bits = digests["before"] == digests["after"]
-    difference = 0.0
-    if not same_bits:
-        before, after = (builds[name].request("compute_results") for name in BUILDS)
-        difference = compute_difference(before, after)
-    duration = max(single_seconds)
-    warm = duration < MAX_WARMED_SECONDS
-    calls = max(1, int(seconds / (2 * rounds * duration)))
-    samples: dict[str, list[float]] = {name: [] for name in BUILDS}
-    for number in range(rounds):
-        for name in BUILDS if number % 2 == 0 else reversed(BUILDS):
-            # The other build's threads may spin for a while after its call.
-            time.sleep(PAUSE_SECONDS)
-            sample = builds[name].request("time", calls, warm=warm, max_seconds=DELAY_LIMIT * calls * duration)
-            samples[name].append(round(sample, CLOCK_DECIMALS))
-    return {
-        "name": case.name,
-        "group": case.group,
-        "calls_per_sample": calls,
-        "seconds_per_call": samples,
-        "ratio": statistics.median(samples["after"]) / statistics.median(samples["before"]),
-        "ratio_interval": compute_interval(samples["before"], samples["after"]),
-        "same_bits": same_bits,
-        "largest_difference": difference,
-        "agrees": difference <= TOLERANCE[case.case.dtype],
-    }
+def order_builds(builds: Mapping[str, T], number: int) -> list[tuple[str, T]]:
+    """Return builds in order, or in the other order if the number is odd."""
+    items = list(builds.items())
+    return items if number % 2 == 0 else items[::-1]
+
+
+class Samples:
+    """The samples of one case.
+
+    Attributes
+    ----------
+    seconds_per_call
+        Per build, pair of processes and round, the mean seconds of a call.
+    """
+
+    def __init__(self) -> None:
+        self.seconds_per_call: dict[str, list[list[float]]] = {name: [] for name in BUILDS}
+        self._calls: list[int] = []
+        self._same_bits = True
+        self._difference = 0.0
+
+    def add_pair(self, case: ComparedCase, builds: Mapping[str, Build], rounds: int, seconds: float) -> None:
+        """Compare the results of a pair of processes, and time both in turns."""
+        digests, single_seconds = {}, []
+        for name, build in builds.items():
+            digests[name], duration = build.request("prepare", case.case, case.library, case.operation)
+            single_seconds.append(duration)
+        if digests["before"] != digests["after"]:
+            self._same_bits = False
+            before, after = (builds[name].request("compute_results") for name in BUILDS)
+            self._difference = max(self._difference, compute_difference(before, after))
+        duration = max(single_seconds)
+        warm = duration < MAX_WARMED_SECONDS
+        calls = max(1, int(seconds / (2 * rounds * duration)))
+        samples: dict[str, list[float]] = {name: [] for name in BUILDS}
+        for number in range(rounds):
+            for name, build in order_builds(builds, number):
+                # The other build's threads may spin for a while after its call.
+                time.sleep(PAUSE_SECONDS)
+                sample = build.request("time", calls, warm=warm, max_seconds=DELAY_LIMIT * calls * duration)
+                samples[name].append(round(sample, CLOCK_DECIMALS))
+        for name in BUILDS:
+            self.seconds_per_call[name].append(samples[name])
+        self._calls.append(calls)
+
+    def summarize(self, case: ComparedCase) -> dict[str, Any]:
+        """Return the result of the case in plain values."""
+        before, after = (self.seconds_per_call[name] for name in BUILDS)
+        return {
+            "name": case.name,
+            "group": case.group,
+            "calls_per_sample": self._calls,
+            "seconds_per_call": self.seconds_per_call,
+            "ratio": compute_median(after) / compute_median(before),
+            "ratio_interval": compute_interval(before, after),
+            "same_bits": self._same_bits,
+            "largest_difference": self._difference,
+            "agrees": self._difference <= TOLERANCE[case.case.dtype],
+        }
 
 
 def compute_difference(before: dict[str, NDArray[Any]], after: dict[str, NDArray[Any]]) -> float:
@@ -237,16 +284,42 @@ def compute_difference(before: dict[str, NDArray[Any]], after: dict[str, NDArray
     return max(differences)
 
 
-def compute_interval(before: Sequence[float], after: Sequence[float]) -> list[float]:
-    """Return the 95 % interval of the ratio of medians, from a bootstrap over rounds.
+def compute_median(seconds_per_call: Sequence[Sequence[float]]) -> float:
+    """Return the median over processes of the medians over their rounds.
+
+    Examples
+    --------
+    >>> from benchmarks.compare import compute_median
+    >>> compute_median([[1.0, 2.0, 9.0], [4.0, 4.0, 4.0]])
+    3.0
+    """
+    return statistics.median(statistics.median(samples) for samples in seconds_per_call)
+
+
+def compute_interval(before: Sequence[Sequence[float]], after: Sequence[Sequence[float]]) -> list[float]:
+    """Return the 95 % interval of the ratio of medians, from a bootstrap over processes and their rounds.
+
+    Parameters
+    ----------
+    before, after
+        Per process and round, the mean seconds of a call.
 
     Examples
     --------
     >>> from benchmarks.compare import compute_interval
-    >>> compute_interval([1.0, 1.0, 1.0], [2.0, 2.0, 2.0])
+    >>> compute_interval([[1.0, 1.0, 1.0]], [[2.0, 2.0, 2.0]])
     [2.0, 2.0]
     """
-    rounds = np.random.default_rng(0).integers(0, len(before), (RESAMPLES, len(before)))
-    ratios = np.median(np.array(after)[rounds], axis=1) / np.median(np.array(before)[rounds], axis=1)
+    random = np.random.default_rng(0)
+    ratios = _resample_medians(after, random) / _resample_medians(before, random)
     low, high = np.quantile(ratios, [0.025, 0.975])
     return [float(low), float(high)]
+
+
+def _resample_medians(seconds_per_call: Sequence[Sequence[float]], random: np.random.Generator) -> NDArray[Any]:
+    samples = np.array(seconds_per_call)
+    processes, rounds = samples.shape
+    chosen_processes = random.integers(0, processes, (RESAMPLES, processes, 1))
+    chosen_rounds = random.integers(0, rounds, (RESAMPLES, processes, rounds))
+    medians: NDArray[Any] = np.median(np.median(samples[chosen_processes, chosen_rounds], axis=2), axis=1)
+    return medians

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.compare import BUILDS
+from benchmarks.compare import BUILDS, compute_median
 from benchmarks.markdown import format_number, format_table
 from benchmarks.results import Run
 
@@ -19,7 +19,7 @@ def format_tables(runs: Sequence[Run]) -> str:
 def _format_run(results: Sequence[dict[str, Any]]) -> str:
     rows = []
     for result in results:
-        medians = [statistics.median(result["seconds_per_call"][name]) * 1e6 for name in BUILDS]
+        medians = [compute_median(result["seconds_per_call"][name]) * 1e6 for name in BUILDS]
         low, high = result["ratio_interval"]
         agreement = "same bits" if result["same_bits"] else f"off by {result['largest_difference']:.1g}"
         rows.append(

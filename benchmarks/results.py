@@ -52,6 +52,11 @@ class Run:
         self.results.append(result)
         self.save()
 
+    def put(self, result: dict[str, Any]) -> None:
+        """Add a result in place of the one with the same name, and save the file."""
+        self.results = [other for other in self.results if other["name"] != result["name"]]
+        self.add(result)
+
     def save(self) -> None:
         """Write the file, if there is one; it is complete at every moment.
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import keywise as kw
-from benchmarks.compare import compute_difference, compute_interval, plan_cases, run_comparison
+from benchmarks.compare import compute_difference, compute_interval, compute_median, plan_cases, run_comparison
 from benchmarks.results import Run
 from benchmarks.tables import format_tables
 from keywise.attention import _native
@@ -44,13 +44,15 @@ def test_shared_cases_of_groups_are_compared_once() -> None:
 
 def test_build_compared_with_itself_has_the_same_bits(build: Path) -> None:
     cases = plan_cases(["small"], "numpy")
-    results = list(run_comparison(cases, build, build, threads=1, rounds=3, seconds=0.01))
+    results = list(run_comparison(cases, build, build, threads=1, rounds=3, seconds=0.01, pairs=2))
+    assert [result["name"] for result in results] == 2 * [case.name for case in cases]
+    results = results[2:]
     assert [result["same_bits"] for result in results] == [True, True]
     assert all(result["agrees"] and result["largest_difference"] == 0 for result in results)
     for result in results:
         low, high = result["ratio_interval"]
         assert 0 < low <= high
-        assert [len(samples) for samples in result["seconds_per_call"].values()] == [3, 3]
+        assert np.shape(list(result["seconds_per_call"].values())) == (2, 2, 3)
     text = format_tables([Run("compare", "python -m benchmarks compare", results=results)])
     assert f"| small: {cases[0].name} |" in text
     assert "disagree beyond the tolerance in 0 cases and have the same bits in 2" in text
@@ -71,7 +73,7 @@ def test_older_names_of_the_interface_are_understood(tmp_path: Path, build: Path
         encoding="utf-8",
     )
     cases = plan_cases(["small"], "attention_stats, numpy")
-    (result,) = run_comparison(cases, tmp_path, build, threads=1, rounds=3, seconds=0.0)
+    (result,) = run_comparison(cases, tmp_path, build, threads=1, rounds=3, seconds=0.0, pairs=1)
     assert not result["same_bits"]
     assert not result["agrees"]
     assert result["largest_difference"] > 0.01
@@ -98,8 +100,15 @@ def test_differences_are_relative_and_ignore_equal_infinities() -> None:
 
 def test_interval_contains_the_ratio_of_medians() -> None:
     random = np.random.default_rng(0)
-    before = (1 + 0.1 * random.random(9)).tolist()
-    after = (2 + 0.1 * random.random(9)).tolist()
+    before = (1 + 0.1 * random.random((5, 9))).tolist()
+    after = (2 + 0.1 * random.random((5, 9))).tolist()
     low, high = compute_interval(before, after)
-    assert low <= np.median(after) / np.median(before) <= high
+    assert low <= compute_median(after) / compute_median(before) <= high
     assert 1.7 < low <= high < 2.2
+
+
+def test_interval_covers_differences_between_processes() -> None:
+    processes = [[1.0] * 9, [1.1] * 9, [0.95] * 9, [1.0] * 9, [1.05] * 9]
+    low, high = compute_interval(processes, processes[::-1])
+    assert low < 0.97
+    assert high > 1.03
