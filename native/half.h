@@ -36,8 +36,10 @@ static inline float widen_float16(uint16_t bits) {
 static inline uint16_t narrow_to_bfloat16(float value) {
   const uint32_t bits = float_to_bits(value);
   const bool is_nan = (bits & 0x7fffffffu) > 0x7f800000u;
-  if (is_nan) return uint16_t((bits >> 16) | 0x40u);
-  return uint16_t((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+  const uint32_t nan = (bits >> 16) | 0x40u;
+  const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  // Without a branch, so that loops over numbers become loops over vectors.
+  return uint16_t(is_nan ? nan : rounded);
 }
 
 static inline uint16_t narrow_to_float16(float value) {

@@ -21,8 +21,28 @@
 
 namespace keywise::KEYWISE_TARGET {
 
+// Returns whether the weighted values of a row surely have a number of at least kTinySize, and no
+// NaN or infinity. Ordinary values pass; find_value_range decides about the others.
+static bool are_ordinary(const float* values, int64_t width) {
+  constexpr float kMinMeanSquare = 0x1p-100f;
+  static_assert(kMinMeanSquare > kTinySize * kTinySize);
+  Vec even = zero();  // two chains hide the latency of a multiplication
+  Vec odd = zero();
+  int64_t d = 0;
+  for (; d + kLanes < width; d += 2 * kLanes) {
+    const Vec left = load(values + d);
+    const Vec right = load(values + d + kLanes);
+    even = mul_add(left, left, even);
+    odd = mul_add(right, right, odd);
+  }
+  if (d < width) even = mul_add(load(values + d), load(values + d), even);
+  const float sum = reduce_add(add(even, odd));
+  return sum >= kMinMeanSquare * float(width) && sum < kInfinity;
+}
+
 // Returns how the weighted values of a row lie in the range of float32.
 static unsigned find_value_range(const float* values, int64_t width) {
+  if (are_ordinary(values, width)) return kInRange;
   Vec largest = zero();
   Vec products = zero();  // 0 x NaN and 0 x inf are NaN
   for (int64_t d = 0; d < width; d += kLanes) {

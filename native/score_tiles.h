@@ -105,14 +105,14 @@ KEYWISE_INLINE Vec load_key(const char* key, int64_t d) {
 // Computes the scores of R rows against kPairwiseVectors keys, in partial sums per key.
 template <int R, Dtype kDtype, bool kPairs>
 KEYWISE_INLINE void sum_key_products(const Problem& problem, const char* const* keys,
-                                     bool is_contiguous, const float* queries, int64_t query_stride,
+                                     bool prefetches, const float* queries, int64_t query_stride,
                                      Vec (*sums)[kPairwiseVectors]) {
   constexpr int64_t kStep = kPairs ? 2 : 1;
   constexpr int64_t kLaneBytes = kStep * bytes_of(kDtype);
   const int64_t depth = key_depth(problem, kPairs);
   if constexpr (kPairs && kDtype == Dtype::int8) {
     for (int64_t d = 0; d < depth; d += 2 * kLanes) {
-      if (is_contiguous)
+      if (prefetches)
         prefetch_keys(keys[0] + d * kPairwiseVectors * kLaneBytes,
                       2 * kPairwiseVectors * kLanes * kLaneBytes);
       Vec elements[2][kPairwiseVectors];
@@ -131,11 +131,15 @@ KEYWISE_INLINE void sum_key_products(const Problem& problem, const char* const* 
   } else {
     const int64_t full_lanes = round_down(problem.head_dim / kStep, kLanes);
     Vec elements[kPairwiseVectors];
-    if (R == 1 && full_lanes * kLaneBytes >= kSequentialKeyBytes) {
+    const bool one_by_one = R == 1 && full_lanes * kLaneBytes >= kSequentialKeyBytes;
+    // All at once: a branch in the loop over elements would keep the compiler from unrolling it.
+    if (!one_by_one && prefetches)
+      prefetch_keys(keys[0], kPairwiseVectors * full_lanes * kLaneBytes);
+    if (one_by_one) {
 #pragma GCC unroll 16
       for (int k = 0; k < kPairwiseVectors; ++k) {
         // Expected, so that the loop over a key's elements is entered without a jump.
-        if (__builtin_expect(is_contiguous, true)) prefetch_keys(keys[k], full_lanes * kLaneBytes);
+        if (__builtin_expect(prefetches, true)) prefetch_keys(keys[k], full_lanes * kLaneBytes);
         for (int64_t d = 0; d < full_lanes; d += kLanes) {
           const Vec query = load(queries + d);
           const Vec element = load_key<kDtype, kPairs>(keys[k], d);
@@ -145,9 +149,6 @@ KEYWISE_INLINE void sum_key_products(const Problem& problem, const char* const* 
       }
     } else {
       for (int64_t d = 0; d < full_lanes; d += kLanes) {
-        if (is_contiguous)
-          prefetch_keys(keys[0] + d * kPairwiseVectors * kLaneBytes,
-                        kPairwiseVectors * kLanes * kLaneBytes);
 #pragma GCC unroll 16
         for (int k = 0; k < kPairwiseVectors; ++k)
           elements[k] = load_key<kDtype, kPairs>(keys[k], d);
@@ -171,7 +172,8 @@ template <int R, Dtype kDtype, bool kPairs>
 static void score_in_place(const Problem& problem, const char* key, int64_t stride_bytes,
                            const float* queries, int64_t count, float* scores) {
   const int64_t query_stride = round_up(key_depth(problem, kPairs), kLanes);
-  const bool is_contiguous = stride_bytes == problem.head_dim * bytes_of(kDtype);
+  const bool prefetches = stride_bytes == problem.head_dim * bytes_of(kDtype) &&
+                          problem.keys * stride_bytes > kMinPrefetchedBytes;
   for (int64_t j = 0; j < count; j += kLanes) {
     Vec partial_sums[R][kLanes / kPairwiseVectors];
     for (int i = 0; i < kLanes; i += kPairwiseVectors) {
@@ -188,8 +190,7 @@ static void score_in_place(const Problem& problem, const char* key, int64_t stri
       for (int r = 0; r < R; ++r)
 #pragma GCC unroll 16
         for (int k = 0; k < kPairwiseVectors; ++k) sums[r][k] = zero();
-      sum_key_products<R, kDtype, kPairs>(problem, keys, is_contiguous, queries, query_stride,
-                                          sums);
+      sum_key_products<R, kDtype, kPairs>(problem, keys, prefetches, queries, query_stride, sums);
 #pragma GCC unroll 16
       for (int r = 0; r < R; ++r) partial_sums[r][i / kPairwiseVectors] = pairwise_add(sums[r]);
     }

@@ -89,6 +89,10 @@ constexpr int kMaxWideRows = 2;
 // Keys read in place are prefetched this far ahead, in the order of their addresses: the CPU's
 // prefetchers lose track where several keys are read side by side.
 constexpr int64_t kKeyPrefetchBytes = 6144;
+
+// Fewer bytes of a head's keys than these are not prefetched: in a short call the instructions cost
+// more than the CPU's own prefetching misses.
+constexpr int64_t kMinPrefetchedBytes = 64 << 10;
 // One row reads keys of at least this size one after the other, because the CPU's prefetchers
 // follow a single long stream.
 constexpr int64_t kSequentialKeyBytes = 256;

@@ -145,11 +145,14 @@ int64_t count_bytes(const InputArray& array) {
   return elements * bytes_of(to_dtype(array.element));
 }
 
-// Returns whether all elements lie in the tensor's storage.
+// Returns whether all elements lie in the tensor's storage. A tensor inside a transform has none.
 bool fits_storage(nb::handle tensor, const InputArray& array) {
   static const Member untyped_storage(find_tensor_type(), "untyped_storage");
   const nb::object storage = untyped_storage.call(tensor);
-  if (!storage.is_valid()) throw nb::python_error();
+  if (!storage.is_valid()) {
+    PyErr_Clear();  // reading it through NumPy says what is wrong
+    return false;
+  }
   static const Member data_ptr(Py_TYPE(storage.ptr()), "data_ptr");
   const nb::object address = data_ptr.call(storage);
   if (!address.is_valid()) throw nb::python_error();
@@ -160,14 +163,15 @@ bool fits_storage(nb::handle tensor, const InputArray& array) {
 }
 
 // Returns whether a tensor has its elements in memory. Where its storage was freed, or belongs to a
-// tensor inside a transform, its address is the offset of a view: allocators return no such
-// address. A storage that was cut short is found for large tensors only, because asking for its
-// size would slow a small call down by 3 %.
+// tensor inside a transform, its address is the offset of a view: a small number. A storage that
+// was cut short is found for large tensors only, because asking for its size would slow a small
+// call down by 3 %.
 bool has_memory(nb::handle tensor, const InputArray& array) {
   constexpr uintptr_t kLargestOffset = uintptr_t(1) << 40;
   constexpr int64_t kLargeBytes = int64_t(1) << 19;
-  if (reinterpret_cast<uintptr_t>(array.data) < kLargestOffset) return false;
-  return count_bytes(array) < kLargeBytes || fits_storage(tensor, array);
+  const bool may_be_offset = reinterpret_cast<uintptr_t>(array.data) < kLargestOffset;
+  if (!may_be_offset && count_bytes(array) < kLargeBytes) return true;
+  return fits_storage(tensor, array);
 }
 
 // Reads a plain tensor of 4 axes that kernels can read where it is; false for any other.
