@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from keywise.documents.model import EvidenceModel, record_sentence_mass
 from keywise.documents.scoring import Continuation, SentenceMass, average_sentence_mass, forward_question
 from keywise.documents.spans import find_best_span
+from keywise.documents.units import find_marker_end, find_units
 
 if TYPE_CHECKING:
     from keywise.documents.evidence import Evidence
@@ -24,7 +26,21 @@ if TYPE_CHECKING:
 MIN_SOURCE_SHARE: Final = 0.3
 MAX_WORD_SOURCES: Final = 2
 
+# Spans that the model quotes with less than this are not trusted: the sentence is the answer. Natural logarithm.
+MIN_LOG_PROBABILITY: Final = -4.0
+
+# A sentence of so few words may say yes or no; the one after it says what.
+MAX_INCOMPLETE_UNITS: Final = 2
+
 _WORD = re.compile(r"\S+")
+# Questions that begin with a verb in English, German and French, or are marked in Hindi and Chinese.
+_YES_NO = re.compile(
+    r"^\W*(?:(?:is|are|am|was|were|do|does|did|can|could|may|might|must|shall|should|will|would|has|have|had"
+    r"|ist|sind|war|waren|hat|haben|hatte|hatten|kann|können|darf|dürfen|muss|müssen|soll|sollen|wird|werden|gibt"
+    r"|est-ce|peut-on|faut-il|doit-on|y a-t-il)\b|क्या\s|.*吗\s*[?\uff1f]?\s*$)",
+    re.IGNORECASE,
+)
+_CHOICE = re.compile(r"\b(?:or|oder|ou)\b|还是|या", re.IGNORECASE)
 # What incomplete UTF-8 decodes to.
 _REPLACEMENT_CHARACTER: Final = "\ufffd"
 
@@ -84,6 +100,10 @@ class Answer:
         The data that the heads were tuned on; None if they are a guess from the model's depth.
     windows
         Number of windows that the document was split into; 1 if it fits into the model's context.
+    quote
+        The sentences that the answer was quoted from; the best sentence if it was written.
+    confidence
+        Probability that the model quotes exactly this answer; None if it was written or is a whole sentence.
 
     Examples
     --------
@@ -105,6 +125,8 @@ class Answer:
     words: list[AnswerWord] = field(default_factory=list)
     tuned_on: str | None = None
     windows: int = 1
+    quote: str = ""
+    confidence: float | None = None
 
 
 @dataclass(frozen=True)
@@ -121,12 +143,18 @@ class AnswerText:
         Its length in tokens.
     complete
         Whether it ended by itself.
+    quote
+        The sentences that it was quoted from.
+    confidence
+        Probability that the model quotes exactly this text; None for a written text or a whole sentence.
     """
 
     text: str
     words: list[AnswerWord]
     tokens: int
     complete: bool
+    quote: str = ""
+    confidence: float | None = None
 
 
 def quote_answer(
@@ -136,11 +164,13 @@ def quote_answer(
     sources: Sequence[Source],
     evidence: Sequence[Evidence],
     *,
+    sentences: int,
     max_tokens: int,
 ) -> AnswerText:
     """Quote the most probable answer from some sentences.
 
-    The model reads the sentences alone, in the order of the text, and quotes a span of them.
+    The model reads the sentences alone, in the order of the text, and quotes a span of them. The answer to a question
+    for yes or no is the best sentence as a whole, and so is the answer where the model quotes no span with confidence.
 
     Parameters
     ----------
@@ -153,25 +183,88 @@ def quote_answer(
     sources
         The texts.
     evidence
-        The sentences to quote from.
+        All sentences, best first.
+    sentences
+        Number of best sentences to quote from.
     max_tokens
         Longest answer, in tokens.
     """
-    passage, ends = join_sentences(sort_by_place(sources, evidence))
+    in_order = sort_by_place(sources, evidence)
+    if is_yes_no_question(question.text):
+        return quote_sentence(model, evidence[0], in_order, max_tokens=max_tokens)
+    passage, ends = join_sentences(sort_by_place(sources, evidence[:sentences]))
+    begins = [0, *(end + 1 for end, _ in ends[:-1])]
+    markers = [
+        (begin, begin + find_marker_end(passage[begin:end])) for begin, (end, _) in zip(begins, ends, strict=True)
+    ]
 
     def find_span(cache: Any) -> Any:
         cache.truncate(len(model.prompt.before_ids))
-        return find_best_span(model, cache, passage, question, max_tokens=max_tokens)
+        return find_best_span(model, cache, passage, question, max_tokens=max_tokens, excluded=markers)
 
     span = context.run(find_span)
-    if span is None:
-        return AnswerText("", [], 0, complete=True)
+    if span is None or span.log_probability < MIN_LOG_PROBABILITY:
+        return quote_sentence(model, evidence[0], in_order, max_tokens=max_tokens)
     text = passage[span.start : span.end]
 
     def find_sources(start: int, _end: int) -> list[int]:
         return [next(item.rank for end, item in ends if span.start + start < end)]
 
-    return AnswerText(text, split_words(text, find_sources), span.tokens, complete=span.tokens < max_tokens)
+    quoted = [
+        item.text for begin, (end, item) in zip(begins, ends, strict=True) if begin < span.end and span.start < end
+    ]
+    return AnswerText(
+        text,
+        split_words(text, find_sources),
+        span.tokens,
+        complete=span.complete and span.tokens < max_tokens,
+        quote=" ".join(quoted),
+        confidence=math.exp(span.log_probability),
+    )
+
+
+def quote_sentence(
+    model: EvidenceModel, best: Evidence, in_order: Sequence[Evidence], *, max_tokens: int
+) -> AnswerText:
+    """Return a sentence as the answer, without the number of its clause, cut after a unit if it is too long.
+
+    A sentence that only says yes or no is quoted with the one after it.
+
+    Parameters
+    ----------
+    model
+        The model.
+    best
+        The sentence.
+    in_order
+        All sentences in the order of the text.
+    max_tokens
+        Longest answer, in tokens.
+    """
+    quoted = [best]
+    following = in_order.index(best) + 1
+    if len(find_units(best.text)) <= MAX_INCOMPLETE_UNITS and following < len(in_order):
+        quoted += [item for item in [in_order[following]] if item.source == best.source]
+    quote = " ".join(item.text for item in quoted)
+    sentence = quote[find_marker_end(quote) :].strip() or quote
+    token_ids, offsets = model.prompt.encode_text(sentence)
+    text = sentence
+    if len(token_ids) > max_tokens:
+        limit = offsets[max_tokens - 1][1]
+        text = sentence[: max((unit.end for unit in find_units(sentence) if unit.end <= limit), default=limit)]
+    words = split_words(text, lambda _start, _end: [best.rank])
+    return AnswerText(text, words, min(len(token_ids), max_tokens), complete=len(token_ids) <= max_tokens, quote=quote)
+
+
+def is_yes_no_question(question: str) -> bool:
+    """Return whether a question asks for yes or no, and offers no other choice.
+
+    Examples
+    --------
+    >>> is_yes_no_question("Is smoking allowed?"), is_yes_no_question("Is it red or blue?"), is_yes_no_question("Who?")
+    (True, False, False)
+    """
+    return bool(_YES_NO.search(question)) and not _CHOICE.search(question)
 
 
 def write_answer(

@@ -152,8 +152,15 @@ class Document:
         window = ranking.window
         self._check_room(window, tokens, max_tokens)
         if quoted_sentences:
-            best = ranking.window_evidence[:quoted_sentences]
-            text = quote_answer(model, window.context, tokens, window.sources, best, max_tokens=max_tokens)
+            text = quote_answer(
+                model,
+                window.context,
+                tokens,
+                window.sources,
+                ranking.window_evidence,
+                sentences=quoted_sentences,
+                max_tokens=max_tokens,
+            )
             if on_token is not None:
                 on_token(text.text)
         else:
@@ -182,6 +189,8 @@ class Document:
             words=words,
             tuned_on=model.heads.tuned_on,
             windows=len(self.windows),
+            quote=text.quote or ranking.evidence[0].text,
+            confidence=text.confidence,
         )
 
     def ask_many(self, questions: Iterable[str], *, max_tokens: int = ANSWER_TOKENS) -> list[Answer]:

@@ -80,11 +80,17 @@ class Evidence:
 
 
 def rank_sentences(
-    sources: Sequence[Source], stats: EvidenceStats, text_scores: Mapping[str, Scores], heads: Heads
+    sources: Sequence[Source],
+    stats: EvidenceStats,
+    text_scores: Mapping[str, Scores],
+    heads: Heads,
+    repeats_question: NDArray[np.bool_] | None = None,
 ) -> list[Evidence]:
     """Return all sentences, those with the largest shares first.
 
     Sentences with equal shares keep their order. Semantic scores count if `text_scores` has them.
+
+    A sentence that repeats the question does not answer it: it comes last, and its share goes to the sentence after it.
 
     Parameters
     ----------
@@ -96,15 +102,21 @@ def rank_sentences(
         Scores from the text alone: see `keywise.documents.text_index.TextIndex.score`.
     heads
         The heads of `stats`, and the power of each feature.
+    repeats_question
+        bool [sentences]: whether a sentence repeats the question.
     """
     matching, copying = pool_heads(stats, heads)
     odds = compute_feature_odds(stats, text_scores, heads)
     any_answer_share = 1.0 - estimate_no_answer_share(stats, heads)
     ranking = SEMANTIC if "semantic" in text_scores else LEXICAL
     shares = combine_odds(odds, heads.powers[ranking]) * any_answer_share
+    attention = combine_odds(odds, heads.powers[ATTENTION]) * any_answer_share
+    if repeats_question is not None:
+        shares = move_to_next(shares, repeats_question)
+        attention = move_to_next(attention, repeats_question)
     columns = {
         "share": shares,
-        "attention": combine_odds(odds, heads.powers[ATTENTION]) * any_answer_share,
+        "attention": attention,
         "matching": matching,
         "copying": copying,
         "mass": stats.matching.sum(axis=0),
@@ -220,6 +232,27 @@ def shift_to_next(shares: Scores) -> Scores:
     [0.0, 0.1]
     """
     return np.concatenate([np.zeros(1), shares[:-1]])
+
+
+def move_to_next(shares: Scores, moved: NDArray[np.bool_]) -> Scores:
+    """Return shares where those of some sentences are moved to the next sentence that keeps its own.
+
+    Shares behind the last such sentence stay.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> move_to_next(np.array([0.5, 0.2, 0.3]), np.array([True, False, False])).tolist()
+    [0.0, 0.7, 0.3]
+    """
+    result: Scores = shares.copy()
+    kept = np.flatnonzero(~moved)
+    for number in np.flatnonzero(moved).tolist():
+        following = kept[np.searchsorted(kept, number) :]
+        if following.size:
+            result[following[0]] += result[number]
+            result[number] = 0.0
+    return result
 
 
 def _average_roots(mass: Scores) -> Scores:

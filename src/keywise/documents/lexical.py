@@ -21,7 +21,11 @@ STEM_LETTERS: Final = 6
 # A heading or list item alone is not a paragraph: it belongs to the text after it.
 MIN_PARAGRAPH_SENTENCES: Final = 2
 
+# A question repeats another if it has this share of its words, weighted by rarity.
+MIN_REPEATED_SHARE: Final = 0.6
+
 _WORD = re.compile(r"\w+")
+_QUESTION_END = re.compile(r"[?\uff1f\u061f\u037e][\s\"'\u2019\u201d\u00bb)*_]*$")
 _BLANK_LINE = re.compile(r"\n[^\S\n]*\r?\n")
 
 Scores = NDArray[np.float64]
@@ -61,6 +65,9 @@ class LexicalIndex:
         self._paragraph_counts = [Counter[str]() for _ in range(int(self.paragraph_ids.max(initial=-1)) + 1)]
         for paragraph, words in zip(self.paragraph_ids, sentences, strict=True):
             self._paragraph_counts[paragraph].update(words)
+        self._are_questions = [
+            bool(_QUESTION_END.search(source.text[start:end])) for source in sources for start, end in source.sentences
+        ]
         self._sentences_with = Counter(word for counts in self._sentence_counts for word in counts)
 
     def score_sentences(self, question: str) -> Scores:
@@ -73,6 +80,20 @@ class LexicalIndex:
     def score_paragraphs(self, question: str) -> Scores:
         """Return for each sentence the BM25 share of its paragraph: float64 [sentences]."""
         return self._score(self._paragraph_counts, question)[self.paragraph_ids]
+
+    def find_repetitions(self, question: str) -> NDArray[np.bool_]:
+        """Return whether each sentence is a question with most words of this one: bool [sentences]."""
+        words = dict.fromkeys(stem_words(question))
+        total = len(self._sentence_counts)
+        rarity = {word: inverse_document_frequency(self._sentences_with[word], total) for word in words}
+        needed = MIN_REPEATED_SHARE * sum(rarity.values())
+        return np.array(
+            [
+                is_question and sum(rarity[word] for word in words if word in counts) > needed
+                for is_question, counts in zip(self._are_questions, self._sentence_counts, strict=True)
+            ],
+            dtype=np.bool_,
+        )
 
     def _score(self, texts: Sequence[Counter[str]], question: str) -> Scores:
         lengths = np.array([text.total() for text in texts], dtype=np.float64)

@@ -72,7 +72,13 @@ def rank_document(
     """
     scores = [score_question(model, window.context, question, keep_cache=keep_cache) for window in windows]
     rankings = [
-        rank_sentences(window.sources, score.stats, window.text_index.score(question.text), model.heads)
+        rank_sentences(
+            window.sources,
+            score.stats,
+            window.text_index.score(question.text),
+            model.heads,
+            window.text_index.find_repetitions(question.text),
+        )
         for window, score in zip(windows, scores, strict=True)
     ]
     if len(windows) == 1:

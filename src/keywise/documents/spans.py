@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
-import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
+import regex
 from numpy.typing import NDArray
 
 from keywise.documents.model import EvidenceModel, forward_batch
+from keywise.documents.units import Unit, find_units, has_unspaced_script
 
 if TYPE_CHECKING:
     from keywise.documents.prompt import QuestionTokens
 
-# The starts with the best scores are extended in one batch, each by so many tokens at most.
+# The starts with the best scores are extended in one batch, each by so many tokens at most, and to the end of the unit
+# or the digits that it has then reached: a telephone number or an address has more.
 MAX_STARTS: Final = 6
 MAX_SPAN_TOKENS: Final = 12
+# Longest span; longer ones are whole sentences.
+MAX_SPAN_CHARACTERS: Final = 400
 # Weights of the copying heads and of a longer span beside the model's own log-probability.
 COPYING_WEIGHT: Final = 0.3
 NATS_PER_TOKEN: Final = 0.3
 _MIN_MASS: Final = 1e-4
 
-_WORD = re.compile(r"\w+")
-_WORD_START = re.compile(r"(?<!\w)[\w$£€]")
+_WORD = regex.compile(r"[\w\p{M}]+")
 
 
 @dataclass(frozen=True)
@@ -38,16 +42,25 @@ class Span:
         Natural logarithm of the probability that the model quotes it.
     tokens
         Its length in tokens.
+    complete
+        Whether it ends where a unit ends; False if `max_tokens` cut it.
     """
 
     start: int
     end: int
     log_probability: float
     tokens: int
+    complete: bool
 
 
 def find_best_span(
-    model: EvidenceModel, cache: Any, text: str, question: QuestionTokens, *, max_tokens: int
+    model: EvidenceModel,
+    cache: Any,
+    text: str,
+    question: QuestionTokens,
+    *,
+    max_tokens: int,
+    excluded: Sequence[tuple[int, int]] = (),
 ) -> Span | None:
     """Return the most probable span of a text as a quoted answer.
 
@@ -66,36 +79,41 @@ def find_best_span(
     question
         The question's tokens, with an answer begun.
     max_tokens
-        Longest answer, in tokens.
+        Longest answer, in tokens. A span that begins well but has no unit as short as this is cut.
+    excluded
+        Spans of characters in which no answer may begin, such as the number of a clause.
 
     Returns
     -------
     Span or None
         None if the text has no words, or only those of the question.
     """
-    starts = [match.start() for match in _WORD_START.finditer(text)]
-    if not starts:
+    units = [unit for unit in find_units(text) if not any(start <= unit.start < end for start, end in excluded)]
+    if not units:
         return None
     text_ids, offsets = model.prompt.encode_text(text)
     first_log_probabilities, copying_mass = _forward_text(model, cache, text_ids, question)
+    starts = [unit.start for unit in units]
     token_at_start = np.searchsorted([end for _, end in offsets], starts, side="right")
     copying_bonus = COPYING_WEIGHT * np.log(copying_mass[np.minimum(token_at_start, len(text_ids) - 1)] + _MIN_MASS)
 
-    tails = [model.prompt.encode_text(text[start:]) for start in starts]
+    # What follows a span's longest end does not change its first tokens.
+    tails = [model.prompt.encode_text(text[start : start + MAX_SPAN_CHARACTERS]) for start in starts]
     start_scores = np.array([first_log_probabilities[tail_ids[0]] for tail_ids, _ in tails]) + copying_bonus
     chosen = np.argsort(-start_scores, kind="stable")[:MAX_STARTS]
-    spans = [tails[number][0][: min(MAX_SPAN_TOKENS, max_tokens)] for number in chosen]
-    width = max(map(len, spans))
+    counts = [_count_tokens(text, units, number, tails[number], max_tokens) for number in chosen]
+    spans = [tails[number][0][:count] for number, count in zip(chosen, counts, strict=True)]
+    width = max(counts)
     cache.batch_repeat_interleave(len(spans))
     padded = [[*span, *[span[0]] * (width - len(span))] for span in spans]
     logits = forward_batch(model.loaded, cache, padded, last=width)
 
     # A span of the question's own words is an answer only if the question offers a choice.
-    known_words = _find_words(question.text)
-    if "or" in known_words:
-        known_words = set()
+    known_text = "" if "or" in _find_words(question.text) else question.text
+    ends = {end for unit in units for end in (unit.end, unit.word_end)}
     best_score = -np.inf
     best: Span | None = None
+    cut: Span | None = None
     for number, span, span_logits in zip(chosen, spans, logits, strict=True):
         span_log_probability = 0.0
         next_log_probabilities = first_log_probabilities
@@ -104,15 +122,17 @@ def find_best_span(
             span_log_probability += next_log_probabilities[token]
             next_log_probabilities = _compute_log_softmax(span_logits[length - 1])
             end = start + tail_end
-            if not _ends_word(text, end) or known_words.issuperset(_find_words(text[start:end])):
+            if number == chosen[0] and length == max_tokens:
+                cut = Span(start, end, float(span_log_probability), length, complete=False)
+            if end not in ends or _repeats(text[start:end], known_text):
                 continue
             end_log_probability = np.logaddexp.reduce(next_log_probabilities[model.prompt.quote_end_ids])
             log_probability = float(span_log_probability + end_log_probability)
-            score = log_probability + copying_bonus[number] + NATS_PER_TOKEN * length
+            score = log_probability + copying_bonus[number] + NATS_PER_TOKEN * min(length, MAX_SPAN_TOKENS)
             if best is None or score > best_score:
                 best_score = score
-                best = Span(start, end, log_probability, length)
-    return best
+                best = Span(start, end, log_probability, length, complete=True)
+    return best or cut
 
 
 def compute_quote_log_probability(model: EvidenceModel, text: str, question: str, answer: str) -> float:
@@ -185,6 +205,28 @@ def _find_words(text: str) -> set[str]:
     return set(_WORD.findall(text.casefold()))
 
 
-def _ends_word(text: str, end: int) -> bool:
-    """Return whether a word, not punctuation, ends before a character."""
-    return text[end - 1].isalnum() and not text[end : end + 1].isalnum()
+def _repeats(span: str, question: str) -> bool:
+    """Return whether all words of a span are the question's; words without spaces between them are its substring."""
+    return _find_words(question).issuperset(_find_words(span)) or (has_unspaced_script(span) and span in question)
+
+
+def _count_tokens(
+    text: str, units: Sequence[Unit], first: int, tail: tuple[list[int], list[tuple[int, int]]], max_tokens: int
+) -> int:
+    """Return how many tokens of the text from a unit on are examined."""
+    token_ids, offsets = tail
+    start = units[first].start
+    limit = start + offsets[min(MAX_SPAN_TOKENS, len(token_ids)) - 1][1]
+    end = limit
+    for unit in units[first:]:
+        # Groups of digits that follow each other are one number.
+        follows = _ends_with_digit(text, end) and text[end : unit.start].isspace() and text[unit.start].isdigit()
+        if unit.start >= limit and not follows:
+            break
+        end = max(end, unit.end)
+    count = sum(token_start + start < end for token_start, _ in offsets)
+    return max(1, min(count, max_tokens))
+
+
+def _ends_with_digit(text: str, end: int) -> bool:
+    return text[end - 1 : end].isdigit()

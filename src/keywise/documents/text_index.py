@@ -54,6 +54,20 @@ class TextIndex:
             scores["paragraph_semantic"] = self._semantic.score_paragraphs(question)
         return scores
 
+    def find_repetitions(self, question: str) -> NDArray[np.bool_]:
+        """Return for each sentence whether it is a question that repeats this one: bool [sentences].
+
+        A page of questions and answers quotes them; the answer follows.
+
+        Examples
+        --------
+        >>> from keywise.documents import Source
+        >>> index = TextIndex([Source("note", "Q: Who kept the lamp? A: Ann did.")], None)
+        >>> index.find_repetitions("Who was it that kept the lamp?").tolist()
+        [True, False]
+        """
+        return self._lexical.find_repetitions(question)
+
     @cached_property
     def _semantic(self) -> SemanticIndex | None:
         if self._encode is None:

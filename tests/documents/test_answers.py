@@ -1,0 +1,81 @@
+"""Answers quoted from short texts of several kinds."""
+
+from __future__ import annotations
+
+import pytest
+
+from keywise.documents import Reader
+from keywise.documents.answer import is_yes_no_question
+
+
+@pytest.fixture(scope="module")
+def reader() -> Reader:
+    return Reader(keep=False)
+
+
+@pytest.mark.parametrize(
+    ("text", "question", "answer"),
+    [
+        ("The house was built in 1907. In winter the cellar is at -7.5 degrees.", "How cold is the cellar?", "-7.5"),
+        ("The tool is called Lantern. It is written in F# by two people.", "What language is it written in?", "F#"),
+        ("The office opens at nine. Its number is 0161 496 0000.", "What is the office's number?", "0161 496 0000"),
+        (
+            "\u56fe\u4e66\u9986\u5efa\u4e8e1907\u5e74\u3002\u9986\u957f\u662f\u738b\u6d77\u3002",
+            "\u56fe\u4e66\u9986\u5efa\u4e8e\u54ea\u4e00\u5e74\uff1f",
+            "1907",
+        ),
+    ],
+)
+def test_facts_are_quoted_whole(reader: Reader, text: str, question: str, answer: str) -> None:
+    assert answer in reader.read(text).ask(question).text
+
+
+def test_a_question_in_the_text_is_answered_by_the_line_after_it(reader: Reader) -> None:
+    document = reader.read(
+        "Q: Who painted the boat?\nA: Ida Holm painted it.\n\nQ: How long is the boat?\nA: It is 14 metres long.\n"
+    )
+    who = document.ask("Who painted the boat?")
+    assert who.text == "Ida Holm"
+    assert who.evidence[0].text.endswith("Ida Holm painted it.")
+    length = document.ask("How long is the boat?")
+    assert length.text == "14 metres"
+    assert sum(item.share for item in length.evidence) + length.no_answer_share == pytest.approx(1.0)
+
+
+def test_a_question_for_yes_or_no_is_answered_by_the_sentence(reader: Reader) -> None:
+    answer = reader.read("3. Dogs must stay outside at all times.\n\n4. The bar closes at ten.\n").ask(
+        "Are dogs allowed inside?"
+    )
+    assert answer.text == "Dogs must stay outside at all times."
+    assert answer.quote.endswith(answer.text)
+    assert answer.confidence is None
+    assert answer.complete
+
+
+def test_a_sentence_of_one_word_is_quoted_with_the_next(reader: Reader) -> None:
+    text = "Can I sail in a storm?\n\nNo. Stay in the harbour until the wind drops.\n\nFuel is sold at the pier.\n"
+    answer = reader.read(text).ask("Can I sail in a storm?")
+    assert "Stay in the harbour" in answer.text
+
+
+def test_a_quoted_answer_has_its_sentence_and_its_probability(reader: Reader) -> None:
+    answer = reader.read("The mill was built by Jon Aas. It burned down in 1911.").ask("Who built the mill?")
+    assert answer.text == "Jon Aas"
+    assert answer.quote == "The mill was built by Jon Aas."
+    assert answer.confidence is not None
+    assert 0 < answer.confidence <= 1
+
+
+@pytest.mark.parametrize(
+    ("question", "expected"),
+    [
+        ("May I smoke here?", True),
+        ("Darf ich rauchen?", True),
+        ("\u8fd9\u91cc\u53ef\u4ee5\u5438\u70df\u5417\uff1f", True),
+        ("Is it tea or coffee?", False),
+        ("Who may smoke?", False),
+        ("Isabel Low is who?", False),
+    ],
+)
+def test_questions_for_yes_or_no_begin_with_a_verb(question: str, expected: bool) -> None:
+    assert is_yes_no_question(question) is expected
