@@ -51,6 +51,8 @@ class Format(NamedTuple):
 
 _MARKDOWN: Final = Format("markdown", "Markdown", True, ("markdown_it",))
 _HTML: Final = Format("html", "HTML", packages=("lxml", "charset_normalizer"))
+_MAIL: Final = Format("mail", "mail", packages=("lxml", "charset_normalizer"))
+_JSON: Final = Format("json_records", "JSON", packages=("charset_normalizer",))
 FORMAT_BY_SUFFIX: Final = {
     ".md": _MARKDOWN,
     ".markdown": _MARKDOWN,
@@ -61,6 +63,15 @@ FORMAT_BY_SUFFIX: Final = {
     ".xhtml": _HTML,
     ".pdf": Format("pdf", "PDF", packages=("pypdfium2",)),
     ".docx": Format("docx", "DOCX", packages=("docx", "lxml")),
+    ".pptx": Format("pptx", "PPTX", packages=("pptx",)),
+    ".xlsx": Format("xlsx", "XLSX", packages=("openpyxl",)),
+    ".odt": Format("odt", "ODT", packages=("lxml",)),
+    ".epub": Format("epub", "EPUB", packages=("lxml", "charset_normalizer")),
+    ".rtf": Format("rtf", "RTF", packages=("striprtf",)),
+    ".eml": _MAIL,
+    ".mbox": _MAIL,
+    ".json": _JSON,
+    ".jsonl": _JSON,
 }
 TEXT_SUFFIXES: Final = (".txt",)
 SUPPORTED_FORMATS: Final = (

@@ -64,7 +64,7 @@ _OPEN_WORD_LIST: Final = "a an the of and or in to for with by at on from der di
 _OPEN_WORDS: Final = frozenset(_OPEN_WORD_LIST.split())
 
 
-def find_blocks(text: str) -> tuple[Block, ...]:
+def find_blocks(text: str, *, has_titles: bool = True) -> tuple[Block, ...]:
     r"""Return the blocks of a plain text.
 
     Headings, lists, tables, code and quotations may be marked as in Markdown. The lines of a paragraph are joined. The
@@ -74,6 +74,8 @@ def find_blocks(text: str) -> tuple[Block, ...]:
     ----------
     text
         The text.
+    has_titles
+        Whether a short line of its own may be a heading without a mark; in a mail it is a name.
 
     Examples
     --------
@@ -84,12 +86,12 @@ def find_blocks(text: str) -> tuple[Block, ...]:
     filled = [line for line in lines if not line.is_blank]
     if blocks := _find_messages(filled, text) or _find_log_lines(filled) or _find_speeches(filled, text):
         return tuple(blocks)
-    parser = _ProseParser(text)
+    parser = _ProseParser(text, has_titles=has_titles)
     parser.parse(lines)
     return tuple(parser.blocks)
 
 
-def add_plain_text(builder: BlockBuilder, text: str, *, page: int = 0) -> None:
+def add_plain_text(builder: BlockBuilder, text: str, *, has_titles: bool = True) -> None:
     r"""Append the blocks of a plain text to a document.
 
     Parameters
@@ -98,8 +100,8 @@ def add_plain_text(builder: BlockBuilder, text: str, *, page: int = 0) -> None:
         The document.
     text
         The text.
-    page
-        Number of its page, from 1.
+    has_titles
+        As for `find_blocks`.
 
     Examples
     --------
@@ -108,12 +110,12 @@ def add_plain_text(builder: BlockBuilder, text: str, *, page: int = 0) -> None:
     >>> builder.text
     'It rained all day.'
     """
-    for block in find_blocks(text):
+    for block in find_blocks(text, has_titles=has_titles):
         if block.kind == BlockKind.HEADING:
-            builder.add_heading(block.text, level=len(block.heading_path) + 1, page=page)
+            builder.add_heading(block.text, level=len(block.heading_path) + 1)
         else:
             keep_lines = block.kind == BlockKind.CODE
-            builder.add(block.kind, block.text, table_header=block.table_header, keep_lines=keep_lines, page=page)
+            builder.add(block.kind, block.text, table_header=block.table_header, keep_lines=keep_lines)
 
 
 def _find_messages(lines: Sequence[Line], text: str) -> list[Block]:
@@ -174,8 +176,9 @@ def _make_line(line: Line, kind: BlockKind) -> Block:
 class _ProseParser:
     """Blocks of running text with light marks, line by line in one pass."""
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, *, has_titles: bool) -> None:
         self.blocks: list[Block] = []
+        self._has_titles = has_titles
         self._vocabulary = find_vocabulary(text)
         self._pending: list[Line] = []
         self._pending_kind = BlockKind.PARAGRAPH
@@ -370,7 +373,7 @@ class _ProseParser:
             return False  # nothing stands under it
         if _is_upper_case(title) or (_SECTION_TITLE.match(title) and not is_last):
             return True
-        if not is_alone or following is None or title[:1].islower() or line.indent > 8:
+        if not self._has_titles or not is_alone or following is None or title[:1].islower() or line.indent > 8:
             return False
         if not self.blocks:
             return True  # the title of the document
