@@ -12,6 +12,7 @@ _WORD: Final = re.compile(r"\S+")
 _PLAIN_WORD: Final = re.compile(r"[^\W\d_]+(?!-\s*\n)")
 _COMPOUND: Final = re.compile(r"[^\W\d_]+-[^\W\d_]+")
 _UNSPACED_LETTER: Final = re.compile("[\u3000-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff00-\uff60]")
+_EMPHASIS: Final = re.compile(r"(?<![\w*/])(_{1,3}|\*{1,3})(?=[^\s_*])([^_*]{1,400}?)(?<=[^\s_*])(\1)(?![\w*/])")
 _BROKEN_WORD: Final = re.compile(r"[^\W\d_]{2,}[-\u00ad\u2010]\Z")
 # Second parts of compounds that are hardly ever the end of a word.
 _SECOND_WORDS: Final = "based related specific dependent driven effects level scale term year known called"
@@ -99,8 +100,9 @@ def find_vocabulary(text: str) -> frozenset[str]:
 def join_lines(lines: Sequence[Line], vocabulary: frozenset[str]) -> tuple[str, tuple[tuple[int, int], ...]]:
     r"""Return lines as running text, and its runs as `keywise.documents.blocks.Block.runs` has them.
 
-    Runs of blanks become one space. A word that is broken at a line end is joined, without its hyphen unless the word
-    stands elsewhere with it, or its parts are words of the text and the whole is none.
+    Runs of blanks become one space, and marks of emphasis such as ``_so_`` go. A word that is broken at a line end is
+    joined, without its hyphen unless the word stands elsewhere with it, or its parts are words of the text and the
+    whole is none.
 
     Parameters
     ----------
@@ -132,7 +134,32 @@ def join_lines(lines: Sequence[Line], vocabulary: frozenset[str]) -> tuple[str, 
                 runs.append((length, begin))
             parts.append(word.group())
             length += len(word.group())
-    return "".join(parts), tuple(runs)
+    text = "".join(parts)
+    marks = [span for match in _EMPHASIS.finditer(text) for span in (match.span(1), match.span(3))]
+    return _delete_spans(text, runs, marks) if marks else (text, tuple(runs))
+
+
+def _delete_spans(
+    text: str, runs: Sequence[tuple[int, int]], spans: Sequence[tuple[int, int]]
+) -> tuple[str, tuple[tuple[int, int], ...]]:
+    """Return a text and its runs without the characters of some spans, which ascend."""
+    kept: list[tuple[int, int]] = []
+    begin = 0
+    for first, last in [*spans, (len(text), len(text))]:
+        if begin < first:
+            kept.append((begin, first))
+        begin = last
+    new_runs: list[tuple[int, int]] = []
+    length = run = 0
+    for first, last in kept:
+        while run + 1 < len(runs) and runs[run + 1][0] <= first:
+            run += 1
+        new_runs.append((length, runs[run][1] + first - runs[run][0]))
+        while run + 1 < len(runs) and runs[run + 1][0] < last:
+            run += 1
+            new_runs.append((length + runs[run][0] - first, runs[run][1]))
+        length += last - first
+    return "".join(text[first:last] for first, last in kept), tuple(new_runs)
 
 
 def join_words(left: str, right: str, vocabulary: frozenset[str]) -> tuple[int, str]:

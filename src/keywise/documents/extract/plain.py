@@ -19,6 +19,8 @@ MIN_SPEECHES: Final = 4
 MESSAGE_SHARE: Final = 0.5
 LOG_SHARE: Final = 0.6
 SPEECH_SHARE: Final = 0.7
+# Fewer lines with wide gaps below each other are justified text.
+MIN_ROWS: Final = 3
 MAX_FRONT_MATTER_LINES: Final = 100
 
 _DATE = r"\d{1,4}[./-]\d{1,2}[./-]\d{1,4}"
@@ -53,13 +55,17 @@ _TABLE_ROW: Final = re.compile(r"\s*\|")
 _TABLE_RULE: Final = re.compile(r"\s*\|?(?:\s*:?-+:?\s*\|)+\s*(?::?-+:?\s*)?\Z")
 _RULE: Final = re.compile(r"[\W_]+\Z")
 _GAP: Final = re.compile(r"\s{2,}|\t")
-_CONTENTS_LINE: Final = re.compile(r"\S.*?(?:\s*\.(?:\s?\.){2,}\s*|\s{3,}|\t+)(?:\W*\w{1,5}\W+)?\d{1,4}\Z")
+_CONTENTS_LINE: Final = re.compile(r"\S.*?(?:\s*\.(?:\s?\.){2,}\s*|\s{3,}|\t+)(?:\W*\w{1,7}\W+)?\d{1,4}\Z")
+_PICTURE: Final = re.compile(r"\[(?:Illustration|Image|Figure|Picture|Abbildung|Bild)\b", re.IGNORECASE)
 _SECTION_TITLE: Final = re.compile(
     r"(?:§+\s*\d+\w?|\d{1,2}(?:\.\d{1,2})*\.?|[IVXLC]{1,6}\.|(?:chapter|part|section|article|kapitel|abschnitt|chapitre)\b"
     r"\s*\w{1,6}[.:]?)\s+\S",
     re.IGNORECASE,
 )
 _END_MARKS: Final = tuple(".!?:;,。！？।؟…")
+# What begins so is spoken, quoted or explained, and no title.
+_SPEECH_LIKE: Final = re.compile(r"[\"“”«‘'(\[_*—–-]")
+_CLOSING_MARKS: Final = "\"”’»)]_*'0123456789[ "
 _OPEN_WORD_LIST: Final = "a an the of and or in to for with by at on from der die das und oder in mit von"
 _OPEN_WORDS: Final = frozenset(_OPEN_WORD_LIST.split())
 
@@ -341,6 +347,9 @@ class _ProseParser:
         for kind, group in self._split_paragraph(lines, number):
             if kind == BlockKind.HEADING:
                 self._add_heading(group[0], group[0], 2)
+            elif kind == BlockKind.PARAGRAPH and _PICTURE.match(group[0].text.strip()):
+                begin = group[0].begin + group[0].indent
+                self._add(BlockKind.CAPTION, begin, group[-1].end, *join_lines(group, self._vocabulary))
             elif kind == BlockKind.TABLE_ROW:
                 self._add_columns(group)
             else:
@@ -348,7 +357,8 @@ class _ProseParser:
                 self._add(kind, begin, group[-1].end, *join_lines(group, self._vocabulary))
 
     def _split_paragraph(self, lines: list[Line], number: int) -> list[tuple[BlockKind, list[Line]]]:
-        if all(_CONTENTS_LINE.match(line.text.strip()) for line in lines):
+        contents = sum(1 for line in lines if _CONTENTS_LINE.match(line.text.strip()))
+        if contents == len(lines) or (contents >= MIN_MESSAGES and contents >= LOG_SHARE * len(lines)):
             return [(BlockKind.CONTENTS_LINE, [line]) for line in lines]
         if _find_columns(lines):
             return [(BlockKind.TABLE_ROW, lines)]
@@ -366,18 +376,23 @@ class _ProseParser:
     def _is_title(self, line: Line, number: int, *, is_alone: bool, is_last: bool) -> bool:
         """Return whether a line between deliberate line breaks is a heading."""
         title = line.text.strip()
-        if len(title) > MAX_HEADING_CHARACTERS or title.endswith(_END_MARKS) or len(title.split()) > MAX_HEADING_WORDS:
+        is_upper_case = _is_upper_case(title)
+        if len(title) > MAX_HEADING_CHARACTERS or len(title.split()) > MAX_HEADING_WORDS:
             return False
         following = next((each for each in self._lines[number:][:5] if not each.is_blank), None)
-        if is_last and following is None:
-            return False  # nothing stands under it
-        if _is_upper_case(title) or (_SECTION_TITLE.match(title) and not is_last):
-            return True
-        if not self._has_titles or not is_alone or following is None or title[:1].islower() or line.indent > 8:
+        has_end_mark = title.endswith(_END_MARKS) and not (title.endswith(".") and is_upper_case)
+        if has_end_mark or (is_last and following is None):  # a sentence, or nothing stands under it
             return False
-        if not self.blocks:
-            return True  # the title of the document
-        return len(following.text) > max(len(title), 40) or _is_marked(following)
+        if is_upper_case or (_SECTION_TITLE.match(title) and not is_last):
+            return True
+        is_sentence = _SPEECH_LIKE.match(title) or title.rstrip(_CLOSING_MARKS).endswith((*_END_MARKS, "--"))
+        may_be_title = (
+            self._has_titles and is_alone and not is_sentence and not title[:1].islower() and line.indent <= 8
+        )
+        if not may_be_title or following is None:
+            return False
+        # The first line is the title of the document.
+        return not self.blocks or len(following.text) > max(len(title), 40) or _is_marked(following)
 
     def _add_columns(self, lines: Sequence[Line]) -> None:
         rows = [_GAP.split(line.text.strip()) for line in lines]
@@ -478,18 +493,18 @@ def _split_labelled(lines: Sequence[Line]) -> list[tuple[BlockKind, list[Line]]]
 
 def _find_columns(lines: Sequence[Line]) -> bool:
     """Return whether lines are the rows of a table: as many cells each, below each other."""
-    if len(lines) < 2:
+    if len(lines) < MIN_ROWS:
         return False
     rows = [_find_cells(line.text) for line in lines]
     if len(rows[0]) < 2 or any(len(row) != len(rows[0]) for row in rows):
         return False
-    if len(rows[0]) == 2 and len(rows) < 3:
+    if len(rows[0]) == 2 and len(rows) <= MIN_ROWS:
         return False
     for column in range(1, len(rows[0])):
         starts = {row[column][0] for row in rows}
         ends = {row[column][1] for row in rows}
         # The name of a column may stand elsewhere than its numbers.
-        if min(len(starts), len(ends)) > (1 if len(rows) < 4 else 2):
+        if min(len(starts), len(ends)) > (1 if len(rows) <= MIN_ROWS else 2):
             return False
     return True
 
