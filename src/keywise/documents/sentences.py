@@ -36,7 +36,7 @@ _GERMAN_MONTH: Final = re.compile(
     r"(?:Januar|Jänner|Februar|März|April|Mai|Juni|Juli|August|September|Oktober|November|Dezember)\b"
 )
 _DAY: Final = re.compile(r"(?:^|\s)\d{1,2}\.\s*\Z")
-_QUOTATIVE: Final = re.compile(r"と|って")
+_QUOTATIVE: Final = re.compile(r"と|って|[^。！？，“”]{0,6}[说說问問道答喊叫]")
 # Scripts that end sentences by a space; in shorter parts the space separates phrases.
 _SPACED_LANGUAGES: Final = ("th", "lo")
 _SPACED_CHARACTERS: Final = 60
@@ -247,7 +247,7 @@ def _join_wrong_ends(text: str, ends: Iterator[int], language: str) -> Iterator[
             or not has_words(sentence)
             or (stripped.endswith(".") and _is_abbreviation(stripped[-20:], rest))
             or (stripped.endswith(".") and not stripped.endswith("...") and _STARTS_LOWER.match(rest) is not None)
-            or (stripped.endswith(("」", "』")) and _QUOTATIVE.match(rest) is not None)
+            or (stripped.endswith(("」", "』", "”")) and _QUOTATIVE.match(rest) is not None)
             or (language == "de" and _is_german_ordinal(sentence, rest))
         )
         if not wrong and end < len(text):

@@ -55,7 +55,11 @@ _TABLE_ROW: Final = re.compile(r"\s*\|")
 _TABLE_RULE: Final = re.compile(r"\s*\|?(?:\s*:?-+:?\s*\|)+\s*(?::?-+:?\s*)?\Z")
 _RULE: Final = re.compile(r"[\W_]+\Z")
 _GAP: Final = re.compile(r"\s{2,}|\t")
-_CONTENTS_LINE: Final = re.compile(r"\S.*?(?:\s*\.(?:\s?\.){2,}\s*|\s{3,}|\t+)(?:\W*\w{1,7}\W+)?\d{1,4}\Z")
+_CONTENTS_LINE: Final = re.compile(
+    r"\S(?:(?!\s{3}|\t).)*?(?:\s*\.(?:\s?\.){2,}\s*|\s{3,}|\t+)(?:\W*[^\W\d]{1,7}\W+)?\d{1,4}\Z"
+)
+    r"\S(?:(?!\s{3}|\t).)*?(?:\s*\.(?:\s?\.){2,}\s*|\s{3,}|\t+)(?:\W*\w{1,7}\W+)?\d{1,4}\Z"
+)
 _PICTURE: Final = re.compile(r"\[(?:Illustration|Image|Figure|Picture|Abbildung|Bild)\b", re.IGNORECASE)
 _SECTION_TITLE: Final = re.compile(
     r"(?:§+\s*\d+\w?|\d{1,2}(?:\.\d{1,2})*\.?|[IVXLC]{1,6}\.|(?:chapter|part|section|article|kapitel|abschnitt|chapitre)\b"
@@ -386,10 +390,8 @@ class _ProseParser:
         if is_upper_case or (_SECTION_TITLE.match(title) and not is_last):
             return True
         is_sentence = _SPEECH_LIKE.match(title) or title.rstrip(_CLOSING_MARKS).endswith((*_END_MARKS, "--"))
-        may_be_title = (
-            self._has_titles and is_alone and not is_sentence and not title[:1].islower() and line.indent <= 8
-        )
-        if not may_be_title or following is None:
+        is_spoken = is_sentence or title[:1].islower() or line.indent > 8
+        if not self._has_titles or not is_alone or is_spoken or following is None:
             return False
         # The first line is the title of the document.
         return not self.blocks or len(following.text) > max(len(title), 40) or _is_marked(following)
@@ -459,7 +461,10 @@ def _split_at_breaks(lines: Sequence[Line]) -> list[list[Line]]:
     width = max(len(line.text) for line in lines)
     groups = [[lines[0]]]
     for line, following in itertools.pairwise(lines):
-        if _is_break(line, following, width):
+        is_title = (
+            _is_upper_case(line.text) and following.text.strip()[0].isupper() and not _is_upper_case(following.text)
+        )
+        if is_title or _is_break(line, following, width):
             groups.append([])
         groups[-1].append(following)
     return groups
