@@ -16,11 +16,15 @@ def describe(text):
     ("text", "expected"),
     [
         ("The ferry was built in\n1904. It sank.", [("paragraph", "The ferry was built in 1904. It sank.")]),
-        ("It cost\n12) pounds or\n7. Nobody paid.", [("paragraph", "It cost 12) pounds or 7. Nobody paid.")]),
-        ("We need:\n1. bread\n2. milk", [("paragraph", "We need:"), ("list item", "1. bread"), ("list item", "2. milk")]),
+        ("They sell it for\n12) pounds or for\n7. So be it.", [
+            ("paragraph", "They sell it for 12) pounds or for 7. So be it."),
+        ]),
+        ("We need:\n1. bread\n2. milk", [
+            ("paragraph", "We need:"), ("list item", "1. bread"), ("list item", "2. milk"),
+        ]),
         ("- one\n  goes on\n* two", [("list item", "one goes on"), ("list item", "two")]),
         ("The har-\nbour is deep.", [("paragraph", "The harbour is deep.")]),
-        ("A well-known port is a well-\nknown port.", [("paragraph", "A well-known port is a well-known port.")]),
+        ("A well-known port, a well-\nknown port.", [("paragraph", "A well-known port, a well-known port.")]),
         ("The pre-\nand post-war era.", [("paragraph", "The pre- and post-war era.")]),
         ("日本語は\n続く。", [("paragraph", "日本語は続く。")]),
         ("It is  very   wet.", [("paragraph", "It is very wet.")]),

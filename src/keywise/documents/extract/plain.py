@@ -58,8 +58,6 @@ _GAP: Final = re.compile(r"\s{2,}|\t")
 _CONTENTS_LINE: Final = re.compile(
     r"\S(?:(?!\s{3}|\t).)*?(?:\s*\.(?:\s?\.){2,}\s*|\s{3,}|\t+)(?:\W*[^\W\d]{1,7}\W+)?\d{1,4}\Z"
 )
-    r"\S(?:(?!\s{3}|\t).)*?(?:\s*\.(?:\s?\.){2,}\s*|\s{3,}|\t+)(?:\W*\w{1,7}\W+)?\d{1,4}\Z"
-)
 _PICTURE: Final = re.compile(r"\[(?:Illustration|Image|Figure|Picture|Abbildung|Bild)\b", re.IGNORECASE)
 _SECTION_TITLE: Final = re.compile(
     r"(?:§+\s*\d+\w?|\d{1,2}(?:\.\d{1,2})*\.?|[IVXLC]{1,6}\.|(?:chapter|part|section|article|kapitel|abschnitt|chapitre)\b"
