@@ -80,7 +80,18 @@ def find_heavy_imports(path: Path) -> set[str]:
             found |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
             found.add(node.module.split(".")[0])
-    models = {"torch", "transformers", "accelerate", "gguf", "safetensors", "markitdown"}
+    models = {
+        "torch",
+        "transformers",
+        "accelerate",
+        "gguf",
+        "safetensors",
+        "docx",
+        "pptx",
+        "openpyxl",
+        "pypdfium2",
+        "lxml",
+    }
     return found & (models | {"jax", "llama_cpp", "matplotlib", "onnx", "onnxruntime", "openvino", "rank_bm25"})
 
 

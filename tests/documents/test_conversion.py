@@ -92,7 +92,7 @@ def test_a_forked_child_reads_a_file_of_its_own_and_so_does_its_parent(tmp_path)
 
 
 def test_a_module_of_the_current_folder_is_not_imported_by_the_process(tmp_path, monkeypatch):
-    (tmp_path / "markitdown.py").write_text("raise SystemExit(9)")
+    (tmp_path / "docx.py").write_text("raise SystemExit(9)")
     monkeypatch.chdir(tmp_path)
     conversion._PROCESS.stop()
     assert read_text_of(tmp_path, "letter.docx", LETTER) == "The lamp was lit."

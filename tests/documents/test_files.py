@@ -69,7 +69,7 @@ def sentences(text):
         ("Title\n=====\nBelow it.", ["Title\n=====", "Below it."]),
         (
             "- one\n- two is here. And more\n1. First. Second.",
-            ["- one", "- two is here.", "And more", "1. First.", "Second."],
+            ["- one", "- two is here. And more", "1. First. Second."],
         ),
         ("One line\ngoes on. Next.", ["One line\ngoes on.", "Next."]),
         ("One.\r\n\r\nNo mark at its end\r\n\r\nThree.\r\n", ["One.", "No mark at its end", "Three."]),
@@ -148,7 +148,7 @@ def test_html_is_converted_without_scripts(tmp_path, suffix):
     path.write_text(HTML, encoding="utf-8")
     source = read_file(path)
     texts = [source.text[start:end] for start, end in source.sentences]
-    assert texts == ["# The café", "It opened in 1901.", "**Ana** ran it & slept above it."]
+    assert texts == ["The café", "It opened in 1901.", "Ana ran it & slept above it."]
     assert "hidden" not in source.text
 
 
@@ -193,8 +193,6 @@ def test_docx_is_converted_to_sentences(tmp_path):
         ("zeros.txt", b"text\0text", "binary"),
         ("picture.png", b"\x89PNG\r\n\x1a\n\0\0", "binary"),
         ("renamed.txt", pdf_bytes("text"), "binary"),
-        ("latin.txt", "caf\u00e9".encode("latin-1"), "byte 3 is 0xe9: save it as UTF-8"),
-        ("wide.txt", "wide".encode("utf-16"), "in UTF-16: save it as UTF-8"),
         ("noise.html", random.Random(1).randbytes(3000), "binary"),
         ("noise.htm", random.Random(1).randbytes(3000).replace(b"\0", b"x"), "binary"),
         ("noise.md", random.Random(1).randbytes(3000), "binary"),

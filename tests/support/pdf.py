@@ -16,3 +16,30 @@ def write_pdf(objects: Sequence[bytes]) -> bytes:
     file += b"xref\n0 %d\n0000000000 65535 f \n" % (len(objects) + 1)
     file += b"".join(b"%010d 00000 n \n" % position for position in positions)
     return file + b"trailer\n<</Size %d/Root 1 0 R>>\nstartxref\n%d\n%%%%EOF\n" % (len(objects) + 1, table)
+
+
+def write_pages(*pages: Sequence[tuple[object, ...]]) -> bytes:
+    """Return a PDF of pages of text: (left, baseline, words), then size (10) and ``"bold"``."""
+    objects = [
+        b"<</Type/Catalog/Pages 2 0 R>>",
+        b"",
+        b"<</Type/Font/Subtype/Type1/BaseFont/Helvetica/Encoding/WinAnsiEncoding>>",
+        b"<</Type/Font/Subtype/Type1/BaseFont/Helvetica-Bold/Encoding/WinAnsiEncoding>>",
+    ]
+    kids = []
+    for page in pages:
+        content = b""
+        for left, baseline, words, *style in page:
+            size = next((each for each in style if not isinstance(each, str)), 10)
+            font = b"/F2" if "bold" in style else b"/F1"
+            escaped = str(words).replace("\\", "\\\\").replace("(", "\\(").replace(")", "\\)").encode("cp1252")
+            content += b"BT %s %d Tf %d %d Td (%s) Tj ET\n" % (font, size, left, baseline, escaped)
+        resources = b"<</Font<</F1 3 0 R/F2 4 0 R>>>>"
+        kids.append(len(objects) + 1)
+        number = len(objects) + 2
+        media = b"/MediaBox[0 0 595 842]"
+        objects.append(b"<</Type/Page/Parent 2 0 R%s/Contents %d 0 R/Resources %s>>" % (media, number, resources))
+        objects.append(b"<</Length %d>>\nstream\n%s\nendstream" % (len(content), content))
+    references = b" ".join(b"%d 0 R" % kid for kid in kids)
+    objects[1] = b"<</Type/Pages/Kids[%s]/Count %d>>" % (references, len(kids))
+    return write_pdf(objects)

@@ -1,4 +1,4 @@
-"""Conversion of HTML, PDF and DOCX files to text, in a process with limits of memory and time.
+"""Extraction of text and blocks from files, in a process with limits of memory and time.
 
 A small file can make a converter work for hours or fill the memory, and a converter may crash. The process that
 converts is stopped then; the next file gets a new one.
@@ -17,6 +17,8 @@ from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from typing import Any, Final
 
+from keywise.documents.blocks import decode_blocks
+from keywise.documents.extract.extracted import Extracted
 from keywise.errors import FormatError, ModelError
 
 MEBIBYTE: Final = 1 << 20
@@ -29,17 +31,17 @@ WAITING_FACTOR: Final = 4
 """Wall-clock time allowed for a second on the CPU: other programs may be running."""
 
 
-def convert_to_text(content: bytes, converter_name: str, extension: str, name: str) -> str:
-    """Return the text of a file.
+def extract_blocks(content: bytes, format_name: str, label: str, name: str) -> Extracted:
+    """Return the text and blocks of a file.
 
     Parameters
     ----------
     content
-        The file.
-    converter_name
-        Class of ``markitdown.converters`` that reads it.
-    extension
-        Its suffix with the dot, such as ``".pdf"``.
+        The file; Markdown and other text in UTF-8.
+    format_name
+        Module of `keywise.documents.extract` that reads it.
+    label
+        What errors call the format, such as "PDF".
     name
         What errors call the file.
 
@@ -47,30 +49,26 @@ def convert_to_text(content: bytes, converter_name: str, extension: str, name: s
     ------
     FormatError
         The file is damaged or protected, needs more memory or time than a file of its size should, or makes the
-        converter crash.
+        extraction crash.
     ModelError
         The process that converts cannot be started.
     """
     size_mebibytes = len(content) / MEBIBYTE
     cpu_seconds = round(BASE_SECONDS + SECONDS_PER_MEBIBYTE * size_mebibytes)
     memory_bytes = BASE_MEMORY_BYTES + MEMORY_PER_CONTENT_BYTE * len(content)
-    request = {
-        "converter": converter_name,
-        "extension": extension,
-        "memory_bytes": memory_bytes,
-        "cpu_seconds": cpu_seconds,
-    }
-    outcome, text = _PROCESS.convert(request, content, waiting_seconds=WAITING_FACTOR * cpu_seconds)
+    request = {"format": format_name, "memory_bytes": memory_bytes, "cpu_seconds": cpu_seconds}
+    outcome, reply = _PROCESS.convert(request, content, waiting_seconds=WAITING_FACTOR * cpu_seconds)
     if outcome == "text":
-        return text
+        data = json.loads(reply)
+        return Extracted(data["text"], decode_blocks(data["blocks"]), tuple(data["warnings"]))
     remedies = {
+        "reason": reply,
         "damaged": "it may be cut off, or need a password",
         "memory": f"its {len(content):,} bytes need more than {memory_bytes // MEBIBYTE:,} MiB of memory",
         "time": f"its {len(content):,} bytes take more than {cpu_seconds:,} seconds",
         "crash": "the converter crashed on it",
     }
-    rule = f"must be a {extension[1:].upper()} file that can be read"
-    raise FormatError("path", rule, got=name, remedy=remedies[outcome])
+    raise FormatError("path", f"must be a {label} file that can be read", got=name, remedy=remedies[outcome])
 
 
 class _ConversionProcess:
@@ -83,7 +81,7 @@ class _ConversionProcess:
         self._owner_pid = 0
 
     def convert(self, request: dict[str, Any], content: bytes, *, waiting_seconds: float) -> tuple[str, str]:
-        """Return the outcome, and the text if there is one."""
+        """Return the outcome, and what belongs to it."""
         with self._lock:
             try:
                 connection = self._start()
@@ -148,6 +146,6 @@ class _ConversionProcess:
         self._process = None
 
 
-_OUTCOMES: Final = {b"T": "text", b"D": "damaged", b"M": "memory"}
+_OUTCOMES: Final = {b"T": "text", b"R": "reason", b"D": "damaged", b"M": "memory"}
 _PROCESS: Final = _ConversionProcess()
 atexit.register(_PROCESS.stop)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import io
 import json
 import resource
 import sys
+from importlib import import_module
 from multiprocessing.connection import Connection
+from types import ModuleType
 from typing import Any
 
+from keywise.documents.blocks import encode_blocks
+from keywise.documents.extract.extracted import Extracted, UnreadableFileError
 from keywise.util.foreign_errors import translate_errors
 
 
@@ -22,9 +25,6 @@ def main() -> None:
     A request is two messages, a JSON object and the file; a reply is one byte for the outcome and the text.
     """
     connection: Connection[Any, Any] = Connection(int(sys.argv[1]))
-    # Imported before the first request, so that the limits apply to the conversion alone.
-    import markitdown.converters  # noqa: PLC0415 - slow
-
     connection.send_bytes(b"ready")
     while True:
         try:
@@ -32,27 +32,47 @@ def main() -> None:
             content = connection.recv_bytes()
         except EOFError:
             return
+        # Imported before the limits are set: they apply to the conversion alone.
+        module = import_module(f"keywise.documents.extract.{request['format']}")
         set_limits(request["memory_bytes"], request["cpu_seconds"])
         try:
-            reply = convert(markitdown, request["converter"], request["extension"], content)
+            reply = convert(module, content)
         except MemoryError:
             reply = b"M"
         connection.send_bytes(reply)
 
 
-def convert(markitdown: Any, converter_name: str, extension: str, content: bytes) -> bytes:
-    """Return ``b"T"`` and the text in UTF-8, or ``b"D"`` for a damaged file, or ``b"M"`` for a lack of memory."""
-    # Only the converter of this suffix: none of them opens the network, runs programs or loads plug-ins.
-    converter = markitdown.MarkItDown(enable_builtins=False, enable_plugins=False)
-    converter.register_converter(getattr(markitdown.converters, converter_name)())
-    stream_info = markitdown.StreamInfo(extension=extension)
+def convert(module: ModuleType, content: bytes) -> bytes:
+    """Return one byte for the outcome, and what belongs to it in UTF-8.
+
+    The outcomes are ``b"T"`` with the extracted text and blocks as JSON, ``b"R"`` with the reason why the file cannot
+    be read, ``b"D"`` for a damaged file and ``b"M"`` for a lack of memory.
+
+    Parameters
+    ----------
+    module
+        A module of `keywise.documents.extract`, with ``extract(content)`` or, for text, ``find_blocks(text)``.
+    content
+        The file; text is in UTF-8.
+    """
     try:
-        with translate_errors(DamagedFileError, MemoryError):
-            text: str = converter.convert_stream(io.BytesIO(content), stream_info=stream_info).markdown
+        with translate_errors(DamagedFileError, MemoryError, UnreadableFileError):
+            extracted = _extract(module, content)
+    except UnreadableFileError as error:
+        return b"R" + str(error).encode("utf-8", "replace")
     except DamagedFileError as error:
-        # The library puts the converter's error into its own.
-        return b"M" if "MemoryError" in str(error) else b"D"
-    return b"T" + text.encode("utf-8", "replace")
+        message = str(error).lower()
+        # A library puts the error of its own part into another; libxml2 calls a failed allocation an unknown error.
+        return b"M" if "memory" in message or "unknown error" in message else b"D"
+    data = {"text": extracted.text, "blocks": encode_blocks(extracted.blocks), "warnings": extracted.warnings}
+    return b"T" + json.dumps(data).encode()
+
+
+def _extract(module: ModuleType, content: bytes) -> Extracted:
+    if hasattr(module, "extract"):
+        extracted: Extracted = module.extract(content)
+        return extracted
+    return Extracted("", module.find_blocks(content.decode("utf-8", "surrogatepass")))
 
 
 def set_limits(memory_bytes: int, cpu_seconds: int) -> None:

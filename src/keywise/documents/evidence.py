@@ -32,7 +32,7 @@ class Evidence:
     Attributes
     ----------
     text
-        The sentence: ``source_text[start:end]``.
+        The sentence as a reader sees it: without marks, a table row with the names of its columns.
     start, end
         Its span in the text of its source, in characters.
     source
@@ -122,19 +122,19 @@ def rank_sentences(
         "mass": stats.matching.sum(axis=0),
         **text_scores,
     }
-    spans = [(source, start, end) for source in sources for start, end in source.sentences]
+    quotes = [(source, quote) for source in sources for quote in source.quotes]
     # Lists, because single numbers are picked from them.
-    scores: dict[str, list[float | None]] = {name: [None] * len(spans) for name in COSINE_FEATURES}
+    scores: dict[str, list[float | None]] = {name: [None] * len(quotes) for name in COSINE_FEATURES}
     scores |= {name: column.tolist() for name, column in columns.items()}
     evidence: list[Evidence] = []
     for rank, number in enumerate(np.argsort(-shares, kind="stable").tolist(), start=1):
-        source, start, end = spans[number]
+        source, quote = quotes[number]
         own_scores: dict[str, Any] = {name: column[number] for name, column in scores.items()}
         evidence.append(
             Evidence(
-                text=source.text[start:end],
-                start=start,
-                end=end,
+                text=quote.text,
+                start=quote.begin,
+                end=quote.end,
                 source=source.name,
                 rank=rank,
                 **own_scores,

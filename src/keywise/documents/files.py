@@ -2,32 +2,82 @@
 
 from __future__ import annotations
 
-import codecs
 import os
 import re
 import stat
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import IO, Final
+from typing import IO, Final, NamedTuple
 
-from keywise.documents.conversion import convert_to_text
-from keywise.documents.sentences import has_words, split_sentences
+from keywise.documents.blocks import Block, Quote
+from keywise.documents.conversion import extract_blocks
+from keywise.documents.extract.encodings import decode_text
+from keywise.documents.extract.extracted import Extracted
+from keywise.documents.extract.plain import find_blocks
+from keywise.documents.sentences import has_words, make_quotes
 from keywise.errors import DtypeError, FormatError, MissingFileError
 from keywise.util.machine import measure_available_memory
 from keywise.util.optional_imports import require_modules
 from keywise.util.regular_files import open_regular
 
-CONVERTER_BY_SUFFIX: Final = {
-    ".pdf": "PdfConverter",
-    ".docx": "DocxConverter",
-    ".html": "HtmlConverter",
-    ".htm": "HtmlConverter",
-    ".xhtml": "HtmlConverter",
+
+class Format(NamedTuple):
+    """How the files of a suffix are read.
+
+    Attributes
+    ----------
+    module
+        The module of `keywise.documents.extract`.
+    label
+        What errors call the format.
+    is_text
+        Whether spans point into the file, decoded.
+    packages
+        Packages that it needs.
+
+    Examples
+    --------
+    >>> FORMAT_BY_SUFFIX[".htm"].label
+    'HTML'
+    """
+
+    module: str
+    label: str
+    is_text: bool = False
+    packages: tuple[str, ...] = ()
+
+
+_MARKDOWN: Final = Format("markdown", "Markdown", True, ("markdown_it",))
+_HTML: Final = Format("html", "HTML", packages=("lxml", "charset_normalizer"))
+_MAIL: Final = Format("mail", "mail", packages=("lxml", "charset_normalizer"))
+_JSON: Final = Format("json_records", "JSON", packages=("charset_normalizer",))
+FORMAT_BY_SUFFIX: Final = {
+    ".md": _MARKDOWN,
+    ".markdown": _MARKDOWN,
+    ".csv": Format("tables", "CSV", True),
+    ".tsv": Format("tables", "TSV", True),
+    ".html": _HTML,
+    ".htm": _HTML,
+    ".xhtml": _HTML,
+    ".pdf": Format("pdf", "PDF", packages=("pypdfium2",)),
+    ".docx": Format("docx", "DOCX", packages=("docx", "lxml")),
+    ".pptx": Format("pptx", "PPTX", packages=("pptx",)),
+    ".xlsx": Format("xlsx", "XLSX", packages=("openpyxl",)),
+    ".odt": Format("odt", "ODT", packages=("lxml",)),
+    ".epub": Format("epub", "EPUB", packages=("lxml", "charset_normalizer")),
+    ".rtf": Format("rtf", "RTF", packages=("striprtf",)),
+    ".eml": _MAIL,
+    ".mbox": _MAIL,
+    ".json": _JSON,
+    ".jsonl": _JSON,
 }
-TEXT_SUFFIXES: Final = (".txt", ".md", ".markdown")
-SUPPORTED_FORMATS: Final = "keywise reads plain text and Markdown in UTF-8, HTML, PDF and DOCX, by their suffix"
+TEXT_SUFFIXES: Final = (".txt",)
+SUPPORTED_FORMATS: Final = (
+    "keywise reads plain text, Markdown, CSV, TSV, JSON, HTML, PDF, DOCX, PPTX, XLSX, ODT, EPUB, RTF, EML and MBOX, by "
+    "their suffix"
+)
 
 # Bytes that are not text decode to these. The escape character is left out: logs of terminals are full of it.
 _UNREADABLE = re.compile(r"[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f\ufffd]")
@@ -38,7 +88,9 @@ MEMORY_PER_BYTE: Final = 4
 """Least memory that a byte of a file takes: the file, its text, and the sentences."""
 
 _OPEN_PIPES: Final = ("/dev/fd/", "/dev/stdin", "/proc/self/fd/")
-_UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+_WIDE_MARKS: Final = (b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff")
+_BINARY_MARKS: Final = (b"%PDF-", b"PK\3\4", b"\xd0\xcf\x11\xe0")
+_ADDRESS: Final = re.compile(r"(?:https?|ftp):/{1,2}[^/]", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -50,8 +102,14 @@ class Source:
     name
         What to call the text in evidence: a path as given, or a title.
     text
-        The text that spans count in, in characters. For text files it is ``Path(name).read_bytes().decode("utf-8")``
-        with line ends untouched; for HTML, PDF and DOCX it is the text that the file was converted to.
+        The text that spans count in, in characters. For plain text, Markdown, CSV and TSV it is the file, decoded,
+        with line ends untouched; for other formats it is the text of the blocks.
+    blocks
+        Headings, paragraphs, rows and other parts that no sentence crosses; None to find them in a plain text.
+    encoding
+        The encoding of a text file.
+    warnings
+        What its reader should know, such as pages without text.
 
     Examples
     --------
@@ -63,11 +121,42 @@ class Source:
 
     name: str
     text: str
+    blocks: tuple[Block, ...] | None = field(default=None, repr=False, compare=False)
+    encoding: str = field(default="utf-8", repr=False, compare=False)
+    warnings: tuple[str, ...] = field(default=(), repr=False, compare=False)
 
     @cached_property
     def sentences(self) -> tuple[tuple[int, int], ...]:
         """Character spans (start, end) of the sentences, in order and without overlap."""
-        return tuple(split_sentences(self.text))
+        return tuple((quote.begin, quote.end) for quote in self.quotes)
+
+    @cached_property
+    def quotes(self) -> tuple[Quote, ...]:
+        """The sentences as they are quoted: without marks, a table row with its header; each with its block."""
+        blocks = find_blocks(self.text) if self.blocks is None else self.blocks
+        return tuple(make_quotes(self.text, blocks))
+
+    def cut(self, start: int, end: int) -> Source:
+        """Return the part of the source from a sentence's start to a sentence's end.
+
+        Its sentences are those of the source.
+
+        Parameters
+        ----------
+        start, end
+            Characters of the text.
+
+        Examples
+        --------
+        >>> part = Source("note", "One. Two. Three.").cut(5, 16)
+        >>> part.text, part.sentences
+        ('Two. Three.', ((0, 4), (5, 11)))
+        """
+        part = Source(self.name, self.text[start:end], (), self.encoding)
+        quotes = [quote for quote in self.quotes if start <= quote.begin and quote.end <= end]
+        blocks = {id(quote.block): quote.block.move(-start) for quote in quotes}
+        part.__dict__["quotes"] = tuple(quote.move(-start, blocks[id(quote.block)]) for quote in quotes)
+        return part
 
 
 Readable = str | os.PathLike[str] | Source
@@ -75,12 +164,12 @@ Readable = str | os.PathLike[str] | Source
 
 
 def read_file(path: str | os.PathLike[str]) -> Source:
-    """Read a text, Markdown, HTML, PDF or DOCX file.
+    """Read a document: text, Markdown, CSV, JSON, HTML, PDF, an office document, a book or mails.
 
     Parameters
     ----------
     path
-        The file. Its suffix decides how it is converted; other suffixes are text in UTF-8.
+        The file. Its suffix decides how it is read; other suffixes are plain text.
 
     Returns
     -------
@@ -92,8 +181,8 @@ def read_file(path: str | os.PathLike[str]) -> Source:
     MissingFileError
         The file does not exist. It is a `FormatError` and a `FileNotFoundError`.
     FormatError
-        The path is a folder, a pipe or a device, or the file is empty, binary, damaged, not UTF-8, too large for the
-        memory, or has no words; or its conversion needs more memory or time than a file of its size should.
+        The path is an address, a folder, a pipe or a device, or the file is empty, binary, damaged, encrypted, too
+        large for the memory, or has no words; or it needs more memory or time than a file of its size should.
 
     Examples
     --------
@@ -107,18 +196,24 @@ def read_file(path: str | os.PathLike[str]) -> Source:
     'The lamp is lit.'
     """
     name = os.fspath(path)
-    suffix = Path(name).suffix.lower()
+    if _ADDRESS.match(name):
+        remedy = "keywise fetches nothing from the network: save the page and name its file"
+        raise FormatError("path", "must name a file, not an address", got=name, remedy=remedy)
     content = _read_bytes(name)
-    text = _convert(content, suffix, name) if suffix in CONVERTER_BY_SUFFIX else _decode(content, name)
-    if len(_UNREADABLE.findall(text)) > MAX_UNREADABLE_SHARE * len(text):
+    file_format = FORMAT_BY_SUFFIX.get(Path(name).suffix.lower())
+    if file_format is None:
+        text, encoding = _decode(content, name)
+        source = Source(name, text, None, encoding)
+    else:
+        source = _extract(content, file_format, name)
+    if len(_UNREADABLE.findall(source.text)) > MAX_UNREADABLE_SHARE * len(source.text):
         raise FormatError("path", "must not be a binary or damaged file", got=name, remedy=SUPPORTED_FORMATS)
-    if not has_words(text):
-        if suffix == ".pdf":
-            remedy = "a scanned PDF needs text recognition (OCR) first"
-        else:
-            remedy = "it has no letters or digits"
+    if not has_words(source.text) or source.blocks == ():
+        remedy = "it has no letters or digits"
+        if file_format and file_format.label == "PDF":
+            remedy = "a scanned PDF needs text recognition (OCR) first, such as `ocrmypdf scan.pdf text.pdf`"
         raise FormatError("path", "must be a file with text in it", got=name, remedy=remedy)
-    return Source(name, text)
+    return source
 
 
 def collect_sources(source: Readable | Sequence[Readable]) -> list[Source]:
@@ -176,7 +271,7 @@ def _looks_like_path(text: str) -> bool:
     if "\n" in text:
         return False
     suffix = os.path.splitext(text)[1].lower()
-    has_path_form = os.sep in text or suffix in {*CONVERTER_BY_SUFFIX, *TEXT_SUFFIXES}
+    has_path_form = os.sep in text or suffix in {*FORMAT_BY_SUFFIX, *TEXT_SUFFIXES}
     return (has_path_form and len(text.split()) == 1) or os.path.exists(text)
 
 
@@ -235,22 +330,26 @@ def _open_document(name: str) -> IO[bytes]:
     return open_regular(name)
 
 
-def _decode(content: bytes, name: str) -> str:
-    if content.startswith(_UTF16_MARKS):
-        raise FormatError("path", "must be in UTF-8", got=name, remedy="it is in UTF-16: save it as UTF-8")
-    if b"\0" in content or content.startswith((b"%PDF-", b"PK\3\4")):
+def _decode(content: bytes, name: str) -> tuple[str, str]:
+    """Return the text of a file and its encoding."""
+    is_wide = content.startswith(_WIDE_MARKS)
+    if content.startswith(_BINARY_MARKS) or (b"\0" in content and not is_wide):
         raise FormatError("path", "must not be a binary file", got=name, remedy=SUPPORTED_FORMATS)
+    require_modules("app", "charset_normalizer", "sentencex")
     try:
-        return content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        remedy = f"byte {error.start} is {content[error.start]:#04x}: save it as UTF-8; {SUPPORTED_FORMATS}"
-        raise FormatError("path", "must be in UTF-8", got=name, remedy=remedy) from None
+        return decode_text(content)
+    except (UnicodeError, LookupError) as error:
+        remedy = f"its encoding is unknown: save it as UTF-8; {SUPPORTED_FORMATS}"
+        raise FormatError("path", "must be a text file", got=name, remedy=remedy) from error
 
 
-def _convert(content: bytes, suffix: str, name: str) -> str:
-    is_html = CONVERTER_BY_SUFFIX[suffix] == "HtmlConverter"
-    if is_html and b"\0" in content and not content.startswith(_UTF16_MARKS):
+def _extract(content: bytes, file_format: Format, name: str) -> Source:
+    require_modules("app", "sentencex", *file_format.packages)
+    text, encoding = "", "utf-8"
+    if file_format.is_text:
+        text, encoding = _decode(content, name)
+        content = text.encode("utf-8", "surrogatepass")
+    elif file_format.module == "html" and b"\0" in content and not content.startswith(_WIDE_MARKS):
         raise FormatError("path", "must be HTML, not a binary file", got=name, remedy=SUPPORTED_FORMATS)
-    require_modules("app", "markitdown")
-    extension = ".html" if suffix == ".xhtml" else suffix
-    return convert_to_text(content, CONVERTER_BY_SUFFIX[suffix], extension, name)
+    extracted: Extracted = extract_blocks(content, file_format.module, file_format.label, name)
+    return Source(name, text or extracted.text, extracted.blocks, encoding, extracted.warnings)

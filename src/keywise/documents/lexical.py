@@ -59,7 +59,7 @@ class LexicalIndex:
     """
 
     def __init__(self, sources: Sequence[Source]) -> None:
-        sentences = [stem_words(source.text[start:end]) for source in sources for start, end in source.sentences]
+        sentences = [stem_words(quote.text) for source in sources for quote in source.quotes]
         self.paragraph_ids = _number_paragraphs(sources)
         self._sentence_counts = [Counter(words) for words in sentences]
         self._paragraph_counts = [Counter[str]() for _ in range(int(self.paragraph_ids.max(initial=-1)) + 1)]

@@ -130,7 +130,7 @@ def merge_rankings(
             scale = max(0.0, *(item.mass for item in ranking))
         for item in ranking:
             start = item.start + window.starts[item.source]
-            placed = replace(item, start=start, end=start + len(item.text), attention=item.attention * scale)
+            placed = replace(item, start=start, end=start + item.end - item.start, attention=item.attention * scale)
             candidate = _Candidate(item.share * scale, number, placed)
             best = candidates.get((item.source, start))
             if best is None or candidate.odds > best.odds:

@@ -43,7 +43,7 @@ class SemanticIndex:
     def __init__(self, encode: Encode, sources: Sequence[Source], paragraph_ids: ArrayLike) -> None:
         self._encode = encode
         self._paragraph_ids = np.asarray(paragraph_ids, dtype=np.intp)
-        sentences = [source.text[start:end] for source in sources for start, end in source.sentences]
+        sentences = [quote.text for source in sources for quote in source.quotes]
         texts: list[str] = []
         for number, sentence in enumerate(sentences):
             follows = number > 0 and self._paragraph_ids[number] == self._paragraph_ids[number - 1]

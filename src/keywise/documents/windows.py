@@ -100,5 +100,5 @@ def _cut_excerpts(sources: Sequence[Source], sentences: Sequence[tuple[int, int,
         spans = [(start, end) for source, start, end in sentences if source == number]
         start = min(start for start, _ in spans)
         end = max(end for _, end in spans)
-        excerpts.append(Excerpt(Source(sources[number].name, sources[number].text[start:end]), start))
+        excerpts.append(Excerpt(sources[number].cut(start, end), start))
     return excerpts

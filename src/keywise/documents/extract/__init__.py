@@ -1,0 +1,1 @@
+"""Extraction of text and blocks from files, one module per format."""
