@@ -79,18 +79,34 @@ class Evidence:
     rank: int
 
 
+@dataclass(frozen=True, eq=False)
+class SentenceRoles:
+    """Which sentences do not answer a question by themselves.
+
+    Attributes
+    ----------
+    leads_on
+        bool [sentences]: headings, and sentences that repeat the question. What they say belongs to the next sentence.
+    lists_parts
+        bool [sentences]: headers of tables and lines of contents.
+    """
+
+    leads_on: NDArray[np.bool_]
+    lists_parts: NDArray[np.bool_]
+
+
 def rank_sentences(
     sources: Sequence[Source],
     stats: EvidenceStats,
     text_scores: Mapping[str, Scores],
     heads: Heads,
-    repeats_question: NDArray[np.bool_] | None = None,
+    roles: SentenceRoles | None = None,
 ) -> list[Evidence]:
     """Return all sentences, those with the largest shares first.
 
     Sentences with equal shares keep their order. Semantic scores count if `text_scores` has them.
 
-    A sentence that repeats the question does not answer it: it comes last, and its share goes to the sentence after it.
+    A sentence that does not answer by itself comes last.
 
     Parameters
     ----------
@@ -102,8 +118,8 @@ def rank_sentences(
         Scores from the text alone: see `keywise.documents.text_index.TextIndex.score`.
     heads
         The heads of `stats`, and the power of each feature.
-    repeats_question
-        bool [sentences]: whether a sentence repeats the question.
+    roles
+        Which sentences do not answer by themselves; None for none.
     """
     matching, copying = pool_heads(stats, heads)
     odds = compute_feature_odds(stats, text_scores, heads)
@@ -111,9 +127,9 @@ def rank_sentences(
     ranking = SEMANTIC if "semantic" in text_scores else LEXICAL
     shares = combine_odds(odds, heads.powers[ranking]) * any_answer_share
     attention = combine_odds(odds, heads.powers[ATTENTION]) * any_answer_share
-    if repeats_question is not None:
-        shares = move_to_next(shares, repeats_question)
-        attention = move_to_next(attention, repeats_question)
+    if roles is not None:
+        shares = move_shares(shares, roles)
+        attention = move_shares(attention, roles)
     columns = {
         "share": shares,
         "attention": attention,
@@ -234,24 +250,27 @@ def shift_to_next(shares: Scores) -> Scores:
     return np.concatenate([np.zeros(1), shares[:-1]])
 
 
-def move_to_next(shares: Scores, moved: NDArray[np.bool_]) -> Scores:
-    """Return shares where those of some sentences are moved to the next sentence that keeps its own.
-
-    Shares behind the last such sentence stay.
+def move_shares(shares: Scores, roles: SentenceRoles) -> Scores:
+    """Return shares where sentences that do not answer by themselves have none; the sum stays.
 
     Examples
     --------
     >>> import numpy as np
-    >>> move_to_next(np.array([0.5, 0.2, 0.3]), np.array([True, False, False])).tolist()
-    [0.0, 0.7, 0.3]
+    >>> roles = SentenceRoles(np.array([True, False, False, False]), np.array([False, False, False, True]))
+    >>> move_shares(np.array([0.4, 0.2, 0.2, 0.2]), roles).round(2).tolist()
+    [0.0, 0.75, 0.25, 0.0]
     """
     result: Scores = shares.copy()
-    kept = np.flatnonzero(~moved)
-    for number in np.flatnonzero(moved).tolist():
-        following = kept[np.searchsorted(kept, number) :]
+    answering = np.flatnonzero(~(roles.leads_on | roles.lists_parts))
+    if not answering.size:
+        return result
+    for number in np.flatnonzero(roles.leads_on).tolist():
+        following = answering[np.searchsorted(answering, number) :]
         if following.size:
             result[following[0]] += result[number]
-            result[number] = 0.0
+        result[number] = 0.0
+    result[roles.lists_parts] = 0.0
+    result *= shares.sum() / (result.sum() or 1.0)
     return result
 
 

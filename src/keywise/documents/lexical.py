@@ -65,9 +65,7 @@ class LexicalIndex:
         self._paragraph_counts = [Counter[str]() for _ in range(int(self.paragraph_ids.max(initial=-1)) + 1)]
         for paragraph, words in zip(self.paragraph_ids, sentences, strict=True):
             self._paragraph_counts[paragraph].update(words)
-        self._are_questions = [
-            bool(_QUESTION_END.search(source.text[start:end])) for source in sources for start, end in source.sentences
-        ]
+        self._are_questions = [bool(_QUESTION_END.search(quote.text)) for source in sources for quote in source.quotes]
         self._sentences_with = Counter(word for counts in self._sentence_counts for word in counts)
 
     def score_sentences(self, question: str) -> Scores:

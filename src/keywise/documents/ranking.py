@@ -77,7 +77,7 @@ def rank_document(
             score.stats,
             window.text_index.score(question.text),
             model.heads,
-            window.text_index.find_repetitions(question.text),
+            window.text_index.find_roles(question.text),
         )
         for window, score in zip(windows, scores, strict=True)
     ]

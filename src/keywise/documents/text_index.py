@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from keywise.documents.blocks import BlockKind
+from keywise.documents.evidence import SentenceRoles
 from keywise.documents.lexical import LexicalIndex
 from keywise.documents.semantic import Encode, SemanticIndex
 
@@ -42,6 +44,8 @@ class TextIndex:
         self._sources = sources
         self._encode = encode
         self._lexical = LexicalIndex(sources)
+        self._headings = self._find_kinds({BlockKind.HEADING})
+        self._lists_parts = self._find_kinds({BlockKind.TABLE_HEADER, BlockKind.CONTENTS_LINE})
 
     def score(self, question: str) -> TextScores:
         """Return the scores of every sentence for a question: float64 [sentences] each."""
@@ -54,19 +58,23 @@ class TextIndex:
             scores["paragraph_semantic"] = self._semantic.score_paragraphs(question)
         return scores
 
-    def find_repetitions(self, question: str) -> NDArray[np.bool_]:
-        """Return for each sentence whether it is a question that repeats this one: bool [sentences].
+    def find_roles(self, question: str) -> SentenceRoles:
+        """Return which sentences do not answer this question by themselves.
 
-        A page of questions and answers quotes them; the answer follows.
+        A page of questions and answers quotes the question, and a heading names what follows.
 
         Examples
         --------
         >>> from keywise.documents import Source
         >>> index = TextIndex([Source("note", "Q: Who kept the lamp? A: Ann did.")], None)
-        >>> index.find_repetitions("Who was it that kept the lamp?").tolist()
+        >>> index.find_roles("Who kept the old lamp?").leads_on.tolist()
         [True, False]
         """
-        return self._lexical.find_repetitions(question)
+        return SentenceRoles(self._headings | self._lexical.find_repetitions(question), self._lists_parts)
+
+    def _find_kinds(self, kinds: Collection[BlockKind]) -> NDArray[np.bool_]:
+        quotes = [quote for source in self._sources for quote in source.quotes]
+        return np.array([quote.block.kind in kinds for quote in quotes], dtype=np.bool_)
 
     @cached_property
     def _semantic(self) -> SemanticIndex | None:
