@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from keywise.documents import Ablation, Answer, AnswerWord, Evidence, Source
-from keywise.documents.report import make_evidence_table, mark_sources, split_by_sources, to_html, to_json, write_html
+from keywise.documents.report import list_sources, make_evidence_table, split_by_sources, to_html, to_json, write_html
 from keywise.errors import FormatError, OptionError
 
 HOSTILE = 'It is <script>alert("x")</script> here. The [red]rest[/red] & more\n\n  is {{ 7 * 7 }}. Third.'
@@ -70,6 +70,8 @@ def test_json_has_fixed_keys_and_the_values_of_the_answer():
         "tuned_on",
         "no_answer_share",
         "windows",
+        "quote",
+        "confidence",
     ]
     assert list(report) == ["question", "text", "complete", "model", *numbers, "words", "evidence"]
     assert len(report["evidence"]) == 2
@@ -190,11 +192,12 @@ def test_words_of_an_answer_are_marked_with_their_sources():
     words = [AnswerWord(0, 3, (1,)), AnswerWord(4, 7, (1,)), AnswerWord(8, 11, ()), AnswerWord(12, 16, (2, 1))]
     two = replace(ANSWER, text="Ann Low and <Jo>!.", words=words)
     assert split_by_sources(two) == [("Ann Low", (1,)), (" and", ()), (" <Jo>", (2, 1)), ("!.", ())]
-    assert mark_sources(two) == "Ann Low [1] and <Jo> [2] [1]!."
+    assert list_sources(two, top=2) == [1, 2]
+    assert list_sources(two, top=1) == [1]
     page = to_html(two, SOURCES)
     assert 'href="#rank-1" title="from sentence 1">Ann Low<sup>1</sup></a> and' in page
     assert 'title="from sentence 2, sentence 1"> &lt;Jo&gt;<sup>2</sup><sup>1</sup></a>!.' in page
-    assert mark_sources(ANSWER) == ANSWER.text
+    assert list_sources(ANSWER, top=5) == []
 
 
 def test_a_page_warns_of_a_doubtful_answer():

@@ -16,9 +16,8 @@ from keywise.cli.terminal import show_progress, write, write_json
 from keywise.documents import Ablation, Answer, Reader, Source, read_file
 from keywise.documents.report import (
     describe_doubt,
+    list_sources,
     make_evidence_table,
-    mark_sources,
-    split_by_sources,
     to_json,
     write_html,
 )
@@ -143,15 +142,9 @@ def ask(  # noqa: PLR0917 - each is an argument or option of the command
 
 def _write_report(answer: Answer, ablations: Sequence[Ablation], console: Console, *, top: int) -> None:
     """Write citations, evidence and ablations below the answer, whose text was written token by token."""
-    parts = split_by_sources(answer)
-    marks = ""
-    if len(parts) == 1:
-        marks = "".join(f" [{rank}]" for rank in parts[0][1])
     ellipsis = "" if answer.complete else " …"
-    write(f"{marks}{ellipsis}\n\n")
-    marked_text = mark_sources(answer)
-    if not marks and marked_text != answer.text:
-        write(f"{marked_text}\n\n")
+    marks = "".join(f" [{rank}]" for rank in list_sources(answer, top=top))
+    write(f"{ellipsis}{marks}\n\n")
     doubt = describe_doubt(answer)
     if doubt is not None:
         write(f"{doubt}\n\n")

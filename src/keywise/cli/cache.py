@@ -21,7 +21,7 @@ from keywise.util.terminal_text import replace_controls
 HELP = "Prefilled documents, stored on disk for further questions."
 
 UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
-_SIZE = re.compile(rf"(?P<number>\d+(\.\d+)?) *(?P<unit>{'|'.join(UNITS)})?", re.ASCII | re.IGNORECASE)
+_SIZE = re.compile(r"(?P<number>\d+(\.\d+)?) *(?P<unit>[KMGT]?)B?", re.ASCII | re.IGNORECASE)
 
 
 def list_documents(as_json: AsJson = False) -> None:
@@ -61,7 +61,7 @@ def clear(as_json: AsJson = False) -> None:
 def limit(
     size: Annotated[
         str | None,
-        typer.Argument(metavar="SIZE", help="For example 500MB or 10GB; 0 stores nothing.", show_default=False),
+        typer.Argument(metavar="SIZE", help="For example 500M or 10GB; 0 stores nothing.", show_default=False),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -85,7 +85,7 @@ def _parse_size(text: str) -> int:
     match = _SIZE.fullmatch(text.strip())
     if match is None:
         raise OptionError("size", "must be a number and a unit", got=text, remedy="use for example 500MB")
-    size_bytes = Decimal(match["number"]) * UNITS[(match["unit"] or "B").upper()]
+    size_bytes = Decimal(match["number"]) * UNITS[match["unit"].upper() + "B"]
     if size_bytes > MAX_LIMIT_BYTES:
         raise OptionError("size", f"must be at most {_format_size(MAX_LIMIT_BYTES)}", got=text)
     return int(size_bytes)

@@ -39,6 +39,8 @@ _ANSWER_KEYS = (
     "tuned_on",
     "no_answer_share",
     "windows",
+    "quote",
+    "confidence",
 )
 _EVIDENCE_KEYS = (
     "rank",
@@ -105,7 +107,7 @@ def to_json(answer: Answer, *, top: int | None = None, ablations: Sequence[Ablat
 def make_evidence_table(evidence: Sequence[Evidence], *, top: int | None = None) -> RenderableType:
     """Return the best sentences as a table with bars, for ``rich.print``.
 
-    Each has its rank in brackets, as `mark_sources` writes it behind words. Sentences without any share are left out.
+    Each has its rank in brackets, as answers cite it. Sentences without any share are left out.
 
     Parameters
     ----------
@@ -180,16 +182,25 @@ def split_by_sources(answer: Answer) -> list[tuple[str, tuple[int, ...]]]:
     return [*parts, (rest, ())] if rest else parts
 
 
-def mark_sources(answer: Answer) -> str:
-    """Return an answer's text with the ranks of its sources behind the words.
+def list_sources(answer: Answer, *, top: int) -> list[int]:
+    """Return the ranks of the sentences that an answer's words come from, in the order of the words.
+
+    Parameters
+    ----------
+    answer
+        From `Document.ask`.
+    top
+        Number of best sentences that are shown; others are not cited.
 
     Examples
     --------
     >>> from keywise.documents import Answer, AnswerWord
-    >>> mark_sources(Answer("Ann", [], "Who?", "m", True, 9, 2, words=[AnswerWord(0, 3, (1,))]))
-    'Ann [1]'
+    >>> words = [AnswerWord(0, 3, (2, 1)), AnswerWord(4, 7, (9,))]
+    >>> list_sources(Answer("Ann Low", [], "Who?", "m", True, 9, 2, words=words), top=5)
+    [2, 1]
     """
-    return "".join(text + "".join(f" [{rank}]" for rank in ranks) for text, ranks in split_by_sources(answer))
+    ranks = dict.fromkeys(rank for word in answer.words for rank in word.sources)
+    return [rank for rank in ranks if rank <= top]
 
 
 def describe_doubt(answer: Answer) -> str | None:
