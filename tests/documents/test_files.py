@@ -247,3 +247,52 @@ def test_file_larger_than_the_limit_is_refused(tmp_path, monkeypatch):
     path.write_bytes(b"The lamp is lit. " * 2)
     with pytest.raises(FormatError, match="at most 25 bytes"):
         read_file(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding"),
+    [
+        ("Das Café über der Brücke öffnet früh, und die Gäste essen gerne süße Brötchen. " * 3, "cp1252"),
+        ("Маяк был построен на скале. Его смотрителем была Анна, которая жила там много лет. " * 3, "cp1251"),
+        ("灯台は岩の上に建てられた。番人は長い間そこに住んでいたアンである。" * 5, "shift_jis"),
+        ("The lamp is lit. Ann kept it.", "utf-16"),
+        ("The lamp is lit. Ann kept it.", "utf-32"),
+    ],
+)
+def test_the_encoding_of_a_text_is_found_and_named(tmp_path, text, encoding):
+    path = tmp_path / "note.txt"
+    path.write_bytes(text.encode(encoding))
+    source = read_file(path)
+    assert source.text == text
+    assert source.encoding.replace("cp932", "shift_jis") == encoding
+    assert len(source.warnings) == (not encoding.startswith("utf"))
+    assert not source.warnings or source.encoding in source.warnings[0]
+
+
+def test_a_short_text_in_latin_1_is_read(tmp_path):
+    path = tmp_path / "note.txt"
+    path.write_bytes("Café au lait.".encode("latin-1"))
+    assert read_file(path).text == "Café au lait."
+
+
+@pytest.mark.parametrize("address", ["https://ferry.example/a.pdf", "http:/ferry.example", "FTP://ferry.example/a.txt"])
+def test_addresses_are_refused_because_nothing_is_fetched(address):
+    with pytest.raises(FormatError, match="keywise fetches nothing from the network"):
+        read_file(address)
+
+
+def test_an_encrypted_pdf_is_refused_with_the_reason(tmp_path):
+    content = pdf_bytes("The lamp is lit.")
+    # A password of the standard handler that is not empty.
+    handler = b"<</Filter/Standard/V 1/R 2/P -4/O<%s>/U<%s>>>" % (b"ab" * 32, b"cd" * 32)
+    content = content.replace(b"/Root 1 0 R", b"/Root 1 0 R/ID[<00><00>]/Encrypt %s" % handler)
+    path = tmp_path / "locked.pdf"
+    path.write_bytes(content)
+    with pytest.raises(FormatError, match="it is encrypted: save a copy without a password"):
+        read_file(path)
+
+
+def test_a_csv_file_with_a_broken_quote_is_read_or_refused(tmp_path):
+    path = tmp_path / "broken.csv"
+    path.write_text('name,age\n"Ann,41\nBo,12\n', encoding="utf-8")
+    assert "Ann" in read_file(path).quotes[-1].text

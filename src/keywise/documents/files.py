@@ -203,7 +203,7 @@ def read_file(path: str | os.PathLike[str]) -> Source:
     file_format = FORMAT_BY_SUFFIX.get(Path(name).suffix.lower())
     if file_format is None:
         text, encoding = _decode(content, name)
-        source = Source(name, text, None, encoding)
+        source = Source(name, text, None, encoding, _describe_encoding(encoding))
     else:
         source = _extract(content, file_format, name)
     if len(_UNREADABLE.findall(source.text)) > MAX_UNREADABLE_SHARE * len(source.text):
@@ -352,4 +352,12 @@ def _extract(content: bytes, file_format: Format, name: str) -> Source:
     elif file_format.module == "html" and b"\0" in content and not content.startswith(_WIDE_MARKS):
         raise FormatError("path", "must be HTML, not a binary file", got=name, remedy=SUPPORTED_FORMATS)
     extracted: Extracted = extract_blocks(content, file_format.module, file_format.label, name)
-    return Source(name, text or extracted.text, extracted.blocks, encoding, extracted.warnings)
+    warnings = (*_describe_encoding(encoding), *extracted.warnings)
+    return Source(name, text or extracted.text, extracted.blocks, encoding, warnings)
+
+
+def _describe_encoding(encoding: str) -> tuple[str, ...]:
+    """Return a warning if a file's encoding is a guess."""
+    if encoding.startswith("utf-"):
+        return ()
+    return (f"read in the encoding {encoding}, by its characters: save it as UTF-8 if that is wrong",)

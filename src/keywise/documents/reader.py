@@ -148,6 +148,9 @@ class Reader:
         >>> document = Reader().read(Path("report.pdf"))  # doctest: +SKIP
         """
         sources = collect_sources(source)
+        for each in sources:
+            for warning in each.warnings:
+                self._report(f"{each.name}: {warning}")
         document, stored = self._encode_sources(sources)
         max_tokens = self._max_tokens
         if not split or max_tokens is None or len(document.token_ids) <= max_tokens:

@@ -71,7 +71,7 @@ class _BodyReader:
         if not any(map(str.isalnum, text)):
             return
         heading = self._find_level(paragraph, style)
-        if heading:
+        if heading is not None:
             self.builder.add_heading(f"{mark or ''}{text}", level=heading)
             return
         if style is not None and style.name and style.name.lower() == "caption":
@@ -89,21 +89,21 @@ class _BodyReader:
         name = paragraph.find(f"{_W}pPr/{_W}pStyle")
         return self._styles.get(name.get(f"{_W}val")) if name is not None else None
 
-    def _find_level(self, paragraph: Any, style: Any) -> int:
-        """Return the level of a heading, 0 for other paragraphs."""
+    def _find_level(self, paragraph: Any, style: Any) -> int | None:
+        """Return the level of a heading, 0 for the title; None for other paragraphs."""
         level = paragraph.find(f"{_W}pPr/{_W}outlineLvl")
         for _ in range(10):
             if level is not None:
                 value = level.get(f"{_W}val", "")
-                return int(value) + 1 if value.isdigit() and int(value) < 9 else 0
+                return int(value) + 1 if value.isdigit() and int(value) < 9 else None
             if style is None:
                 break
             match = _HEADING_STYLE.match(style.name or "")
             if match:
-                return int(match[1] or 1)
+                return int(match[1] or 0)
             level = style.element.find(f"{_W}pPr/{_W}outlineLvl")
             style = style.base_style
-        return 0
+        return None
 
     def _read_table(self, table: Any, depth: int) -> None:
         rows: list[list[str]] = []

@@ -88,7 +88,7 @@ def add_html(builder: BlockBuilder, text: str) -> None:
     markup = _XML_DECLARATION.sub("", text, count=1).replace("\0", " ").encode("utf-8", "replace")
     if not markup.strip():
         return
-    parser = html.HTMLParser(encoding="utf-8", remove_comments=True, remove_pis=True)
+    parser = html.HTMLParser(encoding="utf-8", remove_comments=True, remove_pis=True, huge_tree=True)
     root = html.document_fromstring(markup, parser=parser, ensure_head_body=True)
     if not root.xpath("//h1"):
         title = root.findtext(".//title") or ""

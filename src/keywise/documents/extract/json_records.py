@@ -70,7 +70,7 @@ def _add_value(builder: BlockBuilder, value: Any, path: tuple[str, ...]) -> None
                 builder.add(BlockKind.TABLE_ROW, row, table_header=list(cells))
             else:
                 builder.add(BlockKind.LINE, f"{'.'.join(path)}: {row}" if path else row)
-    else:
+    elif value is not None:
         text = _to_text(value)
         if len(text.split()) > _PROSE_WORDS:
             builder.enter_section(".".join(path), level=2)

@@ -1,0 +1,167 @@
+"""A PDF is read in the order of its columns, without what runs on every page, with the places of its words."""
+
+import io
+
+import pypdfium2
+import pytest
+
+from keywise.documents import Source, read_file
+from keywise.documents.extract.pdf import extract
+from keywise.documents.extract.pdf_layout import find_columns
+from keywise.documents.extract.pdf_words import make_fragments, read_words
+from keywise.errors import FormatError
+from tests.support.pdf import write_pages
+
+LEFT = [
+    "The ferry was built in Hull and",
+    "sailed to the islands every day",
+    "of the week except in winter. It",
+    "burned in a storm near the har-",
+]
+RIGHT = [
+    "bour in 1904, and nobody was",
+    "hurt. A new ferry was ordered in",
+    "the same year. It was faster and",
+    "it had room for forty horses.",
+]
+
+
+def place(lines, left, top, step=12):
+    return [(left, top - step * number, line) for number, line in enumerate(lines)]
+
+
+def describe(extracted):
+    return [(str(block.kind), block.text) for block in extracted.blocks]
+
+
+def quote(extracted):
+    return [each.text for each in Source("paper", extracted.text, extracted.blocks).quotes]
+
+
+def test_columns_are_read_one_after_the_other_below_their_title():
+    # As some programs write them: line by line across both columns.
+    rows = [item for pair in zip(place(LEFT, 60, 700), place(RIGHT, 310, 700), strict=True) for item in pair]
+    extracted = extract(
+        write_pages([(60, 760, "Ferries of the Northern Islands and their Harbours", 18, "bold"), *rows])
+    )
+    assert quote(extracted) == [
+        "Ferries of the Northern Islands and their Harbours",
+        "The ferry was built in Hull and sailed to the islands every day of the week except in winter.",
+        "It burned in a storm near the harbour in 1904, and nobody was hurt.",
+        "A new ferry was ordered in the same year.",
+        "It was faster and it had room for forty horses.",
+    ]
+    assert extracted.blocks[1].heading_path == ("Ferries of the Northern Islands and their Harbours",)
+
+
+def test_running_headers_footers_and_page_numbers_are_left_out():
+    pages = []
+    for number in (1, 2, 3):
+        body = place([f"On page {number} the ferry sails to the", "next island and back to the pier."], 60, 700)
+        pages.append([(60, 800, f"Journal of Ferries {number}"), *body, (290, 40, f"Page {number} of 3")])
+    assert quote(extract(write_pages(*pages))) == [
+        f"On page {number} the ferry sails to the next island and back to the pier." for number in (1, 2, 3)
+    ]
+
+
+def test_a_sentence_goes_on_on_the_next_page():
+    pages = [
+        [
+            *place(["The ferry left the pier at noon and", "then it sailed around the whole of the"], 60, 700),
+            (290, 40, "7"),
+        ],
+        [
+            *place(["northern island. It came back at ten.", "Everybody was asleep by that time."], 60, 700),
+            (290, 40, "8"),
+        ],
+    ]
+    extracted = extract(write_pages(*pages))
+    assert "then it sailed around the whole of the northern island." in extracted.text
+    source = Source("paper", extracted.text, extracted.blocks)
+    assert [each.page for each in source.quotes] == [1, 2, 2]
+    assert [box.page for box in source.quotes[0].boxes] == [1, 1, 2]
+
+
+def test_a_table_becomes_rows_with_the_names_of_its_columns():
+    prose = place(["The boats of the line and their size are listed", "below in the order of their age."], 60, 760)
+    cells = [("Boat", "Built", "Seats"), ("Ida", "1904", "40"), ("Old Vera", "1931", "112")]
+    rows = [
+        (60 + 120 * column, 700 - 14 * row, cell) for row, line in enumerate(cells) for column, cell in enumerate(line)
+    ]
+    caption = [(60, 640, "Table 1: Boats of the line.")]
+    assert describe(extract(write_pages([*prose, *rows, *caption])))[-4:] == [
+        ("table header", "Boat; Built; Seats"),
+        ("table row", "Boat: Ida; Built: 1904; Seats: 40"),
+        ("table row", "Boat: Old Vera; Built: 1931; Seats: 112"),
+        ("caption", "Table 1: Boats of the line."),
+    ]
+
+
+def test_headings_items_and_footnotes_are_blocks_of_their_own():
+    page = [
+        (60, 780, "2 Fares", 12, "bold"),
+        *place(
+            ["Fares are paid on board and not at the pier, as", "the pier has no office. They are listed here:"],
+            60,
+            760,
+        ),
+        *place(["• adults 4 pounds", "• children 2 pounds"], 60, 730),
+        (60, 90, "1 Horses travel for free if they can swim.", 8),
+    ]
+    assert describe(extract(write_pages(page))) == [
+        ("heading", "2 Fares"),
+        ("paragraph", "Fares are paid on board and not at the pier, as the pier has no office. They are listed here:"),
+        ("list item", "adults 4 pounds"),
+        ("list item", "children 2 pounds"),
+        ("footnote", "1 Horses travel for free if they can swim."),
+    ]
+
+
+def test_boxes_surround_the_words_of_a_sentence():
+    extracted = extract(write_pages([(60, 700, "It is dry. Rain comes."), (60, 500, "Far below.")]))
+    source = Source("page", extracted.text, extracted.blocks)
+    first, second = (each.boxes[0] for each in source.quotes[:2])
+    assert 59 < first.left < 61
+    assert first.right < second.left
+    assert first.bottom < 700 < first.top
+    assert [len(each.boxes) for each in source.quotes] == [1, 1, 1]
+
+
+def test_pages_without_text_are_named(tmp_path):
+    content = write_pages([(60, 700, "Only this page has words that can be read.")], [], [])
+    assert extract(content).warnings == ()  # empty pages are no scans
+    path = tmp_path / "scan.pdf"
+    path.write_bytes(make_scan(text_pages=1, scanned_pages=2))
+    source = read_file(path)
+    assert "pages 2-3 without text" in source.warnings[0]
+    assert "ocrmypdf" in source.warnings[0]
+    path.write_bytes(make_scan(text_pages=0, scanned_pages=1))
+    with pytest.raises(FormatError, match="ocrmypdf"):
+        read_file(path)
+
+
+def make_scan(*, text_pages, scanned_pages):
+    """Return a PDF with pages of text and pages that show a picture."""
+    words = write_pages(*[[(60, 700, "Only this page has words that can be read.")]] * max(text_pages, 1))
+    document = pypdfium2.PdfDocument(words)
+    if not text_pages:
+        del document[0]
+    for _ in range(scanned_pages):
+        page = document.new_page(200, 200)
+        image = pypdfium2.PdfImage.new(document)
+        image.set_bitmap(pypdfium2.PdfBitmap.new_native(8, 8, pypdfium2.raw.FPDFBitmap_BGR))
+        image.set_matrix(pypdfium2.PdfMatrix().scale(200, 200))
+        page.insert_obj(image)
+        page.gen_content()
+    buffer = io.BytesIO()
+    document.save(buffer)
+    return buffer.getvalue()
+
+
+def test_prose_in_one_column_has_no_gutter():
+    lines = [
+        "The ferry was built in Hull and sailed to the islands.",
+        "It burned in a storm near the harbour in 1904.",
+    ] * 4
+    text_page = pypdfium2.PdfDocument(write_pages(place(lines, 60, 700)))[0].get_textpage()
+    assert len(find_columns(make_fragments(read_words(text_page).words))) == 1
