@@ -32,13 +32,6 @@ def t5gemma() -> Any:
     return hf.T5GemmaModel(config)
 
 
-def videoprism_vision() -> Any:
-    layers = {"num_spatial_layers": 2, "num_temporal_layers": 1, "num_auxiliary_layers": 1}
-    return hf.VideoPrismVisionModel(
-        hf.VideoPrismVisionConfig(**TOWER, **layers, image_size=16, num_frames=2, tubelet_size=[1, 4, 4])
-    )
-
-
 def speech_to_text() -> Any:
     sizes = {"input_feat_per_channel": 8, "conv_channels": 16, "max_source_positions": 64, "max_target_positions": 64}
     return hf.Speech2TextModel(hf.Speech2TextConfig(**ENCODER_DECODER, **sizes))
@@ -126,8 +119,6 @@ EAGER_MODELS: dict[str, tuple[Callable[[], Any], str]] = {
         "series",
     ),
     "vaultgemma": (lambda: hf.VaultGemmaModel(hf.VaultGemmaConfig(**NARROW, **CAPPED, **LAYERS)), "text"),
-    "videoprism": (lambda: hf.VideoPrismTextModel(hf.VideoPrismTextConfig(**TEXT)), "text"),
-    "videoprism_vision": (videoprism_vision, "video"),
 }
 
 

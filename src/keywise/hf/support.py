@@ -43,12 +43,16 @@ SERVED_WITHOUT_SDPA = frozenset(
         "t5gemma",
         "time_series_transformer",
         "vaultgemma",
-        "videoprism",
     }
 )
 """Families that declare ``_supports_sdpa = False`` and are served: each is compared with eager attention by a test."""
 
-REFUSED_FAMILIES = {"deepseek_v4": "attends to compressed keys, which are not tokens"}
+_EMPTY_ROWS = "lets queries that see no key attend to hidden ones; keywise sets them to 0"
+REFUSED_FAMILIES = {
+    "deepseek_v4": "attends to compressed keys, which are not tokens",
+    "timesfm": _EMPTY_ROWS,
+    "videoprism": _EMPTY_ROWS,
+}
 """Families that are refused although their layers call the attention interface, and why."""
 
 
