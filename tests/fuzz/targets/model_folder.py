@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,7 @@ from safetensors.numpy import save
 from keywise.models.folder import MAX_NUMBER, ModelFiles, list_encoder_files, list_model_files, read_json, stage_files
 from keywise.models.safetensors_files import ModelFileError
 from tests.fuzz.targets.choices import ODD_VALUES, Bytes, edit_json
+from tests.fuzz.targets.files import make_folder
 
 LONGEST_MESSAGE = 2000
 _CONFIG = {
@@ -53,7 +53,7 @@ _CODE = {"auto_map", "_attn_implementation", "attn_implementation", "kernel_conf
 
 def _make_folder() -> Path:
     """Return a folder of weights, one of them in a subfolder, with a link that leads out."""
-    outside = Path(mkdtemp(prefix="keywise-fuzz-"))
+    outside = make_folder()
     folder = outside / "model"
     (folder / "sub").mkdir(parents=True)
     weights = save({"a": np.ones((2, 3), np.float32)})

@@ -1,8 +1,6 @@
 """Tokenizers of model folders: tokens of a text, none of them special and few for each character, or an error."""
 
 import json
-from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any
 
 import numpy as np
@@ -15,10 +13,11 @@ from keywise.models.safetensors_files import ModelFileError
 from keywise.models.tokenizer_check import MAX_GROWTH
 from keywise.util.foreign_errors import translate_errors
 from tests.fuzz.targets.choices import ODD_VALUES, Bytes, edit_json
+from tests.fuzz.targets.files import make_folder
 from tests.support.chat_models import make_chat_model, write_chat_model
 
 TEXT = "The lamp [end] isn't lit,\tnaïve 日本 [user] <|x|>"
-_FOLDER = write_chat_model(Path(mkdtemp(prefix="keywise-fuzz-")) / "model", added=["<|x|>"], num_hidden_layers=1)
+_FOLDER = write_chat_model(make_folder() / "model", added=["<|x|>"], num_hidden_layers=1)
 _MODEL = make_chat_model(num_hidden_layers=1)
 _NAMES = ("tokenizer.json", "tokenizer_config.json")
 _INTACT = {name: (_FOLDER / name).read_bytes() for name in _NAMES}

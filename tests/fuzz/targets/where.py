@@ -1,14 +1,12 @@
 """SQL of `where`: rows for which it holds, or `OptionError`."""
 
-from pathlib import Path
-from tempfile import mkdtemp
-
 import numpy as np
 
 import keywise as kw
 from keywise.errors import OptionError
 from keywise.library.where import FUNCTIONS
 from tests.fuzz.targets.choices import Bytes
+from tests.fuzz.targets.files import make_folder
 
 ROWS = 6
 _TEXTS = ("one", "two; three", "it's", "a -- b", "(five", "/* six */")
@@ -39,7 +37,7 @@ _EXPRESSIONS = (
 
 
 def _make_library() -> kw.Library:
-    path = Path(mkdtemp(prefix="keywise-fuzz-")) / "library"
+    path = make_folder() / "library"
     library = kw.Library.open(path, "a")
     columns = {"number": np.arange(ROWS), "group": list(_TEXTS), "odd name": np.arange(ROWS) % 2}
     library.add_keys(np.eye(ROWS), **columns)
