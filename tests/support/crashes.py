@@ -128,6 +128,9 @@ def convert_editions(path: str, folder: str, first_edition: int, started: Any, c
     from tests.support.gguf_models import write_gguf
 
     Path(folder).mkdir(exist_ok=True)
+    temporary = Path(path).with_name("temporary")
+    temporary.mkdir(exist_ok=True)
+    tempfile.tempdir = str(temporary)
     for module in CONVERTING_MODULES:
         importlib.import_module(module)
     started.set()
@@ -154,7 +157,8 @@ def read_conversions(path: Path) -> list[int]:
 
 def list_conversion_leftovers(path: Path) -> list[Path]:
     """Return the folders of conversions that did not end."""
-    return list((path / gguf.MODELS).glob(f"{gguf.UNFINISHED_PREFIX}*"))
+    unfinished = (path / gguf.MODELS).glob(f"{gguf.UNFINISHED_PREFIX}*")
+    return [*unfinished, *path.with_name("temporary").glob("keywise-*")]
 
 
 def list_cache_leftovers(path: Path) -> list[Path]:
