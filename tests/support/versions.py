@@ -30,6 +30,7 @@ PLUGIN = ("tests/hf", "tests/models")
 EVERYTHING = ("tests",)
 QUESTION, DOCUMENT, ANSWER = "Where is the old lens now?", "examples/lighthouse.md", "museum"
 OUTCOMES = ("passed", "failed", "skipped")
+PYTEST_OPTIONS = ("-q", "-p", "no:cacheprovider", "-p", "xdist.plugin", "-p", "_hypothesis_pytestplugin")
 NO_TESTS = 5  # exit status of pytest
 
 
@@ -95,8 +96,9 @@ def run_tests(environment: Environment, tests: tuple[str, ...], scratch: Path) -
     log = ""
     for name, options in {"not serial": ["-n", "auto", "--dist", "loadfile"], "serial": []}.items():
         report = scratch / f"{name}.xml"
-        command = ["-m", "pytest", *tests, "-q", "-p", "no:cacheprovider", "-m", name, f"--junitxml={report}", *options]
-        status, output = environment.run(*command)
+        command = ["-m", "pytest", *tests, *PYTEST_OPTIONS, "-m", name, f"--junitxml={report}", *options]
+        # The plug-ins of two versions of a package would both be loaded.
+        status, output = environment.run(*command, PYTEST_DISABLE_PLUGIN_AUTOLOAD="1")
         log += output
         if report.exists():
             add_outcomes(report, counts)
