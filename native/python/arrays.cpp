@@ -145,7 +145,8 @@ int64_t count_bytes(const InputArray& array) {
   return elements * bytes_of(to_dtype(array.element));
 }
 
-// Returns whether all elements lie in the tensor's storage. A tensor inside a transform has none.
+// Returns whether all elements lie in the tensor's storage. A tensor inside a transform has none, or
+// one without memory.
 bool fits_storage(nb::handle tensor, const InputArray& array) {
   static const Member untyped_storage(find_tensor_type(), "untyped_storage");
   const nb::object storage = untyped_storage.call(tensor);
@@ -158,6 +159,7 @@ bool fits_storage(nb::handle tensor, const InputArray& array) {
   if (!address.is_valid()) throw nb::python_error();
   const Py_ssize_t size = PyObject_Size(storage.ptr());
   const uintptr_t begin = PyLong_AsSize_t(address.ptr());
+  if (begin == 0) return false;
   const uintptr_t first = reinterpret_cast<uintptr_t>(array.data);
   return first - begin + uint64_t(count_bytes(array)) <= uint64_t(size);
 }

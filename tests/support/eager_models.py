@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 import transformers as hf
 from transformers.models.bridgetower.modeling_bridgetower import BridgeTowerTextModel
 
+from keywise.hf import supported
+from keywise.hf.compatibility import list_model_types
 from tests.support.models import ENCODER_DECODER, TEXT, TOKENS, WINDOW, draw_padded_tokens
 
 NARROW = {**TEXT, "num_key_value_heads": 2, "sliding_window": WINDOW}
@@ -120,6 +123,21 @@ EAGER_MODELS: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "vaultgemma": (lambda: hf.VaultGemmaModel(hf.VaultGemmaConfig(**NARROW, **CAPPED, **LAYERS)), "text"),
 }
+
+
+def is_installed(family: str) -> bool:
+    """Return whether the installed transformers has a family."""
+    return find_spec(f"transformers.models.{_get_folder(family)}") is not None
+
+
+def is_exchangeable(family: str) -> bool:
+    """Return whether the attention of a family can be exchanged in the installed transformers, by `supported`."""
+    types = [name for name, path in list_model_types().items() if path.name == _get_folder(family)]
+    return not any("cannot be exchanged" in supported()[name].reason for name in types)
+
+
+def _get_folder(family: str) -> str:
+    return family.removesuffix("_vision")
 
 
 def make_eager_model(family: str) -> Any:

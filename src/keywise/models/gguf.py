@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from keywise.errors import ModelError
-from keywise.hf.compatibility import make_gguf_options
+from keywise.hf.compatibility import has_own_tokenizer, make_gguf_options
 from keywise.models.construction import limit_construction
 from keywise.models.gguf_header import check_gguf
 from keywise.models.loading_report import check_loading
@@ -161,7 +161,7 @@ def _write_safetensors(gguf_file: Path, folder: Path) -> None:
 def _load_gguf(gguf_file: Path, link_folder: Path) -> tuple[Any, Any]:
     """Load a model through a link in a new folder: transformers would read the configurations beside the file too."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
     headers = check_gguf(gguf_file)
     link_folder.mkdir()
@@ -178,6 +178,10 @@ def _load_gguf(gguf_file: Path, link_folder: Path) -> tuple[Any, Any]:
                 output_loading_info=True,
                 **make_gguf_options(),
             )
+        if type(tokenizer) is not PreTrainedTokenizerFast and not has_own_tokenizer(model.config.model_type):
+            # Some versions choose the tokenizer class of another family, which would read the folder in its own way.
+            with discard_output():
+                tokenizer = PreTrainedTokenizerFast.from_pretrained(link_folder, **options)
     check_loading(model, report, {})
     model.config.name_or_path = tokenizer.name_or_path = gguf_file.stem
     return model, tokenizer
