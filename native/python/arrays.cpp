@@ -145,19 +145,26 @@ int64_t count_bytes(const InputArray& array) {
   return elements * bytes_of(to_dtype(array.element));
 }
 
-// Returns whether all elements lie in the tensor's storage. A tensor inside a transform has none.
-bool fits_storage(nb::handle tensor, const InputArray& array) {
+// Returns the address of a tensor's storage; invalid inside transforms, whose tensors have none.
+nb::object find_storage_address(nb::handle tensor, nb::object& storage) {
   static const Member untyped_storage(find_tensor_type(), "untyped_storage");
-  const nb::object storage = untyped_storage.call(tensor);
-  if (!storage.is_valid()) {
+  storage = untyped_storage.call(tensor);
+  if (!storage.is_valid()) return {};
+  static const Member data_ptr(Py_TYPE(storage.ptr()), "data_ptr");
+  return data_ptr.call(storage);
+}
+
+// Returns whether all elements lie in the tensor's storage.
+bool fits_storage(nb::handle tensor, const InputArray& array) {
+  nb::object storage;
+  const nb::object address = find_storage_address(tensor, storage);
+  if (!address.is_valid()) {
     PyErr_Clear();  // reading it through NumPy says what is wrong
     return false;
   }
-  static const Member data_ptr(Py_TYPE(storage.ptr()), "data_ptr");
-  const nb::object address = data_ptr.call(storage);
-  if (!address.is_valid()) throw nb::python_error();
   const Py_ssize_t size = PyObject_Size(storage.ptr());
   const uintptr_t begin = PyLong_AsSize_t(address.ptr());
+  if (begin == 0) return false;
   const uintptr_t first = reinterpret_cast<uintptr_t>(array.data);
   return first - begin + uint64_t(count_bytes(array)) <= uint64_t(size);
 }

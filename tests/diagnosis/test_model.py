@@ -118,8 +118,8 @@ def test_failing_model_is_unchanged_by_the_check() -> None:
 
 def test_attention_that_cannot_be_replaced_is_not_testable() -> None:
     torch.manual_seed(0)
-    sizes = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "rotary_dim": 4, "vocab_size": 64}
-    diagnosis = check_model(hf.GPTJForCausalLM(hf.GPTJConfig(**sizes)).eval())
+    sizes = {"hidden_size": 32, "n_layer": 2, "n_head": 4, "vocab_size": 64}
+    diagnosis = check_model(hf.BloomForCausalLM(hf.BloomConfig(**sizes)).eval())
     assert not diagnosis.errors, diagnosis
     assert diagnosis.state("scale-missing") == "not testable"
     assert diagnosis.state("future-leak") == "clean"

@@ -14,6 +14,7 @@ from keywise.documents.heads import RANKINGS, _encode, find_heads, locate_own_he
 from keywise.errors import FormatError, MissingFileError, ModelError, OptionError
 from keywise.models import LoadedModel
 from tests.support.chat_models import make_byte_tokenizer, make_chat_model
+from tests.support.damaged_stores import damage_tuned_heads
 
 POWERS = {"attention": {"matching": 2.0, "copying": 1.0, "previous": 0.5}}
 HEADS = Heads(((0, 0), (0, 1)), ((1, 0),), POWERS, 0.2, 2.0, answer_sentences=1, tuned_on="a test")
@@ -141,6 +142,20 @@ def test_damaged_files_of_heads_are_refused(tmp_path: Path, text: str) -> None:
     with pytest.raises(FormatError, match="path must be a file of tuned heads") as caught:
         Heads.load(path)
     assert caught.value.argument == "path"
+
+
+def test_files_of_any_depth_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "heads.json"
+    # Python's reader of JSON goes a few levels deeper than its writer.
+    for depth in range(600, 1000):
+        path.write_text('{"version": 2, "heads": {}, "more": ' + "[" * depth + "]" * depth + "}")
+        with pytest.raises(FormatError, match="path must be a file of tuned heads"):
+            Heads.load(path)
+
+
+def test_damaged_copies_are_refused(tmp_path: Path) -> None:
+    ends = damage_tuned_heads(tmp_path, 1000)
+    assert ends["refused"] > 700, ends
 
 
 def test_missing_heads_and_folders_are_refused(tmp_path: Path) -> None:

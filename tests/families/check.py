@@ -316,8 +316,10 @@ def _compare(model: Any, maker: Maker, plan: Plan, verdict: Verdict) -> None:
     if _can_generate(model):
         _compare_generation(model, maker, plan, verdict)
     if verdict.status == "served" and not verdict.calls:
-        verdict.status = "no attention" if not verdict.own else "unequal"
-        verdict.reason = "" if not verdict.own else "no attention of the model calls keywise"
+        # A softmax over the channels of an image is no attention.
+        attends = verdict.own > 0 and any("attention" in type(module).__name__.lower() for module in model.modules())
+        verdict.status = "unequal" if attends else "no attention"
+        verdict.reason = "no attention of the model calls keywise" if attends else ""
 
 
 def _compare_side(model: Any, inputs: Inputs, side: str | None, verdict: Verdict) -> bool:

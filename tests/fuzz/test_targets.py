@@ -6,11 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.fuzz.targets import CONVERTED, TARGETS
+from tests.fuzz.targets import SLOWER, TARGETS
 
 SEEDS = Path(__file__).parent / "seeds"
-MUTATIONS = 150
-MUTATIONS_OF_CONVERTED = 10
+MUTATIONS = 500
 
 
 @pytest.mark.parametrize("name", TARGETS)
@@ -21,7 +20,7 @@ def test_seeds_and_mutations_are_served_or_refused(name: str) -> None:
     for content in [b"", *seeds, *(path.read_bytes() for path in failures)]:
         target.execute(content)
     random_numbers = random.Random(name)
-    for _ in range(MUTATIONS_OF_CONVERTED if name in CONVERTED else MUTATIONS):
+    for _ in range(MUTATIONS // SLOWER.get(name, 1)):
         target.execute(mutate(random_numbers.choice(seeds), random_numbers))
 
 

@@ -47,11 +47,20 @@ def test_a_family_without_sdpa_equals_eager(family, side):
 
 
 def test_every_family_of_the_list_is_tested():
-    assert set(EAGER_MODELS) - {"videoprism_vision"} == support.SERVED_WITHOUT_SDPA
+    assert set(EAGER_MODELS) == support.SERVED_WITHOUT_SDPA
 
 
 def make_longt5_encoder():
     return hf.LongT5EncoderModel(hf.LongT5Config(vocab_size=9, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2))
+
+
+def make_videoprism():
+    return hf.VideoPrismTextModel(hf.VideoPrismTextConfig(**TEXT))
+
+
+def make_timesfm():
+    sizes = {"patch_length": 4, "context_length": 8, "horizon_length": 4, "hidden_size": 8, "intermediate_size": 8}
+    return hf.TimesFmModel(hf.TimesFmConfig(**sizes, head_dim=4, num_hidden_layers=1, num_attention_heads=2))
 
 
 def make_pegasus_x():
@@ -74,6 +83,8 @@ def make_clap():
         (make_pegasus_x, r"PegasusXGlobalLocalAttention \(encoder\.layers\.0\.self_attn\) computes"),
         (make_informer, r"InformerProbSparseAttention \(encoder\.layers\.0\.self_attn\) computes"),
         (make_clap, "ClapAudioSelfAttention .* computes attention by code of its own"),
+        (make_videoprism, "VideoPrismTextModel lets queries that see no key attend to hidden ones"),
+        (make_timesfm, "TimesFmModel lets queries that see no key attend to hidden ones"),
     ],
 )
 def test_a_model_with_attention_of_its_own_is_refused_by_name(build, reason):

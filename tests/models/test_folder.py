@@ -107,6 +107,14 @@ def test_damaged_indices_are_refused(folder: Path, text: str) -> None:
         load_model(folder)
 
 
+@pytest.mark.parametrize("name", ["\ud800.safetensors", "\0.safetensors", "a" * 5000 + ".safetensors"])
+def test_an_index_of_names_that_no_file_can_have_is_refused(folder: Path, name: str) -> None:
+    shard(folder, "part.safetensors")
+    (folder / INDEX).write_text(json.dumps({"weight_map": {"model.norm.weight": name}}))
+    with pytest.raises(ModelError, match=r"is no name of a file|must stay inside|cannot be read"):
+        load_model(folder)
+
+
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "chat_template.jinja", WEIGHTS])
 def test_links_that_lead_out_of_the_folder_are_refused(folder: Path, name: str) -> None:
     shutil.move(folder / name, folder.parent / name)
@@ -234,6 +242,14 @@ def test_limits_follow_the_weights() -> None:
     )
     with pytest.raises(ModelFileError, match="n_layer of config"):
         check_config({"text_config": {"n_layer": MAX_PARTS + 1}}, max_parts=MAX_PARTS)
+
+
+@pytest.mark.parametrize("number", [10**400, -(10**4000)], ids=["high", "low"])
+def test_long_names_and_numbers_are_refused_in_short_messages(number: int) -> None:
+    for config in ({"hidden_size": number}, {"x" * 10_000 + "_layers": 10**9}, {"y" * 10_000: number}):
+        with pytest.raises(ModelFileError, match=r"of config\.json must be at most") as caught:
+            check_config(config, max_parts=MAX_PARTS)
+        assert len(str(caught.value)) < 300
 
 
 def test_files_of_a_model_are_listed(folder: Path) -> None:

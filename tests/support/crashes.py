@@ -1,11 +1,13 @@
 """Writers that are killed at random moments: nothing committed is lost, and the next writer sweeps what they left.
 
-`python -m tests.support.crashes --kills 300` kills writers of libraries and of cache files.
+`python -m tests.support.crashes --kills 300` kills writers of libraries, of cache files and of converted models.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
+import importlib
 import itertools
 import multiprocessing
 import os
@@ -24,6 +26,7 @@ import keywise as kw
 from keywise.cache import file
 from keywise.library import ingest
 from keywise.library.transactions import sweep_abandoned
+from keywise.models import gguf
 from keywise.util.atomic_write import UNFINISHED_PREFIX
 from tests.support.library_tools import WordEncoder, make_document_text, write_documents
 
@@ -31,6 +34,11 @@ DOCUMENTS = 12
 GROUP_SENTENCES = 12
 """A commit every two documents."""
 CACHE_TOKENS = 2000
+CONVERTING_MODULES = (
+    *("keywise.models.loading", "tests.support.gguf_models", "transformers.modeling_gguf_pytorch_utils"),
+    *("transformers.models.llama.modeling_llama", "transformers.models.auto.tokenization_auto"),
+)
+"""What conversions import, which takes seconds."""
 SWEPT_EVERY = 10
 OLD_SECONDS = 8 * 86400.0
 
@@ -57,7 +65,7 @@ class Crashes:
 def make_context() -> Any:
     """Return a context whose processes start fast: they have imported Lance, which must not be used before a fork."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["keywise.library.library", "keywise.cache.file"])
+    context.set_forkserver_preload(["keywise.library.library", "keywise.cache.file", *CONVERTING_MODULES])
     return context
 
 
@@ -115,6 +123,44 @@ def read_cache(path: Path) -> list[int]:
     return [edition]
 
 
+def convert_editions(path: str, folder: str, first_edition: int, started: Any, committed: Any) -> None:
+    """Convert GGUF files until the process is killed, and report each one that was converted."""
+    from tests.support.gguf_models import write_gguf
+
+    Path(folder).mkdir(exist_ok=True)
+    temporary = Path(path).with_name("temporary")
+    temporary.mkdir(exist_ok=True)
+    tempfile.tempdir = str(temporary)
+    for module in CONVERTING_MODULES:
+        importlib.import_module(module)
+    started.set()
+    for edition in itertools.count(first_edition):
+        gguf_file = Path(folder) / f"{edition}.gguf"
+        gguf.convert_gguf(write_gguf(gguf_file, seed=edition), Path(path), lambda _line: None)
+        committed.value = edition
+
+
+def read_conversions(path: Path) -> list[int]:
+    """Return the newest edition of the converted models; fail unless all older ones are there, and all are whole."""
+    editions = []
+    for folder in (path / gguf.MODELS).iterdir():
+        if folder.name.startswith(gguf.UNFINISHED_PREFIX):
+            continue
+        gguf_file = path.parent / "documents" / f"{folder.name.partition('-')[0]}.gguf"
+        content = gguf_file.read_bytes()
+        origin = {"source_bytes": len(content), "source_sha256": hashlib.sha256(content).hexdigest()}
+        assert gguf._is_complete(folder, origin), f"{folder} is there in part"
+        editions.append(int(gguf_file.stem))
+    assert sorted(editions) == list(range(1, len(editions) + 1)), "a converted model is lost"
+    return [len(editions)]
+
+
+def list_conversion_leftovers(path: Path) -> list[Path]:
+    """Return the folders of conversions that did not end."""
+    unfinished = (path / gguf.MODELS).glob(f"{gguf.UNFINISHED_PREFIX}*")
+    return [*unfinished, *path.with_name("temporary").glob("keywise-*")]
+
+
 def list_cache_leftovers(path: Path) -> list[Path]:
     """Return the unfinished files beside a cache file."""
     return list(path.parent.glob(f"{UNFINISHED_PREFIX}*"))
@@ -142,6 +188,7 @@ def kill_writers(
     *,
     max_seconds: float,
     context: Any,
+    swept_every: int = SWEPT_EVERY,
     seed: int = 0,
 ) -> Crashes:
     """Kill writers at random moments, and check after each that nothing committed is lost.
@@ -180,7 +227,7 @@ def kill_writers(
         assert committed.value <= min(editions), (editions, committed.value)
         assert max(editions) <= newest, (editions, newest)
         next_edition = max(editions) + 1
-        if crashes.kills % SWEPT_EVERY == 0 or crashes.kills == kills:
+        if crashes.kills % swept_every == 0 or crashes.kills == kills:
             crashes.leftovers += sweep_leftovers(path, list_leftovers, sweep)
     return crashes
 
@@ -225,16 +272,39 @@ def kill_cache_writers(folder: Path, kills: int, context: Any, *, max_seconds: f
     )
 
 
+def kill_conversions(folder: Path, kills: int, context: Any, *, max_seconds: float = 0.3) -> Crashes:
+    """Kill processes that convert GGUF files."""
+    return kill_writers(
+        folder,
+        kills,
+        convert_editions,
+        read_conversions,
+        list_conversion_leftovers,
+        gguf.remove_abandoned_conversions,
+        max_seconds=max_seconds,
+        context=context,
+        swept_every=1,
+    )
+
+
+WRITERS: dict[str, Callable[..., Crashes]] = {
+    "library": kill_library_writers,
+    "cache": kill_cache_writers,
+    "conversions": kill_conversions,
+}
+
+
 def main() -> None:
     """Kill writers and print the counts."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=20, help="of each kind of writer")
+    parser.add_argument("--writers", nargs="*", choices=WRITERS, default=list(WRITERS))
     arguments = parser.parse_args()
     context = make_context()
-    for name, kill in (("library", kill_library_writers), ("cache files", kill_cache_writers)):
+    for name in arguments.writers:
         start = time.perf_counter()
         with tempfile.TemporaryDirectory() as folder:
-            crashes = kill(Path(folder), arguments.kills, context)
+            crashes = WRITERS[name](Path(folder), arguments.kills, context)
         print(f"{name}: {crashes}, nothing lost, {time.perf_counter() - start:.0f} s", flush=True)  # noqa: T201
 
 

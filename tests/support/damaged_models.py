@@ -1,6 +1,8 @@
 """Damage to the files of models, and how keywise judges the damaged files.
 
-``python -m tests.support.damaged_models gguf 100000`` damages so many files and prints the figures.
+``python -m tests.support.damaged_models gguf 100000`` damages so many files and prints the figures. What is read with
+the same tensors must have another fingerprint. It is computed for every safetensors file, and for a share of the GGUF
+files, because these have to be converted first.
 """
 
 from __future__ import annotations
@@ -12,9 +14,10 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from keywise.errors import ModelError
-from keywise.models import load_model
+from keywise.models import fingerprint, load_model
 from keywise.models.gguf_header import check_gguf
 from keywise.models.safetensors_files import HeaderSummary, ModelFileError, summarise_headers
 from tests.support.chat_models import write_chat_model
@@ -23,8 +26,11 @@ from tests.support.gguf_models import write_gguf
 REFUSED = "refused"
 RENAMED = "lacks a weight"
 VALUES = "read with the same tensors and another fingerprint"
+UNCHECKED = "read with the same tensors, fingerprint not computed"
+SAME = "read with the same tensors and the same fingerprint"
 ACCEPTED = "accepted"
 LOADED_SHARE = 0.02
+CONVERTED_SHARE = 0.05
 
 
 def damage(content: bytes, generator: random.Random, header_bytes: int) -> bytes:
@@ -54,8 +60,8 @@ def damage(content: bytes, generator: random.Random, header_bytes: int) -> bytes
     return bytes(changed)
 
 
-def judge_safetensors(folder: Path, original: bytes, damaged: bytes) -> str:
-    """Return what becomes of a folder with damaged weights."""
+def judge_safetensors(folder: Path, model: Any, known: dict[str, str], original: bytes, damaged: bytes) -> str:
+    """Return what becomes of a folder with damaged weights, whose undamaged model and fingerprint are known."""
     path = folder / "model.safetensors"
     path.write_bytes(damaged)
     try:
@@ -64,7 +70,8 @@ def judge_safetensors(folder: Path, original: bytes, damaged: bytes) -> str:
         return REFUSED
     expected, found = parse_tensors(original), parse_tensors(damaged)
     if found == expected:
-        return VALUES
+        # The undamaged model in memory has the fingerprint of the damaged file, if that of the file is not new.
+        return VALUES if fingerprint(model, folder=folder, cache_dir=folder.parent / "cache") != known else SAME
     # Loading takes long: of the headers without a name that the model needs, a few are loaded.
     if expected.keys() - summary.dtypes.keys() and random.random() > LOADED_SHARE:
         return RENAMED
@@ -82,16 +89,26 @@ def parse_tensors(content: bytes) -> dict[str, object]:
     return dict(header)
 
 
-def judge_gguf(path: Path, expected: HeaderSummary, damaged: bytes) -> str:
-    """Return what becomes of a damaged GGUF file; the converted model's fingerprint includes the file's digest."""
+def judge_gguf(path: Path, expected: HeaderSummary, known: dict[str, str], damaged: bytes) -> str:
+    """Return what becomes of a damaged GGUF file, whose undamaged fingerprint is known."""
     path.write_bytes(damaged)
     try:
-        if check_gguf(path) == expected:
-            return VALUES
-        load_model(path, cache_dir=path.parent / "cache")
+        has_same_tensors = check_gguf(path) == expected
+        if has_same_tensors and random.random() > CONVERTED_SHARE:
+            return UNCHECKED
+        found = fingerprint_gguf(path)
     except (ModelFileError, ModelError):
         return REFUSED
-    return ACCEPTED
+    if not has_same_tensors:
+        return ACCEPTED
+    return VALUES if found != known else SAME
+
+
+def fingerprint_gguf(path: Path) -> dict[str, str]:
+    """Return the fingerprint of a GGUF file's model, which is converted and removed."""
+    with tempfile.TemporaryDirectory() as cache:
+        loaded = load_model(path, dtype="float32", cache_dir=cache)
+        return fingerprint(loaded.model, loaded.tokenizer, folder=loaded.folder, cache_dir=cache)
 
 
 def run_campaign(
@@ -112,16 +129,20 @@ def damage_safetensors(scratch: Path, count: int) -> collections.Counter[str]:
     folder = write_chat_model(scratch / "model", num_hidden_layers=1)
     original = (folder / "model.safetensors").read_bytes()
     header_bytes = 8 + int.from_bytes(original[:8], "little")
-    return run_campaign(count, original, header_bytes, lambda damaged: judge_safetensors(folder, original, damaged))
+    model = load_model(folder, dtype="float32").model
+    known = fingerprint(model, folder=folder, cache_dir=folder.parent / "cache")
+    return run_campaign(
+        count, original, header_bytes, lambda damaged: judge_safetensors(folder, model, known, original, damaged)
+    )
 
 
 def damage_gguf(scratch: Path, count: int) -> collections.Counter[str]:
     """Damage a tiny GGUF file, and count the judgements."""
     path = write_gguf(scratch / "model.gguf")
-    original, expected = path.read_bytes(), check_gguf(path)
+    original, expected, known = path.read_bytes(), check_gguf(path), fingerprint_gguf(path)
     # The payload is float32 numbers.
     header_bytes = len(original) - 4 * expected.elements
-    return run_campaign(count, original, header_bytes, lambda damaged: judge_gguf(path, expected, damaged))
+    return run_campaign(count, original, header_bytes, lambda damaged: judge_gguf(path, expected, known, damaged))
 
 
 FORMATS = {"safetensors": damage_safetensors, "gguf": damage_gguf}

@@ -1,6 +1,6 @@
 """Damaged copies of keywise's own files: every copy that differs must be refused, or read as if it did not.
 
-`python -m tests.support.damaged_stores --count 100000` damages cache files, then the files of libraries.
+`python -m tests.support.damaged_stores --count 100000` damages cache files, the files of libraries and tuned heads.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import numpy as np
 import keywise as kw
 from keywise.cache import file
 from keywise.cache.safetensors_header import LENGTH_WORD
+from keywise.documents.heads import LEXICAL, Heads
 from keywise.errors import FormatError, KeywiseError
 from keywise.library import checksums
 from tests.support.library_tools import WordEncoder, write_documents
@@ -101,6 +102,29 @@ def edit_header(data: bytearray, random: Random) -> None:
     ]
 
 
+def edit_json_entry(data: bytearray, random: Random) -> None:
+    """Change a number, a text or a list of a JSON file, or remove an entry, and write it as before; checksums stay."""
+    root = json.loads(data)
+    entries = [(root, name) for name in root] + [(root["heads"], name) for name in root["heads"]]
+    container, name = entries[int(random.integers(len(entries)))]
+    values = (0, 1, -1, 0.5, 10**30, None, True, "", "0", [], [[0, 0]], {}, container[name])
+    if random.integers(4):
+        container[name] = values[int(random.integers(len(values)))]
+    else:
+        del container[name]
+    data[:] = json.dumps(root, indent=1).encode() + b"\n"
+
+
+def edit_space(data: bytearray, random: Random) -> None:
+    """Add or remove white space, which means nothing in JSON."""
+    places = [place for place, byte in enumerate(data) if byte in b" \n,:"]
+    place = int(random.choice(places))
+    if random.integers(2):
+        data[place + 1 : place + 1] = random.choice([b" ", b"\n", b"\t"])
+    elif data[place] in b" \n":
+        del data[place]
+
+
 DAMAGES: tuple[Callable[[bytearray, Random], None], ...] = (
     flip_bit,
     truncate,
@@ -164,6 +188,42 @@ def damage_cache_files(folder: Path, count: int, seed: int = 0) -> Counter[str]:
             continue
         assert actual == expected, f"damage {number} of seed {seed} was accepted"
         ends["unchanged" if content == intact else "same content"] += 1
+    return ends
+
+
+def make_heads(path: Path) -> Heads:
+    """Write a file of tuned heads and return them."""
+    powers = {LEXICAL: {"matching": 1.5, "copying": 0.25, "previous": 0.5, "lexical": 1.25, "paragraph_lexical": 4.0}}
+    matching, copying = ((3, 0), (4, 7), (11, 2)), ((5, 1),)
+    heads = Heads(matching, copying, powers, 0.03125, 1.75, answer_sentences=1, tuned_on="questions.json, 10 questions")
+    heads.save(path, model="tiny", weights="files: 1f")
+    return heads
+
+
+def damage_tuned_heads(folder: Path, count: int, seed: int = 0) -> Counter[str]:
+    """Damage a file of tuned heads many times, and count what becomes of the copies.
+
+    Raises
+    ------
+    AssertionError
+        A file that differs in any byte was accepted.
+    """
+    random = np.random.default_rng(seed)
+    path = folder / "heads.json"
+    expected = make_heads(path)
+    intact = path.read_bytes()
+    ends: Counter[str] = Counter()
+    for number in range(count):
+        content = damage(intact, random, (*DAMAGES, edit_json_entry, edit_space))
+        path.write_bytes(content)
+        try:
+            actual = Heads.load(path)
+        except FormatError:
+            ends["refused"] += 1
+            continue
+        assert content == intact, f"damage {number} of seed {seed} was accepted"
+        assert actual == expected
+        ends["unchanged"] += 1
     return ends
 
 
@@ -247,6 +307,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=1000, help="damages of each format")
     parser.add_argument("--through-lance", type=int, default=200, help="libraries that Lance opens in any case")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--formats", nargs="*", help="parts of their names; default all")
     arguments = parser.parse_args()
     runs: dict[str, Callable[[Path], Counter[str]]] = {
         "cache files": lambda folder: damage_cache_files(folder, arguments.count, arguments.seed),
@@ -254,8 +315,11 @@ def main() -> None:
         "libraries, opened by Lance": lambda folder: damage_libraries(
             folder, arguments.through_lance, arguments.seed, through_lance=True
         ),
+        "tuned heads": lambda folder: damage_tuned_heads(folder, arguments.count, arguments.seed),
     }
     for name, run in runs.items():
+        if arguments.formats and not any(part in name for part in arguments.formats):
+            continue
         start = time.perf_counter()
         with tempfile.TemporaryDirectory() as folder:
             ends = run(Path(folder))

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 import transformers as hf
 from transformers.models.bridgetower.modeling_bridgetower import BridgeTowerTextModel
 
+from keywise.hf import supported
+from keywise.hf.compatibility import list_model_types
 from tests.support.models import ENCODER_DECODER, TEXT, TOKENS, WINDOW, draw_padded_tokens
 
 NARROW = {**TEXT, "num_key_value_heads": 2, "sliding_window": WINDOW}
@@ -30,13 +33,6 @@ def t5gemma() -> Any:
     part = {key: value for key, value in {**NARROW, **CAPPED, **LAYERS}.items() if key != "eos_token_id"}
     config = hf.T5GemmaConfig(encoder=dict(part), decoder=dict(part), vocab_size=TEXT["vocab_size"])
     return hf.T5GemmaModel(config)
-
-
-def videoprism_vision() -> Any:
-    layers = {"num_spatial_layers": 2, "num_temporal_layers": 1, "num_auxiliary_layers": 1}
-    return hf.VideoPrismVisionModel(
-        hf.VideoPrismVisionConfig(**TOWER, **layers, image_size=16, num_frames=2, tubelet_size=[1, 4, 4])
-    )
 
 
 def speech_to_text() -> Any:
@@ -126,9 +122,22 @@ EAGER_MODELS: dict[str, tuple[Callable[[], Any], str]] = {
         "series",
     ),
     "vaultgemma": (lambda: hf.VaultGemmaModel(hf.VaultGemmaConfig(**NARROW, **CAPPED, **LAYERS)), "text"),
-    "videoprism": (lambda: hf.VideoPrismTextModel(hf.VideoPrismTextConfig(**TEXT)), "text"),
-    "videoprism_vision": (videoprism_vision, "video"),
 }
+
+
+def is_installed(family: str) -> bool:
+    """Return whether the installed transformers has a family."""
+    return find_spec(f"transformers.models.{_get_folder(family)}") is not None
+
+
+def is_exchangeable(family: str) -> bool:
+    """Return whether the attention of a family can be exchanged in the installed transformers, by `supported`."""
+    types = [name for name, path in list_model_types().items() if path.name == _get_folder(family)]
+    return not any("cannot be exchanged" in supported()[name].reason for name in types)
+
+
+def _get_folder(family: str) -> str:
+    return family.removesuffix("_vision")
 
 
 def make_eager_model(family: str) -> Any:

@@ -27,9 +27,11 @@ from xml.etree import ElementTree
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "build" / "versions"
 PLUGIN = ("tests/hf", "tests/models")
-EVERYTHING = ("tests/attention", "tests/cache", "tests/util", *PLUGIN, "tests/documents", "tests/library", "tests/cli")
+EVERYTHING = ("tests",)
 QUESTION, DOCUMENT, ANSWER = "Where is the old lens now?", "examples/lighthouse.md", "museum"
 OUTCOMES = ("passed", "failed", "skipped")
+PYTEST_OPTIONS = ("-q", "-p", "no:cacheprovider", "-p", "xdist.plugin", "-p", "_hypothesis_pytestplugin")
+NO_TESTS = 5  # exit status of pytest
 
 
 class Environment:
@@ -70,7 +72,7 @@ class Environment:
         without_torch.write_text("torch; sys_platform == 'none'\n")
         lowest = self.folder / "lowest.txt"
         options = ["--resolution", "lowest-direct", "--override", without_torch, "--quiet", "--output-file", lowest]
-        command = [self.python, "-m", "uv", "pip", "compile", "pyproject.toml", "--extra", "cluster", *options]
+        command = [self.python, "-m", "uv", "pip", "compile", "pyproject.toml", "--all-extras", *options]
         subprocess.run(command, check=True, cwd=ROOT)
         return lowest
 
@@ -79,7 +81,7 @@ class Environment:
         done = subprocess.run(
             [self.python, *arguments],
             cwd=ROOT,
-            env={**os.environ, "HF_HUB_OFFLINE": "1", **variables},
+            env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": "passive", **variables},
             text=True,
             check=False,
             stdout=subprocess.PIPE,
@@ -88,15 +90,30 @@ class Environment:
         return done.returncode, done.stdout
 
 
-def count_outcomes(report: Path) -> dict[str, Counter[str]]:
-    """Return the number of tests by file and outcome, from a report of pytest in the format of JUnit."""
-    files: dict[str, Counter[str]] = {}
+def run_tests(environment: Environment, tests: tuple[str, ...], scratch: Path) -> tuple[dict[str, Counter[str]], str]:
+    """Run tests, those that measure time alone after the others; return the number of outcomes by file and the log."""
+    counts: dict[str, Counter[str]] = {}
+    log = ""
+    for name, options in {"not serial": ["-n", "auto", "--dist", "loadfile"], "serial": []}.items():
+        report = scratch / f"{name}.xml"
+        command = ["-m", "pytest", *tests, *PYTEST_OPTIONS, "-m", name, f"--junitxml={report}", *options]
+        # The plug-ins of two versions of a package would both be loaded.
+        status, output = environment.run(*command, PYTEST_DISABLE_PLUGIN_AUTOLOAD="1")
+        log += output
+        if report.exists():
+            add_outcomes(report, counts)
+        if status not in {0, 1, NO_TESTS}:  # interrupted, or not every file was read
+            counts[f"pytest {name}"] = Counter(failed=1)
+    return counts, log
+
+
+def add_outcomes(report: Path, files: dict[str, Counter[str]]) -> None:
+    """Add the number of tests by file and outcome, from a report of pytest in the format of JUnit."""
     for case in ElementTree.parse(report).iter("testcase"):
         file = case.get("classname", "").removeprefix("tests.").replace(".test_", "/")
         kinds = {child.tag for child in case}
         outcome = "failed" if kinds & {"failure", "error"} else "skipped" if "skipped" in kinds else "passed"
         files.setdefault(file, Counter())[outcome] += 1
-    return files
 
 
 def test_under(name: str) -> dict[str, Counter[str]]:
@@ -111,16 +128,10 @@ def test_under(name: str) -> dict[str, Counter[str]]:
         return {"install": Counter(failed=1)}
     installed = environment.run("-c", "import transformers; print(transformers.__version__)")[1].strip()
     with tempfile.TemporaryDirectory() as scratch:
-        report = Path(scratch) / "report.xml"
-        tests = EVERYTHING if name == "lowest" else PLUGIN
-        options = ["-q", "-p", "no:cacheprovider", f"--junitxml={report}"]
-        status, output = environment.run("-m", "pytest", *tests, *options)
-        counts = count_outcomes(report) if report.exists() else {"pytest": Counter(failed=1)}
+        counts, output = run_tests(environment, EVERYTHING if name == "lowest" else PLUGIN, Path(scratch))
         asked, answer = environment.run("-m", "keywise", "ask", QUESTION, DOCUMENT, KEYWISE_CACHE_DIR=scratch)
     counts["ask"] = Counter(["passed" if asked == 0 and ANSWER in answer else "failed"])
     log.write_text(f"{output}\n$ keywise ask\n{answer}")
-    if status not in {0, 1}:  # interrupted, or not every file was read
-        counts["pytest"] = Counter(failed=1)
     print(f"{name}: transformers {installed}, {time.monotonic() - started:.0f} s, log in {log}", flush=True)
     print(*(line for line in output.splitlines() if line.startswith(("FAILED", "ERROR", "SKIPPED"))), sep="\n")
     if counts["ask"]["failed"]:

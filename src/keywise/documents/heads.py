@@ -253,6 +253,7 @@ def _parse(encoded: bytes, name: str) -> tuple[Heads, list[str]]:
         version = content.get("version", 1)
         fields = content["heads"]
         content.pop(CHECKSUM, None)
+        is_intact = _encode(content) == encoded
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         remedy = f"{type(error).__name__}: {error}; create it again with `keywise tune`"
         raise FormatError("path", rule, got=name, remedy=remedy) from error
@@ -261,7 +262,7 @@ def _parse(encoded: bytes, name: str) -> tuple[Heads, list[str]]:
         builds = "an earlier" if version == 1 else "another"
         remedy = "delete it or create it again with `keywise tune`"
         raise FormatError("path", f"{name!r} was made by {builds} build", remedy=remedy)
-    if _encode(content) != encoded:
+    if not is_intact:
         raise FormatError("path", rule, got=name, remedy="it is damaged; create it again with `keywise tune`")
     try:
         return _make_heads(fields), [str(weights) for weights in content["weights"]]

@@ -78,7 +78,7 @@ def load_squad(data: Path, paragraphs: int) -> list[GoldDocument]:
     except OSError as error:
         rule = "must name a file that can be read"
         raise FormatError("data", rule, got=str(data), remedy=str(error.strerror)) from error
-    except (ValueError, KeyError, TypeError, IndexError) as error:
+    except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
         rule = "must be a JSON file in SQuAD's format"
         raise FormatError("data", rule, got=str(data), remedy=f"it cannot be read as such: {error!r}") from error
 
@@ -90,9 +90,16 @@ def _join_paragraphs(paragraphs: Sequence[tuple[int, dict[str, Any]]]) -> GoldDo
         if text:
             text += SEPARATOR
         start = len(text)
-        text += paragraph["context"]
+        text += _check_text(paragraph["context"])
         for item in paragraph["qas"]:
-            answers = tuple(answer["text"] for answer in item["answers"])
+            answers = tuple(_check_text(answer["text"]) for answer in item["answers"])
             positions = tuple(start + answer["answer_start"] for answer in item["answers"])
-            questions.append(GoldQuestion(item["question"], answers, positions, article))
+            questions.append(GoldQuestion(_check_text(item["question"]), answers, positions, article))
     return GoldDocument(text, tuple(questions))
+
+
+def _check_text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"a text expected, got {value!r:.40}")
+    value.encode()  # JSON can hold half a character, which no tokenizer reads
+    return value

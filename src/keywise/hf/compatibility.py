@@ -31,6 +31,7 @@ REQUIRED_FEATURES = {
     ),
     "modeling_utils": ("AttentionInterface", "PreTrainedModel"),
     "models.auto.configuration_auto": ("CONFIG_MAPPING_NAMES", "model_type_to_module_name"),
+    "models.auto.tokenization_auto": ("TOKENIZER_MAPPING_NAMES",),
     "utils.output_capturing": ("_active_collector",),
 }
 """What every supported version has, by module; of sdpa_mask, the argument q_offset too."""
@@ -186,6 +187,23 @@ def list_model_types() -> dict[str, Path]:
     auto = import_internals("models.auto.configuration_auto")
     models = Path(importlib.import_module("transformers").__file__ or "").parent / "models"
     return {name: models / auto.model_type_to_module_name(name) for name in auto.CONFIG_MAPPING_NAMES}
+
+
+def has_own_tokenizer(model_type: str) -> bool:
+    """Return whether transformers has a tokenizer class for the models of a type.
+
+    Parameters
+    ----------
+    model_type : str
+        The type, as in a model's configuration.
+
+    Examples
+    --------
+    >>> has_own_tokenizer("qwen2"), has_own_tokenizer("llama")
+    (True, False)
+    """
+    names = import_internals("models.auto.tokenization_auto").TOKENIZER_MAPPING_NAMES
+    return names.get(model_type) is not None
 
 
 def make_gguf_options() -> dict[str, Any]:

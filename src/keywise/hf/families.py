@@ -62,7 +62,7 @@ def supported() -> dict[str, FamilySupport]:
     --------
     >>> import keywise.hf
     >>> families = keywise.hf.supported()
-    >>> families["llama"].status, families["gptj"].status
+    >>> families["llama"].status, families["xlnet"].status
     ('served', 'refused')
     """
     return dict(_list_families())
@@ -72,14 +72,18 @@ def supported() -> dict[str, FamilySupport]:
 def _list_families() -> dict[str, FamilySupport]:
     version = import_transformers().__version__
     table = json.loads(TABLE.read_text(encoding="utf-8"))
+    is_walked = version == table["transformers"]
     families = {}
     for name, folder in sorted(list_model_types().items()):
         entry = table["families"].get(name)
         if entry is None or entry["status"] == "unknown":
             reason = entry["reason"] if entry else f"not in the table for transformers {table['transformers']}"
             families[name] = _judge_source(folder, reason)
-        elif version != table["transformers"] and _has_fixed_attention(folder):
+        elif not is_walked and _has_fixed_attention(folder):
             families[name] = FamilySupport("refused", f"its attention cannot be exchanged in {version}", None)
+        elif not is_walked and entry["status"] == "refused" and _calls_interface(_read_models(folder)):
+            reason = f"not tested; refused with transformers {table['transformers']}: {entry['reason']}"
+            families[name] = FamilySupport("unknown", reason, None)
         else:
             families[name] = FamilySupport(entry["status"], entry["reason"], table["transformers"])
     return families

@@ -104,7 +104,9 @@ def make_keyword_error(module: Any, name: str, value: Any) -> ModelError:
 def _reads_keyword(layer_class: type, name: str) -> bool:
     """Return whether the eager attention of a layer's Python module reads a keyword."""
     for base in layer_class.__mro__:
-        function = getattr(vars(base).get("forward"), "__globals__", {}).get("eager_attention_forward")
+        # Decorators have the globals of another Python module.
+        forward: Any = vars(base).get("forward")
+        function = getattr(inspect.unwrap(forward), "__globals__", {}).get("eager_attention_forward")
         if function is not None and name in list_words(inspect.unwrap(function).__code__):
             return True
     return False

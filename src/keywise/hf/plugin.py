@@ -122,6 +122,10 @@ def use(model: Model) -> Model:
     register()
     try:
         inner.set_attn_implementation(ATTENTION_NAME)
+        for part in parts:
+            # Some versions skip parts with a copy of the configuration of the model around them.
+            if part.config._attn_implementation != ATTENTION_NAME:
+                part.set_attn_implementation(ATTENTION_NAME)
     except ValueError as error:
         _restore_attention(parts, previous)
         raise _make_refusal(inner, f"transformers cannot replace it ({error})") from error

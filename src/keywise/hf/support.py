@@ -43,12 +43,16 @@ SERVED_WITHOUT_SDPA = frozenset(
         "t5gemma",
         "time_series_transformer",
         "vaultgemma",
-        "videoprism",
     }
 )
 """Families that declare ``_supports_sdpa = False`` and are served: each is compared with eager attention by a test."""
 
-REFUSED_FAMILIES = {"deepseek_v4": "attends to compressed keys, which are not tokens"}
+_EMPTY_ROWS = "lets queries that see no key attend to hidden ones; keywise sets them to 0"
+REFUSED_FAMILIES = {
+    "deepseek_v4": "attends to compressed keys, which are not tokens",
+    "timesfm": _EMPTY_ROWS,
+    "videoprism": _EMPTY_ROWS,
+}
 """Families that are refused although their layers call the attention interface, and why."""
 
 
@@ -104,12 +108,12 @@ def explain_refusal(model: Any) -> str | None:
 
     Examples
     --------
-    >>> from transformers import GPTJConfig, GPTJModel, LlamaConfig, LlamaModel
+    >>> from transformers import LlamaConfig, LlamaModel, XLNetConfig, XLNetModel
     >>> small = LlamaConfig(hidden_size=16, intermediate_size=16, num_attention_heads=2, num_hidden_layers=1)
     >>> explain_refusal(LlamaModel(small)) is None
     True
-    >>> explain_refusal(GPTJModel(GPTJConfig(n_embd=16, n_layer=1, n_head=2, rotary_dim=4, vocab_size=8)))
-    'GPTJAttention (h.0.attn) computes attention by code of its own'
+    >>> explain_refusal(XLNetModel(XLNetConfig(vocab_size=8, d_model=16, n_layer=1, n_head=2, d_inner=16)))
+    'XLNetRelativeAttention (layer.0.rel_attn) computes attention by code of its own'
     """
     modules = name_modules(model)
     layers = _group_layers(modules)

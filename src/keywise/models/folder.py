@@ -301,13 +301,12 @@ def check_config(config: Mapping[str, Any], *, max_parts: int) -> None:
                 if type(number) is not int:
                     continue
                 if abs(number) > MAX_NUMBER:
-                    raise ModelFileError(f"{name} of {CONFIG} must be at most 2**53, got {number:.6g}")
+                    raise ModelFileError(f"{name:.80} of {CONFIG} must be at most 2**53, got {number!r:.40}")
                 if number < 1 and name in _POSITIVE_ENTRIES:
                     raise ModelFileError(f"{name} of {CONFIG} must be 1 or more, got {number}")
                 if number > max_parts and _PART_COUNT.search(name):
-                    raise ModelFileError(
-                        f"{name} of {CONFIG} must be at most {max_parts:,}, as the weights have no more, got {number:,}"
-                    )
+                    rule = f"must be at most {max_parts:,}, as the weights have no more, got {number:,}"
+                    raise ModelFileError(f"{name:.80} of {CONFIG} {rule}")
 
 
 def _read_index(path: Path) -> list[str]:
@@ -372,6 +371,8 @@ def _resolve(root: Path, name: str, roots: list[Path]) -> Path:
         path = (root / name).resolve(strict=True)
     except RuntimeError as error:  # links in a circle
         raise ModelFileError(f"{name!r:.80} is a link to itself") from error
+    except UnicodeEncodeError as error:  # JSON can name half a character
+        raise ModelFileError(f"{name!r:.80} is no name of a file") from error
     except OSError as error:
         raise ModelFileError(f"{name!r:.80} cannot be read: {error.strerror}") from error
     if not any(path.is_relative_to(allowed) for allowed in roots):

@@ -8,14 +8,13 @@ import json
 import os
 import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
 from keywise.errors import ModelError
-from keywise.hf.compatibility import make_gguf_options
+from keywise.hf.compatibility import has_own_tokenizer, make_gguf_options
 from keywise.models.construction import limit_construction
 from keywise.models.gguf_header import check_gguf
 from keywise.models.loading_report import check_loading
@@ -120,7 +119,7 @@ def _make_unfinished_folder(parent: Path) -> Iterator[Path]:
         scratch.mkdir(mode=0o700)
         lock = _lock(scratch)  # None if another conversion took the new folder for an abandoned one
     try:
-        # In a subfolder, because a finished model is renamed and the locked folder removed.
+        # In a subfolder, because a finished model is renamed, and the locked folder removed with what lies beside it.
         yield scratch / "model"
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -147,7 +146,7 @@ def _lock(folder: Path) -> int | None:
 def _write_safetensors(gguf_file: Path, folder: Path) -> None:
     try:
         with translate_errors(ModelFileError, ModelFileError):
-            model, tokenizer = _load_gguf(gguf_file)
+            model, tokenizer = _load_gguf(gguf_file, folder.parent / "source")
     except ModelFileError as error:
         raise ModelError(
             "source",
@@ -159,25 +158,30 @@ def _write_safetensors(gguf_file: Path, folder: Path) -> None:
         tokenizer.save_pretrained(folder)
 
 
-def _load_gguf(gguf_file: Path) -> tuple[Any, Any]:
+def _load_gguf(gguf_file: Path, link_folder: Path) -> tuple[Any, Any]:
+    """Load a model through a link in a new folder: transformers would read the configurations beside the file too."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
     headers = check_gguf(gguf_file)
-    # transformers would also read the configurations that lie beside the file.
-    with tempfile.TemporaryDirectory(prefix="keywise-") as name, quiet_transformers():
-        (Path(name) / "model.gguf").symlink_to(gguf_file.resolve())
+    link_folder.mkdir()
+    (link_folder / "model.gguf").symlink_to(gguf_file.resolve())
+    with quiet_transformers():
         options = {"gguf_file": "model.gguf", "local_files_only": True, "trust_remote_code": False}
         with discard_output():
-            tokenizer = AutoTokenizer.from_pretrained(name, **options)
+            tokenizer = AutoTokenizer.from_pretrained(link_folder, **options)
         with limit_construction(headers):
             model, report = AutoModelForCausalLM.from_pretrained(
-                name,
+                link_folder,
                 **options,
                 dtype=torch.bfloat16,
                 output_loading_info=True,
                 **make_gguf_options(),
             )
+        if type(tokenizer) is not PreTrainedTokenizerFast and not has_own_tokenizer(model.config.model_type):
+            # Some versions choose the tokenizer class of another family, which would read the folder in its own way.
+            with discard_output():
+                tokenizer = PreTrainedTokenizerFast.from_pretrained(link_folder, **options)
     check_loading(model, report, {})
     model.config.name_or_path = tokenizer.name_or_path = gguf_file.stem
     return model, tokenizer

@@ -6,14 +6,25 @@ anything but an error of keywise if the input shows a fault.
 
 TARGETS = (
     "arrays",
+    "masks",
     "cache_file",
+    "safetensors_header",
+    "gguf_header",
+    "model_folder",
+    "chat_template",
+    "tokenizer_files",
     "html",
     "pdf",
     "docx",
     "terminal",
     "tuned_heads",
+    "squad",
+    "where",
 )
 """Names of the modules."""
 
-CONVERTED = ("html", "pdf", "docx")
-"""Targets that run in the process of `keywise.documents.conversion`, which takes milliseconds each time."""
+SLOWER = {
+    **dict.fromkeys(("html", "pdf", "docx"), 50),
+    **dict.fromkeys(("chat_template", "model_folder", "tokenizer_files", "where"), 10),
+}
+"""Targets that take milliseconds each time, and how much fewer executions they get."""

@@ -1,40 +1,16 @@
 """Arrays, masks and options of `attend` and `attention_stats`: the definition's result, or an error of keywise."""
 
-import struct
 from typing import Any
 
 import numpy as np
 
 import keywise as kw
 from keywise.errors import KeywiseError
+from tests.fuzz.targets.choices import Bytes
 
 DTYPES = ("float32", "float16", "float64", "int32", "bool", "complex64", "uint8", "object")
 LIMIT = 1 << 14
 """Elements of an array, so that the definition is fast; strides may describe larger ones."""
-
-
-class Bytes:
-    """Numbers from bytes, zeros after the last."""
-
-    def __init__(self, data: bytes) -> None:
-        self._data = data
-        self._position = 0
-
-    def next_below(self, limit: int) -> int:
-        """Return the next number, at least 0 and below the limit."""
-        if self._position >= len(self._data):
-            return 0
-        self._position += 1
-        return self._data[self._position - 1] % limit
-
-    def choose(self, choices: Any) -> Any:
-        """Return one of the choices."""
-        return choices[self.next_below(len(choices))]
-
-    def take_int64(self) -> int:
-        """Return any integer of 64 bits."""
-        packed = bytes(self.next_below(256) for _ in range(8))
-        return int(struct.unpack("<q", packed)[0])
 
 
 def make_seeds() -> list[bytes]:

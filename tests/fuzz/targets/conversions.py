@@ -1,12 +1,10 @@
 """The conversion of a file and the sentences of its text."""
 
-from pathlib import Path
-from tempfile import mkdtemp
-
 from keywise.documents import read_file
 from keywise.errors import FormatError
+from tests.fuzz.targets.files import make_folder
 
-_FOLDER = Path(mkdtemp(prefix="keywise-fuzz-"))
+_FOLDER = make_folder()
 
 
 def convert(data: bytes, suffix: str) -> None:

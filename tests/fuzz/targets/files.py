@@ -1,10 +1,20 @@
-"""A file in memory, which is faster to replace than a file on a disk."""
+"""Files and folders of targets."""
 
+import atexit
 import os
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+
+def make_folder() -> Path:
+    """Return a new folder, which is removed when the process ends."""
+    folder = TemporaryDirectory(prefix="keywise-fuzz-", ignore_cleanup_errors=True)
+    atexit.register(folder.cleanup)
+    return Path(folder.name)
 
 
 class MemoryFile:
-    """A file with a path whose content can be replaced."""
+    """A file in memory, which is faster to replace than a file on a disk."""
 
     def __init__(self, suffix: str = "") -> None:
         self._descriptor = os.memfd_create("fuzz" + suffix)
