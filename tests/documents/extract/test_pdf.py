@@ -158,6 +158,20 @@ def make_scan(*, text_pages, scanned_pages):
     return buffer.getvalue()
 
 
+def test_lines_of_the_contents_are_told_from_prose():
+    page = [
+        (60, 780, "Contents", 12, "bold"),
+        *place(["1. Boats ............. 3", "2. Piers ............. 14"], 60, 750),
+    ]
+    assert [kind for kind, _ in describe(extract(write_pages(page)))] == ["heading", "contents line", "contents line"]
+
+
+def test_pages_without_spaces_are_named():
+    lines = ["Theferrywasbuiltinhullandsailedtotheislands", "everydayoftheweekexceptinwinterwhenitburned"] * 3
+    extracted = extract(write_pages([(60, 700, "It is dry.")], place(lines, 60, 700)))
+    assert "page 2 whose text cannot be trusted" in extracted.warnings[0]
+
+
 def test_prose_in_one_column_has_no_gutter():
     lines = [
         "The ferry was built in Hull and sailed to the islands.",
