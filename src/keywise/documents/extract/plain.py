@@ -378,9 +378,8 @@ class _ProseParser:
     def _is_title(self, line: Line, number: int, *, is_alone: bool, is_last: bool) -> bool:
         """Return whether a line between deliberate line breaks is a heading."""
         title = line.text.strip()
-        is_upper_case = _is_upper_case(title) or (
-            title.isupper() and title.isalpha() and not is_last and len(title) > 2
-        )
+        is_section_word = title.isupper() and title.isalpha() and len(title) > 2 and not is_last
+        is_upper_case = is_section_word or _is_upper_case(title)
         if len(title) > MAX_HEADING_CHARACTERS or len(title.split()) > MAX_HEADING_WORDS:
             return False
         following = next((each for each in self._lines[number:][:5] if not each.is_blank), None)
