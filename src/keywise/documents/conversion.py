@@ -25,7 +25,7 @@ MEBIBYTE: Final = 1 << 20
 BASE_MEMORY_BYTES: Final = 640 * MEBIBYTE
 MEMORY_PER_CONTENT_BYTE: Final = 64
 BASE_SECONDS: Final = 5
-SECONDS_PER_MEBIBYTE: Final = 20
+SECONDS_PER_MEBIBYTE: Final = 30
 STARTUP_SECONDS: Final = 120
 WAITING_FACTOR: Final = 4
 """Wall-clock time allowed for a second on the CPU: other programs may be running."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from keywise.documents.blocks import Box
 from keywise.documents.heads import ATTENTION, LEXICAL, SEMANTIC, Heads
 
 if TYPE_CHECKING:
@@ -55,6 +57,12 @@ class Evidence:
         None unless the reader has an encoder.
     rank
         1 for the sentence with the largest share.
+    page
+        Number of the page on which it begins, from 1; 0 if its source has no pages.
+    boxes
+        Its place on the pages of a PDF, a box per line.
+    heading_path
+        The headings that it stands under, outermost first.
 
     Examples
     --------
@@ -77,6 +85,9 @@ class Evidence:
     semantic: float | None
     paragraph_semantic: float | None
     rank: int
+    page: int = 0
+    boxes: tuple[Box, ...] = ()
+    heading_path: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,13 +149,13 @@ def rank_sentences(
         "mass": stats.matching.sum(axis=0),
         **text_scores,
     }
-    quotes = [(source, quote) for source in sources for quote in source.quotes]
+    quotes = [item for source in sources for item in zip(repeat(source), source.quotes, source.boxes)]
     # Lists, because single numbers are picked from them.
     scores: dict[str, list[float | None]] = {name: [None] * len(quotes) for name in COSINE_FEATURES}
     scores |= {name: column.tolist() for name, column in columns.items()}
     evidence: list[Evidence] = []
     for rank, number in enumerate(np.argsort(-shares, kind="stable").tolist(), start=1):
-        source, quote = quotes[number]
+        source, quote, boxes = quotes[number]
         own_scores: dict[str, Any] = {name: column[number] for name, column in scores.items()}
         evidence.append(
             Evidence(
@@ -153,6 +164,9 @@ def rank_sentences(
                 end=quote.end,
                 source=source.name,
                 rank=rank,
+                page=boxes[0].page if boxes else quote.block.page,
+                boxes=boxes,
+                heading_path=quote.block.heading_path,
                 **own_scores,
             )
         )

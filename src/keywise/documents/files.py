@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import IO, Final, NamedTuple
 
-from keywise.documents.blocks import Block, Quote
+from keywise.documents.blocks import Block, Box, Quote
 from keywise.documents.conversion import extract_blocks
 from keywise.documents.extract.encodings import decode_text
 from keywise.documents.extract.extracted import Extracted
@@ -135,6 +135,11 @@ class Source:
         """The sentences as they are quoted: without marks, a table row with its header; each with its block."""
         blocks = find_blocks(self.text) if self.blocks is None else self.blocks
         return tuple(make_quotes(self.text, blocks))
+
+    @cached_property
+    def boxes(self) -> tuple[tuple[Box, ...], ...]:
+        """Places of each sentence on the pages of a PDF; empty for other formats."""
+        return tuple(quote.boxes for quote in self.quotes)
 
     def cut(self, start: int, end: int) -> Source:
         """Return the part of the source from a sentence's start to a sentence's end.

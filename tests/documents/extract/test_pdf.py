@@ -2,13 +2,17 @@
 
 import io
 
+import numpy as np
 import pypdfium2
 import pytest
 
 from keywise.documents import Source, read_file
+from keywise.documents.evidence import rank_sentences
 from keywise.documents.extract.pdf import extract
 from keywise.documents.extract.pdf_layout import find_columns
 from keywise.documents.extract.pdf_words import make_fragments, read_words
+from keywise.documents.heads import ATTENTION, LEXICAL, Heads
+from keywise.documents.scoring import EvidenceStats
 from keywise.errors import FormatError
 from tests.support.pdf import write_pages
 
@@ -158,6 +162,20 @@ def make_scan(*, text_pages, scanned_pages):
     return buffer.getvalue()
 
 
+def test_lines_of_the_contents_are_told_from_prose():
+    page = [
+        (60, 780, "Contents", 12, "bold"),
+        *place(["1. Boats ............. 3", "2. Piers ............. 14"], 60, 750),
+    ]
+    assert [kind for kind, _ in describe(extract(write_pages(page)))] == ["heading", "contents line", "contents line"]
+
+
+def test_pages_without_spaces_are_named():
+    lines = ["Theferrywasbuiltinhullandsailedtotheislands", "everydayoftheweekexceptinwinterwhenitburned"] * 3
+    extracted = extract(write_pages([(60, 700, "It is dry.")], place(lines, 60, 700)))
+    assert "page 2 whose text cannot be trusted" in extracted.warnings[0]
+
+
 def test_prose_in_one_column_has_no_gutter():
     lines = [
         "The ferry was built in Hull and sailed to the islands.",
@@ -165,3 +183,22 @@ def test_prose_in_one_column_has_no_gutter():
     ] * 4
     text_page = pypdfium2.PdfDocument(write_pages(place(lines, 60, 700)))[0].get_textpage()
     assert len(find_columns(make_fragments(read_words(text_page).words))) == 1
+
+
+def test_evidence_names_the_page_the_heading_and_the_place_of_a_sentence():
+    pages = [
+        [(60, 760, "Boats", 16, "bold"), (60, 700, "It is dry. Rain comes.")],
+        [(60, 700, "Far below is the sea.")],
+    ]
+    extracted = extract(write_pages(*pages))
+    source = Source("paper", extracted.text, extracted.blocks)
+    count = len(source.quotes)
+    stats = EvidenceStats(np.ones((1, count)), np.ones((1, count)))
+    text_scores = {"lexical": np.ones(count) / count, "paragraph_lexical": np.ones(count) / count}
+    powers = {"matching": 1.0}
+    heads = Heads(((0, 0),), ((0, 0),), {LEXICAL: powers, ATTENTION: powers}, 0.0, 0.0, 1, None)
+    evidence = rank_sentences([source], stats, text_scores, heads)
+    by_text = {item.text: item for item in evidence}
+    assert by_text["Far below is the sea."].page == 2
+    assert by_text["Rain comes."].heading_path == ("Boats",)
+    assert by_text["Rain comes."].boxes == source.quotes[2].boxes

@@ -46,6 +46,7 @@ def describe(text):
             ("table row", "town: Leeds; people: 536280; height: 63"),
         ]),
         ("```\nx = 1\n\ny = 2\n```\nend", [("code", "x = 1"), ("code", "y = 2"), ("paragraph", "end")]),
+        ("NAME\n       tar - an archiver\n", [("heading", "NAME"), ("paragraph", "tar - an archiver")]),
         ("RULES OF THE CLUB\nBe kind.", [("heading", "RULES OF THE CLUB"), ("paragraph", "Be kind.")]),
     ],
 )  # fmt: skip

@@ -43,6 +43,7 @@ _ITEM: Final = re.compile(r"(?:[-*•‣◦▪●–]|\(?(?:\d{1,3}|[a-zA-Z]|[iv
 _BULLET: Final = re.compile(r"[-*•‣◦▪●–]\s+")
 _SENTENCE_END: Final = re.compile(r"[.!?:;。！？।…][\"'”’»)\]]*\Z")
 _OPEN_END: Final = re.compile(r"[^.!?:;。！？।…\"'”’»)\]]\Z")
+_CONTENTS_LINE: Final = re.compile(r".*?(?:\s?\.){4,}\s*\w{1,6}\Z")
 _SECTION_NUMBER: Final = re.compile(r"\d{1,2}(?:\.\d{1,2})*\.?\s+\S")
 
 
@@ -136,7 +137,10 @@ def _warn(without_text: Sequence[int], untrusted: Sequence[int], has_text: bool)
             "add the text with `ocrmypdf scan.pdf text.pdf`"
         )
     if untrusted:
-        yield f"{_name_pages(untrusted)} whose text cannot be trusted: their fonts do not say which letters they show"
+        yield (
+            f"{_name_pages(untrusted)} whose text cannot be trusted: spaces are missing, or fonts do not say which "
+            "letters they show"
+        )
 
 
 def _name_pages(numbers: Sequence[int]) -> str:
@@ -155,8 +159,8 @@ def _is_unmapped(words: PageWords) -> bool:
 
 
 def _has_no_spaces(words: PageWords) -> bool:
-    latin = [word for word in words.words if word.text[:1].isascii()]
-    letters = sum(len(word.text) for word in latin)
+    latin = [word for word in words.words if word.text[:1].isascii() and word.text[:1].isalpha()]
+    letters = sum(sum(map(str.isalpha, word.text)) for word in latin)
     return letters > MIN_JUDGED_CHARACTERS and letters > MAX_MEAN_WORD_CHARACTERS * len(latin)
 
 
@@ -293,6 +297,8 @@ def _starts_part(  # noqa: PLR0911 - one return for each sign
     last = before[-1]
     size = max(last.size, line.size)
     step = last.baseline - line.baseline
+    if _CONTENTS_LINE.match(last.text):
+        return True
     has_new_font = abs(last.size - line.size) > 0.12 * size or (
         last.is_bold != line.is_bold and len(before[0].text) < 100
     )
@@ -327,6 +333,8 @@ def _find_kind(part: _Part, body_size: float, *, is_low: bool) -> BlockKind:
     text = part.text
     if _CAPTION.match(text):
         return BlockKind.CAPTION
+    if len(part.lines) <= MAX_HEADING_LINES and _CONTENTS_LINE.match(text):
+        return BlockKind.CONTENTS_LINE
     size = part.lines[0].size
     if size < FOOTNOTE_SIZE * body_size and is_low and _FOOTNOTE.match(text):
         return BlockKind.FOOTNOTE

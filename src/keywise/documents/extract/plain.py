@@ -378,7 +378,8 @@ class _ProseParser:
     def _is_title(self, line: Line, number: int, *, is_alone: bool, is_last: bool) -> bool:
         """Return whether a line between deliberate line breaks is a heading."""
         title = line.text.strip()
-        is_upper_case = _is_upper_case(title)
+        is_section_word = title.isupper() and title.isalpha() and len(title) > 2 and not is_last
+        is_upper_case = is_section_word or _is_upper_case(title)
         if len(title) > MAX_HEADING_CHARACTERS or len(title.split()) > MAX_HEADING_WORDS:
             return False
         following = next((each for each in self._lines[number:][:5] if not each.is_blank), None)
@@ -459,9 +460,9 @@ def _split_at_breaks(lines: Sequence[Line]) -> list[list[Line]]:
     width = max(len(line.text) for line in lines)
     groups = [[lines[0]]]
     for line, following in itertools.pairwise(lines):
-        is_title = (
-            _is_upper_case(line.text) and following.text.strip()[0].isupper() and not _is_upper_case(following.text)
-        )
+        starts_upper = following.text.strip()[0].isupper() and not _is_upper_case(following.text)
+        is_section = not line.indent and following.indent > 2 and line.text.isupper()  # of a manual page
+        is_title = is_section or (starts_upper and _is_upper_case(line.text))
         if is_title or _is_break(line, following, width):
             groups.append([])
         groups[-1].append(following)
