@@ -253,4 +253,5 @@ def _convert(content: bytes, suffix: str, name: str) -> str:
         raise FormatError("path", "must be HTML, not a binary file", got=name, remedy=SUPPORTED_FORMATS)
     require_modules("app", "markitdown")
     extension = ".html" if suffix == ".xhtml" else suffix
-    return convert_to_text(content, CONVERTER_BY_SUFFIX[suffix], extension, name)
+    # A PDF's fonts can map letters to null characters, which end a text in databases and terminals.
+    return convert_to_text(content, CONVERTER_BY_SUFFIX[suffix], extension, name).replace("\0", "\ufffd")
