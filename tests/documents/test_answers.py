@@ -59,9 +59,9 @@ def test_a_sentence_of_one_word_is_quoted_with_the_next(reader: Reader) -> None:
 
 
 def test_a_quoted_answer_has_its_sentence_and_its_probability(reader: Reader) -> None:
-    answer = reader.read("The mill was built by Jon Aas. It burned down in 1911.").ask("Who built the mill?")
-    assert answer.text == "Jon Aas"
-    assert answer.quote == "The mill was built by Jon Aas."
+    answer = reader.read("The mill was built by Jon Holm. It burned down in 1911.").ask("Who built the mill?")
+    assert answer.text == "Jon Holm"
+    assert answer.quote == "The mill was built by Jon Holm."
     assert answer.confidence is not None
     assert 0 < answer.confidence <= 1
 

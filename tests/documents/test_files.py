@@ -15,8 +15,8 @@ from keywise.errors import FormatError, MissingFileError
 from tests.support.pdf import write_pdf
 
 
-def pdf_bytes(text: str) -> bytes:
-    """Make a one-page PDF; without text its page is blank."""
+def pdf_bytes(text: str, to_unicode: bytes = b"<< >>") -> bytes:
+    """Make a one-page PDF; without text its page is blank. An object can say which letters its font shows."""
     content = f"BT /F1 12 Tf 72 720 Td ({text}) Tj ET".encode() if text else b""
     objects = [
         b"<< /Type /Catalog /Pages 2 0 R >>",
@@ -24,7 +24,8 @@ def pdf_bytes(text: str) -> bytes:
         b"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 612 792] /Contents 4 0 R"
         b" /Resources << /Font << /F1 5 0 R >> >> >>",
         b"<< /Length %d >>\nstream\n%s\nendstream" % (len(content), content),
-        b"<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>",
+        b"<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica /ToUnicode 6 0 R >>",
+        to_unicode,
     ]
     return write_pdf(objects)
 
@@ -169,6 +170,14 @@ def test_pdf_is_converted_to_sentences(tmp_path):
     path.write_bytes(pdf_bytes("The lamp was lit. Ann kept it."))
     source = read_file(path)
     assert [source.text[start:end] for start, end in source.sentences] == ["The lamp was lit.", "Ann kept it."]
+
+
+def test_null_characters_of_a_pdf_do_not_reach_the_text(tmp_path):
+    path = tmp_path / "a.pdf"
+    letters = b"begincmap 1 begincodespacerange <00> <FF> endcodespacerange 1 beginbfchar <77> <0000> endbfchar endcmap"
+    stream = b"<< /Length %d >>\nstream\n%s\nendstream" % (len(letters), letters)
+    path.write_bytes(pdf_bytes("The lamp w is lit.", to_unicode=stream))
+    assert read_file(path).text.strip() == "The lamp \ufffd is lit."
 
 
 def test_docx_is_converted_to_sentences(tmp_path):

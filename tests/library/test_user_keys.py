@@ -239,6 +239,12 @@ def test_attend_refuses_bad_arguments(tmp_path: Path, arguments: dict[str, Any],
         ),
         (
             draw_numbers(2, 8),
+            {"number": ["a", "b\0"]},
+            OptionError,
+            "columns must not have null characters; column 'number' has one",
+        ),
+        (
+            draw_numbers(2, 8),
             {"number": [object(), 1]},
             DtypeError,
             "columns must hold numbers or texts, one per key; column 'number' does not",

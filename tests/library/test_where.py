@@ -74,6 +74,7 @@ def test_expressions_select_rows(library: Library, where: str, numbers: set[int]
         "number = 1 \ud800",
         "group = '\udce9'",
         "group = 'a\0b' = 3",
+        "date_part('\0ar', cast('2020-01-01' as date)) = 2020",
         # Functions that could exhaust the memory.
         "array_repeat(1, 10000000000) IS NOT NULL",
         "repeat('a', 10000000000) = 'b'",

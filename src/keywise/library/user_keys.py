@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from keywise.errors import DtypeError, OptionError, ShapeError
 from keywise.library.arrow_arrays import Array, vectors_to_arrow
@@ -107,4 +108,7 @@ def _make_column(name: str, values: Any, row_count: int) -> Any:
         ) from error
     if len(column) != row_count:
         raise ShapeError("columns", f"must have one entry per key: {row_count}, got {len(column)} in column {name!r}")
+    # Lance ends the process when one of its own messages has a null character, as that of a failed cast does.
+    if pa.types.is_string(column.type) and pc.any(pc.match_substring(column, "\0")).as_py():
+        raise OptionError("columns", f"must not have null characters; column {name!r} has one")
     return column

@@ -89,6 +89,8 @@ def enclose(where: str) -> str:
 
 def _check_tokens(where: str) -> None:
     """Raise unless a text consists of a few tokens of expressions, with allowed functions only."""
+    if "\0" in where:  # Lance ends the process when its own message has one
+        raise _make_error(where, "it must not have null characters")
     position = 0
     count = 0
     nesting = 0
