@@ -59,7 +59,7 @@ def extract_blocks(content: bytes, format_name: str, label: str, name: str) -> E
     request = {"format": format_name, "memory_bytes": memory_bytes, "cpu_seconds": cpu_seconds}
     outcome, reply = _PROCESS.convert(request, content, waiting_seconds=WAITING_FACTOR * cpu_seconds)
     if outcome == "text":
-        data = json.loads(reply)
+        data = _replace_nulls(json.loads(reply))
         return Extracted(data["text"], decode_blocks(data["blocks"]), tuple(data["warnings"]))
     remedies = {
         "reason": reply,
@@ -69,6 +69,18 @@ def extract_blocks(content: bytes, format_name: str, label: str, name: str) -> E
         "crash": "the converter crashed on it",
     }
     raise FormatError("path", f"must be a {label} file that can be read", got=name, remedy=remedies[outcome])
+
+
+def _replace_nulls(value: Any) -> Any:
+    """Return plain values without null characters, which end a text in databases and terminals."""
+    # A PDF's fonts can map letters to them.
+    if isinstance(value, str):
+        return value.replace("\0", "\ufffd")
+    if isinstance(value, list):
+        return [_replace_nulls(each) for each in value]
+    if isinstance(value, dict):
+        return {name: _replace_nulls(each) for name, each in value.items()}
+    return value
 
 
 class _ConversionProcess:

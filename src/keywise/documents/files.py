@@ -356,7 +356,6 @@ def _extract(content: bytes, file_format: Format, name: str) -> Source:
         content = text.encode("utf-8", "surrogatepass")
     elif file_format.module == "html" and b"\0" in content and not content.startswith(_WIDE_MARKS):
         raise FormatError("path", "must be HTML, not a binary file", got=name, remedy=SUPPORTED_FORMATS)
-<<<<<<< HEAD
     extracted: Extracted = extract_blocks(content, file_format.module, file_format.label, name)
     warnings = (*_describe_encoding(encoding), *extracted.warnings)
     return Source(name, text or extracted.text, extracted.blocks, encoding, warnings)
@@ -367,9 +366,3 @@ def _describe_encoding(encoding: str) -> tuple[str, ...]:
     if encoding.startswith("utf-"):
         return ()
     return (f"read in the encoding {encoding}, by its characters: save it as UTF-8 if that is wrong",)
-=======
-    require_modules("app", "markitdown")
-    extension = ".html" if suffix == ".xhtml" else suffix
-    # A PDF's fonts can map letters to null characters, which end a text in databases and terminals.
-    return convert_to_text(content, CONVERTER_BY_SUFFIX[suffix], extension, name).replace("\0", "\ufffd")
->>>>>>> main
