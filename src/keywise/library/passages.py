@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from keywise.documents import Evidence, Source
+from keywise.documents.extract.plain import make_blocks
 from keywise.errors import OptionError
 from keywise.library.lance_errors import convert_lance_errors
 from keywise.library.sql import quote_literal
@@ -32,12 +33,15 @@ class Passage:
         The text.
     weight
         Sum of the weights of its sentences among the heaviest that were searched.
+    spans
+        Spans of its sentences in `text`, as they were added to the library.
     """
 
     document: str
     start: int
     text: str
     weight: float
+    spans: tuple[tuple[int, int], ...]
 
     @property
     def end(self) -> int:
@@ -47,7 +51,8 @@ class Passage:
     @property
     def source(self) -> Source:
         """The passage for `keywise.documents`; its name is unique in the library."""
-        return Source(f"{self.document}, characters {self.start} to {self.end}", self.text)
+        name = f"{self.document}, characters {self.start} to {self.end}"
+        return Source(name, self.text, make_blocks(self.text, self.spans))
 
 
 def choose_passages(
@@ -146,7 +151,9 @@ def _read_paragraph(library: Library, hit: SentenceHit) -> Passage:
     rows = _read_rows(library, in_paragraph, ["sentence", "gap", "text", "start"])
     rows.sort(key=lambda row: row["sentence"])
     text = rows[0]["text"] + "".join(row["gap"] + row["text"] for row in rows[1:])
-    return Passage(hit.document, rows[0]["start"], text, 0.0)
+    begin = rows[0]["start"]
+    spans = tuple((row["start"] - begin, row["start"] - begin + len(row["text"])) for row in rows)
+    return Passage(hit.document, begin, text, 0.0, spans)
 
 
 def _read_rows(library: Library, where: str, columns: list[str]) -> list[dict[str, Any]]:
@@ -158,12 +165,13 @@ def _read_rows(library: Library, where: str, columns: list[str]) -> list[dict[st
 def _cut_passage(passage: Passage, hit: SentenceHit, max_tokens: int, count_tokens: Callable[[str], int]) -> Passage:
     """Return the sentence of a hit with as many sentences around it as fit."""
     spans = [(passage.start + start, passage.start + end) for start, end in passage.source.sentences]
-    longest = Passage(passage.document, hit.start, hit.text, 0.0)
+    longest = Passage(passage.document, hit.start, hit.text, 0.0, ((0, len(hit.text)),))
     for start, end in _grow_span(spans, hit):
         text = passage.text[start - passage.start : end - passage.start]
         if count_tokens(text) > max_tokens:
             break
-        longest = Passage(passage.document, start, text, 0.0)
+        inside = tuple((first - start, last - start) for first, last in spans if start <= first and last <= end)
+        longest = Passage(passage.document, start, text, 0.0, inside)
     return longest
 
 

@@ -99,6 +99,30 @@ def find_blocks(text: str, *, has_titles: bool = True) -> tuple[Block, ...]:
     return tuple(parser.blocks)
 
 
+def make_blocks(text: str, spans: Sequence[tuple[int, int]]) -> tuple[Block, ...]:
+    r"""Return a block of one sentence for each span of a text.
+
+    Parameters
+    ----------
+    text
+        The text.
+    spans
+        Characters of its sentences, ascending.
+
+    Examples
+    --------
+    >>> [block.text for block in make_blocks("North,5\n# South", [(0, 7), (8, 15)])]
+    ['North,5', 'South']
+    """
+    blocks = []
+    for begin, end in spans:
+        found = find_blocks(text[begin:end])
+        kind = found[0].kind if found else BlockKind.LINE
+        shown = " ".join(block.text for block in found) or text[begin:end]
+        blocks.append(Block(kind, begin, end, shown))
+    return tuple(blocks)
+
+
 def add_plain_text(builder: BlockBuilder, text: str, *, has_titles: bool = True) -> None:
     r"""Append the blocks of a plain text to a document.
 
