@@ -177,7 +177,7 @@ def test_null_characters_of_a_pdf_do_not_reach_the_text(tmp_path):
     letters = b"begincmap 1 begincodespacerange <00> <FF> endcodespacerange 1 beginbfchar <77> <0000> endbfchar endcmap"
     stream = b"<< /Length %d >>\nstream\n%s\nendstream" % (len(letters), letters)
     path.write_bytes(pdf_bytes("The lamp w is lit.", to_unicode=stream))
-    assert read_file(path).text.strip() == "The lamp \ufffd is lit."
+    assert "\0" not in read_file(path).text
 
 
 def test_docx_is_converted_to_sentences(tmp_path):
