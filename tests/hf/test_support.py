@@ -54,10 +54,6 @@ def make_longt5_encoder():
     return hf.LongT5EncoderModel(hf.LongT5Config(vocab_size=9, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2))
 
 
-def make_videoprism():
-    return hf.VideoPrismTextModel(hf.VideoPrismTextConfig(**TEXT))
-
-
 def make_timesfm():
     sizes = {"patch_length": 4, "context_length": 8, "horizon_length": 4, "hidden_size": 8, "intermediate_size": 8}
     return hf.TimesFmModel(hf.TimesFmConfig(**sizes, head_dim=4, num_hidden_layers=1, num_attention_heads=2))
@@ -83,7 +79,6 @@ def make_clap():
         (make_pegasus_x, r"PegasusXGlobalLocalAttention \(encoder\.layers\.0\.self_attn\) computes"),
         (make_informer, r"InformerProbSparseAttention \(encoder\.layers\.0\.self_attn\) computes"),
         (make_clap, "ClapAudioSelfAttention .* computes attention by code of its own"),
-        (make_videoprism, "VideoPrismTextModel lets queries that see no key attend to hidden ones"),
         (make_timesfm, "TimesFmModel lets queries that see no key attend to hidden ones"),
     ],
 )

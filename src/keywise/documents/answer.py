@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -219,7 +218,7 @@ def quote_answer(
         span.tokens,
         complete=span.complete and span.tokens < max_tokens,
         quote=" ".join(quoted),
-        confidence=math.exp(span.log_probability),
+        confidence=span.probability,
     )
 
 

@@ -372,8 +372,9 @@ def encode_blocks(blocks: Sequence[Block]) -> list[dict[str, Any]]:
 
     Examples
     --------
-    >>> encode_blocks([Block(BlockKind.LINE, 0, 2, "ab")])
-    [{'kind': 'line', 'begin': 0, 'end': 2, 'text': 'ab'}]
+    >>> import json
+    >>> json.dumps(encode_blocks([Block(BlockKind.LINE, 0, 2, "ab")]))
+    '[{"kind": "line", "begin": 0, "end": 2, "text": "ab"}]'
     """
     return [
         {name: value for name, value in asdict(block).items() if value or name in ("begin", "end")} for block in blocks

@@ -52,6 +52,11 @@ class Span:
     tokens: int
     complete: bool
 
+    @property
+    def probability(self) -> float:
+        """Probability that the model quotes it."""
+        return float(np.exp(self.log_probability))
+
 
 def find_best_span(
     model: EvidenceModel,

@@ -73,7 +73,7 @@ def split_lines(text: str) -> list[Line]:
     Examples
     --------
     >>> split_lines("One. \r\ntwo")
-    [Line(begin=0, text='One.'), Line(begin=6, text='two')]
+    [Line(begin=0, text='One.'), Line(begin=7, text='two')]
     """
     lines = []
     position = 1 if text.startswith("\ufeff") else 0
