@@ -252,6 +252,16 @@ def test_question_stats_of_sliding_windows_and_chunks_equal_eager(windowed, monk
         assert_stats_equal_eager(windowed, document, reader.heads, question, 2e-5)
 
 
+def test_windows_count_what_stands_between_sentences_and_share_one_progress(windowed):
+    text = ("The lamp was lit again today." + "\n" * 40) * 30
+    steps = []
+    document = Reader(windowed, keep=False).read(text, progress=lambda *step: steps.append(step))
+    assert len(document.windows) > 1
+    assert len(document.evidence("When was the lamp lit?")) == 30
+    assert [done for done, _ in steps] == sorted(done for done, _ in steps)
+    assert {total for _, total in steps} == {steps[-1][0]}
+
+
 def test_without_tuned_heads_the_answer_is_written(windowed):
     document = Reader(windowed, keep=False).read("The lamp was lit in 1862. Ann Low kept it.")
     answer = document.ask("Who kept it?", max_tokens=5)

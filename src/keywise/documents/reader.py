@@ -159,14 +159,24 @@ class Reader:
         else:
             parts = split_sources(sources, self._count_tokens, max_tokens)
             self._report(f"Longer than the model's context: split into {len(parts)} windows that overlap")
-            windows = [self._prefill_excerpts(excerpts, progress) for excerpts in parts]
+            windows = self._prefill_parts(parts, progress)
         return Document(self, sources, windows)
 
-    def _prefill_excerpts(self, excerpts: Sequence[Excerpt], progress: Progress | None) -> Window:
-        sources = [excerpt.source for excerpt in excerpts]
-        starts = {excerpt.source.name: excerpt.start for excerpt in excerpts}
-        document, stored = self._encode_sources(sources)
-        return self._prefill(sources, starts, document, stored, progress)
+    def _prefill_parts(self, parts: Sequence[Sequence[Excerpt]], progress: Progress | None) -> list[Window]:
+        """Prefill windows, with one count of tokens over all of them."""
+        texts = [[excerpt.source for excerpt in excerpts] for excerpts in parts]
+        encoded = [self._encode_sources(sources) for sources in texts]
+        sizes = [len(self.evidence_model.prompt.before_ids) + len(document.token_ids) for document, _ in encoded]
+        done_tokens, total_tokens = 0, sum(sizes)
+        windows: list[Window] = []
+        for excerpts, sources, (document, stored), size in zip(parts, texts, encoded, sizes, strict=True):
+            starts = {excerpt.source.name: excerpt.start for excerpt in excerpts}
+            shifted = None if progress is None else _shift_progress(progress, done_tokens, total_tokens)
+            windows.append(self._prefill(sources, starts, document, stored, shifted))
+            done_tokens += size
+            if progress is not None:
+                progress(done_tokens, total_tokens)
+        return windows
 
     def _encode_sources(self, sources: Sequence[Source]) -> tuple[DocumentTokens, StoredPrefill | None]:
         """Return the tokens of texts, and the stored document with these texts or None."""
@@ -223,3 +233,12 @@ class Reader:
 
 def _ignore(_line: str) -> None:
     """Ignore a status line."""
+
+
+def _shift_progress(progress: Progress, done_tokens: int, total_tokens: int) -> Progress:
+    """Return a function that reports the tokens of a window among those of all windows."""
+
+    def report(window_tokens: int, _: int) -> None:
+        progress(done_tokens + window_tokens, total_tokens)
+
+    return report

@@ -79,19 +79,34 @@ def split_sources(
     sentences = [(number, start, end) for number, source in enumerate(sources) for start, end in source.sentences]
     # One token more for what separates a sentence from the next.
     sizes = [count_tokens(sources[number].text[start:end]) + 1 for number, start, end in sentences]
+    gaps = [_count_gap(sources, sentences, number, count_tokens) for number in range(len(sentences))]
     windows: list[list[Excerpt]] = []
     first = 0
     while first < len(sentences):
-        last = first
-        total_tokens = 0
-        while last < len(sentences) and (last == first or total_tokens + sizes[last] <= max_tokens):
-            total_tokens += sizes[last]
+        last = first + 1
+        total_tokens = sizes[first]
+        while last < len(sentences) and total_tokens + gaps[last] + sizes[last] <= max_tokens:
+            total_tokens += gaps[last] + sizes[last]
             last += 1
         windows.append(_cut_excerpts(sources, sentences[first:last]))
         if last == len(sentences):
             break
         first = max(last - OVERLAP_SENTENCES, first + 1)
     return windows
+
+
+def _count_gap(
+    sources: Sequence[Source],
+    sentences: Sequence[tuple[int, int, int]],
+    number: int,
+    count_tokens: Callable[[str], int],
+) -> int:
+    """Return the number of tokens between a sentence and the one before it, such as blank lines and ruled lines."""
+    source, start, _ = sentences[number]
+    previous_source, _, previous_end = sentences[number - 1] if number else (-1, 0, 0)
+    if source != previous_source or start - previous_end <= 1:
+        return 0
+    return count_tokens(sources[source].text[previous_end:start])
 
 
 def _cut_excerpts(sources: Sequence[Source], sentences: Sequence[tuple[int, int, int]]) -> list[Excerpt]:
