@@ -131,13 +131,17 @@ def test_a_second_question_reuses_the_stored_document(tmp_path):
         assert f"Computed {tokens - reused} tokens, reused {reused}" in done.stderr
         reports.append(report)
     assert reports[0] == reports[1]
-    listed = json.loads(run("cache", "list", "--json").stdout)
+    listed = json.loads(run("cache", "ls", "--json").stdout)
     assert [item["sources"] for item in listed["kept"]] == [[str(note)]]
     assert listed["size_bytes"] == listed["kept"][0]["size_bytes"] > 0
-    shown = run("cache", "list").stdout
+    shown = run("cache", "ls").stdout
     assert "tokens" in shown
-    assert json.loads(run("cache", "clear", "--json").stdout) == {"freed_bytes": listed["size_bytes"]}
-    assert json.loads(run("cache", "list", "--json").stdout)["kept"] == []
+    gone = run("cache", "rm", "gone.txt")
+    assert gone.exit_code == 2
+    assert "keywise: NAME must name a stored document, got 'gone.txt'; `keywise cache ls` lists them" in gone.stderr
+    assert json.loads(run("cache", "rm", note, "--json").stdout) == {"freed_bytes": listed["size_bytes"]}
+    assert json.loads(run("cache", "clear", "--json").stdout) == {"freed_bytes": 0}
+    assert json.loads(run("cache", "ls", "--json").stdout)["kept"] == []
 
 
 def test_cache_limit_is_shown_set_and_checked(own_cache):

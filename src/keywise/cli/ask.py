@@ -1,10 +1,8 @@
 """`keywise ask`: answer a question about files or a library, with supporting sentences."""
 
 import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -12,6 +10,7 @@ from rich.console import Console
 
 import keywise
 from keywise.cli.options import AsJson, Dtype, MaxTokens, Model, Threads, Top, use_threads
+from keywise.cli.output_file import check_output_file
 from keywise.cli.terminal import show_progress, write, write_json
 from keywise.documents import Ablation, Answer, Reader, Source, read_file
 from keywise.documents.report import (
@@ -104,7 +103,7 @@ def ask(  # noqa: PLR0917 - each is an argument or option of the command
         raise OptionError("files", "must be left out with --library", got=files, remedy="ask one of the two")
     _check_files(question, files)
     if html is not None:
-        _check_page(html, files)
+        check_output_file("html", html, inputs=files)
     sources = _read_files(files)
     opened_library = None if library is None else keywise.Library.open(library)
 
@@ -175,27 +174,3 @@ def _read_files(files: list[str]) -> list[Source]:
     except FormatError as error:
         error.argument = "files"  # as the command names the paths
         raise
-
-
-def _check_page(html: str, files: list[str]) -> None:
-    """Raise an error if the page cannot be written or would replace a document."""
-    page = Path(html)
-    if not html.strip():
-        raise OptionError("html", "must name a file", got=html)
-    try:
-        if page.is_dir():
-            raise OptionError("html", "must name a file", got=html, remedy="it is a folder: name a file in it")
-        if not page.absolute().parent.is_dir():
-            remedy = f"there is no folder {str(page.parent)!r}: create it first"
-            raise OptionError("html", "must name a file in an existing folder", got=html, remedy=remedy)
-        if page.exists():
-            if any(os.path.exists(name) and page.samefile(name) for name in files):
-                remedy = "the document would be replaced"
-                raise OptionError("html", "must not name one of the FILEs", got=html, remedy=remedy)
-            if not page.is_file() or not os.access(page, os.W_OK):
-                raise OptionError("html", "must name a file that can be replaced", got=html)
-        with tempfile.TemporaryFile(dir=page.absolute().parent):
-            pass  # raises OSError if no file can be created in the folder
-    except OSError as error:
-        rule = "must name a file that can be written"
-        raise OptionError("html", rule, got=html, remedy=str(error.strerror)) from error

@@ -49,6 +49,19 @@ def list_documents(as_json: AsJson = False) -> None:
     write(f"{_format_size(size_bytes)} of {_format_size(limit_bytes)} in {store.folder}\n")
 
 
+def remove(
+    source: Annotated[list[str], typer.Argument(metavar="NAME", help="Names of files, as `cache ls` shows them.")],
+    as_json: AsJson = False,
+) -> None:
+    """Remove stored documents by the name of a file that they were read from."""
+    store = PrefillStore(status=print_notice)
+    freed_bytes = sum(store.remove(name) for name in source)
+    if as_json:
+        write_json({"freed_bytes": freed_bytes})
+    else:
+        write(f"{_format_size(freed_bytes)} freed\n")
+
+
 def clear(as_json: AsJson = False) -> None:
     """Remove all stored documents. Models stay."""
     freed_bytes = PrefillStore(status=print_notice).clear()
@@ -78,7 +91,7 @@ def limit(
         write(f"{_format_size(store.limit_bytes)}\n")
 
 
-COMMANDS: dict[str, Callable[..., None]] = {"list": list_documents, "clear": clear, "limit": limit}
+COMMANDS: dict[str, Callable[..., None]] = {"ls": list_documents, "rm": remove, "clear": clear, "limit": limit}
 
 
 def _parse_size(text: str) -> int:

@@ -102,6 +102,9 @@ def search(
         sentence = " ".join(hit.text.split())
         document = _format_name(hit.document)
         write(f"{hit.weight:7.2%}  {sentence}\n         {document}, characters {hit.start} to {hit.end}\n")
+    if not hits:
+        write("No sentence was found" + (f" where {where}" if where else "") + ".\n")
+        return
     write(f"{top_mass:7.2%}  of all attention\n")
 
 

@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 
 from keywise.cli.options import AsJson, Dtype, Model
+from keywise.cli.output_file import check_output_file
 from keywise.cli.terminal import show_progress, write, write_json
 from keywise.documents import Reader
 from keywise.documents.heads import locate_own_heads
@@ -56,6 +57,8 @@ def tune(  # noqa: PLR0917 - each is an option of the command
     weights of attention, words and, with --semantic, embeddings are fitted. Later questions to this model in this dtype
     use them.
     """
+    if out is not None:
+        check_output_file("out", str(out), inputs=[str(data)])
     documents = load_squad(data, paragraphs)
     notices = Console(stderr=True)
 

@@ -176,7 +176,19 @@ class Reader:
             done_tokens += size
             if progress is not None:
                 progress(done_tokens, total_tokens)
+        self._report_missing(windows)
         return windows
+
+    def _report_missing(self, windows: Sequence[Window]) -> None:
+        """Report windows that are not stored, because storing others removed them."""
+        if self._store is None or not self._store.limit_bytes:
+            return
+        missing = sum(self._store.find_text(window.context.document.text_sha256) is None for window in windows)
+        if missing:
+            self._report(
+                f"{missing} of {len(windows)} windows are not stored and will be computed again: the document takes "
+                f"more than the limit of {self._store.limit_bytes:,} bytes; `keywise cache limit` raises it"
+            )
 
     def _encode_sources(self, sources: Sequence[Source]) -> tuple[DocumentTokens, StoredPrefill | None]:
         """Return the tokens of texts, and the stored document with these texts or None."""

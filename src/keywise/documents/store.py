@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from keywise.cache import file
 from keywise.cache.kvcache import KVCache
-from keywise.errors import FormatError, MissingFileError
+from keywise.errors import FormatError, MissingFileError, OptionError
 from keywise.models.gguf import remove_abandoned_conversions
 from keywise.util.atomic_write import atomic_write, sweep_unfinished
 from keywise.util.checks import check_int
@@ -216,6 +216,37 @@ class PrefillStore:
                 )
             )
         return sorted(documents, key=lambda document: -document.used)
+
+    def remove(self, source: str) -> int:
+        """Remove the stored documents with a source, and return the freed bytes.
+
+        Parameters
+        ----------
+        source
+            Name of a source, as `kept` lists it.
+
+        Raises
+        ------
+        OptionError
+            No document has it.
+        FormatError
+            A file cannot be removed.
+
+        Examples
+        --------
+        >>> store.remove("report.pdf")  # doctest: +SKIP
+        61431808
+        """
+        found = [document for document in self.kept() if source in document.sources]
+        if not found:
+            raise OptionError(
+                "source", "must name a stored document", got=source, remedy="`keywise cache ls` lists them"
+            )
+        try:
+            return sum(_remove(document.path) for document in found)
+        except OSError as error:
+            rule = f"must be a folder whose files can be removed; {error.filename!r} ({error.strerror}) stays"
+            raise FormatError("cache_dir", rule) from error
 
     def clear(self) -> int:
         """Remove all documents, and what killed writers and conversions left in the cache.
