@@ -138,7 +138,7 @@ def test_a_second_question_reuses_the_stored_document(tmp_path):
     assert "tokens" in shown
     gone = run("cache", "rm", "gone.txt")
     assert gone.exit_code == 2
-    assert "keywise: NAME must name a stored document, got 'gone.txt'; `keywise cache ls` lists them" in gone.stderr
+    assert "keywise: NAME must be of a stored document, got 'gone.txt'; `keywise cache ls` lists them" in gone.stderr
     assert json.loads(run("cache", "rm", note, "--json").stdout) == {"freed_bytes": listed["size_bytes"]}
     assert json.loads(run("cache", "clear", "--json").stdout) == {"freed_bytes": 0}
     assert json.loads(run("cache", "ls", "--json").stdout)["kept"] == []

@@ -50,12 +50,12 @@ def list_documents(as_json: AsJson = False) -> None:
 
 
 def remove(
-    source: Annotated[list[str], typer.Argument(metavar="NAME", help="Names of files, as `cache ls` shows them.")],
+    name: Annotated[list[str], typer.Argument(metavar="NAME", help="Names of files, as `cache ls` shows them.")],
     as_json: AsJson = False,
 ) -> None:
     """Remove stored documents by the name of a file that they were read from."""
     store = PrefillStore(status=print_notice)
-    freed_bytes = sum(store.remove(name) for name in source)
+    freed_bytes = sum(store.remove(source) for source in name)
     if as_json:
         write_json({"freed_bytes": freed_bytes})
     else:

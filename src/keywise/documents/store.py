@@ -217,13 +217,18 @@ class PrefillStore:
             )
         return sorted(documents, key=lambda document: -document.used)
 
-    def remove(self, source: str) -> int:
+    def remove(self, name: str) -> int:
         """Remove the stored documents with a source, and return the freed bytes.
 
         Parameters
         ----------
-        source
+        name
             Name of a source, as `kept` lists it.
+
+        Returns
+        -------
+        int
+            Bytes that this freed.
 
         Raises
         ------
@@ -237,7 +242,7 @@ class PrefillStore:
         >>> store.remove("report.pdf")  # doctest: +SKIP
         61431808
         """
-        found = [document for document in self.kept() if source in document.sources]
+        found = [document for document in self.kept() if name in document.sources]
         if not found:
             raise OptionError(
                 "source", "must name a stored document", got=source, remedy="`keywise cache ls` lists them"
