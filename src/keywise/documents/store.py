@@ -244,9 +244,8 @@ class PrefillStore:
         """
         found = [document for document in self.kept() if name in document.sources]
         if not found:
-            raise OptionError(
-                "source", "must name a stored document", got=source, remedy="`keywise cache ls` lists them"
-            )
+            remedy = "`keywise cache ls` lists them"
+            raise OptionError("name", "must be of a stored document", got=name, remedy=remedy)
         try:
             return sum(_remove(document.path) for document in found)
         except OSError as error:
