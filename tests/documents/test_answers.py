@@ -42,6 +42,13 @@ def test_a_question_in_the_text_is_answered_by_the_line_after_it(reader: Reader)
     assert sum(item.share for item in length.evidence) + length.no_answer_share == pytest.approx(1.0)
 
 
+def test_a_line_that_ends_with_a_colon_leads_to_the_next(reader: Reader) -> None:
+    document = reader.read(
+        "The prices of the boats per day are:\n\n- Kayak 12 euros\n\nThe harbour is shut in winter.\n"
+    )
+    assert document.evidence("What are the prices of the boats?")[0].text == "Kayak 12 euros"
+
+
 def test_a_question_for_yes_or_no_is_answered_by_the_sentence(reader: Reader) -> None:
     answer = reader.read("3. Dogs must stay outside at all times.\n\n4. The bar closes at ten.\n").ask(
         "Are dogs allowed inside?"

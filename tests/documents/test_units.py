@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from keywise.documents.units import find_marker_end, find_units, has_unspaced_script
+from keywise.documents.units import find_marker_end, find_markers, find_units, has_unspaced_script
 
 
 @pytest.mark.parametrize(
@@ -65,3 +65,8 @@ def test_scripts_without_spaces_may_be_quoted_from_any_character() -> None:
 )
 def test_numbers_of_clauses_are_no_part_of_the_sentence(sentence: str, rest: str) -> None:
     assert sentence[find_marker_end(sentence) :] == rest
+
+
+def test_letters_of_clauses_within_a_sentence_are_markers() -> None:
+    sentence = "7.1 He may (i) sell or (b) burn it (see above)."
+    assert [sentence[start:end] for start, end in find_markers(sentence)] == ["7.1", "(i)", "(b)"]

@@ -44,7 +44,7 @@ class TextIndex:
         self._sources = sources
         self._encode = encode
         self._lexical = LexicalIndex(sources)
-        self._headings = self._find_kinds({BlockKind.HEADING})
+        self._leads = self._find_kinds({BlockKind.HEADING}) | self._find_lead_ins()
         self._lists_parts = self._find_kinds({BlockKind.TABLE_HEADER, BlockKind.CONTENTS_LINE})
 
     def score(self, question: str) -> TextScores:
@@ -61,7 +61,7 @@ class TextIndex:
     def find_roles(self, question: str) -> SentenceRoles:
         """Return which sentences do not answer this question by themselves.
 
-        A page of questions and answers quotes the question, and a heading names what follows.
+        A page of questions and answers quotes the question; a heading, or a colon, announces what follows.
 
         Examples
         --------
@@ -70,7 +70,12 @@ class TextIndex:
         >>> index.find_roles("Who kept the old lamp?").leads_on.tolist()
         [True, False]
         """
-        return SentenceRoles(self._headings | self._lexical.find_repetitions(question), self._lists_parts)
+        return SentenceRoles(self._leads | self._lexical.find_repetitions(question), self._lists_parts)
+
+    def _find_lead_ins(self) -> NDArray[np.bool_]:
+        """Return which sentences announce what follows by a colon at their end."""
+        quotes = [quote for source in self._sources for quote in source.quotes]
+        return np.array([quote.text.rstrip().endswith((":", "\uff1a")) for quote in quotes], dtype=np.bool_)
 
     def _find_kinds(self, kinds: Collection[BlockKind]) -> NDArray[np.bool_]:
         quotes = [quote for source in self._sources for quote in source.quotes]

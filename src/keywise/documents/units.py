@@ -44,6 +44,8 @@ _UNSPACED_CHARACTER = regex.compile(rf"[{_UNSPACED}]")
 _POSSESSIVE = regex.compile(r"['\u2019]s$", regex.IGNORECASE)
 # A marker of a list or clause at the beginning of a sentence: "3.", "(b)", "4.2", "Q:".
 _MARKER = regex.compile(r"\s*(?:\(?(?:\p{Nd}+(?:\.\p{Nd}+)*|[a-zA-Z]|[ivxIVX]+)[.):]|\p{Nd}+(?:\.\p{Nd}+)+)(?=\s)")
+# The same within a sentence: "if the tenant (a) fails to pay or (b) leaves".
+_INNER_MARKER = regex.compile(r"\((?:\p{Nd}{1,2}|[a-zA-Z]|[ivxIVX]{1,4})\)")
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,19 @@ def has_unspaced_script(text: str) -> bool:
     (True, False)
     """
     return bool(_UNSPACED_CHARACTER.search(text))
+
+
+def find_markers(sentence: str) -> list[tuple[int, int]]:
+    """Return the spans of the clause number that a sentence begins with, and of those within it.
+
+    Examples
+    --------
+    >>> find_markers("4.2 The tenant (a) pays and (b) leaves.")
+    [(0, 3), (15, 18), (28, 31)]
+    """
+    spans = [match.span() for match in _INNER_MARKER.finditer(sentence)]
+    end = find_marker_end(sentence)
+    return [(0, end), *(span for span in spans if span[0] >= end)] if end else spans
 
 
 def find_marker_end(text: str) -> int:
