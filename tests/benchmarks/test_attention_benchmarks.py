@@ -194,6 +194,7 @@ def test_groups_have_cases_and_known_backends() -> None:
     assert all(set(group.backends) <= set(BACKENDS) for group in GROUPS.values())
 
 
+@pytest.mark.serial
 def test_limits_are_those_of_the_current_target() -> None:
     best = measure_limits(1)
     assert best.target == kw.explain().target
