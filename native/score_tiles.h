@@ -148,6 +148,8 @@ KEYWISE_INLINE void sum_key_products(const Problem& problem, const char* const* 
         }
       }
     } else {
+      // Few rows have little work per step of the loop.
+#pragma GCC unroll 4
       for (int64_t d = 0; d < full_lanes; d += kLanes) {
 #pragma GCC unroll 16
         for (int k = 0; k < kPairwiseVectors; ++k)
