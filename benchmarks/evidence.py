@@ -28,7 +28,7 @@ from keywise.documents.tune import (
     select_all_heads,
 )
 from keywise.errors import OptionError
-from keywise.library.encoder import SentenceEncoder
+from keywise.models.sentence_encoder import SentenceEncoder
 from keywise.models.loading import LoadedModel, load_model
 from keywise.util.optional_imports import require_modules
 

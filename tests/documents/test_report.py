@@ -70,6 +70,7 @@ def test_json_has_fixed_keys_and_the_values_of_the_answer():
         "tuned_on",
         "no_answer_share",
         "windows",
+        "read_windows",
         "quote",
         "confidence",
     ]

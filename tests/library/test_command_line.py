@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from keywise.library.encoder import DEFAULT_PACKAGE
+from keywise.models.sentence_encoder import DEFAULT_PACKAGE
 from keywise.models import find_model
 from keywise.util.optional_imports import find_package_folders
 from tests.support.command_line import run

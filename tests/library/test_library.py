@@ -16,7 +16,7 @@ import pytest
 import keywise as kw
 from keywise.errors import DtypeError, FormatError, MissingFileError, ModelError, OptionError, ShapeError
 from keywise.library import ingest
-from keywise.library.encoder import DEFAULT_PACKAGE, SentenceEncoder
+from keywise.models.sentence_encoder import DEFAULT_PACKAGE, SentenceEncoder
 from keywise.library.library import Library
 from keywise.library.passages import choose_passages
 from keywise.library.schema import FORMAT_VERSION_FIELD

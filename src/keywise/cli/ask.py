@@ -22,7 +22,7 @@ from keywise.documents.report import (
 )
 from keywise.errors import FormatError, MissingFileError, OptionError
 from keywise.library.answer import choose_passages_for
-from keywise.library.encoder import SentenceEncoder
+from keywise.models.sentence_encoder import SentenceEncoder
 from keywise.library.passages import locate_evidence
 from keywise.models.loading import load_model
 from keywise.util.terminal_text import replace_controls
@@ -124,9 +124,8 @@ def ask(  # noqa: PLR0917 - each is an argument or option of the command
     reader = Reader(loaded, keep=not no_cache, encode=encode, status=notify)
     with show_progress(notices, "Reading", "tokens") as progress:
         document = reader.read([*sources, *(passage.source for passage in passages)], progress=progress)
-    notify(f"Computed {document.tokens - document.reused_tokens:,} tokens, reused {document.reused_tokens:,}")
-
-    answer = document.ask(question, max_tokens=max_tokens, sentences=sentences, on_token=write_token)
+        answer = document.ask(question, max_tokens=max_tokens, sentences=sentences, on_token=write_token, progress=progress)
+    notify(f"Computed {document.read_tokens - document.reused_tokens:,} tokens, reused {document.reused_tokens:,}")
     ablations = document.ablate(answer, top=ABLATED_SENTENCES) if ablate and answer.text else []
     # Evidence of a library names the documents that its passages come from.
     reported = replace(answer, evidence=locate_evidence(answer.evidence, passages)) if passages else answer

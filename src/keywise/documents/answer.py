@@ -99,6 +99,8 @@ class Answer:
         The data that the heads were tuned on; None if they are a guess from the model's depth.
     windows
         Number of windows that the document was split into; 1 if it fits into the model's context.
+    read_windows
+        Number of windows that were read for the question.
     quote
         The sentences that the answer was quoted from; the best sentence if it was written.
     confidence
@@ -124,6 +126,7 @@ class Answer:
     words: list[AnswerWord] = field(default_factory=list)
     tuned_on: str | None = None
     windows: int = 1
+    read_windows: int = 1
     quote: str = ""
     confidence: float | None = None
 
@@ -270,8 +273,7 @@ def write_answer(
     model: EvidenceModel,
     context: PrefilledContext,
     question: QuestionTokens,
-    sources: Sequence[Source],
-    evidence: Sequence[Evidence],
+    ranks: Sequence[int] | NDArray[np.intp],
     *,
     max_tokens: int,
     continuation: Continuation | None = None,
@@ -287,10 +289,8 @@ def write_answer(
         The prefilled document.
     question
         The question's tokens, without an answer begun.
-    sources
-        The texts.
-    evidence
-        All sentences of the document.
+    ranks
+        The rank of each sentence of the prefilled document.
     max_tokens
         Longest answer, in tokens.
     continuation
@@ -323,12 +323,10 @@ def write_answer(
         token = int(logits.argmax())
     text = model.prompt.decode(token_ids)
     leading_spaces = len(text) - len(text.lstrip())
-    ranks = [item.rank for item in sort_by_place(sources, evidence)]
-
     def find_sources(start: int, end: int) -> list[int]:
         first = int(np.searchsorted(text_ends, start + leading_spaces, side="right"))
         last = int(np.searchsorted(text_ends, end + leading_spaces, side="left"))
-        return [ranks[number] for number in find_heaviest_sentences(np.sum(masses[first : last + 1], axis=0))]
+        return [int(ranks[number]) for number in find_heaviest_sentences(np.sum(masses[first : last + 1], axis=0))]
 
     text = text.strip()
     complete = token in model.prompt.end_ids

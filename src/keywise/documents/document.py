@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from keywise.documents.ablation import Ablation, ablate_evidence
 from keywise.documents.answer import Answer, quote_answer, write_answer
-from keywise.documents.ranking import rank_document
+from keywise.documents.ranking import Ranking, rank_document
 from keywise.documents.scoring import forward_question
 from keywise.errors import DtypeError, OptionError
 from keywise.util.checks import check_int
@@ -18,7 +17,9 @@ if TYPE_CHECKING:
     from keywise.documents.files import Source
     from keywise.documents.prompt import QuestionTokens
     from keywise.documents.reader import Reader
+    from keywise.documents.text_index import TextIndex
     from keywise.documents.windows import Window
+    from keywise.util.progress import Progress
 
 ANSWER_TOKENS: Final = 128
 
@@ -33,7 +34,9 @@ class Document:
     sources
         The texts.
     windows
-        The prefilled windows; one if the document fits into the model's context.
+        One if the document fits into the model's context; others are prefilled when a question needs them.
+    text_index
+        The words of the texts.
 
     Attributes
     ----------
@@ -42,7 +45,7 @@ class Document:
     sources : tuple of Source
         The texts, in the order in which they were read.
     windows : tuple of Window
-        The prefilled windows.
+        Its windows.
 
     Examples
     --------
@@ -52,10 +55,13 @@ class Document:
     'Ann Low'
     """
 
-    def __init__(self, reader: Reader, sources: Sequence[Source], windows: Sequence[Window]) -> None:
+    def __init__(
+        self, reader: Reader, sources: Sequence[Source], windows: Sequence[Window], text_index: TextIndex
+    ) -> None:
         self.reader = reader
         self.sources = tuple(sources)
         self.windows = tuple(windows)
+        self.text_index = text_index
         self._model = reader.evidence_model
 
     @property
@@ -64,11 +70,20 @@ class Document:
         return sum(len(window.context.document.token_ids) for window in self.windows)
 
     @property
-    def reused_tokens(self) -> int:
-        """Number of tokens that were loaded from the store instead of computed."""
-        return sum(window.context.reused_tokens for window in self.windows)
+    def read_tokens(self) -> int:
+        """Number of tokens in the windows that the last question, or reading, needed."""
+        return sum(len(window.context.document.token_ids) for window in self._read_windows)
 
-    def evidence(self, question: str) -> list[Evidence]:
+    @property
+    def reused_tokens(self) -> int:
+        """Number of these tokens that were loaded from the store instead of computed."""
+        return sum(window.context.reused_tokens for window in self._read_windows)
+
+    @property
+    def _read_windows(self) -> list[Window]:
+        return [window for window in self.windows if window.context.is_prefilled]
+
+    def evidence(self, question: str, *, progress: Progress | None = None) -> list[Evidence]:
         """Rank the document's sentences by how likely they answer a question.
 
         Combines the attention of the question's tokens, BM25 and, if the reader has an encoder, cosine similarity.
@@ -77,6 +92,8 @@ class Document:
         ----------
         question
             A question in natural language.
+        progress
+            Called with the number of tokens read and of all to read, if windows are read for the question.
 
         Returns
         -------
@@ -95,8 +112,7 @@ class Document:
         >>> document.evidence("Who was the keeper?")[0].rank  # doctest: +SKIP
         1
         """
-        tokens = self._encode_question(question, answer_tokens=0)
-        return rank_document(self._model, self.sources, self.windows, tokens).evidence
+        return self._rank(self._encode_question(question, answer_tokens=0), progress=progress).evidence
 
     def ask(
         self,
@@ -105,6 +121,7 @@ class Document:
         max_tokens: int = ANSWER_TOKENS,
         sentences: int | None = None,
         on_token: Callable[[str], None] | None = None,
+        progress: Progress | None = None,
     ) -> Answer:
         """Answer a question, with the sentences that support the answer.
 
@@ -123,6 +140,8 @@ class Document:
             that the heads were tuned with, 0 for a model without tuned heads.
         on_token
             Called with each new part of the answer's text.
+        progress
+            Called with the number of tokens read and of all to read, if windows are read for the question.
 
         Returns
         -------
@@ -148,7 +167,7 @@ class Document:
 
         # Without copying heads an answer follows the scored question directly.
         keep_cache = not model.starts_answer and len(self.windows) == 1
-        ranking = rank_document(model, self.sources, self.windows, tokens, keep_cache=keep_cache)
+        ranking = self._rank(tokens, keep_cache=keep_cache, progress=progress)
         window = ranking.window
         self._check_room(window, tokens, max_tokens)
         if quoted_sentences:
@@ -156,8 +175,8 @@ class Document:
                 model,
                 window.context,
                 tokens,
-                window.sources,
-                ranking.window_evidence,
+                self.sources,
+                ranking.evidence,
                 sentences=quoted_sentences,
                 max_tokens=max_tokens,
             )
@@ -168,13 +187,11 @@ class Document:
                 model,
                 window.context,
                 model.prompt.encode_question(question, start_answer=False),
-                window.sources,
-                ranking.window_evidence,
+                ranking.ranks[window.sentences],
                 max_tokens=max_tokens,
                 continuation=ranking.continuation,
                 on_token=on_token,
             )
-        words = [replace(word, sources=tuple(ranking.ranks[rank] for rank in word.sources)) for word in text.words]
         return Answer(
             text=text.text,
             evidence=ranking.evidence,
@@ -186,9 +203,10 @@ class Document:
             reused_tokens=self.reused_tokens,
             no_answer_share=ranking.no_answer_share,
             sentences=quoted_sentences,
-            words=words,
+            words=text.words,
             tuned_on=model.heads.tuned_on,
             windows=len(self.windows),
+            read_windows=ranking.read_windows,
             quote=text.quote or ranking.evidence[0].text,
             confidence=text.confidence,
         )
@@ -289,6 +307,23 @@ class Document:
         for window in self.windows:
             forward_question(self._model, window.context, tokens)
         return len(tokens.token_ids)
+
+    def _rank(
+        self, question: QuestionTokens, *, keep_cache: bool = False, progress: Progress | None = None
+    ) -> Ranking:
+        ranking = rank_document(
+            self._model,
+            self.sources,
+            self.windows,
+            self.text_index,
+            question,
+            max_windows=self.reader.max_windows,
+            keep_cache=keep_cache,
+            progress=progress,
+        )
+        if len(self.windows) > 1:
+            self.reader.report_missing(self._read_windows)
+        return ranking
 
     def _count_quoted_sentences(self, sentences: int | None) -> int:
         heads = self._model.heads

@@ -106,23 +106,44 @@ class SentenceRoles:
     lists_parts: NDArray[np.bool_]
 
 
-def rank_sentences(
-    sources: Sequence[Source],
-    stats: EvidenceStats,
-    text_scores: Mapping[str, Scores],
-    heads: Heads,
-    roles: SentenceRoles | None = None,
-) -> list[Evidence]:
-    """Return all sentences, those with the largest shares first.
+@dataclass(frozen=True, eq=False)
+class SentenceScores:
+    """The scores of sentences for a question: float64 [sentences] each; see `Evidence`.
 
-    Sentences with equal shares keep their order. Semantic scores count if `text_scores` has them.
+    Attributes
+    ----------
+    share, attention, matching, copying, mass
+        As in `Evidence`.
+    text
+        Scores of the text, by name: see `keywise.documents.text_index.TextIndex.score`.
+    no_answer_share
+        Probability that no sentence answers; with all shares it sums to 1.
+    """
 
-    A sentence that does not answer by itself comes last.
+    share: Scores
+    attention: Scores
+    matching: Scores
+    copying: Scores
+    mass: Scores
+    text: Mapping[str, Scores]
+    no_answer_share: float
+
+    @property
+    def columns(self) -> dict[str, Scores]:
+        """All scores by their names in `Evidence`."""
+        names = ("share", "attention", "matching", "copying", "mass")
+        return {**{name: getattr(self, name) for name in names}, **self.text}
+
+
+def score_sentences(
+    stats: EvidenceStats, text_scores: Mapping[str, Scores], heads: Heads, roles: SentenceRoles | None = None
+) -> SentenceScores:
+    """Return the scores of sentences from the attention on them and from their text.
+
+    Semantic scores count if `text_scores` has them. A sentence that does not answer by itself has no share.
 
     Parameters
     ----------
-    sources
-        The texts; their sentences are numbered in order.
     stats
         Attention mass per head and sentence, above the null question's.
     text_scores
@@ -134,29 +155,37 @@ def rank_sentences(
     """
     matching, copying = pool_heads(stats, heads)
     odds = compute_feature_odds(stats, text_scores, heads)
-    any_answer_share = 1.0 - estimate_no_answer_share(stats, heads)
+    no_answer_share = estimate_no_answer_share(stats, heads)
     ranking = SEMANTIC if "semantic" in text_scores else LEXICAL
-    shares = combine_odds(odds, heads.powers[ranking]) * any_answer_share
-    attention = combine_odds(odds, heads.powers[ATTENTION]) * any_answer_share
+    shares = combine_odds(odds, heads.powers[ranking]) * (1.0 - no_answer_share)
+    attention = combine_odds(odds, heads.powers[ATTENTION]) * (1.0 - no_answer_share)
     if roles is not None:
         shares = move_shares(shares, roles)
         attention = move_shares(attention, roles)
-    columns = {
-        "share": shares,
-        "attention": attention,
-        "matching": matching,
-        "copying": copying,
-        "mass": stats.matching.sum(axis=0),
-        **text_scores,
-    }
+    mass = stats.matching.sum(axis=0)
+    return SentenceScores(shares, attention, matching, copying, mass, text_scores, no_answer_share)
+
+
+def list_evidence(sources: Sequence[Source], scores: SentenceScores, order: NDArray[np.intp]) -> list[Evidence]:
+    """Return all sentences as evidence.
+
+    Parameters
+    ----------
+    sources
+        The texts; their sentences are numbered in order.
+    scores
+        Scores of all sentences.
+    order
+        int array [sentences], the numbers of the sentences, best first.
+    """
     quotes = [item for source in sources for item in zip(repeat(source), source.quotes, source.boxes)]
     # Lists, because single numbers are picked from them.
-    scores: dict[str, list[float | None]] = {name: [None] * len(quotes) for name in COSINE_FEATURES}
-    scores |= {name: column.tolist() for name, column in columns.items()}
+    columns: dict[str, list[float | None]] = {name: [None] * len(quotes) for name in COSINE_FEATURES}
+    columns |= {name: column.tolist() for name, column in scores.columns.items()}
     evidence: list[Evidence] = []
-    for rank, number in enumerate(np.argsort(-shares, kind="stable").tolist(), start=1):
+    for rank, number in enumerate(order.tolist(), start=1):
         source, quote, boxes = quotes[number]
-        own_scores: dict[str, Any] = {name: column[number] for name, column in scores.items()}
+        own_scores: dict[str, Any] = {name: column[number] for name, column in columns.items()}
         evidence.append(
             Evidence(
                 text=quote.text,

@@ -8,7 +8,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
+import regex
 from numpy.typing import NDArray
+
+from keywise.documents.units import has_unspaced_script
 
 if TYPE_CHECKING:
     from keywise.documents.files import Source
@@ -24,7 +27,7 @@ MIN_PARAGRAPH_SENTENCES: Final = 2
 # A question repeats another if it has this share of its words, weighted by rarity.
 MIN_REPEATED_SHARE: Final = 0.6
 
-_WORD = re.compile(r"\w+")
+_WORD = regex.compile(r"[\w\p{M}]+")
 _QUESTION_END = re.compile(r"[?\uff1f\u061f\u037e][\s\"'\u2019\u201d\u00bb)*_]*$")
 _BLANK_LINE = re.compile(r"\n[^\S\n]*\r?\n")
 
@@ -126,12 +129,20 @@ def inverse_document_frequency(sentences_with: int, sentences: int) -> float:
 def stem_words(text: str) -> list[str]:
     """Return the first six letters of every word of a text, in lower case.
 
+    Where a script has no spaces between words, every two characters in a row are a word.
+
     Examples
     --------
-    >>> stem_words("Lighthouses of Ann")
-    ['lighth', 'of', 'ann']
+    >>> stem_words("Lighthouses of Ann"), stem_words("料金は")
+    (['lighth', 'of', 'ann'], ['料金', '金は'])
     """
-    return [word[:STEM_LETTERS] for word in _WORD.findall(text.casefold())]
+    words: list[str] = []
+    for word in _WORD.findall(text.casefold()):
+        if len(word) > 1 and has_unspaced_script(word):
+            words += [word[start : start + 2] for start in range(len(word) - 1)]
+        else:
+            words.append(word[:STEM_LETTERS])
+    return words
 
 
 def _number_paragraphs(sources: Sequence[Source]) -> NDArray[np.intp]:

@@ -52,7 +52,7 @@ class Prefill:
 
 
 class PrefilledContext:
-    """A prefilled document that questions follow.
+    """A document that is prefilled when it is first needed, and that questions follow.
 
     A stored file is verified layer by layer when it is first used. If it proves damaged, the document is prefilled
     again.
@@ -69,8 +69,6 @@ class PrefilledContext:
         Where documents are stored; None to compute always.
     stored
         The stored document, if `PrefillStore.find_text` returned one.
-    progress
-        Called after every chunk with the number of tokens done and of all.
 
     Attributes
     ----------
@@ -78,6 +76,8 @@ class PrefilledContext:
         The document's tokens.
     segment_ids : int array [tokens]
         The sentence of each token in the cache, -1 for none.
+    reused_tokens : int
+        Number of the document's tokens that were loaded instead of computed; 0 before `prefill`.
     """
 
     def __init__(
@@ -88,24 +88,49 @@ class PrefilledContext:
         names: Sequence[str],
         store: PrefillStore | None = None,
         stored: StoredPrefill | None = None,
-        progress: Progress | None = None,
     ) -> None:
         self._model = model
         self._names = names
         self._store = store
+        self._stored = stored
+        self._prefill: Prefill | None = None
         self.document = document
         self.segment_ids = np.concatenate([np.full(len(model.prompt.before_ids), -1), document.sentence_ids, [-1]])
-        self._prefill = self._make_prefill(stored, progress)
+        self.reused_tokens = 0
 
     @property
     def null_stats(self) -> EvidenceStats:
         """The attention mass of the null question."""
-        return self._prefill.null_stats
+        return self.prefill().null_stats
 
     @property
-    def reused_tokens(self) -> int:
-        """Number of the document's tokens that were loaded instead of computed."""
-        return self._prefill.reused_tokens
+    def is_stored(self) -> bool:
+        """Whether the next process need not compute it; True where nothing is stored at all."""
+        return self._store is None or self._store.find_text(self.document.text_sha256) is not None
+
+    @property
+    def is_prefilled(self) -> bool:
+        """Whether the keys and values are in memory."""
+        return self._prefill is not None
+
+    def prefill(self, progress: Progress | None = None) -> Prefill:
+        """Load or compute the keys and values, and return them; only the first call takes time.
+
+        Parameters
+        ----------
+        progress
+            Called after every chunk with the number of tokens done and of all.
+        """
+        if self._prefill is None:
+            # Assigned only when complete: an interrupt leaves the document as it was.
+            self._prefill = self._make_prefill(self._stored, progress)
+            self.reused_tokens = self._prefill.reused_tokens
+        return self._prefill
+
+    def release(self) -> None:
+        """Drop the keys and values from memory; `prefill` loads or computes them again."""
+        self._prefill = None
+        self._stored = None
 
     def run(self, function: Callable[[Any], Result]) -> Result:
         """Call a function with a fork of the document's cache and return its result.
@@ -121,12 +146,12 @@ class PrefilledContext:
             The cache is damaged and was not loaded from the store.
         """
         while True:
+            prefill = self.prefill()
             try:
-                return function(self._prefill.cache.fork())
+                return function(prefill.cache.fork())
             except FormatError as error:
-                discard_damaged(self._store, self._prefill.stored, error)
-                # Assigned only when complete: an interrupt leaves the document as it was.
-                self._prefill = self._make_prefill()
+                discard_damaged(self._store, prefill.stored, error)
+                self.release()
 
     def _make_prefill(self, stored: StoredPrefill | None = None, progress: Progress | None = None) -> Prefill:
         return prefill_document(

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from keywise.documents.chat_template import render_chat
+from keywise.documents.rendering import render_sentences
 from keywise.documents.text_tokenizer import TextTokenizer
 from keywise.errors import ModelError
 
@@ -147,16 +148,17 @@ class Prompt:
             if token_ids:
                 token_ids += separator_ids
                 sentence_ids.append(np.full(len(separator_ids), -1))
-            source_ids, offsets = self.encode_text(source.text)
+            text, spans = render_sentences(source)
+            source_ids, offsets = self.encode_text(text)
             token_ids += source_ids
-            numbers = assign_sentences(offsets, source.sentences)
+            numbers = assign_sentences(offsets, spans)
             sentence_ids.append(np.where(numbers < 0, -1, numbers + sentences))
-            sentences += len(source.sentences)
+            sentences += len(spans)
         return DocumentTokens(token_ids, np.concatenate(sentence_ids), sentences, self.digest_sources(sources))
 
     def digest_sources(self, sources: Sequence[Source]) -> bytes:
         """Return the SHA-256 of all that determines the tokens of a document."""
-        texts = [(source.text, source.sentences) for source in sources]
+        texts = [render_sentences(source) for source in sources]
         return hashlib.sha256(json.dumps([self.before_ids, BETWEEN_SOURCES, texts]).encode()).digest()
 
     def encode_question(self, question: str, *, start_answer: bool) -> QuestionTokens:

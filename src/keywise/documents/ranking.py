@@ -1,25 +1,39 @@
-"""The sentences of a document ranked for a question, over all of its windows."""
+"""The ranking of a document's sentences for a question, over all windows of the document."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
 
-from keywise.documents.evidence import Evidence, estimate_no_answer_share, rank_sentences
+import numpy as np
+from numpy.typing import NDArray
+
+from keywise.documents.blocks import BlockKind
+from keywise.documents.evidence import Evidence, SentenceScores, list_evidence, score_sentences
+from keywise.documents.prefill import PrefilledContext
 from keywise.documents.scoring import Continuation, score_question
+from keywise.documents.windows import Window, cut_sources
 
 if TYPE_CHECKING:
     from keywise.documents.files import Source
     from keywise.documents.model import EvidenceModel
     from keywise.documents.prompt import QuestionTokens
-    from keywise.documents.windows import Window
+    from keywise.documents.text_index import TextIndex
+    from keywise.util.progress import Progress
 
-# Largest rounding error of a sum of shares that is 1.
-_ROUNDING: Final = 1e-12
+# The best sentences of all windows are read together, with those around them, up to so many tokens.
+FINAL_TOKENS: Final = 1024
+# So many sentences before and after a candidate are read with it.
+NEIGHBOURS: Final = 2
+# So many sentences of each window are read again, before others.
+WINDOW_CANDIDATES: Final = 2
+
+Scores = NDArray[np.float64]
+Numbers = NDArray[np.intp]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Ranking:
     """The sentences of a document ranked for a question.
 
@@ -30,11 +44,12 @@ class Ranking:
     no_answer_share
         Probability that no sentence answers.
     window
-        The window with the best sentence.
-    window_evidence
-        The sentences of that window alone, best first, with their places and ranks in it.
+        The sentences that were read last, and their keys and values: the window of a document of one window, else the
+        best sentences of all windows.
+    read_windows
+        Number of windows that were read.
     ranks
-        For each rank in that window the rank in `evidence`.
+        int array [sentences], the rank of each sentence by its number.
     continuation
         Where the model can continue after the question; None unless requested.
     """
@@ -42,8 +57,8 @@ class Ranking:
     evidence: list[Evidence]
     no_answer_share: float
     window: Window
-    window_evidence: list[Evidence]
-    ranks: Mapping[int, int]
+    read_windows: int
+    ranks: Numbers
     continuation: Continuation | None
 
 
@@ -51,111 +66,229 @@ def rank_document(
     model: EvidenceModel,
     sources: Sequence[Source],
     windows: Sequence[Window],
+    text_index: TextIndex,
     question: QuestionTokens,
     *,
+    max_windows: int,
     keep_cache: bool = False,
+    progress: Progress | None = None,
 ) -> Ranking:
-    """Score a question on every window and return the ranked sentences.
+    """Score a question on the windows of a document and return the ranked sentences.
+
+    The windows are read in the order in which the question's words rank them. Scores of different windows cannot be
+    compared, so the best sentences of all windows are read together at the end and scored once more. An interrupt
+    while the windows are read ends the reading: those that were read are ranked.
 
     Parameters
     ----------
     model
-        The model that prefilled the windows.
+        The model that prefills the windows.
     sources
         The document's texts.
     windows
         Its windows.
+    text_index
+        Its words.
     question
         The question's tokens, with an answer begun if the model has copying heads.
+    max_windows
+        Most windows to read.
     keep_cache
         Whether the model must continue after the question; only for a document of one window.
+    progress
+        Called with the number of tokens read and of all to read.
+
+    Raises
+    ------
+    KeyboardInterrupt
+        It came before the first window was read.
     """
-    scores = [score_question(model, window.context, question, keep_cache=keep_cache) for window in windows]
-    rankings = [
-        rank_sentences(
-            window.sources,
-            score.stats,
-            window.text_index.score(question.text),
-            model.heads,
-            window.text_index.find_roles(question.text),
-        )
-        for window, score in zip(windows, scores, strict=True)
-    ]
     if len(windows) == 1:
-        evidence = rankings[0]
-        ranks = {item.rank: item.rank for item in evidence}
-        share = estimate_no_answer_share(scores[0].stats, model.heads)
-        return Ranking(evidence, share, windows[0], evidence, ranks, scores[0].continuation)
-    evidence, best = merge_rankings(sources, windows, rankings)
-    window = windows[best]
-    rank_by_place = {(item.source, item.start): item.rank for item in evidence}
-    ranks = {item.rank: rank_by_place[item.source, item.start + window.starts[item.source]] for item in rankings[best]}
-    share = max(1.0 - sum(item.share for item in evidence), 0.0)
-    return Ranking(evidence, share, window, rankings[best], ranks, None)
+        result = score_question(model, windows[0].context, question, keep_cache=keep_cache)
+        roles = text_index.find_roles(question.text)
+        scores = score_sentences(result.stats, text_index.score(question.text), model.heads, roles)
+        order = np.argsort(-scores.share, kind="stable")
+        return _make_ranking(sources, scores, order, windows[0], 1, result.continuation)
+
+    chosen = choose_windows(windows, text_index, question.text, max_windows)
+    for number, window in enumerate(windows):
+        if number not in chosen:
+            window.context.release()
+    by_window = _read_windows(model, [windows[number] for number in chosen], text_index, question, progress)
+    count = text_index.sentences.size
+    preliminary = np.full(count, -1.0)
+    preliminary[:] = text_index.score(question.text)["lexical"] - 1.0  # below all that was read
+    merged = {name: np.zeros(count) for name in ("attention", "matching", "copying", "mass")}
+    text_scores = {name: np.zeros(count) for name in by_window[0][1].text}
+    candidates: list[Numbers] = []
+    for window, scores in by_window:
+        odds = scores.share * _scale_window(scores)
+        better = odds > preliminary[window.sentences]
+        numbers = window.sentences[better]
+        preliminary[numbers] = odds[better]
+        for name, column in merged.items():
+            column[numbers] = scores.columns[name][better]
+        for name, column in text_scores.items():
+            column[numbers] = scores.text[name][better]
+        candidates.append(window.sentences[np.argsort(-odds, kind="stable")])
+    max_tokens = min(FINAL_TOKENS, max(len(window.context.document.token_ids) for window, _ in by_window))
+    final = choose_sentences(sources, candidates, preliminary, model.prompt.encode_text, max_tokens)
+    window = _make_final_window(model, sources, final)
+    result = score_question(model, window.context, question)
+    roles = text_index.find_roles(question.text, final)
+    scores = score_sentences(result.stats, text_index.score(question.text, final), model.heads, roles)
+    merged["share"] = np.zeros(count)
+    merged["attention"][:] = 0.0
+    for name, column in merged.items():
+        column[final] = scores.columns[name]
+    for name, column in text_scores.items():
+        column[final] = scores.text[name]
+    whole = SentenceScores(**merged, text=text_scores, no_answer_share=scores.no_answer_share)
+    order = np.lexsort((np.arange(count), -preliminary, -whole.share))
+    return _make_ranking(sources, whole, order, window, len(by_window), None)
 
 
-def merge_rankings(
-    sources: Sequence[Source], windows: Sequence[Window], rankings: Sequence[Sequence[Evidence]]
-) -> tuple[list[Evidence], int]:
-    """Merge the ranked sentences of windows into one ranking.
+def choose_windows(
+    windows: Sequence[Window], text_index: TextIndex, question: str, max_windows: int
+) -> list[int]:
+    """Return the numbers of the windows to read, in the order in which the question's words rank them.
 
-    "No sentence answers" is the same outcome in every window, so each window's sentences are compared with it. Without
-    tuned heads there is no such share; then a window counts by the most mass on one of its sentences. A sentence of
-    two windows counts once, with the larger odds.
+    Parameters
+    ----------
+    windows
+        The windows of a document.
+    text_index
+        Its words.
+    question
+        The question.
+    max_windows
+        Most windows.
+    """
+    scores = text_index.score_words(question)
+    best = np.array([scores[window.sentences].max() for window in windows])
+    return np.argsort(-best, kind="stable")[:max_windows].tolist()
+
+
+def choose_sentences(
+    sources: Sequence[Source],
+    candidates: Sequence[Numbers],
+    preliminary: Scores,
+    encode_text: Callable[[str], tuple[list[int], Any]],
+    max_tokens: int,
+) -> Numbers:
+    """Return the sentences that are read together at the end: the best of all windows, with those around them.
 
     Parameters
     ----------
     sources
         The document's texts.
-    windows
-        Its windows.
-    rankings
-        The ranked sentences of each window.
+    candidates
+        For each window its sentences, best first.
+    preliminary
+        float64 [sentences], by which the candidates of different windows are compared.
+    encode_text
+        Returns the tokens of a text and their places.
+    max_tokens
+        Most tokens of the sentences; one sentence may be longer.
 
     Returns
     -------
-    evidence : list of Evidence
-        All sentences, best first, with their places in the sources.
-    window : int
-        Number of the window with the best sentence.
+    int array
+        Numbers of sentences, ascending.
     """
-    candidates: dict[tuple[str, int], _Candidate] = {}
-    no_answer_odds = 0.0
-    for number, (window, ranking) in enumerate(zip(windows, rankings, strict=True)):
-        window_no_answer_share = 1.0 - sum(item.share for item in ranking)
-        if window_no_answer_share > _ROUNDING:
-            no_answer_odds = 1.0
-            scale = 1.0 / window_no_answer_share
-        else:
-            scale = max(0.0, *(item.mass for item in ranking))
-        for item in ranking:
-            start = item.start + window.starts[item.source]
-            placed = replace(item, start=start, end=start + item.end - item.start, attention=item.attention * scale)
-            candidate = _Candidate(item.share * scale, number, placed)
-            best = candidates.get((item.source, start))
-            if best is None or candidate.odds > best.odds:
-                candidates[item.source, start] = candidate
-    any_answer_odds = sum(candidate.odds for candidate in candidates.values())
-    total = no_answer_odds + any_answer_odds or 1.0
-    # "No sentence answers" has the same probability in the ranking by attention alone.
-    attention_odds = sum(candidate.evidence.attention for candidate in candidates.values())
-    attention_total = total * attention_odds / (any_answer_odds or 1.0) or 1.0
-    order = {source.name: number for number, source in enumerate(sources)}
-    ranked = sorted(
-        candidates.values(), key=lambda each: (-each.odds, order[each.evidence.source], each.evidence.start)
+    quotes = [quote for source in sources for quote in source.quotes]
+    source_ids = [number for number, source in enumerate(sources) for _ in source.quotes]
+    first = [number for ranked in candidates for number in ranked[:WINDOW_CANDIDATES].tolist()]
+    others = sorted(
+        {number for ranked in candidates for number in ranked.tolist()}, key=lambda number: -preliminary[number]
     )
-    evidence: list[Evidence] = []
-    for rank, candidate in enumerate(ranked, start=1):
-        item = candidate.evidence
-        share = candidate.odds / total
-        evidence.append(replace(item, share=share, attention=item.attention / attention_total, rank=rank))
-    return evidence, ranked[0].window
+    chosen: set[int] = set()
+    free_tokens = max_tokens
+    for number in [*sorted(first, key=lambda number: -preliminary[number]), *others]:
+        passage = [number]
+        for step in (-1, 1):
+            for near in range(number + step, number + step * (NEIGHBOURS + 1), step):
+                if not 0 <= near < len(quotes) or source_ids[near] != source_ids[number]:
+                    break
+                is_heading = quotes[near].block.kind == BlockKind.HEADING
+                if is_heading and step > 0:
+                    break
+                passage.append(near)
+                if is_heading:
+                    break
+        new = [near for near in passage if near not in chosen]
+        size = sum(len(encode_text(quotes[near].text)[0]) + 1 for near in new)
+        if size > free_tokens:
+            break
+        chosen.update(new)
+        free_tokens -= size
+    return np.array(sorted(chosen or {others[0]}), dtype=np.intp)
 
 
-@dataclass(frozen=True)
-class _Candidate:
-    """A sentence as one window ranks it."""
+def _read_windows(
+    model: EvidenceModel,
+    windows: Sequence[Window],
+    text_index: TextIndex,
+    question: QuestionTokens,
+    progress: Progress | None,
+) -> list[tuple[Window, SentenceScores]]:
+    """Read windows and score a question on each, until an interrupt."""
+    total_tokens = sum(len(window.context.document.token_ids) for window in windows)
+    done_tokens = 0
+    results: list[tuple[Window, SentenceScores]] = []
+    for window in windows:
+        report = None if progress is None else _shift_progress(progress, done_tokens, total_tokens)
+        try:
+            window.context.prefill(report)
+        except KeyboardInterrupt:
+            if not results:
+                raise
+            break
+        stats = score_question(model, window.context, question).stats
+        scores = text_index.score(question.text, window.sentences)
+        roles = text_index.find_roles(question.text, window.sentences)
+        results.append((window, score_sentences(stats, scores, model.heads, roles)))
+        done_tokens += len(window.context.document.token_ids)
+        if progress is not None:
+            progress(done_tokens, total_tokens)
+    return results
 
-    odds: float
-    window: int
-    evidence: Evidence
+
+def _scale_window(scores: SentenceScores) -> float:
+    """Return what turns the shares of a window into odds that other windows' can be compared with.
+
+    "No sentence answers" is the same outcome in every window, so each window's sentences are compared with it. Without
+    tuned heads there is no such share; then a window counts by the most mass on one of its sentences.
+    """
+    if scores.no_answer_share > 0.0:
+        return 1.0 / scores.no_answer_share
+    return max(0.0, float(scores.mass.max(initial=0.0)))
+
+
+def _make_final_window(model: EvidenceModel, sources: Sequence[Source], sentences: Numbers) -> Window:
+    parts = cut_sources(sources, sentences)
+    document = model.prompt.encode_document(parts)
+    return Window(sentences, PrefilledContext(model, document, names=[part.name for part in parts]))
+
+
+def _make_ranking(
+    sources: Sequence[Source],
+    scores: SentenceScores,
+    order: Numbers,
+    window: Window,
+    read_windows: int,
+    continuation: Continuation | None,
+) -> Ranking:
+    ranks = np.empty(order.size, dtype=np.intp)
+    ranks[order] = np.arange(1, order.size + 1)
+    evidence = list_evidence(sources, scores, order)
+    return Ranking(evidence, scores.no_answer_share, window, read_windows, ranks, continuation)
+
+
+def _shift_progress(progress: Progress, done_tokens: int, total_tokens: int) -> Progress:
+    """Return a function that reports the tokens of a window among those of all windows."""
+
+    def report(window_tokens: int, _: int) -> None:
+        progress(done_tokens + window_tokens, total_tokens)
+
+    return report

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
@@ -15,15 +16,19 @@ from keywise.documents.prompt import DocumentTokens, Prompt
 from keywise.documents.semantic import Encode
 from keywise.documents.store import SENTENCE_IDS, PrefillStore, StoredPrefill
 from keywise.documents.text_index import TextIndex
-from keywise.documents.windows import Excerpt, Window, split_sources
+from keywise.documents.windows import Window, count_sentence_tokens, cut_sources, split_sentences
 from keywise.errors import OptionError
 from keywise.models.loading import LoadedModel, load_model
+from keywise.util.checks import check_int
 
 if TYPE_CHECKING:
     from keywise.util.progress import Progress, Status
 
 # Kept free after a document, so that a question and its answer fit.
 RESERVED_TOKENS: Final = 256
+# Longest window of a document that does not fit into the model's context: short ones are read when they are needed.
+WINDOW_TOKENS: Final = 4096
+MAX_WINDOWS: Final = 8
 
 
 class Reader:
@@ -46,6 +51,9 @@ class Reader:
     heads
         The heads whose attention is evidence. Default: those tuned for the model (see `keywise tune`), else a guess
         from its depth.
+    max_windows
+        Most windows of a document longer than the model's context that are read for one question: those that its words
+        rank first. 0 for all.
     status
         Called with a line of text before every slow step of loading, and when a document cannot be stored.
 
@@ -53,6 +61,8 @@ class Reader:
     ----------
     evidence_model : EvidenceModel
         The model with its prompt and heads.
+    max_windows : int
+        Most windows that are read for one question.
 
     Raises
     ------
@@ -60,8 +70,10 @@ class Reader:
         No model is found, or it cannot be loaded, has no chat template, or does not attend by keywise.
     FormatError
         The file of tuned heads is damaged or was made by an earlier build.
+    DtypeError
+        `max_windows` is not an integer.
     OptionError
-        `encode` is given, but the heads were tuned without semantic scores.
+        `max_windows` is below 0, or `encode` is given, but the heads were tuned without semantic scores.
 
     Examples
     --------
@@ -80,10 +92,12 @@ class Reader:
         encode: Encode | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
         heads: Heads | None = None,
+        max_windows: int = MAX_WINDOWS,
         status: Status | None = None,
     ) -> None:
         import keywise.hf  # noqa: PLC0415 - importing this module must not load torch
 
+        self.max_windows = check_int("max_windows", max_windows, minimum=0) or sys.maxsize
         loaded = model if isinstance(model, LoadedModel) else load_model(model, cache_dir=cache_dir, status=status)
         keywise.hf.use(loaded.model)
         prompt = Prompt(loaded)
@@ -153,42 +167,44 @@ class Reader:
                 self._report(f"{each.name}: {warning}")
         document, stored = self._encode_sources(sources)
         max_tokens = self._max_tokens
+        text_index = TextIndex(sources, self._encode)
         if not split or max_tokens is None or len(document.token_ids) <= max_tokens:
-            starts = dict.fromkeys((each.name for each in sources), 0)
-            windows = [self._prefill(sources, starts, document, stored, progress)]
+            self._check_length(sources, len(document.token_ids))
+            context = self._make_context(sources, document, stored)
+            context.prefill(progress)
+            windows = [Window(text_index.sentences, context)]
         else:
-            parts = split_sources(sources, self._count_tokens, max_tokens)
-            self._report(f"Longer than the model's context: split into {len(parts)} windows that overlap")
-            windows = self._prefill_parts(parts, progress)
-        return Document(self, sources, windows)
+            windows = self._split(sources, max_tokens)
+            self._report(f"Longer than the model's context: split into {len(windows)} windows")
+        return Document(self, sources, windows, text_index)
 
-    def _prefill_parts(self, parts: Sequence[Sequence[Excerpt]], progress: Progress | None) -> list[Window]:
-        """Prefill windows, with one count of tokens over all of them."""
-        texts = [[excerpt.source for excerpt in excerpts] for excerpts in parts]
-        encoded = [self._encode_sources(sources) for sources in texts]
-        sizes = [len(self.evidence_model.prompt.before_ids) + len(document.token_ids) for document, _ in encoded]
-        done_tokens, total_tokens = 0, sum(sizes)
-        windows: list[Window] = []
-        for excerpts, sources, (document, stored), size in zip(parts, texts, encoded, sizes, strict=True):
-            starts = {excerpt.source.name: excerpt.start for excerpt in excerpts}
-            shifted = None if progress is None else _shift_progress(progress, done_tokens, total_tokens)
-            windows.append(self._prefill(sources, starts, document, stored, shifted))
-            done_tokens += size
-            if progress is not None:
-                progress(done_tokens, total_tokens)
-        self._report_missing(windows)
-        return windows
+    def report_missing(self, windows: Sequence[Window]) -> None:
+        """Report windows that are not stored, because storing others removed them.
 
-    def _report_missing(self, windows: Sequence[Window]) -> None:
-        """Report windows that are not stored, because storing others removed them."""
+        Parameters
+        ----------
+        windows
+            Windows that were read.
+        """
         if self._store is None or not self._store.limit_bytes:
             return
-        missing = sum(self._store.find_text(window.context.document.text_sha256) is None for window in windows)
+        missing = sum(not window.context.is_stored for window in windows)
         if missing:
             self._report(
                 f"{missing} of {len(windows)} windows are not stored and will be computed again: the document takes "
                 f"more than the limit of {self._store.limit_bytes:,} bytes; `keywise cache limit` raises it"
             )
+
+    def _split(self, sources: Sequence[Source], max_tokens: int) -> list[Window]:
+        """Return windows that are prefilled when a question needs them."""
+        sizes_tokens = count_sentence_tokens(sources, self._count_tokens)
+        windows: list[Window] = []
+        for numbers in split_sentences(sizes_tokens, min(max_tokens, WINDOW_TOKENS)):
+            parts = cut_sources(sources, numbers)
+            document = self.evidence_model.prompt.encode_document(parts)
+            self._check_length(parts, len(document.token_ids))
+            windows.append(Window(numbers, self._make_context(parts, document, None)))
+        return windows
 
     def _encode_sources(self, sources: Sequence[Source]) -> tuple[DocumentTokens, StoredPrefill | None]:
         """Return the tokens of texts, and the stored document with these texts or None."""
@@ -202,25 +218,11 @@ class Reader:
         sentences = sum(len(source.sentences) for source in sources)
         return DocumentTokens(token_ids, sentence_ids, sentences, text_sha256), stored
 
-    def _prefill(
-        self,
-        sources: Sequence[Source],
-        starts: dict[str, int],
-        document: DocumentTokens,
-        stored: StoredPrefill | None,
-        progress: Progress | None,
-    ) -> Window:
-        self._check_length(sources, len(document.token_ids))
-        text_index = TextIndex(sources, self._encode)
-        context = PrefilledContext(
-            self.evidence_model,
-            document,
-            names=[source.name for source in sources],
-            store=self._store,
-            stored=stored,
-            progress=progress,
-        )
-        return Window(sources, starts, context, text_index)
+    def _make_context(
+        self, sources: Sequence[Source], document: DocumentTokens, stored: StoredPrefill | None
+    ) -> PrefilledContext:
+        names = list(dict.fromkeys(source.name for source in sources))
+        return PrefilledContext(self.evidence_model, document, names=names, store=self._store, stored=stored)
 
     def _check_length(self, sources: Sequence[Source], tokens: int) -> None:
         max_tokens = self._max_tokens
@@ -246,11 +248,3 @@ class Reader:
 def _ignore(_line: str) -> None:
     """Ignore a status line."""
 
-
-def _shift_progress(progress: Progress, done_tokens: int, total_tokens: int) -> Progress:
-    """Return a function that reports the tokens of a window among those of all windows."""
-
-    def report(window_tokens: int, _: int) -> None:
-        progress(done_tokens + window_tokens, total_tokens)
-
-    return report

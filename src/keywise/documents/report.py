@@ -39,6 +39,7 @@ _ANSWER_KEYS = (
     "tuned_on",
     "no_answer_share",
     "windows",
+    "read_windows",
     "quote",
     "confidence",
 )

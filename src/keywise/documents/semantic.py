@@ -18,7 +18,7 @@ Scores = NDArray[np.float64]
 
 
 class SemanticIndex:
-    """Vectors of sentences, made once for all questions.
+    """Vectors of sentences, each made once for all questions when it is first needed.
 
     A sentence is encoded together with the one before it in its paragraph, which it often refers to.
 
@@ -33,10 +33,12 @@ class SemanticIndex:
 
     Examples
     --------
+    >>> import numpy as np
     >>> from keywise.documents import Source
     >>> count_letters = lambda texts: [[text.count("a"), text.count("o")] for text in texts]
     >>> index = SemanticIndex(count_letters, [Source("note", "A lamp. Oh no.")], [0, 1])
-    >>> index.score_sentences("o").round(2).tolist(), index.score_paragraphs("o").round(2).tolist()
+    >>> sentences, paragraphs = index.score("o", np.array([0, 1]))
+    >>> sentences.round(2).tolist(), paragraphs.round(2).tolist()
     ([0.0, 1.0], [0.0, 1.0])
     """
 
@@ -44,23 +46,37 @@ class SemanticIndex:
         self._encode = encode
         self._paragraph_ids = np.asarray(paragraph_ids, dtype=np.intp)
         sentences = [quote.text for source in sources for quote in source.quotes]
-        texts: list[str] = []
+        self._texts: list[str] = []
         for number, sentence in enumerate(sentences):
             follows = number > 0 and self._paragraph_ids[number] == self._paragraph_ids[number - 1]
-            texts.append(f"{sentences[number - 1]} {sentence}" if follows else sentence)
-        self._vectors = _normalise(encode(texts))
+            self._texts.append(f"{sentences[number - 1]} {sentence}" if follows else sentence)
+        self._vectors: NDArray[np.float64] | None = None
+        self._is_encoded = np.zeros(len(sentences), dtype=np.bool_)
 
-    def score_sentences(self, question: str) -> Scores:
-        """Return the cosine similarity of the question and each sentence: float64 [sentences]."""
-        cosines: Scores = self._vectors @ _normalise(self._encode([question]))[0]
-        return cosines
+    def score(self, question: str, sentences: NDArray[np.intp]) -> tuple[Scores, Scores]:
+        """Return the cosine similarity of the question and each sentence, and its mean over each one's paragraph.
 
-    def score_paragraphs(self, question: str) -> Scores:
-        """Return for each sentence the mean cosine similarity of its paragraph: float64 [sentences]."""
-        sums = np.bincount(self._paragraph_ids, self.score_sentences(question))
-        sizes = np.bincount(self._paragraph_ids)
-        means: Scores = sums / np.maximum(sizes, 1)
-        return means[self._paragraph_ids]
+        Parameters
+        ----------
+        question
+            The question.
+        sentences
+            int array, numbers of the sentences; the mean is taken over those of a paragraph.
+
+        Returns
+        -------
+        sentences, paragraphs : float64 array [sentences]
+        """
+        missing = sentences[~self._is_encoded[sentences]]
+        vectors = _normalise(self._encode([question, *(self._texts[number] for number in missing)]))
+        if self._vectors is None:
+            self._vectors = np.zeros((len(self._texts), vectors.shape[1]))
+        self._vectors[missing] = vectors[1:]
+        self._is_encoded[missing] = True
+        cosines: Scores = self._vectors[sentences] @ vectors[0]
+        _, paragraphs = np.unique(self._paragraph_ids[sentences], return_inverse=True)
+        means: Scores = np.bincount(paragraphs, cosines) / np.maximum(np.bincount(paragraphs), 1)
+        return cosines, means[paragraphs]
 
 
 def _normalise(vectors: Any) -> NDArray[np.float64]:

@@ -47,21 +47,51 @@ class TextIndex:
         self._leads = self._find_kinds({BlockKind.HEADING}) | self._find_lead_ins()
         self._lists_parts = self._find_kinds({BlockKind.TABLE_HEADER, BlockKind.CONTENTS_LINE})
 
-    def score(self, question: str) -> TextScores:
-        """Return the scores of every sentence for a question: float64 [sentences] each."""
+    @property
+    def sentences(self) -> NDArray[np.intp]:
+        """The numbers of all sentences."""
+        return np.arange(len(self._leads))
+
+    def score(self, question: str, sentences: NDArray[np.intp] | None = None) -> TextScores:
+        """Return the scores of sentences for a question: float64 [sentences] each.
+
+        Parameters
+        ----------
+        question
+            The question.
+        sentences
+            int array, the numbers of the sentences among which shares sum to 1; None for all. Words are as rare as
+            they are in all sentences.
+        """
+        if sentences is None:
+            sentences = self.sentences
+        lexical = self._lexical.score_sentences(question)[sentences]
+        paragraph_lexical = self._lexical.score_paragraphs(question)[sentences]
+        # The share of a paragraph counts once.
+        _, first_of_paragraph = np.unique(self._lexical.paragraph_ids[sentences], return_index=True)
         scores = {
-            "lexical": self._lexical.score_sentences(question),
-            "paragraph_lexical": self._lexical.score_paragraphs(question),
+            "lexical": lexical / (lexical.sum() or 1.0),
+            "paragraph_lexical": paragraph_lexical / (paragraph_lexical[first_of_paragraph].sum() or 1.0),
         }
         if self._semantic is not None:
-            scores["semantic"] = self._semantic.score_sentences(question)
-            scores["paragraph_semantic"] = self._semantic.score_paragraphs(question)
+            scores["semantic"], scores["paragraph_semantic"] = self._semantic.score(question, sentences)
         return scores
 
-    def find_roles(self, question: str) -> SentenceRoles:
+    def score_words(self, question: str) -> NDArray[np.float64]:
+        """Return how well the words of each sentence and its paragraph match a question: float64 [sentences]."""
+        return self._lexical.score_sentences(question) + self._lexical.score_paragraphs(question)
+
+    def find_roles(self, question: str, sentences: NDArray[np.intp] | None = None) -> SentenceRoles:
         """Return which sentences do not answer this question by themselves.
 
         A page of questions and answers quotes the question; a heading, or a colon, announces what follows.
+
+        Parameters
+        ----------
+        question
+            The question.
+        sentences
+            As for `score`.
 
         Examples
         --------
@@ -70,7 +100,10 @@ class TextIndex:
         >>> index.find_roles("Who kept the old lamp?").leads_on.tolist()
         [True, False]
         """
-        return SentenceRoles(self._leads | self._lexical.find_repetitions(question), self._lists_parts)
+        if sentences is None:
+            sentences = self.sentences
+        leads_on = self._leads | self._lexical.find_repetitions(question)
+        return SentenceRoles(leads_on[sentences], self._lists_parts[sentences])
 
     def _find_lead_ins(self) -> NDArray[np.bool_]:
         """Return which sentences announce what follows by a colon at their end."""

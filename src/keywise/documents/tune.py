@@ -116,7 +116,7 @@ def score_all_heads(document: Document, question: str) -> tuple[EvidenceStats, T
     (window,) = document.windows
     model = document.reader.evidence_model
     tokens = model.prompt.encode_question(question, start_answer=model.starts_answer)
-    return score_question(model, window.context, tokens).stats, window.text_index.score(question)
+    return score_question(model, window.context, tokens).stats, document.text_index.score(question)
 
 
 def find_gold_sentences(document: Document, question: GoldQuestion) -> tuple[int, ...]:

@@ -1,64 +1,95 @@
-"""Documents split into windows that fit into a model's context."""
+"""Windows of a document: runs of sentences that fit into a model's context."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from keywise.documents.files import Source
+import numpy as np
+from numpy.typing import NDArray
+
+from keywise.documents.rendering import separate_sentences
 
 if TYPE_CHECKING:
+    from keywise.documents.blocks import Quote
+    from keywise.documents.files import Source
     from keywise.documents.prefill import PrefilledContext
-    from keywise.documents.text_index import TextIndex
 
 OVERLAP_SENTENCES: Final = 3
 
 
-@dataclass(frozen=True)
-class Excerpt:
-    """Consecutive sentences of a source.
-
-    Attributes
-    ----------
-    source
-        Their text, under the source's name.
-    start
-        Character of the source at which it begins.
-    """
-
-    source: Source
-    start: int
-
-
 @dataclass(frozen=True, eq=False)
 class Window:
-    """A part of a document that fits into a model's context, prefilled.
+    """Sentences of a document that a model reads together.
 
     Attributes
     ----------
-    sources
-        Its texts.
-    starts
-        By the name of each text, the character of the source at which it begins.
+    sentences
+        int array [sentences], their numbers in the document, ascending.
     context
-        Its keys and values.
-    text_index
-        Its words.
+        Their keys and values.
     """
 
-    sources: Sequence[Source]
-    starts: Mapping[str, int]
+    sentences: NDArray[np.intp]
     context: PrefilledContext
-    text_index: TextIndex
 
 
-def split_sources(
-    sources: Sequence[Source], count_tokens: Callable[[str], int], max_tokens: int
-) -> list[list[Excerpt]]:
-    """Split sources into windows of whole sentences.
+def split_sentences(sizes_tokens: Sequence[int], max_tokens: int) -> list[NDArray[np.intp]]:
+    """Split a document into windows of whole sentences and of even length.
 
     Each window begins with the last three sentences of the one before.
+
+    Parameters
+    ----------
+    sizes_tokens
+        Length of each sentence.
+    max_tokens
+        Most tokens of a window. A sentence that is longer is a window of its own.
+
+    Returns
+    -------
+    list of int arrays
+        The numbers of each window's sentences.
+
+    Examples
+    --------
+    >>> [window.tolist() for window in split_sentences([2, 1, 3, 1, 2, 2], 8)]
+    [[0, 1, 2, 3], [1, 2, 3, 4], [2, 3, 4, 5]]
+    """
+    ends = np.cumsum(sizes_tokens)
+    total_tokens = int(ends[-1]) if len(ends) else 0
+    even_tokens = max_tokens
+    windows = _fill_windows(sizes_tokens, max_tokens)
+    # The same number of windows, each as short as that allows, so that no window has only a few sentences.
+    low = total_tokens // max(len(windows), 1)
+    while low < even_tokens:
+        middle = (low + even_tokens) // 2
+        if len(_fill_windows(sizes_tokens, middle)) > len(windows):
+            low = middle + 1
+        else:
+            even_tokens = middle
+    return _fill_windows(sizes_tokens, even_tokens)
+
+
+def _fill_windows(sizes_tokens: Sequence[int], max_tokens: int) -> list[NDArray[np.intp]]:
+    windows: list[NDArray[np.intp]] = []
+    first = 0
+    while first < len(sizes_tokens):
+        last = first + 1
+        total_tokens = sizes_tokens[first]
+        while last < len(sizes_tokens) and total_tokens + sizes_tokens[last] <= max_tokens:
+            total_tokens += sizes_tokens[last]
+            last += 1
+        windows.append(np.arange(first, last))
+        if last == len(sizes_tokens):
+            break
+        first = max(last - OVERLAP_SENTENCES, first + 1)
+    return windows
+
+
+def count_sentence_tokens(sources: Sequence[Source], count_tokens: Callable[[str], int]) -> list[int]:
+    """Return the number of tokens of each sentence, with what separates it from the one before.
 
     Parameters
     ----------
@@ -66,54 +97,41 @@ def split_sources(
         The texts, in order.
     count_tokens
         Returns the number of tokens of a text.
-    max_tokens
-        Most tokens of a window. A sentence that is longer is a window of its own.
+    """
+    sizes_tokens: list[int] = []
+    for source in sources:
+        previous: Quote | None = None
+        for quote in source.quotes:
+            separator = "" if previous is None else separate_sentences(source, previous, quote)
+            # Separately encoded, two sentences may have one token more or less than together.
+            sizes_tokens.append(count_tokens(separator + quote.text) + 1)
+            previous = quote
+    return sizes_tokens
+
+
+def cut_sources(sources: Sequence[Source], sentences: NDArray[np.intp]) -> list[Source]:
+    """Return the parts of sources with some of their sentences, a part for every run of them.
+
+    Parameters
+    ----------
+    sources
+        The texts; their sentences are numbered in order.
+    sentences
+        Numbers of sentences, ascending.
 
     Examples
     --------
-    >>> note = Source("note", "One two. Three. Four five six. Seven.")
-    >>> windows = split_sources([note], lambda text: len(text.split()), 6)
-    >>> [[excerpt.source.text for excerpt in window] for window in windows]
-    [['One two. Three.'], ['Three. Four five six.'], ['Four five six. Seven.']]
+    >>> import numpy as np
+    >>> from keywise.documents import Source
+    >>> [part.text for part in cut_sources([Source("note", "One. Two. Three. Four.")], np.array([0, 1, 3]))]
+    ['One. Two.', 'Four.']
     """
-    sentences = [(number, start, end) for number, source in enumerate(sources) for start, end in source.sentences]
-    # One token more for what separates a sentence from the next.
-    sizes = [count_tokens(sources[number].text[start:end]) + 1 for number, start, end in sentences]
-    gaps = [_count_gap(sources, sentences, number, count_tokens) for number in range(len(sentences))]
-    windows: list[list[Excerpt]] = []
-    first = 0
-    while first < len(sentences):
-        last = first + 1
-        total_tokens = sizes[first]
-        while last < len(sentences) and total_tokens + gaps[last] + sizes[last] <= max_tokens:
-            total_tokens += gaps[last] + sizes[last]
-            last += 1
-        windows.append(_cut_excerpts(sources, sentences[first:last]))
-        if last == len(sentences):
-            break
-        first = max(last - OVERLAP_SENTENCES, first + 1)
-    return windows
-
-
-def _count_gap(
-    sources: Sequence[Source],
-    sentences: Sequence[tuple[int, int, int]],
-    number: int,
-    count_tokens: Callable[[str], int],
-) -> int:
-    """Return the number of tokens between a sentence and the one before it, such as blank lines and ruled lines."""
-    source, start, _ = sentences[number]
-    previous_source, _, previous_end = sentences[number - 1] if number else (-1, 0, 0)
-    if source != previous_source or start - previous_end <= 1:
-        return 0
-    return count_tokens(sources[source].text[previous_end:start])
-
-
-def _cut_excerpts(sources: Sequence[Source], sentences: Sequence[tuple[int, int, int]]) -> list[Excerpt]:
-    excerpts: list[Excerpt] = []
-    for number in dict.fromkeys(number for number, _, _ in sentences):
-        spans = [(start, end) for source, start, end in sentences if source == number]
-        start = min(start for start, _ in spans)
-        end = max(end for _, end in spans)
-        excerpts.append(Excerpt(sources[number].cut(start, end), start))
-    return excerpts
+    parts: list[Source] = []
+    first_number = 0
+    for source in sources:
+        count = len(source.quotes)
+        own = sentences[(sentences >= first_number) & (sentences < first_number + count)] - first_number
+        runs = np.split(own, np.flatnonzero(np.diff(own) > 1) + 1) if own.size else []
+        parts += [source.cut(source.quotes[run[0]].begin, source.quotes[run[-1]].end) for run in runs]
+        first_number += count
+    return parts

@@ -1,6 +1,6 @@
 """Exact attention over the sentences of many documents, or over keys of the user's own.
 
-* Add: `ingest` reads files and splits them into sentences, `encoder` makes keys, `transactions` commits the rows.
+* Add: `ingest` reads files and splits them into sentences, an encoder makes keys, `transactions` commits the rows.
 * Attend: `query` checks the arguments, `scan` attends to each fragment, `partials` merges, `results` are returned.
 * Answer: `passages` chooses paragraphs to read, `answer` lets a language model read them.
 """
@@ -13,11 +13,9 @@ from typing import TYPE_CHECKING, Any
 from keywise.util.optional_imports import require_modules
 
 if TYPE_CHECKING:
-    from keywise.library.encoder import Encoder as Encoder
-    from keywise.library.encoder import SentenceEncoder as SentenceEncoder
     from keywise.library.library import Library as Library
 
-__all__ = ["Encoder", "Library", "SentenceEncoder"]
+__all__ = ["Library"]
 
 
 def __getattr__(name: str) -> Any:
@@ -25,5 +23,4 @@ def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'keywise.library' has no attribute {name!r}")
     require_modules("library", "lance", "pyarrow")
-    module = "library" if name == "Library" else "encoder"
-    return getattr(importlib.import_module(f"keywise.library.{module}"), name)
+    return importlib.import_module("keywise.library.library").Library

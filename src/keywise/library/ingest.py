@@ -18,7 +18,7 @@ from keywise.documents.files import check_size
 from keywise.errors import DtypeError, FormatError, MissingFileError, OptionError, ShapeError
 from keywise.library.arrow_arrays import vectors_to_arrow
 from keywise.library.dataset import is_utf8
-from keywise.library.encoder import Encoder
+from keywise.models.sentence_encoder import Encoder
 from keywise.library.results import AddResult
 from keywise.library.schema import SENTENCE_COLUMNS, KeyFormat, check_vectors, read_key_format
 from keywise.library.transactions import commit_fragments, write_rows

@@ -14,7 +14,7 @@ from keywise.library import ingest, transactions
 from keywise.library.approximate import attend_candidates
 from keywise.library.arrow_arrays import Array
 from keywise.library.dataset import open_dataset, resolve_path, verify_files
-from keywise.library.encoder import Encoder, SentenceEncoder
+from keywise.models.sentence_encoder import Encoder, SentenceEncoder
 from keywise.library.key_pages import KeyPages
 from keywise.library.lance_errors import convert_lance_errors
 from keywise.library.partials import LibraryPartial, merge_partials

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from keywise.errors import DtypeError, FormatError, ModelError, OptionError, ShapeError
 
 if TYPE_CHECKING:
-    from keywise.library.encoder import Encoder
+    from keywise.models.sentence_encoder import Encoder
 
 FORMAT_VERSION: Final = 1
 """Changes whenever columns or metadata change; other versions are refused."""

@@ -7,7 +7,7 @@ import pypdfium2
 import pytest
 
 from keywise.documents import Source, read_file
-from keywise.documents.evidence import rank_sentences
+from keywise.documents.evidence import list_evidence, score_sentences
 from keywise.documents.extract.pdf import extract
 from keywise.documents.extract.pdf_layout import find_columns
 from keywise.documents.extract.pdf_words import make_fragments, read_words
@@ -197,7 +197,8 @@ def test_evidence_names_the_page_the_heading_and_the_place_of_a_sentence():
     text_scores = {"lexical": np.ones(count) / count, "paragraph_lexical": np.ones(count) / count}
     powers = {"matching": 1.0}
     heads = Heads(((0, 0),), ((0, 0),), {LEXICAL: powers, ATTENTION: powers}, 0.0, 0.0, 1, None)
-    evidence = rank_sentences([source], stats, text_scores, heads)
+    scores = score_sentences(stats, text_scores, heads)
+    evidence = list_evidence([source], scores, np.argsort(-scores.share, kind="stable"))
     by_text = {item.text: item for item in evidence}
     assert by_text["Far below is the sea."].page == 2
     assert by_text["Rain comes."].heading_path == ("Boats",)
