@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +12,22 @@ from transformers import MistralConfig, MistralForCausalLM
 
 import keywise as kw
 from keywise.documents import Heads, Reader, Source, prefill
-from keywise.documents.evidence import combine_odds, compute_feature_odds, estimate_no_answer_share, pool_heads
+from keywise.documents.context import find_contexts, find_leads
+from keywise.documents.evidence import (
+    combine_odds,
+    compute_feature_odds,
+    estimate_no_answer_share,
+    pool_heads,
+    score_sentences,
+)
+from keywise.documents.extract import markdown, tables
 from keywise.documents.heads import guess_heads
 from keywise.documents.lexical import LexicalIndex, inverse_document_frequency
 from keywise.documents.model import forward_tokens
 from keywise.documents.prompt import assign_sentences
 from keywise.documents.scoring import NULL_QUESTION, EvidenceStats
 from keywise.documents.spans import compute_quote_log_probability, find_best_span
+from keywise.documents.text_index import TextIndex
 from keywise.documents.tune import score_all_heads
 from keywise.errors import DtypeError, FormatError, MissingFileError, ModelError, OptionError
 from keywise.models import LoadedModel, find_model, load_model
@@ -482,16 +492,72 @@ def test_tuned_heads_count_equally_and_guessed_heads_are_summed():
 
 def test_lexical_scores_count_rare_words_and_paragraphs():
     text = "# Keepers\n\nThe lamp was lit. Ann kept the lamp.\n\nThe cook was Jo. Jo baked.\n\nRain fell."
-    index = LexicalIndex([Source("one", text), Source("two", "The lamp.")])
+    index = LexicalIndex([Source("one", text), Source("two", "The lamp.")], [""] * 7)
     # A heading belongs to the text after it, and no paragraph continues in another source.
     assert index.paragraph_ids.tolist() == [0, 0, 0, 1, 1, 2, 3]
     lamp = index.score_sentences("The lamp?")
-    assert lamp[6] == lamp.max()  # the shortest that contains both words
-    # Endings do not count.
-    inflected = LexicalIndex([Source("note", "It was extinguished. It was lit.")])
-    assert inflected.score_sentences("Extinguishing?").tolist() == [1.0, 0.0]
-    np.testing.assert_array_equal(index.score_paragraphs("Ann")[:4], [1.0, 1.0, 1.0, 0.0])
+    assert lamp.max() == lamp[1] == lamp[2] == lamp[6] == 1.0  # both words
+    assert 0.0 < lamp[3] < 0.5  # the common one
     assert index.score_sentences("Xyzzy?").tolist() == [0.0] * 7
+    # Words that no sentence has count too: one common word in ten is no match.
+    assert index.score_sentences("The name of a captain who sailed away?").max() < 0.2
+    # Endings do not count.
+    inflected = LexicalIndex([Source("note", "It was extinguished. It was lit.")], ["", ""])
+    assert inflected.score_sentences("Extinguishing?").tolist() == [1.0, 0.0]
+    paragraphs = index.score_paragraphs("Ann")
+    assert paragraphs[0] == paragraphs[1] == paragraphs[2] > 0.0 == paragraphs[3]
+    # The words of the context count as the sentence's own.
+    headed = LexicalIndex([Source("note", "It is blue. It is red.")], ["", "Colour of the roof:"])
+    assert headed.score_sentences("roof").tolist() == [0.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("text", "question", "sentence"),
+    [
+        ("名前は健太です。料金は三百円です。", "料金はいくらですか。", 1),
+        ("नाम राम है। कंपनी हिमगिरि है।", "कंपनी कौन सी है?", 1),
+        ("Der Mieter zahlt. Hunde sind erlaubt.", "Sind Hunde erlaubt?", 1),
+    ],
+)
+def test_words_of_other_scripts_are_found(text, question, sentence):
+    source = Source("note", text)
+    scores = LexicalIndex([source], [""] * len(source.sentences)).score_sentences(question)
+    assert scores.argmax() == sentence
+    assert scores[sentence] > 2 * scores[1 - sentence]
+
+
+def test_sentences_are_read_in_their_context():
+    text = "# Fees\n\nWhat does membership cost?\n\n96 a year.\n\n§ 4 Deposit. The tenant pays 3 rents.\n"
+    source = Source("note.md", text, markdown.find_blocks(text))
+    quotes = [quote.text for quote in source.quotes]
+    contexts = dict(zip(quotes, find_contexts([source]), strict=True))
+    assert contexts["96 a year."] == "Fees: What does membership cost?"
+    assert contexts["The tenant pays 3 rents."] == "Fees: § 4 Deposit."
+    leads = dict(zip(quotes, find_leads(source.quotes).tolist(), strict=True))
+    assert [quote for quote in quotes if leads[quote]] == ["Fees", "What does membership cost?", "§ 4 Deposit."]
+    encoded = []
+
+    def encode(texts):
+        encoded.extend(texts)
+        return np.ones((len(texts), 2))
+
+    TextIndex([source], encode).score("How much?")
+    assert "Fees: What does membership cost? 96 a year." in encoded
+
+
+def test_rows_of_a_table_are_ranked_by_their_words():
+    """Attention stands on the first row, whatever the question."""
+    rows = "Region,Quarter,Units\n" + "".join(f"{r},{q},{n}\n" for n, (r, q) in enumerate(product("NESW", ("Q1", "Q2"))))
+    source = Source("sales.csv", rows, tables.find_blocks(rows))
+    index = TextIndex([source], None)
+    count = len(source.quotes)
+    mass = np.full(count, 0.01)
+    mass[1] = 0.2
+    stats = EvidenceStats(mass[None], mass[None])
+    heads = replace(HEADS, powers={"lexical": {"matching": 1.0, "copying": 1.0, "lexical": 2.0}, "attention": {"matching": 1.0}})
+    scores = score_sentences(stats, index.score("Units of W in Q1?"), heads, index.find_roles())
+    assert source.quotes[scores.share.argmax()].text == "Region: W; Quarter: Q1; Units: 6"
+    assert scores.share[0] == 0.0  # the header
 
 
 def test_shares_are_products_of_powers():

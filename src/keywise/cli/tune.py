@@ -65,7 +65,7 @@ def tune(  # noqa: PLR0917 - each is an option of the command
     def notify(line: str) -> None:
         notices.print(replace_controls(line), markup=False, highlight=False)
 
-    encode = SentenceEncoder().encode if semantic else None
+    encode = SentenceEncoder().encode if semantic else False
     loaded = load_model(model, dtype=dtype, pack_linear=True, status=notify)
     config = loaded.model.config.get_text_config()
     all_heads = select_all_heads(config.num_hidden_layers, config.num_attention_heads)

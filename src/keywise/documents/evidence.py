@@ -17,10 +17,15 @@ if TYPE_CHECKING:
     from keywise.documents.files import Source
     from keywise.documents.scoring import EvidenceStats
 
-# Added to every share before it is raised to its power, so that a share of 0 by one kind of heads excludes no sentence.
+# Added to every score before it is raised to its power, so that 0 by one of them excludes no sentence.
 SMOOTHING: Final = 0.02
+LEXICAL_SMOOTHING: Final = 0.05
+# The attention on a row is mostly that on its table: rows are so alike that the row's own share has only this power.
+ROW_POWER: Final = 0.1
+MIN_TABLE_ROWS: Final = 3
 # Features that are logarithms of odds; the others are shares.
 COSINE_FEATURES: Final = ("semantic", "paragraph_semantic")
+LEXICAL_FEATURES: Final = ("lexical", "paragraph_lexical")
 
 _TINY: Final = 1e-9
 
@@ -51,10 +56,11 @@ class Evidence:
         Attention mass of the question's tokens above the null question's: mean over tokens, sum over matching heads.
         It is negative if the null question attends more to this sentence.
     lexical, paragraph_lexical
-        BM25 share of the sentence, and of its paragraph among all paragraphs.
+        Share of the question's words, by their rarity, in the sentence or its context (headings, or the line that
+        announces it); the same for its paragraph by BM25.
     semantic, paragraph_semantic
-        Cosine similarity of the question and the sentence with the one before it, and its mean over the paragraph;
-        None unless the reader has an encoder.
+        Cosine similarity of the question and the sentence in its context, and its mean over the paragraph; None unless
+        the reader has an encoder.
     rank
         1 for the sentence with the largest share.
     page
@@ -97,13 +103,17 @@ class SentenceRoles:
     Attributes
     ----------
     leads_on
-        bool [sentences]: headings, and sentences that repeat the question. What they say belongs to the next sentence.
+        bool [sentences]: headings, questions, and lines that end with a colon. What they say belongs to the next
+        sentence.
     lists_parts
         bool [sentences]: headers of tables and lines of contents.
+    tables
+        int [sentences]: the table of each row, -1 for other sentences.
     """
 
     leads_on: NDArray[np.bool_]
     lists_parts: NDArray[np.bool_]
+    tables: NDArray[np.intp]
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,7 +164,7 @@ def score_sentences(
         Which sentences do not answer by themselves; None for none.
     """
     matching, copying = pool_heads(stats, heads)
-    odds = compute_feature_odds(stats, text_scores, heads)
+    odds = compute_feature_odds(stats, text_scores, heads, None if roles is None else roles.tables)
     no_answer_share = estimate_no_answer_share(stats, heads)
     ranking = SEMANTIC if "semantic" in text_scores else LEXICAL
     shares = combine_odds(odds, heads.powers[ranking]) * (1.0 - no_answer_share)
@@ -230,7 +240,12 @@ def pool_heads(stats: EvidenceStats, heads: Heads) -> tuple[Scores, Scores]:
     return _sum_heads(stats.matching), _sum_heads(stats.copying)
 
 
-def compute_feature_odds(stats: EvidenceStats, text_scores: Mapping[str, Scores], heads: Heads) -> dict[str, Scores]:
+def compute_feature_odds(
+    stats: EvidenceStats,
+    text_scores: Mapping[str, Scores],
+    heads: Heads,
+    tables: NDArray[np.intp] | None = None,
+) -> dict[str, Scores]:
     """Return the odds of every sentence by each feature.
 
     The shares are products of powers of these odds.
@@ -243,20 +258,25 @@ def compute_feature_odds(stats: EvidenceStats, text_scores: Mapping[str, Scores]
     stats
         Attention mass per head and sentence, above the null question's.
     text_scores
-        Scores from the text alone. Lexical ones are shares; semantic ones are cosines, which are the logarithms of
-        the odds.
+        Scores from the text alone. Lexical ones are from 0 to 1; semantic ones are cosines, which are the logarithms
+        of the odds.
     heads
         The heads of `stats`.
+    tables
+        The table of each row, -1 for other sentences; None for none.
 
     Returns
     -------
     dict of float64 arrays [sentences]
     """
     matching, copying = pool_heads(stats, heads)
+    if tables is not None:
+        matching, copying = level_tables(matching, tables), level_tables(copying, tables)
     scores = {"matching": matching, "copying": copying, "previous": shift_to_next(matching), **text_scores}
     odds: dict[str, Scores] = {}
     for name, score in scores.items():
-        odds[name] = np.power(np.e, score) if name in COSINE_FEATURES else score + SMOOTHING
+        smoothing = LEXICAL_SMOOTHING if name in LEXICAL_FEATURES else SMOOTHING
+        odds[name] = np.power(np.e, score) if name in COSINE_FEATURES else score + smoothing
     return odds
 
 
@@ -281,6 +301,31 @@ def combine_odds(odds: Mapping[str, Scores], powers: Mapping[str, float]) -> Sco
     return shares
 
 
+def level_tables(shares: Scores, tables: NDArray[np.intp]) -> Scores:
+    """Return shares where rows of a table are nearly as large as their mean.
+
+    Parameters
+    ----------
+    shares
+        float64 [sentences].
+    tables
+        The table of each row, -1 for other sentences.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> level_tables(np.array([0.4, 0.1, 0.2, 0.3]), np.array([-1, 0, 0, 0])).round(2).tolist()
+    [0.4, 0.19, 0.2, 0.21]
+    """
+    levelled: Scores = shares.copy()
+    for table in range(int(tables.max(initial=-1)) + 1):
+        rows = np.flatnonzero(tables == table)
+        if rows.size >= MIN_TABLE_ROWS:
+            own = shares[rows] + _TINY
+            levelled[rows] = own.mean() ** (1.0 - ROW_POWER) * own**ROW_POWER
+    return levelled
+
+
 def shift_to_next(shares: Scores) -> Scores:
     """Return for each sentence the share of the one before it, 0 for the first.
 
@@ -299,7 +344,8 @@ def move_shares(shares: Scores, roles: SentenceRoles) -> Scores:
     Examples
     --------
     >>> import numpy as np
-    >>> roles = SentenceRoles(np.array([True, False, False, False]), np.array([False, False, False, True]))
+    >>> leads_on, lists_parts = np.eye(4, dtype=bool)[[0, 3]]
+    >>> roles = SentenceRoles(leads_on, lists_parts, tables=np.full(4, -1))
     >>> move_shares(np.array([0.4, 0.2, 0.2, 0.2]), roles).round(2).tolist()
     [0.0, 0.75, 0.25, 0.0]
     """

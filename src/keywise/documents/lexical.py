@@ -24,18 +24,14 @@ STEM_LETTERS: Final = 6
 # A heading or list item alone is not a paragraph: it belongs to the text after it.
 MIN_PARAGRAPH_SENTENCES: Final = 2
 
-# A question repeats another if it has this share of its words, weighted by rarity.
-MIN_REPEATED_SHARE: Final = 0.6
-
 _WORD = regex.compile(r"[\w\p{M}]+")
-_QUESTION_END = re.compile(r"[?\uff1f\u061f\u037e][\s\"'\u2019\u201d\u00bb)*_]*$")
 _BLANK_LINE = re.compile(r"\n[^\S\n]*\r?\n")
 
 Scores = NDArray[np.float64]
 
 
 class LexicalIndex:
-    r"""Word counts of sentences and paragraphs, made once for all questions.
+    r"""Words of sentences and paragraphs, counted once for all questions.
 
     Robertson and Zaragoza, "The Probabilistic Relevance Framework: BM25 and Beyond" (2009).
 
@@ -43,6 +39,8 @@ class LexicalIndex:
     ----------
     sources
         The texts; their sentences are numbered in order.
+    contexts
+        For each sentence the text that tells what it is about; see `keywise.documents.context.find_contexts`.
 
     Attributes
     ----------
@@ -52,60 +50,60 @@ class LexicalIndex:
     Examples
     --------
     >>> from keywise.documents import Source
-    >>> index = LexicalIndex([Source("note", "The lamp is lit. Its keeper was Ann.\n\nRain comes. It is wet.")])
+    >>> text = "The lamp is lit. Its keeper was Ann.\n\nRain comes. It is wet."
+    >>> index = LexicalIndex([Source("note", text)], [""] * 4)
     >>> index.paragraph_ids.tolist()
     [0, 0, 1, 1]
     >>> index.score_sentences("Who was the keeper?").round(2).tolist()
-    [0.33, 0.67, 0.0, 0.0]
-    >>> index.score_paragraphs("Who was the keeper?").tolist()
-    [1.0, 1.0, 0.0, 0.0]
+    [0.22, 0.44, 0.0, 0.0]
+    >>> index.score_paragraphs("Who was the keeper?").round(2).tolist()
+    [0.24, 0.24, 0.0, 0.0]
     """
 
-    def __init__(self, sources: Sequence[Source]) -> None:
+    def __init__(self, sources: Sequence[Source], contexts: Sequence[str]) -> None:
         sentences = [stem_words(quote.text) for source in sources for quote in source.quotes]
         self.paragraph_ids = _number_paragraphs(sources)
-        self._sentence_counts = [Counter(words) for words in sentences]
+        self._words = [{*words, *stem_words(context)} for words, context in zip(sentences, contexts, strict=True)]
         self._paragraph_counts = [Counter[str]() for _ in range(int(self.paragraph_ids.max(initial=-1)) + 1)]
         for paragraph, words in zip(self.paragraph_ids, sentences, strict=True):
             self._paragraph_counts[paragraph].update(words)
-        self._are_questions = [bool(_QUESTION_END.search(quote.text)) for source in sources for quote in source.quotes]
-        self._sentences_with = Counter(word for counts in self._sentence_counts for word in counts)
+        self._sentences_with = Counter(word for words in sentences for word in set(words))
 
     def score_sentences(self, question: str) -> Scores:
-        """Return the BM25 score of each sentence as a share of all: float64 [sentences].
+        """Return the share of the question's words, by their rarity, in each sentence or its context.
 
-        The shares sum to 1, or are all 0 if no word of the question occurs.
+        Returns
+        -------
+        float64 array [sentences]
+            From 0 to 1.
         """
-        return self._score(self._sentence_counts, question)
+        rarity = self._compute_rarity(question)
+        shared = [sum(rarity[word] for word in rarity if word in words) for words in self._words]
+        return np.array(shared, dtype=np.float64) / (sum(rarity.values()) or 1.0)
 
     def score_paragraphs(self, question: str) -> Scores:
-        """Return for each sentence the BM25 share of its paragraph: float64 [sentences]."""
-        return self._score(self._paragraph_counts, question)[self.paragraph_ids]
+        """Return the BM25 score of each sentence's paragraph, divided by the rarity of the question's words.
 
-    def find_repetitions(self, question: str) -> NDArray[np.bool_]:
-        """Return whether each sentence is a question with most words of this one: bool [sentences]."""
-        words = dict.fromkeys(stem_words(question))
-        total = len(self._sentence_counts)
-        rarity = {word: inverse_document_frequency(self._sentences_with[word], total) for word in words}
-        needed = MIN_REPEATED_SHARE * sum(rarity.values())
-        return np.array(
-            [
-                is_question and sum(rarity[word] for word in words if word in counts) > needed
-                for is_question, counts in zip(self._are_questions, self._sentence_counts, strict=True)
-            ],
-            dtype=np.bool_,
-        )
-
-    def _score(self, texts: Sequence[Counter[str]], question: str) -> Scores:
-        lengths = np.array([text.total() for text in texts], dtype=np.float64)
-        damping = K1 * (1 - B + B * lengths / max(lengths.mean(), 1.0)) if texts else lengths
-        scores = np.zeros(len(texts))
-        for word in dict.fromkeys(stem_words(question)):
-            count = np.array([text[word] for text in texts], dtype=np.float64)
-            rarity = inverse_document_frequency(self._sentences_with[word], len(self._sentence_counts))
-            scores += rarity * count / (count + damping)
-        shares: Scores = scores / (scores.sum() or 1.0)
+        Returns
+        -------
+        float64 array [sentences]
+            From 0 to 1.
+        """
+        rarity = self._compute_rarity(question)
+        lengths = np.array([counts.total() for counts in self._paragraph_counts], dtype=np.float64)
+        damping = K1 * (1 - B + B * lengths / max(lengths.mean(), 1.0)) if lengths.size else lengths
+        scores = np.zeros(lengths.size)
+        for word, weight in rarity.items():
+            count = np.array([counts[word] for counts in self._paragraph_counts], dtype=np.float64)
+            scores += weight * count / (count + damping)
+        shares: Scores = scores[self.paragraph_ids] / (sum(rarity.values()) or 1.0)
         return shares
+
+    def _compute_rarity(self, question: str) -> dict[str, float]:
+        """Return the inverse document frequency of each word of a question."""
+        total = len(self._words)
+        words = dict.fromkeys(stem_words(question))
+        return {word: inverse_document_frequency(self._sentences_with[word], total) for word in words}
 
 
 def inverse_document_frequency(sentences_with: int, sentences: int) -> float:

@@ -105,7 +105,7 @@ def rank_document(
     """
     if len(windows) == 1:
         result = score_question(model, windows[0].context, question, keep_cache=keep_cache)
-        roles = text_index.find_roles(question.text)
+        roles = text_index.find_roles()
         scores = score_sentences(result.stats, text_index.score(question.text), model.heads, roles)
         order = np.argsort(-scores.share, kind="stable")
         return _make_ranking(sources, scores, order, windows[0], 1, result.continuation)
@@ -135,7 +135,7 @@ def rank_document(
     final = choose_sentences(sources, candidates, preliminary, model.prompt.encode_text, max_tokens)
     window = _make_final_window(model, sources, final)
     result = score_question(model, window.context, question)
-    roles = text_index.find_roles(question.text, final)
+    roles = text_index.find_roles(final)
     scores = score_sentences(result.stats, text_index.score(question.text, final), model.heads, roles)
     merged["share"] = np.zeros(count)
     merged["attention"][:] = 0.0
@@ -246,7 +246,7 @@ def _read_windows(
             break
         stats = score_question(model, window.context, question).stats
         scores = text_index.score(question.text, window.sentences)
-        roles = text_index.find_roles(question.text, window.sentences)
+        roles = text_index.find_roles(window.sentences)
         results.append((window, score_sentences(stats, scores, model.heads, roles)))
         done_tokens += len(window.context.document.token_ids)
         if progress is not None:

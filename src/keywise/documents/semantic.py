@@ -20,7 +20,7 @@ Scores = NDArray[np.float64]
 class SemanticIndex:
     """Vectors of sentences, each made once for all questions when it is first needed.
 
-    A sentence is encoded together with the one before it in its paragraph, which it often refers to.
+    A sentence is encoded after its context, or after the sentence before it in its block, which it often refers to.
 
     Parameters
     ----------
@@ -28,6 +28,8 @@ class SemanticIndex:
         Returns the vectors of texts, one row each.
     sources
         The texts; their sentences are numbered in order.
+    contexts
+        For each sentence the text that tells what it is about; see `keywise.documents.context.find_contexts`.
     paragraph_ids
         int array [sentences], the paragraph of each sentence.
 
@@ -36,22 +38,25 @@ class SemanticIndex:
     >>> import numpy as np
     >>> from keywise.documents import Source
     >>> count_letters = lambda texts: [[text.count("a"), text.count("o")] for text in texts]
-    >>> index = SemanticIndex(count_letters, [Source("note", "A lamp. Oh no.")], [0, 1])
+    >>> index = SemanticIndex(count_letters, [Source("note", "A lamp. Oh no.")], ["", "Go:"], [0, 1])
     >>> sentences, paragraphs = index.score("o", np.array([0, 1]))
     >>> sentences.round(2).tolist(), paragraphs.round(2).tolist()
     ([0.0, 1.0], [0.0, 1.0])
     """
 
-    def __init__(self, encode: Encode, sources: Sequence[Source], paragraph_ids: ArrayLike) -> None:
+    def __init__(
+        self, encode: Encode, sources: Sequence[Source], contexts: Sequence[str], paragraph_ids: ArrayLike
+    ) -> None:
         self._encode = encode
         self._paragraph_ids = np.asarray(paragraph_ids, dtype=np.intp)
-        sentences = [quote.text for source in sources for quote in source.quotes]
         self._texts: list[str] = []
-        for number, sentence in enumerate(sentences):
-            follows = number > 0 and self._paragraph_ids[number] == self._paragraph_ids[number - 1]
-            self._texts.append(f"{sentences[number - 1]} {sentence}" if follows else sentence)
+        quotes = [quote for source in sources for quote in source.quotes]
+        for number, (quote, context) in enumerate(zip(quotes, contexts, strict=True)):
+            follows = number > 0 and quotes[number - 1].block is quote.block and quotes[number - 1].text not in context
+            previous = quotes[number - 1].text if follows else ""
+            self._texts.append(" ".join(part for part in (context, previous, quote.text) if part))
         self._vectors: NDArray[np.float64] | None = None
-        self._is_encoded = np.zeros(len(sentences), dtype=np.bool_)
+        self._is_encoded = np.zeros(len(self._texts), dtype=np.bool_)
 
     def score(self, question: str, sentences: NDArray[np.intp]) -> tuple[Scores, Scores]:
         """Return the cosine similarity of the question and each sentence, and its mean over each one's paragraph.

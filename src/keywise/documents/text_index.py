@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from keywise.documents.blocks import BlockKind
+from keywise.documents.context import find_contexts, find_leads, number_tables
 from keywise.documents.evidence import SentenceRoles
 from keywise.documents.lexical import LexicalIndex
 from keywise.documents.semantic import Encode, SemanticIndex
 
 if TYPE_CHECKING:
     from keywise.documents.files import Source
+
+_PART_KINDS: Final = frozenset({BlockKind.TABLE_HEADER, BlockKind.CONTENTS_LINE})
 
 TextScores = dict[str, NDArray[np.float64]]
 """By name, one score per sentence: ``lexical``, ``paragraph_lexical`` and, with an encoder, ``semantic`` and
@@ -43,14 +46,17 @@ class TextIndex:
     def __init__(self, sources: Sequence[Source], encode: Encode | None) -> None:
         self._sources = sources
         self._encode = encode
-        self._lexical = LexicalIndex(sources)
-        self._leads = self._find_kinds({BlockKind.HEADING}) | self._find_lead_ins()
-        self._lists_parts = self._find_kinds({BlockKind.TABLE_HEADER, BlockKind.CONTENTS_LINE})
+        self._contexts = find_contexts(sources)
+        self._lexical = LexicalIndex(sources, self._contexts)
+        quotes = [quote for source in sources for quote in source.quotes]
+        kinds = [quote.block.kind for quote in quotes]
+        lists_parts = np.array([kind in _PART_KINDS for kind in kinds], dtype=np.bool_)
+        self._roles = SentenceRoles(find_leads(quotes), lists_parts, number_tables(sources))
 
     @property
     def sentences(self) -> NDArray[np.intp]:
         """The numbers of all sentences."""
-        return np.arange(len(self._leads))
+        return np.arange(len(self._contexts))
 
     def score(self, question: str, sentences: NDArray[np.intp] | None = None) -> TextScores:
         """Return the scores of sentences for a question: float64 [sentences] each.
@@ -60,18 +66,13 @@ class TextIndex:
         question
             The question.
         sentences
-            int array, the numbers of the sentences among which shares sum to 1; None for all. Words are as rare as
-            they are in all sentences.
+            int array, the numbers of the sentences; None for all.
         """
         if sentences is None:
             sentences = self.sentences
-        lexical = self._lexical.score_sentences(question)[sentences]
-        paragraph_lexical = self._lexical.score_paragraphs(question)[sentences]
-        # The share of a paragraph counts once.
-        _, first_of_paragraph = np.unique(self._lexical.paragraph_ids[sentences], return_index=True)
         scores = {
-            "lexical": lexical / (lexical.sum() or 1.0),
-            "paragraph_lexical": paragraph_lexical / (paragraph_lexical[first_of_paragraph].sum() or 1.0),
+            "lexical": self._lexical.score_sentences(question)[sentences],
+            "paragraph_lexical": self._lexical.score_paragraphs(question)[sentences],
         }
         if self._semantic is not None:
             scores["semantic"], scores["paragraph_semantic"] = self._semantic.score(question, sentences)
@@ -81,15 +82,11 @@ class TextIndex:
         """Return how well the words of each sentence and its paragraph match a question: float64 [sentences]."""
         return self._lexical.score_sentences(question) + self._lexical.score_paragraphs(question)
 
-    def find_roles(self, question: str, sentences: NDArray[np.intp] | None = None) -> SentenceRoles:
-        """Return which sentences do not answer this question by themselves.
-
-        A page of questions and answers quotes the question; a heading, or a colon, announces what follows.
+    def find_roles(self, sentences: NDArray[np.intp] | None = None) -> SentenceRoles:
+        """Return which sentences do not answer by themselves, and which are rows of a table.
 
         Parameters
         ----------
-        question
-            The question.
         sentences
             As for `score`.
 
@@ -97,25 +94,15 @@ class TextIndex:
         --------
         >>> from keywise.documents import Source
         >>> index = TextIndex([Source("note", "Q: Who kept the lamp? A: Ann did.")], None)
-        >>> index.find_roles("Who kept the old lamp?").leads_on.tolist()
+        >>> index.find_roles().leads_on.tolist()
         [True, False]
         """
-        if sentences is None:
-            sentences = self.sentences
-        leads_on = self._leads | self._lexical.find_repetitions(question)
-        return SentenceRoles(leads_on[sentences], self._lists_parts[sentences])
-
-    def _find_lead_ins(self) -> NDArray[np.bool_]:
-        """Return which sentences announce what follows by a colon at their end."""
-        quotes = [quote for source in self._sources for quote in source.quotes]
-        return np.array([quote.text.rstrip().endswith((":", "\uff1a")) for quote in quotes], dtype=np.bool_)
-
-    def _find_kinds(self, kinds: Collection[BlockKind]) -> NDArray[np.bool_]:
-        quotes = [quote for source in self._sources for quote in source.quotes]
-        return np.array([quote.block.kind in kinds for quote in quotes], dtype=np.bool_)
+        chosen = self.sentences if sentences is None else sentences
+        roles = self._roles
+        return SentenceRoles(roles.leads_on[chosen], roles.lists_parts[chosen], roles.tables[chosen])
 
     @cached_property
     def _semantic(self) -> SemanticIndex | None:
         if self._encode is None:
             return None
-        return SemanticIndex(self._encode, self._sources, self._lexical.paragraph_ids)
+        return SemanticIndex(self._encode, self._sources, self._contexts, self._lexical.paragraph_ids)

@@ -108,8 +108,6 @@ class SentenceEncoder:
     ----------
     name
         The hub id, or the absolute path of the folder.
-    fingerprint
-        A digest of weights and settings.
 
     Raises
     ------
@@ -140,10 +138,15 @@ class SentenceEncoder:
         except (ModelFileError, OSError) as error:
             raise ModelError("encoder", f"{source!r} cannot be loaded: {error}") from error
         files = {name: path for name, path in found.items() if name.rpartition("/")[2] not in _DESCRIPTIONS}
+        self._files = files
         self._weights = {name: path for name, path in files.items() if name.endswith(".safetensors")}
         if not self._weights:
             raise ModelError("encoder", f"must have a .safetensors file in {self._folder}", got=source)
-        self.fingerprint = fingerprint_files(files)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A digest of weights and settings."""
+        return fingerprint_files(self._files)
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Return the keys of texts.
