@@ -15,11 +15,12 @@ from keywise.library.approximate import attend_candidates
 from keywise.library.arrow_arrays import Array
 from keywise.library.dataset import open_dataset, resolve_path, verify_files
 from keywise.library.encoder import Encoder, SentenceEncoder
+from keywise.library.file_changes import find_files
 from keywise.library.key_pages import KeyPages
 from keywise.library.lance_errors import convert_lance_errors
 from keywise.library.partials import LibraryPartial, merge_partials
 from keywise.library.query import Query, check_text, make_query
-from keywise.library.results import AddResult, LibraryAttention, LibraryInfo, SentenceHit
+from keywise.library.results import AddResult, LibraryAttention, LibraryInfo, SentenceHit, make_attention
 from keywise.library.scan import attend_fragments
 from keywise.library.schema import (
     KEY,
@@ -34,12 +35,14 @@ from keywise.library.schema import (
     read_encoder_id,
     read_key_format,
 )
+from keywise.library.sentence_search import make_hits
 from keywise.library.stored_documents import match_documents, read_digests
 from keywise.library.temperature import load_temperature, update_temperature
 from keywise.library.user_keys import add_rows
+from keywise.library.word_index import create_word_index, update_word_index
 from keywise.util.checks import check_int
 from keywise.util.optional_imports import require_modules
-from keywise.util.progress import Progress
+from keywise.util.progress import Progress, Status, ignore_status
 
 Mode = Literal["r", "a"]
 Engine = Literal["local", "ray"]
@@ -153,28 +156,35 @@ class Library:
         self,
         paths: Sequence[str | os.PathLike[str]],
         *,
+        prune: bool = False,
         progress: Progress | None = None,
+        status: Status | None = None,
         engine: Engine = "local",
     ) -> AddResult:
         """Add documents from files and folders.
 
         A document whose content is stored already is left unchanged; the sentences of a changed one are replaced in
-        one commit. Files that cannot be read are skipped and reported. An interrupted call leaves whole documents, and
-        the next call continues.
+        one commit. A document whose file was moved takes its new name and keeps its keys. Files that cannot be read are
+        skipped and reported. What is encoded is committed every few seconds, always whole documents; a call after an
+        interrupted one continues.
 
         Parameters
         ----------
         paths
             Files, and folders whose files are all added, except hidden ones. A document's name is its absolute path.
+        prune
+            Whether to remove documents at or below `paths` whose files do not exist any more.
         progress
-            Called with the number of sentences encoded and the number read so far.
+            Called in each step with what is done and the total: files compared, then bytes encoded.
+        status
+            Called with a line of text before each step.
         engine
             ``"local"``, or ``"ray"`` to read and encode on a Ray cluster.
 
         Returns
         -------
         AddResult
-            Names of the documents that were added, updated, unchanged or skipped.
+            Names of the documents that were added, updated, moved, unchanged, gone, removed or skipped.
 
         Raises
         ------
@@ -204,22 +214,30 @@ class Library:
         """
         self._check_writable()
         _check_engine(engine)
-        files = ingest.find_files(paths)
+        files = find_files(paths)
         if self._dataset is not None:
             self._check_holds_documents()
         encoder = self._load_encoder()
         if self._dataset is None:
             self._create_for_sentences(encoder)
         transactions.sweep_abandoned(self._path)
+        create_word_index(self._path)
         target = ingest.IngestTarget(self._path, self._dataset.schema, encoder)
         write: ingest.GroupWriter = ingest.write_groups
         if engine == "ray":
             from keywise.library.cluster import write_groups_on_cluster  # noqa: PLC0415 - optional
 
             write = write_groups_on_cluster
-        result = ingest.add_documents(target, files, self.documents(), write, progress)
-        update_temperature(self._path)
-        self._reopen()
+        try:
+            result = ingest.add_documents(
+                target, files, self.documents(), write, prune=prune, progress=progress, status=status
+            )
+            if status:
+                status("Indexing words")
+            update_temperature(self._path)
+            update_word_index(self._path)
+        finally:
+            self._reopen()
         return replace(result, version=self.version)
 
     def add_keys(self, keys: Any, **columns: Any) -> int:
@@ -318,13 +336,17 @@ class Library:
         where: str | None = None,
         top: int = 10,
         values: str | None = KEY,
+        words: str | Sequence[str | None] | None = None,
         engine: Engine = "local",
         approximate: bool = False,
         candidates: int = 1000,
+        progress: Progress | None = None,
+        status: Status | None = None,
     ) -> LibraryAttention:
         """Compute attention over every row.
 
-        Weights are exp(query . key / temperature), divided by their sum over all rows.
+        Weights are exp(query . key / temperature), divided by their sum over all rows. With `words`, 0.4 times the BM25
+        score of a row is added to query . key / temperature.
 
         Parameters
         ----------
@@ -338,6 +360,9 @@ class Library:
             Number of heaviest rows to report per query.
         values
             The numeric column whose weighted mean is computed: ``"key"`` for the keys, None for none.
+        words
+            Per query a text whose words count, or None; for a library of documents. The 1,000 rows with the highest
+            BM25 scores are raised.
         engine
             ``"local"``, or ``"ray"`` to attend on a Ray cluster; the result has the same bits.
         approximate
@@ -345,6 +370,10 @@ class Library:
             bound.
         candidates
             Number of candidates per query.
+        progress
+            Called in each step with what is done and the total: bytes verified, then rows attended to.
+        status
+            Called with a line of text before each step.
 
         Returns
         -------
@@ -375,8 +404,13 @@ class Library:
         dataset = self._require_dataset()
         if not dataset.count_rows():
             raise self._make_empty_error()
-        if engine == "local":
-            verify_files(self._path, dataset)  # on a cluster each worker verifies its fragments
+        _check_engine(engine)
+        announce = status or ignore_status
+        if engine == "local":  # on a cluster each worker verifies its fragments
+            announce("Verifying files")
+            verify_files(self._path, dataset, progress=progress)
+        if words is not None and (approximate or not self._has_encoder()):
+            raise OptionError("words", "must be None for candidates and for keys of your own", got=words)
         query = make_query(
             dataset,
             self._make_query_vectors(queries),
@@ -384,34 +418,30 @@ class Library:
             where=where,
             top=top,
             values=values,
+            words=[words] if isinstance(words, str) else words,
             path=self._path,
         )
-        _check_engine(engine)
-        least_share: Array = np.ones(len(query.queries), np.float32)
+        announce("Searching")
         if approximate:
             if engine != "local":
                 raise OptionError("engine", "must be 'local' with approximate=True", got=engine)
-            result, least_share = attend_candidates(dataset, query, check_int("candidates", candidates, minimum=1))
-        else:
-            result = self._attend_all(dataset, query, engine)
-        weights = result.weights * least_share[:, None]
-        return LibraryAttention(
-            weights=weights,
-            rows=result.rows,
-            top_mass=weights.sum(axis=1),
-            value=None if values is None else result.value,
-            entropy=result.entropy,
-            lse=result.lse,
-            temperature=query.temperature,
-            exact=not approximate,
-            dataset=dataset,
-            path=self._path,
-        )
+            count = check_int("candidates", candidates, minimum=1)
+            return make_attention(dataset, query, *attend_candidates(dataset, query, count), exact=False)
+        result = self._attend_all(dataset, query, engine, progress)
+        return make_attention(dataset, query, result, np.ones(len(query.queries), np.float32), exact=True)
 
     def search(
-        self, text: str, *, top: int = 10, where: str | None = None, temperature: float | None = None
+        self,
+        text: str,
+        *,
+        top: int = 10,
+        where: str | None = None,
+        temperature: float | None = None,
+        keys_only: bool = False,
+        progress: Progress | None = None,
+        status: Status | None = None,
     ) -> list[SentenceHit]:
-        """Return the sentences that a text attends to most.
+        """Return the sentences that a text attends to most, by their keys and by common words.
 
         Parameters
         ----------
@@ -423,11 +453,15 @@ class Library:
             Lance's SQL; sentences for which it does not hold are hidden.
         temperature
             Scores are divided by it; None for the library's own.
+        keys_only
+            Whether to rank by keys alone.
+        progress, status
+            See `attend`.
 
         Returns
         -------
         list of SentenceHit
-            Heaviest first, with weights among all sentences.
+            Heaviest first, with weights among all sentences and their shares by keys and by words.
 
         Raises
         ------
@@ -454,11 +488,17 @@ class Library:
         'The keeper feeds geese.'
         """
         question = check_text("text", text)
-        attention = self.attend(question, top=top, where=where, temperature=temperature, values=None)
-        return [
-            SentenceHit(match["text"], match["document"], match["start"], match["end"], float(match["weight"]), rank)
-            for rank, match in enumerate(attention.matches[0], start=1)
-        ]
+        attention = self.attend(
+            [question] if keys_only else [question, question],
+            top=top,
+            where=where,
+            temperature=temperature,
+            values=None,
+            words=None if keys_only else [None, question],
+            progress=progress,
+            status=status,
+        )
+        return make_hits(attention)
 
     @property
     def dataset(self) -> Any:
@@ -629,14 +669,17 @@ class Library:
             dataset.optimize.compact_files()
         self._reopen()
 
-    def _attend_all(self, dataset: Any, query: Query, engine: Engine) -> LibraryPartial:
+    def _attend_all(
+        self, dataset: Any, query: Query, engine: Engine, progress: Progress | None
+    ) -> LibraryPartial:
         if engine == "ray":
             from keywise.library.cluster import attend_on_cluster  # noqa: PLC0415 - optional
 
             return merge_partials(attend_on_cluster(self._path, dataset, query), query)
         if self._key_pages is None:
             self._key_pages = KeyPages(self._path, read_key_format(dataset.schema))
-        return merge_partials(attend_fragments(dataset, dataset.get_fragments(), query, self._key_pages), query)
+        fragments = dataset.get_fragments()
+        return merge_partials(attend_fragments(dataset, fragments, query, self._key_pages, progress), query)
 
     def _make_query_vectors(self, queries: Any) -> Array:
         """Return queries [Q, D] in the dtype of the keys; texts are encoded."""

@@ -96,12 +96,16 @@ def attend_rows(
         Attention over these rows.
     """
     summands, factors = _split_values(values, keys)
+    if isinstance(addresses, int):
+        addresses = np.arange(addresses, addresses + sum(map(len, keys)))
+    bias = query.make_bias(addresses)
     partial, stats = compute_partial_with_stats(
         query.queries[None, None],
         Chunks(chunk[None, None] for chunk in keys),
         Chunks(chunk[None, None] for chunk in summands),
         scale=1 / query.temperature,
         mask=None if allowed is None else allowed[None, None, None],
+        bias=None if bias is None else bias[None, None],
         top_k=min(query.top, sum(map(len, keys))),
     )
     width = 0 if values is None else values[0].shape[1]
@@ -116,7 +120,7 @@ def attend_rows(
 
     top_keys = stats.top_keys[0, 0].astype(np.int64)
     top_count = top_keys.shape[1]
-    top_addresses = addresses + top_keys if isinstance(addresses, int) else addresses[np.maximum(top_keys, 0)]
+    top_addresses = addresses[np.maximum(top_keys, 0)]
     rows = np.full((len(query.queries), query.top), NO_ROW, np.int64)
     rows[:, :top_count] = np.where(top_keys < 0, NO_ROW, top_addresses)
     weights = np.zeros(rows.shape, np.float32)
