@@ -409,11 +409,12 @@ class Library:
         if engine == "local":  # on a cluster each worker verifies its fragments
             announce("Verifying files")
             verify_files(self._path, dataset, progress=progress)
+        vectors = self._make_query_vectors(queries)
         if words is not None and (approximate or not self._has_encoder()):
             raise OptionError("words", "must be None for candidates and for keys of your own", got=words)
         query = make_query(
             dataset,
-            self._make_query_vectors(queries),
+            vectors,
             temperature=self.temperature if temperature is None else temperature,
             where=where,
             top=top,
@@ -669,9 +670,7 @@ class Library:
             dataset.optimize.compact_files()
         self._reopen()
 
-    def _attend_all(
-        self, dataset: Any, query: Query, engine: Engine, progress: Progress | None
-    ) -> LibraryPartial:
+    def _attend_all(self, dataset: Any, query: Query, engine: Engine, progress: Progress | None) -> LibraryPartial:
         if engine == "ray":
             from keywise.library.cluster import attend_on_cluster  # noqa: PLC0415 - optional
 

@@ -61,7 +61,8 @@ def _holds_texts(column_type: pa.DataType) -> bool:
 def _is_text(column_type: pa.DataType) -> bool:
     is_binary = pa.types.is_binary(column_type) or pa.types.is_large_binary(column_type)
     is_string = pa.types.is_string(column_type) or pa.types.is_large_string(column_type)
-    return is_binary or is_string or pa.types.is_string_view(column_type) or pa.types.is_binary_view(column_type)
+    is_view = pa.types.is_string_view(column_type) or pa.types.is_binary_view(column_type)
+    return bool(is_binary or is_string or is_view)
 
 
 def _iterate_leaves(array: Any) -> Iterator[Any]:

@@ -28,8 +28,7 @@ class SentenceRows:
     def encoded_texts(self) -> list[str]:
         """The texts whose keys are stored: each sentence after its headings."""
         return [
-            add_headings(text, path)
-            for text, path in zip(self.columns[TEXT], self.columns[HEADING_PATH], strict=True)
+            add_headings(text, path) for text, path in zip(self.columns[TEXT], self.columns[HEADING_PATH], strict=True)
         ]
 
 

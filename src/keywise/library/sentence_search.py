@@ -22,6 +22,9 @@ def make_hits(attention: LibraryAttention) -> list[SentenceHit]:
     bias = attention.query.bias
     ranking = 0 if bias is None else 1
     rows = attention.rows[ranking]
+    present = rows != NO_ROW
+    if not present.any():
+        return []
     semantic = attention.weights[ranking]
     lexical: Array | None = None
     words = None if bias is None else bias[ranking]
@@ -29,7 +32,6 @@ def make_hits(attention: LibraryAttention) -> list[SentenceHit]:
         nats = words.select(rows)
         semantic = semantic * _share_by_keys(attention.lse, nats)
         lexical = nats / (words.nats.sum(dtype=np.float64) or 1.0)
-    present = rows != NO_ROW
     return [
         SentenceHit(
             text=match["text"],

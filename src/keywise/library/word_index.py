@@ -25,7 +25,8 @@ INDEX_OPTIONS: Final = {
 
 MIN_UNINDEXED_ROWS: Final = 1000
 UNINDEXED_SHARE: Final = 0.05
-"""The index is updated when more rows than both of these are not in it."""
+MAX_UNINDEXED_ROWS: Final = 10_000
+"""The index is updated when more than this share of the rows is not in it, within these limits."""
 
 
 def create_word_index(path: str) -> None:
@@ -47,7 +48,8 @@ def has_word_index(dataset: Any) -> bool:
 def update_word_index(path: str) -> bool:
     """Add the rows that are not in the index to it, if there are many; return whether it was changed."""
     dataset = open_dataset(path)
-    if _count_unindexed(dataset) <= max(MIN_UNINDEXED_ROWS, UNINDEXED_SHARE * dataset.count_rows()):
+    least = max(MIN_UNINDEXED_ROWS, int(UNINDEXED_SHARE * dataset.count_rows()))
+    if _count_unindexed(dataset) <= min(least, MAX_UNINDEXED_ROWS):
         return False
     verify_files(path, dataset)
     with lock_writers(path):
