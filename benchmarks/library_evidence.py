@@ -107,13 +107,16 @@ def measure_ranks(data: Path, questions: int, passage_tokens: int | None = None)
             encoder.encode([row["text"] for row in rows])
             @ encoder.encode([question.text for question in all_questions]).T
         )
-        encoder_ranks, search_ranks, gold_weights = [], [], []
+        encoder_ranks, search_ranks, keys_ranks, gold_weights = [], [], [], []
         for question, score in zip(all_questions, scores.T, strict=True):
             gold = next(number for number, row in enumerate(rows) if _holds_answer(row, question))
             encoder_ranks.append(1 + int((score > score[gold]).sum()))
             sentences = library.search(question.text, top=len(rows))
             (sentence,) = (each for each in sentences if _spans_answer(each.document, each.start, each.end, question))
             search_ranks.append(sentence.rank)
+            by_keys = library.search(question.text, top=len(rows), keys_only=True)
+            (found,) = (each.rank for each in by_keys if _spans_answer(each.document, each.start, each.end, question))
+            keys_ranks.append(found)
             gold_weights.append(sentence.weight)
         model = load_model(pack_linear=True)
         reader = Reader(model, keep=False)
@@ -132,6 +135,7 @@ def measure_ranks(data: Path, questions: int, passage_tokens: int | None = None)
             "sentences": len(rows),
             "temperature": library.temperature,
             "search_ranks": search_ranks,
+            "keys_ranks": keys_ranks,
             "encoder_ranks": encoder_ranks,
             "gold_weights": gold_weights,
             "passage_tokens": budget,
@@ -153,6 +157,7 @@ def format_ranks(results: Sequence[dict[str, Any]]) -> str:
     """Format how often the gold sentence is among the first."""
     labels = {
         "search_ranks": "`library search`",
+        "keys_ranks": "`library search --keys-only`",
         "encoder_ranks": "the encoder alone, float32",
         "evidence_ranks": "`ask --library`, evidence in the passages read",
         "search_ranks_before_evidence": "`library search`, the same questions",
@@ -162,7 +167,7 @@ def format_ranks(results: Sequence[dict[str, Any]]) -> str:
         rows = [
             [f"{label}, {len(result[field])} questions", *_format_hits(np.array(result[field]))]
             for field, label in labels.items()
-            if result[field]
+            if result.get(field)
         ]
         mean_weight = statistics.geometric_mean(max(weight, 1e-30) for weight in result["gold_weights"])
         summary = (

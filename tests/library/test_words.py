@@ -10,6 +10,7 @@ import pytest
 import keywise as kw
 from keywise.errors import FormatError, OptionError, ShapeError
 from keywise.library import word_index, word_scores
+from keywise.library.key_pages import KeyPages
 from keywise.library.library import Library
 from keywise.library.word_index import WORD_INDEX
 from tests.support.library_tools import DIMENSION, WordEncoder, make_document_text, write_documents
@@ -108,7 +109,7 @@ def test_words_are_found_in_any_script(tmp_path: Path, question: str, answer: st
 
 
 def test_question_without_words_of_the_library_ranks_by_keys(library: Library) -> None:
-    for question in ("zzz qqq", "?!"):
+    for question in ("zzz qqq", "?!", "\ud800", "\0"):
         hits = library.search(question, top=5)
         assert [hit.text for hit in hits] == [hit.text for hit in library.search(question, top=5, keys_only=True)]
         assert {hit.lexical for hit in hits} == {0.0}
@@ -189,3 +190,13 @@ def test_keys_of_the_users_own_have_no_words(tmp_path: Path) -> None:
     library.add_keys(np.eye(3), text=["a", "b", "c"])
     with pytest.raises(OptionError, match="words must be None for candidates and for keys of your own"):
         library.attend(np.eye(3)[0], words="a")
+
+
+def test_words_of_keys_that_lance_decodes(library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
+    question = "Ben keeps the lamp of house 1"
+    expected = library.search(question, top=20)
+    opened = kw.Library.open(library.path, encoder=WordEncoder())
+    monkeypatch.setattr(KeyPages, "find_pages", lambda *_: None)
+    decoded = opened.search(question, top=20)
+    assert [hit.text for hit in decoded] == [hit.text for hit in expected]
+    assert [hit.weight for hit in decoded] == pytest.approx([hit.weight for hit in expected], rel=1e-4)

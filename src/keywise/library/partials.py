@@ -96,9 +96,7 @@ def attend_rows(
         Attention over these rows.
     """
     summands, factors = _split_values(values, keys)
-    if isinstance(addresses, int):
-        addresses = np.arange(addresses, addresses + sum(map(len, keys)))
-    bias = query.make_bias(addresses)
+    bias = query.make_bias(addresses, sum(map(len, keys)))
     partial, stats = compute_partial_with_stats(
         query.queries[None, None],
         Chunks(chunk[None, None] for chunk in keys),
@@ -120,7 +118,7 @@ def attend_rows(
 
     top_keys = stats.top_keys[0, 0].astype(np.int64)
     top_count = top_keys.shape[1]
-    top_addresses = addresses[np.maximum(top_keys, 0)]
+    top_addresses = addresses + top_keys if isinstance(addresses, int) else addresses[np.maximum(top_keys, 0)]
     rows = np.full((len(query.queries), query.top), NO_ROW, np.int64)
     rows[:, :top_count] = np.where(top_keys < 0, NO_ROW, top_addresses)
     weights = np.zeros(rows.shape, np.float32)

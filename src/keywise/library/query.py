@@ -67,16 +67,29 @@ class Query:
         """Columns that have to be read."""
         return [KEY, *self.value_columns]
 
-    def make_bias(self, addresses: NDArray[Any]) -> NDArray[Any] | None:
-        """Return what is added to the scores [Q, N] of rows with ascending addresses; None for nothing."""
+    def make_bias(self, addresses: NDArray[Any] | int, rows: int) -> NDArray[Any] | None:
+        """Return what is added to the scores [Q, N] of some rows; None for nothing.
+
+        Parameters
+        ----------
+        addresses
+            Ascending addresses of the rows, or the address of the first of consecutive rows.
+        rows
+            Number of the rows.
+        """
         if self.bias is None:
             return None
-        bias = np.zeros((len(self.bias), len(addresses)), np.float32)
+        bias = np.zeros((len(self.bias), rows), np.float32)
         for number, each in enumerate(self.bias):
-            if each is not None and len(addresses):
-                places = np.minimum(np.searchsorted(addresses, each.addresses), len(addresses) - 1)
+            if each is None or not rows:
+                continue
+            if isinstance(addresses, int):
+                places = each.addresses - addresses
+                found = (places >= 0) & (places < rows)
+            else:
+                places = np.minimum(np.searchsorted(addresses, each.addresses), rows - 1)
                 found = addresses[places] == each.addresses
-                bias[number, places[found]] = each.nats[found]
+            bias[number, places[found]] = each.nats[found]
         return bias
 
     def select(self, index: int) -> Query:

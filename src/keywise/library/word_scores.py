@@ -79,6 +79,7 @@ def score_words(path: str, dataset: Any, text: str, where: str | None) -> RowBia
     FormatError
         The index cannot be read.
     """
+    text = text.encode(errors="replace").decode()  # a surrogate is part of no word
     with convert_lance_errors(path, "cannot be read", where=where):
         table = dataset.scanner(
             columns=["_score"],
