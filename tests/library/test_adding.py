@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -91,6 +92,50 @@ def test_documents_that_were_encoded_before_an_interruption_are_kept(
     encoder.texts.clear()
     again = library.add([tmp_path / "documents"])
     assert (len(again.unchanged), len(again.added), len(encoder.texts)) == (14, 6, 36)
+
+
+@pytest.mark.parametrize("damage", [False, True])
+def test_long_document_goes_on_where_it_was_interrupted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: bool
+) -> None:
+    monkeypatch.setattr(ingest, "ENCODED_SENTENCES", 10)
+    monkeypatch.setattr(ingest, "LONG_SENTENCES", 100)
+    write_documents(tmp_path / "documents", 1)
+    book = tmp_path / "documents" / "book.txt"
+    book.write_text("\n\n".join(f"House {number} has a lamp." for number in range(150)), encoding="utf-8")
+    encoder = RecordingEncoder(fails_at="House 77 ")
+    library = open_library(tmp_path, encoder)
+    with pytest.raises(KeyboardInterrupt):
+        library.add([tmp_path / "documents"])
+    assert list(library.documents()) == []
+    unfinished = list(Path(library.path, "_unfinished").iterdir())
+    assert len(unfinished) == 1
+    if damage:
+        content = unfinished[0].read_bytes()
+        unfinished[0].write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    encoder.fails_at = None
+    encoder.texts.clear()
+    assert library.add([tmp_path / "documents"]).sentences == 156
+    assert (
+        len([text for text in encoder.texts if text.startswith("House") and "lamp" in text]) == 150 - (not damage) * 70
+    )
+    assert list(Path(library.path, "_unfinished").iterdir()) == []
+    rows = list_rows(library, "text", "key")
+    expected = np.asarray(WordEncoder().encode([row["text"] for row in rows]), np.float16)
+    np.testing.assert_array_equal(np.array([row["key"] for row in rows], np.float16), expected)
+
+
+def test_old_keys_of_unfinished_documents_are_removed(tmp_path: Path) -> None:
+    paths = write_documents(tmp_path / "documents", 2)
+    library = open_library(tmp_path)
+    library.add(paths[:1])
+    folder = Path(library.path, "_unfinished")
+    folder.mkdir()
+    for name, seconds in (("old.keys", 0), ("young.keys", time.time())):
+        (folder / name).write_bytes(b"0\n")
+        os.utime(folder / name, (seconds, seconds))
+    library.add(paths)
+    assert [path.name for path in folder.iterdir()] == ["young.keys"]
 
 
 def test_documents_are_committed_every_few_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

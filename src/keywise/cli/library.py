@@ -70,7 +70,7 @@ def add(
     except KeyboardInterrupt:
         stored = len(opened_library.documents())
         if stored > stored_before:
-            print_notice(f"{stored - stored_before:,} documents were stored; the same command goes on from there")
+            print_notice(f"{stored - stored_before:,} documents were stored; the same command continues from there")
         raise
     if as_json:
         write_json(asdict(result))

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from keywise.documents import read_file
 from keywise.errors import DtypeError, FormatError, OptionError, ShapeError
 from keywise.library.arrow_arrays import vectors_to_arrow
-from keywise.library.dataset import open_dataset, verify_files
+from keywise.library.dataset import is_local, open_dataset, verify_files
 from keywise.library.encoder import Encoder
 from keywise.library.file_changes import ContentFile, CopiedDocument, FileList, compare_files
 from keywise.library.lance_errors import convert_lance_errors
@@ -23,7 +23,8 @@ from keywise.library.results import AddResult
 from keywise.library.schema import SENTENCE_COLUMNS, KeyFormat, check_vectors, read_key_format
 from keywise.library.sentence_rows import SentenceRows, make_rows
 from keywise.library.sql import quote_literal
-from keywise.library.transactions import commit_fragments, write_rows
+from keywise.library.transactions import CANNOT_WRITE, commit_fragments, write_rows
+from keywise.library.unfinished_keys import UnfinishedKeys
 from keywise.util.progress import Progress, Status, ignore_status
 
 GROUP_SENTENCES: Final = 65536
@@ -35,6 +36,9 @@ COMMIT_SHARE: Final = 0.02
 
 ENCODED_SENTENCES: Final = 256
 """Sentences that are encoded between two reports of progress."""
+
+LONG_SENTENCES: Final = 1024
+"""The keys of a document of so many sentences are kept beside the library until all are encoded."""
 
 COPIED_DOCUMENTS: Final = 64
 """Documents whose rows are copied together."""
@@ -193,16 +197,19 @@ def write_groups(
         for group in _encode_files(target, files, progress):
             pending.extend(group)
             if is_commit_due(pending.started, started) or pending.sentences >= GROUP_SENTENCES:
-                written, pending = pending.write(), _PendingGroup(target, time.monotonic())
-                yield written
+                committed, pending = pending, _PendingGroup(target, time.monotonic())
+                yield committed.write()
+                committed.remove_unfinished()
     except GeneratorExit:
         raise
     except BaseException:
         if pending.documents:
             yield pending.write()
+            pending.remove_unfinished()
         raise
     if pending.documents or pending.skipped:
         yield pending.write()
+        pending.remove_unfinished()
 
 
 def is_commit_due(group_started: float, started: float) -> bool:
@@ -224,15 +231,21 @@ class _EncodedFiles:
     documents: list[SentenceRows] = field(default_factory=list)
     keys: list[NDArray[Any]] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)
+    unfinished: list[UnfinishedKeys] = field(default_factory=list)
 
     @property
     def sentences(self) -> int:
         return sum(map(len, self.documents))
 
+    def remove_unfinished(self) -> None:
+        for keys in self.unfinished:
+            keys.remove()
+
     def extend(self, other: _EncodedFiles) -> None:
         self.documents += other.documents
         self.keys += other.keys
         self.skipped |= other.skipped
+        self.unfinished += other.unfinished
 
 
 class _PendingGroup(_EncodedFiles):
@@ -264,15 +277,26 @@ def _encode_files(
         group, group_bytes = _read_files(remaining)
         if not group.documents and not group.skipped:
             return
-        texts = [text for document in group.documents for text in document.encoded_texts]
+        *short, last = [document.encoded_texts for document in group.documents] or [[]]
+        texts = [text for texts_of_one in short for text in texts_of_one]
+        if is_local(target.path) and len(last) >= LONG_SENTENCES:
+            group.unfinished.append(UnfinishedKeys(target.path, last, target.encoder.fingerprint, key_format))
+        else:
+            texts += last
+            last = []
 
-        def report(encoded: int, before: int = done_bytes, size: int = group_bytes, count: int = len(texts)) -> None:
+        def report(
+            encoded: int, before: int = done_bytes, size: int = group_bytes, count: int = group.sentences
+        ) -> None:
             if progress:
                 progress(before + size * encoded // max(count, 1), total_bytes)
 
+        report(0)
         if texts:
-            report(0)
             group.keys.append(encode_texts(texts, target.encoder, key_format, report))
+        if last:
+            report_last = _count_from(len(texts), report)
+            group.keys.append(_encode_long(last, target, key_format, group.unfinished[-1], report_last))
         done_bytes += group_bytes
         yield group
 
@@ -294,6 +318,47 @@ def _read_files(files: Iterator[ContentFile]) -> tuple[_EncodedFiles, int]:
         if group.sentences >= min(ENCODED_SENTENCES, GROUP_SENTENCES):
             break
     return group, group_bytes
+
+
+def _encode_long(
+    texts: Sequence[str],
+    target: IngestTarget,
+    key_format: KeyFormat,
+    unfinished: UnfinishedKeys,
+    report: Callable[[int], None],
+) -> NDArray[Any]:
+    """Return the keys of a long document, from those that an interrupted call left on."""
+    started = saved = time.monotonic()
+    keys = [unfinished.load()[: len(texts)]]
+    count = len(keys[0])
+    try:
+        while count < len(texts):
+            report(count)
+            batch = texts[count : count + ENCODED_SENTENCES]
+            keys.append(encode_texts(batch, target.encoder, key_format, _ignore_count))
+            count += len(batch)
+            if is_commit_due(saved, started):
+                _save(target, unfinished, keys)
+                saved = time.monotonic()
+    except BaseException:
+        if count > len(keys[0]):
+            _save(target, unfinished, keys)
+        raise
+    report(count)
+    return np.concatenate(keys)
+
+
+def _save(target: IngestTarget, unfinished: UnfinishedKeys, keys: Sequence[NDArray[Any]]) -> None:
+    with convert_lance_errors(target.path, CANNOT_WRITE):
+        unfinished.save(np.concatenate(keys))
+
+
+def _count_from(first: int, report: Callable[[int], None]) -> Callable[[int], None]:
+    return lambda count: report(first + count)
+
+
+def _ignore_count(_count: int) -> None:
+    pass
 
 
 def encode_texts(

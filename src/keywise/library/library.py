@@ -38,6 +38,7 @@ from keywise.library.schema import (
 from keywise.library.sentence_search import make_hits
 from keywise.library.stored_documents import match_documents, read_digests
 from keywise.library.temperature import load_temperature, update_temperature
+from keywise.library.unfinished_keys import sweep_unfinished_keys
 from keywise.library.user_keys import add_rows
 from keywise.library.word_index import create_word_index, update_word_index
 from keywise.util.checks import check_int
@@ -221,6 +222,7 @@ class Library:
         if self._dataset is None:
             self._create_for_sentences(encoder)
         transactions.sweep_abandoned(self._path)
+        sweep_unfinished_keys(self._path)
         create_word_index(self._path)
         target = ingest.IngestTarget(self._path, self._dataset.schema, encoder)
         write: ingest.GroupWriter = ingest.write_groups
