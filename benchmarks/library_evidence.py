@@ -117,12 +117,14 @@ def measure_ranks(data: Path, questions: int, passage_tokens: int | None = None)
         alternative_ranks: dict[str, list[int]] = {}
         for question, score in zip(all_questions, scores.T, strict=True):
             gold = next(number for number, row in enumerate(rows) if _holds_answer(row, question))
-            encoder_ranks.append(_rank(score, gold))
+            encoder_ranks.append(int(_rank_all(score)[gold]))
             sentences = library.search(question.text, top=len(rows))
             (sentence,) = (each for each in sentences if _spans_answer(each.document, each.start, each.end, question))
             search_ranks.append(sentence.rank)
-            for name, scores_of_name in score_alternatives(sentences).items():
-                alternative_ranks.setdefault(name, []).append(_rank(scores_of_name, sentence.rank - 1))
+            by_place = sorted(sentences, key=lambda each: (each.document, each.start))  # decides between equal scores
+            for name, alternative in score_alternatives(by_place).items():
+                rank = int(_rank_all(alternative)[by_place.index(sentence)])
+                alternative_ranks.setdefault(name, []).append(rank)
             gold_weights.append(sentence.weight)
         model = load_model(pack_linear=True)
         reader = Reader(model, keep=False)
@@ -177,15 +179,10 @@ def score_alternatives(sentences: Sequence[SentenceHit]) -> dict[str, Array]:
 
 
 def _rank_all(scores: Array) -> Array:
-    """Return the rank of each score, 1 for the largest."""
+    """Return the rank of each score, 1 for the largest; the first of equal ones is before the others."""
     ranks = np.empty(len(scores), np.int64)
     ranks[np.argsort(-scores, kind="stable")] = np.arange(1, len(scores) + 1)
     return ranks
-
-
-def _rank(scores: Array, index: int) -> int:
-    """Return the rank of one score, 1 for the largest."""
-    return 1 + int((scores > scores[index]).sum())
 
 
 def _holds_answer(row: dict[str, Any], question: _LocatedQuestion) -> bool:
