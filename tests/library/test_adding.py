@@ -14,6 +14,7 @@ import pytest
 import keywise as kw
 from keywise.library import ingest
 from keywise.library.library import Library
+from keywise.library.sentence_rows import add_headings
 from tests.support.library_tools import WordEncoder, write_documents
 
 
@@ -68,6 +69,14 @@ def test_headings_are_encoded_with_what_stands_under_them(tmp_path: Path) -> Non
     assert [row["paragraph"] for row in rows] == [0, 1]
     (hit,) = library.search("fees of the lease", top=1, where="array_has(heading_path, 'Fees')")
     assert (hit.text, hit.heading_path, hit.kind) == ("The card costs EUR 45.", ("Lease", "Fees"), "list item")
+
+
+def test_long_headings_leave_room_for_the_sentence() -> None:
+    path = [f"Part {number} of the long title" for number in range(40)]
+    encoded = add_headings("It is EUR 45.", path)
+    assert encoded.endswith("Part 39 of the long title: It is EUR 45.")
+    assert len(encoded) < 220
+    assert len(add_headings("It is EUR 45.", ["x" * 1000])) < 220
 
 
 def test_document_of_headings_alone_is_stored(tmp_path: Path) -> None:

@@ -162,16 +162,23 @@ def write_groups_on_cluster(
     rows: list[dict[str, Any]] = []
     done_bytes = 0
     group_started = started
-    with _unwrap_errors():
-        for row in written.iter_rows():
-            rows.append(row)
-            done_bytes += row["bytes"]
-            if progress:
-                progress(done_bytes, total_bytes)
-            if is_commit_due(group_started, started):
-                yield _join_rows(rows)
-                rows = []
-                group_started = time.monotonic()
+    try:
+        with _unwrap_errors():
+            for row in written.iter_rows():
+                rows.append(row)
+                done_bytes += row["bytes"]
+                if progress:
+                    progress(done_bytes, total_bytes)
+                if is_commit_due(group_started, started):
+                    joined, rows = _join_rows(rows), []
+                    yield joined
+                    group_started = time.monotonic()
+    except GeneratorExit:
+        raise
+    except BaseException:  # what was encoded before is kept
+        if rows:
+            yield _join_rows(rows)
+        raise
     if rows:
         yield _join_rows(rows)
 

@@ -123,7 +123,11 @@ def _walk_folder(root: str, skipped: dict[str, str]) -> Iterator[str]:
     while folders:
         start = folders.pop(0)
         for folder, subfolders, names in os.walk(start, onerror=record_error):
-            status = os.stat(folder)
+            try:
+                status = os.stat(folder)
+            except OSError as error:  # removed meanwhile
+                record_error(error)
+                continue
             if (status.st_dev, status.st_ino) in walked:
                 subfolders.clear()
                 continue

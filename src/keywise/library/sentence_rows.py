@@ -11,6 +11,9 @@ from keywise.documents import Source
 from keywise.documents.blocks import BlockKind, Quote
 from keywise.library.schema import HEADING_PATH, SENTENCE_COLUMNS, TEXT
 
+MAX_HEADING_CHARACTERS: Final = 200
+"""Most characters of headings that are encoded with a sentence."""
+
 _BLANK_LINE: Final = re.compile(r"\n[^\S\n]*\r?\n|\r[^\S\r\n]*\r")
 
 
@@ -33,7 +36,7 @@ class SentenceRows:
 
 
 def add_headings(text: str, heading_path: Sequence[str]) -> str:
-    """Return a sentence after the headings that it stands under.
+    """Return a sentence after the headings that it stands under, the inner ones if they are long.
 
     Parameters
     ----------
@@ -47,7 +50,14 @@ def add_headings(text: str, heading_path: Sequence[str]) -> str:
     >>> add_headings("It is EUR 45.", ["Contract", "Fees"])
     'Contract > Fees: It is EUR 45.'
     """
-    return f"{' > '.join(heading_path)}: {text}" if heading_path else text
+    if not heading_path:
+        return text
+    headings = " > ".join(heading_path)
+    # An encoder reads the first 256 tokens or so.
+    if len(headings) > MAX_HEADING_CHARACTERS:
+        headings = headings[-MAX_HEADING_CHARACTERS:]
+        headings = headings.partition(" ")[2] or headings
+    return f"{headings}: {text}"
 
 
 def make_rows(source: Source, document: str, digest: str) -> SentenceRows:
