@@ -28,8 +28,8 @@ from keywise.documents.tune import (
     select_all_heads,
 )
 from keywise.errors import OptionError
-from keywise.models.sentence_encoder import SentenceEncoder
 from keywise.models.loading import LoadedModel, load_model
+from keywise.models.sentence_encoder import SentenceEncoder
 from keywise.util.optional_imports import require_modules
 
 FOLDS: Final = 6
@@ -97,7 +97,7 @@ def judge_evidence(
     loaded = load_model(model, dtype=dtype, pack_linear=True)
     config = loaded.model.config.get_text_config()
     all_heads = select_all_heads(config.num_hidden_layers, config.num_attention_heads)
-    require_modules("bench", "rank_bm25", "sentence_transformers")
+    require_modules("bench", "rank_bm25")
     encoder = SentenceEncoder()
     reader = Reader(loaded, heads=all_heads, encode=encoder.encode, keep=False)
 

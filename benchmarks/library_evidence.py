@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,13 @@ from numpy.typing import NDArray
 from benchmarks.markdown import format_table
 from keywise.errors import FormatError, MissingFileError
 
+if TYPE_CHECKING:
+    from keywise.library.results import SentenceHit
+
 Array = NDArray[Any]
+
+BM25_WEIGHTS: Final = (0.1, 0.2, 0.3, 0.4, 0.5)
+FUSION_CONSTANTS: Final = (10, 60)
 
 
 @dataclass(frozen=True)
@@ -108,12 +114,17 @@ def measure_ranks(data: Path, questions: int, passage_tokens: int | None = None)
             @ encoder.encode([question.text for question in all_questions]).T
         )
         encoder_ranks, search_ranks, gold_weights = [], [], []
+        alternative_ranks: dict[str, list[int]] = {}
         for question, score in zip(all_questions, scores.T, strict=True):
             gold = next(number for number, row in enumerate(rows) if _holds_answer(row, question))
-            encoder_ranks.append(1 + int((score > score[gold]).sum()))
+            encoder_ranks.append(int(_rank_all(score)[gold]))
             sentences = library.search(question.text, top=len(rows))
             (sentence,) = (each for each in sentences if _spans_answer(each.document, each.start, each.end, question))
             search_ranks.append(sentence.rank)
+            by_place = sorted(sentences, key=lambda each: (each.document, each.start))  # decides between equal scores
+            for name, alternative in score_alternatives(by_place).items():
+                rank = int(_rank_all(alternative)[by_place.index(sentence)])
+                alternative_ranks.setdefault(name, []).append(rank)
             gold_weights.append(sentence.weight)
         model = load_model(pack_linear=True)
         reader = Reader(model, keep=False)
@@ -132,6 +143,7 @@ def measure_ranks(data: Path, questions: int, passage_tokens: int | None = None)
             "sentences": len(rows),
             "temperature": library.temperature,
             "search_ranks": search_ranks,
+            "alternative_ranks": alternative_ranks,
             "encoder_ranks": encoder_ranks,
             "gold_weights": gold_weights,
             "passage_tokens": budget,
@@ -139,6 +151,38 @@ def measure_ranks(data: Path, questions: int, passage_tokens: int | None = None)
             "search_ranks_before_evidence": ranks_before,
             "tokens_read": tokens_read,
         }
+
+
+def score_alternatives(sentences: Sequence[SentenceHit]) -> dict[str, Array]:
+    """Return the scores of sentences under other ways to rank them by keys and words.
+
+    Parameters
+    ----------
+    sentences
+        All sentences of a library, with their weights and shares.
+    """
+    from keywise.library.word_scores import BM25_WEIGHT
+
+    weights, by_keys, by_words = (
+        np.array([getattr(each, name) for each in sentences], np.float64) for name in ("weight", "semantic", "lexical")
+    )
+    key_scores = np.log(np.maximum(by_keys, 1e-30))
+    biases = np.log(np.maximum(weights, 1e-30)) - key_scores  # BM25_WEIGHT * BM25, and the same number for all
+    alternatives = {"keys alone": by_keys, "words alone": by_words}
+    for constant in FUSION_CONSTANTS:
+        alternatives[f"reciprocal rank fusion, k = {constant}"] = sum(
+            (1 / (constant + _rank_all(share)) * (share > 0) for share in (by_keys, by_words)), np.zeros(len(sentences))
+        )
+    for weight in BM25_WEIGHTS:
+        alternatives[f"sum with {weight} BM25"] = key_scores + weight / BM25_WEIGHT * biases
+    return alternatives
+
+
+def _rank_all(scores: Array) -> Array:
+    """Return the rank of each score, 1 for the largest; the first of equal ones is before the others."""
+    ranks = np.empty(len(scores), np.int64)
+    ranks[np.argsort(-scores, kind="stable")] = np.arange(1, len(scores) + 1)
+    return ranks
 
 
 def _holds_answer(row: dict[str, Any], question: _LocatedQuestion) -> bool:
@@ -164,6 +208,8 @@ def format_ranks(results: Sequence[dict[str, Any]]) -> str:
             for field, label in labels.items()
             if result[field]
         ]
+        for name, ranks in result.get("alternative_ranks", {}).items():
+            rows.insert(-3, [f"{name}, {len(ranks)} questions", *_format_hits(np.array(ranks))])
         mean_weight = statistics.geometric_mean(max(weight, 1e-30) for weight in result["gold_weights"])
         summary = (
             f"{result['documents']} files, {result['sentences']} sentences; temperature {result['temperature']:.3f}; "

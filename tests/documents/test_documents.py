@@ -289,7 +289,7 @@ def test_an_encoder_adds_semantic_scores(loaded):
         return [[text.count(letter) for letter in "abcdefghijklmnopqrstuvwxyz"] for text in texts]
 
     text = "The lamp was lit in 1862. Its keeper was Ann Low.\n\nThe cook was Jo Bell. Jo baked bread."
-    plain = Reader(loaded, keep=False).read(text).evidence("Who was the keeper?")
+    plain = Reader(loaded, encode=False, keep=False).read(text).evidence("Who was the keeper?")
     assert {item.semantic for item in plain} == {None}
     semantic = Reader(loaded, encode=letters, keep=False).read(text).evidence("Who was the keeper?")
     by_start = [{item.start: item for item in evidence} for evidence in (plain, semantic)]
@@ -547,14 +547,18 @@ def test_sentences_are_read_in_their_context():
 
 def test_rows_of_a_table_are_ranked_by_their_words():
     """Attention stands on the first row, whatever the question."""
-    rows = "Region,Quarter,Units\n" + "".join(f"{r},{q},{n}\n" for n, (r, q) in enumerate(product("NESW", ("Q1", "Q2"))))
+    rows = "Region,Quarter,Units\n" + "".join(
+        f"{r},{q},{n}\n" for n, (r, q) in enumerate(product("NESW", ("Q1", "Q2")))
+    )
     source = Source("sales.csv", rows, tables.find_blocks(rows))
     index = TextIndex([source], None)
     count = len(source.quotes)
     mass = np.full(count, 0.01)
     mass[1] = 0.2
     stats = EvidenceStats(mass[None], mass[None])
-    heads = replace(HEADS, powers={"lexical": {"matching": 1.0, "copying": 1.0, "lexical": 2.0}, "attention": {"matching": 1.0}})
+    heads = replace(
+        HEADS, powers={"lexical": {"matching": 1.0, "copying": 1.0, "lexical": 2.0}, "attention": {"matching": 1.0}}
+    )
     scores = score_sentences(stats, index.score("Units of W in Q1?"), heads, index.find_roles())
     assert source.quotes[scores.share.argmax()].text == "Region: W; Quarter: Q1; Units: 6"
     assert scores.share[0] == 0.0  # the header

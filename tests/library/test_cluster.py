@@ -101,6 +101,10 @@ def test_add_on_two_nodes_writes_each_document_once_when_one_is_lost(
     local = kw.Library.open(tmp_path / "local", "a", encoder=WordEncoder())
     local.add([tmp_path / "documents"])
     columns = ["document", "sentence", "text", "key"]
-    rows, local_rows = (each.dataset.to_table(columns=columns).to_pylist() for each in (library, local))
+    # A commit every few seconds has the documents of the tasks that ended meanwhile.
+    rows, local_rows = (
+        sorted(each.dataset.to_table(columns=columns).to_pylist(), key=lambda row: (row["document"], row["sentence"]))
+        for each in (library, local)
+    )
     assert rows == local_rows
-    assert len(library.versions()) == len(local.versions())
+    assert len(library.versions()) > len(local.versions())

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from keywise.models.sentence_encoder import DEFAULT_PACKAGE
 from keywise.models import find_model
+from keywise.models.sentence_encoder import DEFAULT_PACKAGE
 from keywise.util.optional_imports import find_package_folders
 from tests.support.command_line import run
 from tests.support.library_tools import make_document_text, write_documents
@@ -41,11 +41,15 @@ def test_library_is_searched_listed_and_changed(library: Path, tmp_path: Path) -
 
     report = json.loads(run("library", "search", library, "Who keeps the lamp of house 3?", "--json").stdout)
     assert 0 < report["top_mass"] <= 1
+    assert all(0 < sentence["semantic"] < 1 and 0 <= sentence["lexical"] <= 1 for sentence in report["sentences"])
+    assert "; keys " in result.stdout
+    result = run("library", "search", library, "Who keeps the lamp of house 3?", "--keys-only")
+    assert "; keys " not in result.stdout
     assert [sentence["rank"] for sentence in report["sentences"]] == [1, 2, 3, 4, 5]
 
     result = run("library", "remove", library, tmp_path / "documents" / "003.txt")
     assert result.stdout == "1 removed\n"
-    before = json.loads(run("library", "info", library, "--version", 2, "--json").stdout)
+    before = json.loads(run("library", "info", library, "--version", 3, "--json").stdout)
     now = json.loads(run("library", "info", library, "--json").stdout)
     assert (before["documents"], now["documents"], now["rows"]) == (10, 9, 54)
     assert len(json.loads(run("library", "list", library, "--json").stdout)["documents"]) == 9
@@ -58,6 +62,21 @@ def test_library_is_searched_listed_and_changed(library: Path, tmp_path: Path) -
     assert "must be an existing file" in result.stderr
     report = json.loads(result.stdout)
     assert (len(report["added"]), len(report["unchanged"]), len(report["skipped"])) == (1, 9, 1)
+
+
+def test_moved_and_deleted_files_are_told_and_pruned(library: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "documents"
+    (folder / "001.txt").rename(folder / "moved.txt")
+    (folder / "002.txt").unlink()
+    result = run("library", "add", library, folder)
+    assert result.exit_code == 0, result.stderr
+    assert "0 added, 0 updated, 8 unchanged, 1 moved; 0 sentences encoded" in result.stdout
+    assert f"gone: {folder / '002.txt'}" in result.stderr
+    assert "stored documents without a file: 1; --prune removes them" in result.stderr
+    result = run("library", "add", library, folder, "--prune")
+    assert "0 added, 0 updated, 9 unchanged, 1 removed; 0 sentences encoded" in result.stdout
+    assert "gone" not in result.stderr
+    assert len(run("library", "list", library).stdout.splitlines()) == 9
 
 
 @pytest.mark.parametrize(

@@ -16,10 +16,10 @@ import pytest
 import keywise as kw
 from keywise.errors import DtypeError, FormatError, MissingFileError, ModelError, OptionError, ShapeError
 from keywise.library import ingest
-from keywise.models.sentence_encoder import DEFAULT_PACKAGE, SentenceEncoder
 from keywise.library.library import Library
 from keywise.library.passages import choose_passages
 from keywise.library.schema import FORMAT_VERSION_FIELD
+from keywise.models.sentence_encoder import DEFAULT_PACKAGE, SentenceEncoder
 from keywise.util.optional_imports import find_package_folders
 from tests.support.library_tools import DIMENSION, WordEncoder, make_document_text, write_documents
 
@@ -155,8 +155,11 @@ def test_each_group_is_one_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     seen: list[tuple[int, int]] = []
     library.add(paths, progress=lambda encoded, total: seen.append((encoded, total)))
     assert len(library.dataset.get_fragments()) == 4
-    assert seen[-1] == (60, 60)
-    assert seen == sorted(seen)
+    total_bytes = sum(path.stat().st_size for path in paths)
+    assert seen[0] == (0, 10)
+    assert seen[-1] == (total_bytes, total_bytes)
+    encoded = [done for done, total in seen if total == total_bytes]
+    assert encoded == sorted(encoded)
     library.compact()
     assert len(library.dataset.get_fragments()) == 1
     assert library.search("Gil keeps the lamp of house 6")[0].text == "Gil keeps the lamp of house 6."
@@ -258,7 +261,8 @@ def test_open_refuses_bad_arguments(tmp_path: Path) -> None:
     ("metadata", "message"),
     [
         ({"keywise.encoder": "", "keywise.encoder.fingerprint": ""}, "made by an earlier build .* delete it or create"),
-        ({FORMAT_VERSION_FIELD: "999"}, "must be a library of format version 1, got version 999.* delete it or create"),
+        ({FORMAT_VERSION_FIELD: "1"}, "was made by an earlier build .* delete it or create"),
+        ({FORMAT_VERSION_FIELD: "999"}, "must be a library of format version 2, got version 999.* delete it or create"),
     ],
 )
 @pytest.mark.parametrize("mode", ["r", "a"])

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
+import lance
 import numpy as np
+import pyarrow as pa
 import pytest
 
 import keywise as kw
-from keywise.errors import DtypeError, OptionError
+from keywise.errors import DtypeError, FormatError, OptionError
 from keywise.library.library import Library
 from keywise.library.where import MAX_NESTING
 
@@ -119,3 +125,41 @@ def test_candidates_refuse_errors_of_rows_too(library: Library) -> None:
     for where in ("CAST(group AS BIGINT) = 3", "1=1; SELECT 1"):
         with pytest.raises(OptionError, match="where must be"):
             writable.attend(np.ones(6), where=where, approximate=True, candidates=3)
+
+
+FOREIGN = """
+import sys, numpy as np, keywise as kw
+library = kw.Library.open(sys.argv[1])
+assert len(library.attend(np.ones(2), where="number < 2", top=3).matches[0]) == 2
+for where in sys.argv[2:]:
+    try:
+        library.attend(np.ones(2), where=where)
+    except kw.KeywiseError as error:
+        print(error)
+"""
+
+
+def test_null_characters_of_another_tools_texts_are_refused(tmp_path: Path) -> None:
+    """Lance would end the process: its message about the cast has the null character."""
+    library = kw.Library.open(tmp_path / "library", "a")
+    library.add_keys(np.eye(2), number=[0, 1], group=["1", "2"], note=["x", "y"])
+    row = library.dataset.to_table().slice(0, 1).to_pylist()[0] | {"number": 2, "group": "c\0d"}
+    lance.write_dataset(pa.Table.from_pylist([row], library.dataset.schema), library.path, mode="append")
+    wheres = ["CAST(GROUP AS BIGINT) = 3", "group::bigint > 5", "number = 2 AND try_cast(group AS INT) IS NULL"]
+    command = [sys.executable, "-c", FOREIGN, library.path, *wheres]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert len(lines) == 3
+    assert all("without null characters in texts; column 'group' has one" in line for line in lines), lines
+
+
+def test_null_characters_in_nested_columns_are_found(tmp_path: Path) -> None:
+    library = kw.Library.open(tmp_path / "library", "a")
+    library.add_keys(np.eye(2), number=[0, 1])
+    tags = pa.array([[{"name": "a"}], [{"name": "b"}, {"name": "c\0"}]])
+    library.dataset.add_columns(pa.table({"tags": tags}).to_reader())
+    opened = kw.Library.open(library.path)
+    assert opened.attend(np.ones(2), where="number = 1").rows.size
+    with pytest.raises(FormatError, match="column 'tags' has one"):
+        opened.attend(np.ones(2), where="array_length(tags) = 2")

@@ -148,6 +148,11 @@ def test_old_files_of_killed_writers_are_removed_and_younger_ones_stay(tmp_path:
     for path in left:
         shutil.copy(named, path)
     os.utime(left[0], (0, 0))
+    unnamed = [Path(library.path, "_indices", name, "part_0_docs.lance") for name in ("old", "young")]
+    for path in unnamed:
+        path.parent.mkdir(parents=True)
+        shutil.copy(named, path)
+    os.utime(unnamed[0], (0, 0))
     # A writer that was killed after its commit has recorded no checksums.
     os.unlink(Path(library.path, "_checksums", "data", f"{named.name}.json"))
     os.utime(named, (0, 0))
@@ -156,6 +161,7 @@ def test_old_files_of_killed_writers_are_removed_and_younger_ones_stay(tmp_path:
     assert named.name in names
     assert "young.lance" in names
     assert "old.lance" not in names
+    assert [path.exists() for path in unnamed] == [False, True]
     assert kw.Library.open(library.path, encoder=WordEncoder()).info().documents == 4
 
 

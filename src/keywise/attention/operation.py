@@ -183,7 +183,14 @@ def partial(
 
 
 def compute_partial_with_stats(
-    query: Any, key: Any, value: Any, *, mask: Any = None, scale: float | None = None, top_k: int = 8
+    query: Any,
+    key: Any,
+    value: Any,
+    *,
+    mask: Any = None,
+    bias: Any = None,
+    scale: float | None = None,
+    top_k: int = 8,
 ) -> tuple[Partial, AttentionStats]:
     """Compute attention over part of the keys, and the statistics of this part.
 
@@ -191,7 +198,7 @@ def compute_partial_with_stats(
 
     Parameters
     ----------
-    query, key, value, mask, scale
+    query, key, value, mask, bias, scale
         As in `partial`; key and value may be `Chunks`.
     top_k
         Number of heaviest keys to report per query, numbered from the first key of this part.
@@ -215,7 +222,8 @@ def compute_partial_with_stats(
     >>> part.values.shape, stats.top_keys.item()
     ((1, 1, 1, 4), 2)
     """
-    call = make_call(query, key, value, mask=mask, scale=scale, stats=StatsRequest(top_k, key_mass=False))
+    request = StatsRequest(top_k, key_mass=False)
+    call = make_call(query, key, value, mask=mask, bias=bias, scale=scale, stats=request)
     results = _compute(call, partial=True)
     part = Partial(*(results.pop(name) for name in ("running_max", "running_sum", "values")))
     return part, AttentionStats(None, **results)

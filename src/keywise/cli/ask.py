@@ -22,9 +22,9 @@ from keywise.documents.report import (
 )
 from keywise.errors import FormatError, MissingFileError, OptionError
 from keywise.library.answer import choose_passages_for
-from keywise.models.sentence_encoder import SentenceEncoder
 from keywise.library.passages import locate_evidence
 from keywise.models.loading import load_model
+from keywise.models.sentence_encoder import SentenceEncoder
 from keywise.util.terminal_text import replace_controls
 
 ASK_EXAMPLES = """
@@ -81,9 +81,13 @@ def ask(  # noqa: PLR0917 - each is an argument or option of the command
         typer.Option("--ablate", help="Also measure how much less likely the answer is without each top sentence."),
     ] = False,
     semantic: Annotated[
-        bool,
-        typer.Option("--semantic", help="Also rank sentences by a sentence encoder; needs the extra `library`."),
-    ] = False,
+        bool | None,
+        typer.Option(
+            "--semantic/--no-semantic",
+            help="Whether to rank sentences by a sentence encoder too. Default: if its package is installed.",
+            show_default=False,
+        ),
+    ] = None,
     dtype: Dtype = None,
     threads: Threads = None,
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Neither reuse nor store prefilled documents.")] = False,
@@ -120,11 +124,13 @@ def ask(  # noqa: PLR0917 - each is an argument or option of the command
 
     loaded = load_model(model, dtype=dtype, pack_linear=True, status=notify)
     passages = [] if opened_library is None else choose_passages_for(opened_library, question, loaded)
-    encode = SentenceEncoder().encode if semantic else None
+    encode = SentenceEncoder().encode if semantic else semantic is None
     reader = Reader(loaded, keep=not no_cache, encode=encode, status=notify)
     with show_progress(notices, "Reading", "tokens") as progress:
         document = reader.read([*sources, *(passage.source for passage in passages)], progress=progress)
-        answer = document.ask(question, max_tokens=max_tokens, sentences=sentences, on_token=write_token, progress=progress)
+        answer = document.ask(
+            question, max_tokens=max_tokens, sentences=sentences, on_token=write_token, progress=progress
+        )
     notify(f"Computed {document.read_tokens - document.reused_tokens:,} tokens, reused {document.reused_tokens:,}")
     ablations = document.ablate(answer, top=ABLATED_SENTENCES) if ablate and answer.text else []
     # Evidence of a library names the documents that its passages come from.

@@ -13,7 +13,7 @@ import keywise
 from keywise.cli.ask import ask as ask_documents
 from keywise.cli.exits import FAILURE
 from keywise.cli.options import AsJson, MaxTokens, Model, Top
-from keywise.cli.terminal import print_notice, show_progress, write, write_json
+from keywise.cli.terminal import print_notice, show_steps, write, write_json
 
 HELP = "Add documents to a library, search their sentences and ask questions about them."
 EXAMPLES = """
@@ -25,6 +25,8 @@ Examples:
 
   keywise library ask papers.library "Who kept the light?"
 """
+
+SHOWN_NAMES = 10
 
 LibraryPath = Annotated[
     str, typer.Argument(metavar="LIBRARY", help="A folder, or an address such as s3://bucket/library.")
@@ -40,23 +42,49 @@ Version = Annotated[int | None, typer.Option(min=1, help="Open this version. Def
 def add(
     path: LibraryPath,
     paths: Annotated[list[str], typer.Argument(metavar="FILE", help="Files, and folders whose files are all added.")],
+    prune: Annotated[
+        bool,
+        typer.Option("--prune", help="Also remove documents of these FILEs and folders that do not exist any more."),
+    ] = False,
     encoder: EncoderName = None,
     engine: Annotated[str, typer.Option(help="local, or ray to encode on a Ray cluster.")] = "local",
     as_json: AsJson = False,
 ) -> None:
     """Add documents, and update those that changed.
 
-    Documents whose content is stored already are left unchanged. Files that cannot be read are skipped and listed; the
-    exit code is then 1.
+    Documents whose content is stored already are left unchanged; those whose files were moved keep their keys. What is
+    encoded is stored every few seconds, so an interrupted command can be given again. Files that cannot be read are
+    skipped and listed; the exit code is then 1.
     """
     opened_library = keywise.Library.open(path, "a", encoder=encoder)
-    with show_progress(Console(stderr=True), "Encoding", "sentences") as progress:
-        result = opened_library.add(paths, progress=progress, engine=engine)  # type: ignore[arg-type]  # checked there
+    stored_before = len(opened_library.documents())
+    try:
+        with show_steps(Console(stderr=True)) as (status, progress):
+            result = opened_library.add(
+                paths,
+                prune=prune,
+                progress=progress,
+                status=status,
+                engine=engine,  # type: ignore[arg-type]  # checked there
+            )
+    except KeyboardInterrupt:
+        stored = len(opened_library.documents())
+        if stored > stored_before:
+            print_notice(f"{stored - stored_before:,} documents were stored; the same command continues from there")
+        raise
     if as_json:
         write_json(asdict(result))
     else:
         counts = f"{len(result.added)} added, {len(result.updated)} updated, {len(result.unchanged)} unchanged"
+        counts += "".join(
+            f", {len(names)} {what}" for names, what in ((result.moved, "moved"), (result.removed, "removed")) if names
+        )
         write(f"{counts}; {result.sentences:,} sentences encoded, version {result.version}\n")
+    for name in result.gone[:SHOWN_NAMES]:
+        print_notice(f"gone: {_format_name(name)}")
+    if result.gone:
+        more = f", {len(result.gone) - SHOWN_NAMES} not shown" if len(result.gone) > SHOWN_NAMES else ""
+        print_notice(f"stored documents without a file: {len(result.gone)}{more}; --prune removes them")
     for reason in result.skipped.values():
         print_notice(f"skipped: {reason}")
     if result.skipped:
@@ -89,11 +117,18 @@ def search(
     where: Where = None,
     version: Version = None,
     encoder: EncoderName = None,
+    keys_only: Annotated[
+        bool, typer.Option("--keys-only", help="Rank by the encoder alone, not by common words too.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show the sentences that a question attends to most, with their weights."""
+    """Show the sentences that a question attends to most, by their keys and by common words.
+
+    Each has its weight, its share by keys alone, and its share of the words of the question (BM25).
+    """
     opened_library = keywise.Library.open(path, encoder=encoder, version=version)
-    hits = opened_library.search(text, top=top, where=where)
+    with show_steps(Console(stderr=True)) as (status, progress):
+        hits = opened_library.search(text, top=top, where=where, keys_only=keys_only, progress=progress, status=status)
     top_mass = sum(hit.weight for hit in hits)
     if as_json:
         write_json({"top_mass": top_mass, "sentences": [asdict(hit) for hit in hits]})
@@ -101,7 +136,8 @@ def search(
     for hit in hits:
         sentence = " ".join(hit.text.split())
         document = _format_name(hit.document)
-        write(f"{hit.weight:7.2%}  {sentence}\n         {document}, characters {hit.start} to {hit.end}\n")
+        shares = "" if hit.lexical is None else f"; keys {hit.semantic:.1%}, words {hit.lexical:.1%}"
+        write(f"{hit.weight:7.2%}  {sentence}\n         {document}, characters {hit.start} to {hit.end}{shares}\n")
     if not hits:
         write("No sentence was found" + (f" where {where}" if where else "") + ".\n")
         return

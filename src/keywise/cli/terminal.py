@@ -58,3 +58,33 @@ def show_progress(console: "Console", label: str, unit: str) -> Iterator[Callabl
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+@contextmanager
+def show_steps(console: "Console") -> Iterator[tuple[Callable[[str], None], Callable[[int, int], None]]]:
+    """Show the steps of a long task inside the block, each with a progress bar and the time left.
+
+    Parameters
+    ----------
+    console
+        Where to draw them; nothing is drawn unless this is a terminal.
+
+    Yields
+    ------
+    status : callable
+        Called with the name of each step when it begins.
+    progress : callable
+        Called with the number of units done in this step and the total number.
+    """
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=None)
+
+        def begin_step(line: str) -> None:
+            nonlocal task
+            bar.remove_task(task)  # the time left counts from the step's beginning
+            task = bar.add_task(line, total=None)
+
+        yield begin_step, lambda done, total: bar.update(task, completed=done, total=total)

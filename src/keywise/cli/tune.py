@@ -14,9 +14,9 @@ from keywise.documents import Reader
 from keywise.documents.heads import locate_own_heads
 from keywise.documents.squad import load_squad
 from keywise.documents.tune import choose_heads, observe_questions, select_all_heads
-from keywise.models.sentence_encoder import SentenceEncoder
 from keywise.models import fingerprint
 from keywise.models.loading import load_model
+from keywise.models.sentence_encoder import SentenceEncoder
 from keywise.util.terminal_text import replace_controls
 
 TUNE_EXAMPLES = """

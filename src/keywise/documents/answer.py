@@ -323,6 +323,7 @@ def write_answer(
         token = int(logits.argmax())
     text = model.prompt.decode(token_ids)
     leading_spaces = len(text) - len(text.lstrip())
+
     def find_sources(start: int, end: int) -> list[int]:
         first = int(np.searchsorted(text_ends, start + leading_spaces, side="right"))
         last = int(np.searchsorted(text_ends, end + leading_spaces, side="left"))

@@ -308,9 +308,7 @@ class Document:
             forward_question(self._model, window.context, tokens)
         return len(tokens.token_ids)
 
-    def _rank(
-        self, question: QuestionTokens, *, keep_cache: bool = False, progress: Progress | None = None
-    ) -> Ranking:
+    def _rank(self, question: QuestionTokens, *, keep_cache: bool = False, progress: Progress | None = None) -> Ranking:
         ranking = rank_document(
             self._model,
             self.sources,

@@ -108,7 +108,8 @@ def rank_document(
         roles = text_index.find_roles()
         scores = score_sentences(result.stats, text_index.score(question.text), model.heads, roles)
         order = np.argsort(-scores.share, kind="stable")
-        return _make_ranking(sources, scores, order, windows[0], 1, result.continuation)
+        evidence = list_evidence(sources, scores, order)
+        return Ranking(evidence, scores.no_answer_share, windows[0], 1, _invert(order), result.continuation)
 
     chosen = choose_windows(windows, text_index, question.text, max_windows)
     for number, window in enumerate(windows):
@@ -145,12 +146,11 @@ def rank_document(
         column[final] = scores.text[name]
     whole = SentenceScores(**merged, text=text_scores, no_answer_share=scores.no_answer_share)
     order = np.lexsort((np.arange(count), -preliminary, -whole.share))
-    return _make_ranking(sources, whole, order, window, len(by_window), None)
+    evidence = list_evidence(sources, whole, order)
+    return Ranking(evidence, whole.no_answer_share, window, len(by_window), _invert(order), None)
 
 
-def choose_windows(
-    windows: Sequence[Window], text_index: TextIndex, question: str, max_windows: int
-) -> list[int]:
+def choose_windows(windows: Sequence[Window], text_index: TextIndex, question: str, max_windows: int) -> list[int]:
     """Return the numbers of the windows to read, in the order in which the question's words rank them.
 
     Parameters
@@ -166,7 +166,7 @@ def choose_windows(
     """
     scores = text_index.score_words(question)
     best = np.array([scores[window.sentences].max() for window in windows])
-    return np.argsort(-best, kind="stable")[:max_windows].tolist()
+    return [int(number) for number in np.argsort(-best, kind="stable")[:max_windows]]
 
 
 def choose_sentences(
@@ -271,18 +271,11 @@ def _make_final_window(model: EvidenceModel, sources: Sequence[Source], sentence
     return Window(sentences, PrefilledContext(model, document, names=[part.name for part in parts]))
 
 
-def _make_ranking(
-    sources: Sequence[Source],
-    scores: SentenceScores,
-    order: Numbers,
-    window: Window,
-    read_windows: int,
-    continuation: Continuation | None,
-) -> Ranking:
+def _invert(order: Numbers) -> Numbers:
+    """Return the rank of each sentence, from 1, of the numbers of sentences, best first."""
     ranks = np.empty(order.size, dtype=np.intp)
     ranks[order] = np.arange(1, order.size + 1)
-    evidence = list_evidence(sources, scores, order)
-    return Ranking(evidence, scores.no_answer_share, window, read_windows, ranks, continuation)
+    return ranks
 
 
 def _shift_progress(progress: Progress, done_tokens: int, total_tokens: int) -> Progress:

@@ -257,4 +257,3 @@ def _find_encode(encode: Encode | bool, heads: Heads, model: str) -> Encode | No
 
 def _ignore(_line: str) -> None:
     """Ignore a status line."""
-

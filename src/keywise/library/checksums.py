@@ -248,8 +248,16 @@ def list_unrecorded(root: str, folder: str) -> Iterator[str]:
     except FileNotFoundError:
         return
     for name in names:
-        if not _locate_record(root, f"{folder}/{name}").exists():
+        is_file = os.path.isfile(os.path.join(root, folder, name))
+        if is_file and not _locate_record(root, f"{folder}/{name}").exists():
             yield f"{folder}/{name}"
+
+
+def list_index_folders(root: str) -> list[str]:
+    """Return the folders of a library's indexes, one per index and update."""
+    path = os.path.join(root, INDEX_FOLDER)
+    names = sorted(os.listdir(path)) if os.path.isdir(path) else []
+    return [f"{INDEX_FOLDER}/{name}" for name in names]
 
 
 def list_fragment_files(fragments: Iterable[Any]) -> Iterator[str]:

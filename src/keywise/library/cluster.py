@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import platform
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
@@ -21,7 +22,8 @@ from ray.exceptions import RayTaskError
 from keywise.attention.targets import set_num_threads
 from keywise.errors import FormatError, KeywiseError, OptionError
 from keywise.library.dataset import open_dataset, verify_files
-from keywise.library.ingest import ContentFile, IngestTarget, WrittenGroup, write_groups
+from keywise.library.file_changes import ContentFile
+from keywise.library.ingest import IngestTarget, WrittenGroup, is_commit_due, write_groups
 from keywise.library.key_pages import KeyPages
 from keywise.library.partials import LibraryPartial
 from keywise.library.query import Query
@@ -41,6 +43,7 @@ _WRITTEN_SCHEMA: Final = pa.schema(
         ("documents", pa.list_(pa.string())),
         ("skipped", pa.string()),
         ("sentences", pa.int64()),
+        ("bytes", pa.int64()),
     ]
 )
 
@@ -133,17 +136,21 @@ def write_groups_on_cluster(
     files
         The files.
     progress
-        Called with the number of sentences encoded so far, as both arguments.
+        Called with the number of bytes encoded and of all files.
 
     Yields
     ------
     WrittenGroup
-        All documents, to be committed at once.
+        Documents that can be committed together, those that were encoded within a few seconds.
     """
     if not files:
         return
     connect()
-    items = [{"order": order, "path": file.path, "digest": file.digest} for order, file in enumerate(files)]
+    started = time.monotonic()
+    items = [
+        {"order": order, "path": file.path, "digest": file.digest, "bytes": file.file_bytes}
+        for order, file in enumerate(files)
+    ]
     task_count = max(1, -(-len(items) // FILES_PER_TASK))
     written = ray.data.from_items(items, override_num_blocks=task_count).map_batches(
         _write_batch,
@@ -151,19 +158,37 @@ def write_groups_on_cluster(
         batch_size=None,
         batch_format="pyarrow",
     )
-    rows = []
-    sentences = 0
-    with _unwrap_errors():
-        for row in written.iter_rows():
-            rows.append(row)
-            sentences += row["sentences"]
-            if progress:
-                progress(sentences, sentences)
+    total_bytes = sum(file.file_bytes for file in files)
+    rows: list[dict[str, Any]] = []
+    done_bytes = 0
+    group_started = started
+    try:
+        with _unwrap_errors():
+            for row in written.iter_rows():
+                rows.append(row)
+                done_bytes += row["bytes"]
+                if progress:
+                    progress(done_bytes, total_bytes)
+                if is_commit_due(group_started, started):
+                    joined, rows = _join_rows(rows), []
+                    yield joined
+                    group_started = time.monotonic()
+    except GeneratorExit:
+        raise
+    except BaseException:  # what was encoded before is kept
+        if rows:
+            yield _join_rows(rows)
+        raise
+    if rows:
+        yield _join_rows(rows)
+
+
+def _join_rows(rows: list[dict[str, Any]]) -> WrittenGroup:
     rows.sort(key=lambda row: row["order"])  # tasks end in any order
-    yield WrittenGroup(
+    return WrittenGroup(
         fragments=[FragmentMetadata.from_json(fragment) for row in rows for fragment in row["fragments"]],
         documents=[name for row in rows for name in row["documents"]],
-        sentences=sentences,
+        sentences=sum(row["sentences"] for row in rows),
         skipped={name: reason for row in rows for name, reason in json.loads(row["skipped"]).items()},
     )
 
@@ -171,7 +196,9 @@ def write_groups_on_cluster(
 def _write_batch(batch: Any, target: IngestTarget) -> Any:
     paths = batch["path"].to_pylist()
     digests = batch["digest"].to_pylist()
-    files = [ContentFile(path, digest) for path, digest in zip(paths, digests, strict=True)]
+    sizes = batch["bytes"].to_pylist()
+    files = [ContentFile(*fields) for fields in zip(paths, digests, sizes, strict=True)]
+    file_bytes = dict(zip(paths, sizes, strict=True))
     first_order = batch["order"][0].as_py()
     rows = [
         {
@@ -180,6 +207,7 @@ def _write_batch(batch: Any, target: IngestTarget) -> Any:
             "documents": group.documents,
             "skipped": json.dumps(group.skipped),
             "sentences": group.sentences,
+            "bytes": sum(file_bytes[name] for name in [*group.documents, *group.skipped]),
         }
         for index, group in enumerate(write_groups(target, files, None))
     ]

@@ -20,6 +20,7 @@ from keywise.library.checksums import (
 )
 from keywise.library.lance_errors import convert_lance_errors
 from keywise.library.schema import check_schema
+from keywise.util.progress import Progress
 
 _FILE_SCHEME = "file://"
 
@@ -98,7 +99,9 @@ def open_dataset(path: str, version: int | None = None) -> Any:
     return dataset
 
 
-def verify_files(path: str, dataset: Any, fragments: Sequence[Any] | None = None) -> None:
+def verify_files(
+    path: str, dataset: Any, fragments: Sequence[Any] | None = None, *, progress: Progress | None = None
+) -> None:
     """Verify the files of a local dataset that this process has not verified since their last change.
 
     Object stores verify what they return.
@@ -111,6 +114,8 @@ def verify_files(path: str, dataset: Any, fragments: Sequence[Any] | None = None
         Its Lance dataset.
     fragments
         The fragments whose files are verified; None for all files.
+    progress
+        Called with the number of bytes verified and of all files.
 
     Raises
     ------
@@ -124,8 +129,16 @@ def verify_files(path: str, dataset: Any, fragments: Sequence[Any] | None = None
     else:
         names = list(list_fragment_files(fragment.metadata for fragment in fragments))
     verify_manifest(path, dataset.version)
-    for name in names:
+    if progress is None:
+        for name in names:
+            verify_file(path, name)
+        return
+    sizes = [os.path.getsize(file) if os.path.exists(file := os.path.join(path, name)) else 0 for name in names]
+    done_bytes = 0
+    for name, file_bytes in zip(names, sizes, strict=True):
+        progress(done_bytes, sum(sizes))
         verify_file(path, name)
+        done_bytes += file_bytes
 
 
 def _has_versions(path: str) -> bool:

@@ -1,91 +1,47 @@
-"""Add documents to a library: find, compare, split, encode and commit files."""
+"""Add documents to a library: split, encode and commit files."""
 
 from __future__ import annotations
 
-import hashlib
-import os
-import re
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from keywise.documents import read_file
-from keywise.documents.files import check_size
-from keywise.errors import DtypeError, FormatError, MissingFileError, OptionError, ShapeError
+from keywise.errors import DtypeError, FormatError, OptionError, ShapeError
 from keywise.library.arrow_arrays import vectors_to_arrow
-from keywise.library.dataset import is_utf8
-from keywise.models.sentence_encoder import Encoder
+from keywise.library.dataset import is_local, open_dataset, verify_files
+from keywise.library.file_changes import ContentFile, CopiedDocument, FileList, compare_files
+from keywise.library.lance_errors import convert_lance_errors
 from keywise.library.results import AddResult
 from keywise.library.schema import SENTENCE_COLUMNS, KeyFormat, check_vectors, read_key_format
-from keywise.library.transactions import commit_fragments, write_rows
-from keywise.util.progress import Progress
-from keywise.util.regular_files import open_regular
+from keywise.library.sentence_rows import SentenceRows, make_rows
+from keywise.library.sql import quote_literal
+from keywise.library.transactions import CANNOT_WRITE, commit_fragments, write_rows
+from keywise.library.unfinished_keys import UnfinishedKeys
+from keywise.models.sentence_encoder import Encoder
+from keywise.util.progress import Progress, Status, ignore_status
 
 GROUP_SENTENCES: Final = 65536
-"""Documents are read, encoded and committed in groups of about this many sentences."""
+"""Documents of more than about this many sentences are never committed together."""
 
-ENCODED_SENTENCES: Final = 1024
-"""Sentences between two reports of progress."""
+COMMIT_SECONDS: Final = 5.0
+COMMIT_SHARE: Final = 0.02
+"""Encoded documents are committed after so many seconds, or after this share of the time so far, if that is longer."""
 
-_BLANK_LINE: Final = re.compile(r"\n[^\S\n]*\r?\n|\r[^\S\r\n]*\r")
+ENCODED_SENTENCES: Final = 256
+"""Sentences that are encoded between two reports of progress."""
 
+LONG_SENTENCES: Final = 1024
+"""The keys of a document of so many sentences are kept beside the library until all are encoded."""
 
-@dataclass(frozen=True)
-class ContentFile:
-    """A file and the SHA-256 of its content."""
-
-    path: str
-    digest: str
-
-
-@dataclass(frozen=True)
-class FileList:
-    """Files to add.
-
-    Attributes
-    ----------
-    paths
-        Their absolute paths.
-    skipped
-        Folders that cannot be read, with the reasons.
-    """
-
-    paths: list[str]
-    skipped: dict[str, str]
-
-
-@dataclass(frozen=True)
-class FileChanges:
-    """Files compared with the documents of a library.
-
-    Attributes
-    ----------
-    changed
-        Files that are new or have other content.
-    unchanged
-        Paths of the others.
-    skipped
-        Files that cannot be read, with the reasons.
-    """
-
-    changed: list[ContentFile] = field(default_factory=list)
-    unchanged: list[str] = field(default_factory=list)
-    skipped: dict[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class SentenceRows:
-    """Sentences of a document as `SENTENCE_COLUMNS` hold them."""
-
-    document: str
-    columns: Mapping[str, Sequence[Any]]
-
-    def __len__(self) -> int:
-        return len(self.columns["text"])
+COPIED_DOCUMENTS: Final = 64
+"""Documents whose rows are copied together."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +83,10 @@ def add_documents(
     files: FileList,
     stored_digests: Mapping[str, str],
     write: GroupWriter,
-    progress: Progress | None,
+    *,
+    prune: bool = False,
+    progress: Progress | None = None,
+    status: Status | None = None,
 ) -> AddResult:
     """Write and commit the documents that are new or changed.
 
@@ -141,17 +100,33 @@ def add_documents(
         Digests of the documents in the library, by name.
     write
         Writes the rows: `write_groups`, or the same on a cluster.
+    prune
+        Whether to remove documents whose files are gone.
     progress
-        Called with the number of sentences encoded and the number read so far.
+        Called in each step with the number of files compared or bytes encoded, and of all.
+    status
+        Called with a line of text before each step.
 
     Returns
     -------
     AddResult
         Its version is still 0.
     """
-    changes = compare_files(files.paths, stored_digests)
-    result = AddResult(unchanged=changes.unchanged, skipped=files.skipped | changes.skipped)
+    announce = status or ignore_status
+    announce(f"Comparing {len(files.paths):,} files")
+    changes = compare_files(files, stored_digests, progress)
+    result = AddResult(unchanged=changes.unchanged, skipped=changes.skipped)
+    if changes.copied:
+        announce(f"Copying the keys of {len(changes.copied):,} documents")
+        _commit_copies(target, changes.copied, result, stored_digests)
+    if prune and changes.gone:
+        commit_fragments(target.path, [], changes.gone)
+        result.removed.extend(changes.gone)
+    else:
+        result.gone.extend(changes.gone)
     sentences = 0
+    if changes.changed:
+        announce(f"Encoding {len(changes.changed):,} documents")
     for group in write(target, changes.changed, progress):
         result.skipped.update(group.skipped)
         if group.documents:
@@ -163,99 +138,44 @@ def add_documents(
     return replace(result, sentences=sentences)
 
 
-def find_files(paths: Sequence[str | os.PathLike[str]]) -> FileList:
-    """Return the files at some paths and in the folders below them, each once.
-
-    Hidden files and folders of datasets are left out of folders.
-
-    Parameters
-    ----------
-    paths
-        Files and folders.
-
-    Raises
-    ------
-    DtypeError
-        `paths` is a single path.
-    """
-    if isinstance(paths, str | os.PathLike):
-        raise DtypeError("paths", "must be a list of paths", got=os.fspath(paths))
-    files: dict[str, None] = {}
-    skipped: dict[str, str] = {}
-
-    def record_error(error: OSError) -> None:
-        skipped[str(error.filename)] = f"{error.filename!r} cannot be opened: {error.strerror}"
-
-    for path in paths:
-        root = os.path.abspath(os.path.expanduser(os.fspath(path)))
-        if not os.path.isdir(root):
-            files[root] = None
-            continue
-        for folder, subfolders, names in os.walk(root, onerror=record_error):
-            subfolders[:] = sorted(name for name in subfolders if _is_searched(folder, name))
-            for name in sorted(names):
-                file = os.path.join(folder, name)
-                if not name.startswith(".") and (os.path.isfile(file) or os.path.islink(file)):
-                    files[file] = None
-    return FileList(list(files), skipped)
+def _commit_copies(
+    target: IngestTarget, copies: Sequence[CopiedDocument], result: AddResult, stored_digests: Mapping[str, str]
+) -> None:
+    """Commit the rows of stored documents under the names of other files, without encoding them again."""
+    dataset = open_dataset(target.path)
+    verify_files(target.path, dataset)
+    for first in range(0, len(copies), COPIED_DOCUMENTS):
+        group = copies[first : first + COPIED_DOCUMENTS]
+        names = ", ".join(quote_literal(origin) for origin in dict.fromkeys(copy.origin for copy in group))
+        with convert_lance_errors(target.path, "cannot be read"):
+            table = dataset.scanner(columns=target.schema.names, filter=f"document IN ({names})").to_table()
+        fragments = write_rows(target.path, target.schema, _rename_rows(table, group, target.schema))
+        moved = [copy.origin for copy in group if copy.is_moved]
+        commit_fragments(target.path, fragments, [*(copy.file.path for copy in group), *moved])
+        for copy in group:
+            if copy.is_moved:
+                result.moved[copy.origin] = copy.file.path
+            elif copy.file.path in stored_digests:
+                result.updated.append(copy.file.path)
+            else:
+                result.added.append(copy.file.path)
 
 
-def _is_searched(folder: str, name: str) -> bool:
-    return not name.startswith(".") and not os.path.isdir(os.path.join(folder, name, "_versions"))
-
-
-def compare_files(paths: Sequence[str], stored_digests: Mapping[str, str]) -> FileChanges:
-    """Return which files are new, changed, stored already or unreadable.
-
-    Parameters
-    ----------
-    paths
-        Absolute paths of files.
-    stored_digests
-        Digests of the documents in the library, by name.
-    """
-    changes = FileChanges()
-    for path in paths:
-        try:
-            digest = hash_file(path)
-        except FormatError as error:
-            changes.skipped[path] = str(error)
-            continue
-        if stored_digests.get(path) == digest:
-            changes.unchanged.append(path)
-        else:
-            changes.changed.append(ContentFile(path, digest))
-    return changes
-
-
-def hash_file(path: str) -> str:
-    """Return the SHA-256 of a file's bytes, in hexadecimal digits.
-
-    Raises
-    ------
-    FormatError
-        The file cannot be read, is too large, or has a name that cannot be stored.
-    MissingFileError
-        The file does not exist.
-    """
-    if not is_utf8(path):
-        raise FormatError("path", "must have a name in UTF-8, as all names in a library", got=path, remedy="rename it")
-    try:
-        with open_regular(path) as file:
-            check_size(path, os.fstat(file.fileno()).st_size)
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except FileNotFoundError:
-        raise MissingFileError("path", "must be an existing file", got=path) from None
-    except OSError as error:
-        raise FormatError(
-            "path", "must be a regular file that can be read", got=path, remedy=error.strerror or ""
-        ) from error
+def _rename_rows(table: Any, copies: Sequence[CopiedDocument], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    """Yield the rows of each copied document with its new name."""
+    for copy in copies:
+        rows = table.filter(pc.equal(table["document"], copy.origin)).combine_chunks()
+        names = pa.array([copy.file.path] * len(rows), pa.string())
+        columns = [names if name == "document" else rows[name] for name in schema.names]
+        yield from pa.Table.from_arrays(columns, schema=schema).to_batches()
 
 
 def write_groups(
     target: IngestTarget, files: Sequence[ContentFile], progress: Progress | None
 ) -> Iterator[WrittenGroup]:
-    """Read, encode and write files in groups of about `GROUP_SENTENCES` sentences.
+    """Read, encode and write files in groups, one every few seconds.
+
+    When the encoder fails or the user interrupts it, the documents that were encoded before are written first.
 
     Parameters
     ----------
@@ -264,76 +184,181 @@ def write_groups(
     files
         The files.
     progress
-        Called with the number of sentences encoded and the number read so far.
+        Called with the number of bytes encoded and of all files.
 
     Yields
     ------
     WrittenGroup
         Documents that can be committed together.
     """
-    key_format = read_key_format(target.schema)
-    remaining = iter(files)
-    encoded = 0
-    while True:
-        documents, skipped = _read_group(remaining)
-        if not documents and not skipped:
-            return
-        texts = [text for document in documents for text in document.columns["text"]]
-        encoded_before = encoded
-        encoded += len(texts)
+    started = time.monotonic()
+    pending = _PendingGroup(target, started)
+    try:
+        for group in _encode_files(target, files, progress):
+            pending.extend(group)
+            if is_commit_due(pending.started, started) or pending.sentences >= GROUP_SENTENCES:
+                committed, pending = pending, _PendingGroup(target, time.monotonic())
+                yield committed.write()
+                committed.remove_unfinished()
+    except GeneratorExit:
+        raise
+    except BaseException:
+        if pending.documents:
+            yield pending.write()
+            pending.remove_unfinished()
+        raise
+    if pending.documents or pending.skipped:
+        yield pending.write()
+        pending.remove_unfinished()
 
-        def report(encoded_of_group: int, before: int = encoded_before, total: int = encoded) -> None:
-            if progress:
-                progress(before + encoded_of_group, total)
 
+def is_commit_due(group_started: float, started: float) -> bool:
+    """Return whether documents have waited long enough for their commit.
+
+    Parameters
+    ----------
+    group_started, started
+        When the first of them, and when all work began, by `time.monotonic`.
+    """
+    now = time.monotonic()
+    return now - group_started > max(COMMIT_SECONDS, COMMIT_SHARE * (now - started))
+
+
+@dataclass
+class _EncodedFiles:
+    """Some files with the keys of all their sentences, and those that could not be read."""
+
+    documents: list[SentenceRows] = field(default_factory=list)
+    keys: list[NDArray[Any]] = field(default_factory=list)
+    skipped: dict[str, str] = field(default_factory=dict)
+    unfinished: list[UnfinishedKeys] = field(default_factory=list)
+
+    @property
+    def sentences(self) -> int:
+        return sum(map(len, self.documents))
+
+    def remove_unfinished(self) -> None:
+        for keys in self.unfinished:
+            keys.remove()
+
+    def extend(self, other: _EncodedFiles) -> None:
+        self.documents += other.documents
+        self.keys += other.keys
+        self.skipped |= other.skipped
+        self.unfinished += other.unfinished
+
+
+class _PendingGroup(_EncodedFiles):
+    """Encoded files that are to be written."""
+
+    def __init__(self, target: IngestTarget, started: float) -> None:
+        super().__init__()
+        self._target = target
+        self.started = started
+
+    def write(self) -> WrittenGroup:
         fragments = []
+        if self.documents:
+            batches = _make_batches(self.documents, np.concatenate(self.keys), self._target.schema)
+            fragments = write_rows(self._target.path, self._target.schema, batches)
+        names = [document.document for document in self.documents]
+        return WrittenGroup(fragments, names, self.sentences, self.skipped)
+
+
+def _encode_files(
+    target: IngestTarget, files: Sequence[ContentFile], progress: Progress | None
+) -> Iterator[_EncodedFiles]:
+    """Yield files with their keys, about `ENCODED_SENTENCES` sentences at a time, or a longer document."""
+    key_format = read_key_format(target.schema)
+    total_bytes = sum(file.file_bytes for file in files)
+    done_bytes = 0
+    remaining = iter(files)
+    while True:
+        group, group_bytes = _read_files(remaining)
+        if not group.documents and not group.skipped:
+            return
+        *short, last = [document.encoded_texts for document in group.documents] or [[]]
+        texts = [text for texts_of_one in short for text in texts_of_one]
+        if is_local(target.path) and len(last) >= LONG_SENTENCES:
+            group.unfinished.append(UnfinishedKeys(target.path, last, target.encoder.fingerprint, key_format))
+        else:
+            texts += last
+            last = []
+
+        def report(
+            encoded: int, before: int = done_bytes, size: int = group_bytes, count: int = group.sentences
+        ) -> None:
+            if progress:
+                progress(before + size * encoded // max(count, 1), total_bytes)
+
+        report(0)
         if texts:
-            report(0)
-            keys = encode_texts(texts, target.encoder, key_format, report)
-            fragments = write_rows(target.path, target.schema, _make_batches(documents, keys, target.schema))
-        yield WrittenGroup(fragments, [document.document for document in documents], len(texts), skipped)
+            group.keys.append(encode_texts(texts, target.encoder, key_format, report))
+        if last:
+            report_last = _count_from(len(texts), report)
+            group.keys.append(_encode_long(last, target, key_format, group.unfinished[-1], report_last))
+        done_bytes += group_bytes
+        yield group
 
 
-def _read_group(files: Iterator[ContentFile]) -> tuple[list[SentenceRows], dict[str, str]]:
-    documents: list[SentenceRows] = []
-    skipped: dict[str, str] = {}
-    sentences = 0
+def _read_files(files: Iterator[ContentFile]) -> tuple[_EncodedFiles, int]:
+    """Return the next files without keys, and their bytes."""
+    group = _EncodedFiles()
+    group_bytes = 0
     for file in files:
+        group_bytes += file.file_bytes
         try:
-            documents.append(read_sentences(file))
+            group.documents.append(make_rows(read_file(file.path), file.path, file.digest))
         except FormatError as error:
-            skipped[file.path] = str(error)
+            group.skipped[file.path] = str(error)
             continue
         except MemoryError:
-            skipped[file.path] = f"{file.path!r} is too large for this machine's memory"
+            group.skipped[file.path] = f"{file.path!r} is too large for this machine's memory"
             continue
-        sentences += len(documents[-1])
-        if sentences >= GROUP_SENTENCES:
+        if group.sentences >= min(ENCODED_SENTENCES, GROUP_SENTENCES):
             break
-    return documents, skipped
+    return group, group_bytes
 
 
-def read_sentences(file: ContentFile) -> SentenceRows:
-    """Read a file and split it into sentences; blank lines end paragraphs.
+def _encode_long(
+    texts: Sequence[str],
+    target: IngestTarget,
+    key_format: KeyFormat,
+    unfinished: UnfinishedKeys,
+    report: Callable[[int], None],
+) -> NDArray[Any]:
+    """Return the keys of a long document, from those that an interrupted call left on."""
+    started = saved = time.monotonic()
+    keys = [unfinished.load()[: len(texts)]]
+    count = len(keys[0])
+    try:
+        while count < len(texts):
+            report(count)
+            batch = texts[count : count + ENCODED_SENTENCES]
+            keys.append(encode_texts(batch, target.encoder, key_format, _ignore_count))
+            count += len(batch)
+            if is_commit_due(saved, started):
+                _save(target, unfinished, keys)
+                saved = time.monotonic()
+    except BaseException:
+        if count > len(keys[0]):
+            _save(target, unfinished, keys)
+        raise
+    report(count)
+    return np.concatenate(keys)
 
-    Raises
-    ------
-    FormatError
-        The file cannot be read.
-    """
-    source = read_file(file.path)
-    columns: dict[str, list[Any]] = {column.name: [] for column in SENTENCE_COLUMNS}
-    previous_end = 0
-    paragraph = 0
-    for index, (start, end) in enumerate(source.sentences):
-        gap = source.text[previous_end:start]
-        if index and _BLANK_LINE.search(gap):
-            paragraph += 1
-        row = (source.text[start:end], gap, file.path, index, paragraph, start, end, file.digest)
-        for name, value in zip(columns, row, strict=True):
-            columns[name].append(value)
-        previous_end = end
-    return SentenceRows(file.path, columns)
+
+def _save(target: IngestTarget, unfinished: UnfinishedKeys, keys: Sequence[NDArray[Any]]) -> None:
+    with convert_lance_errors(target.path, CANNOT_WRITE):
+        unfinished.save(np.concatenate(keys))
+
+
+def _count_from(first: int, report: Callable[[int], None]) -> Callable[[int], None]:
+    return lambda count: report(first + count)
+
+
+def _ignore_count(_count: int) -> None:
+    pass
 
 
 def encode_texts(

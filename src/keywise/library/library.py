@@ -5,44 +5,34 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from keywise.errors import DtypeError, MissingFileError, OptionError
+from keywise.errors import DtypeError, OptionError
 from keywise.library import ingest, transactions
 from keywise.library.approximate import attend_candidates
-from keywise.library.arrow_arrays import Array
-from keywise.library.dataset import open_dataset, resolve_path, verify_files
-from keywise.models.sentence_encoder import Encoder, SentenceEncoder
-from keywise.library.key_pages import KeyPages
+from keywise.library.dataset import resolve_path, verify_files
+from keywise.library.file_changes import find_files
 from keywise.library.lance_errors import convert_lance_errors
-from keywise.library.partials import LibraryPartial, merge_partials
-from keywise.library.query import Query, check_text, make_query
-from keywise.library.results import AddResult, LibraryAttention, LibraryInfo, SentenceHit
-from keywise.library.scan import attend_fragments
+from keywise.library.opened import Engine, Mode, OpenedLibrary, check_engine
+from keywise.library.query import check_text, make_query
+from keywise.library.results import AddResult, LibraryAttention, LibraryInfo, SentenceHit, make_attention
 from keywise.library.schema import (
     KEY,
-    SENTENCE_COLUMNS,
-    EncoderId,
-    KeyFormat,
     check_dtype,
-    check_encoder,
-    check_vectors,
     list_columns,
-    make_schema,
     read_encoder_id,
     read_key_format,
 )
+from keywise.library.sentence_search import make_hits
 from keywise.library.stored_documents import match_documents, read_digests
 from keywise.library.temperature import load_temperature, update_temperature
 from keywise.library.user_keys import add_rows
+from keywise.library.word_index import update_word_index
+from keywise.models.sentence_encoder import Encoder, SentenceEncoder
 from keywise.util.checks import check_int
-from keywise.util.optional_imports import require_modules
-from keywise.util.progress import Progress
-
-Mode = Literal["r", "a"]
-Engine = Literal["local", "ray"]
+from keywise.util.progress import Progress, Status, ignore_status
 
 
 class Library:
@@ -68,22 +58,7 @@ class Library:
     """
 
     def __init__(self, path: str, mode: Mode, encoder: Encoder | None, version: int | None, dtype: str) -> None:
-        self._path = path
-        self._mode = mode
-        self._encoder = encoder
-        self._opened_version = version
-        self._dtype = dtype
-        self._key_pages: KeyPages | None = None
-        self._dataset: Any = open_dataset(path, version)
-        if self._dataset is None and mode == "r":
-            raise MissingFileError(
-                "path",
-                "must be an existing library",
-                got=path,
-                remedy="create one with `keywise library add`, or open it with mode='a'",
-            )
-        if self._dataset is not None and encoder is not None:
-            check_encoder(encoder, self._dataset.schema, path)
+        self._opened = OpenedLibrary(path, mode, encoder, version, dtype)
 
     @classmethod
     def open(
@@ -153,28 +128,35 @@ class Library:
         self,
         paths: Sequence[str | os.PathLike[str]],
         *,
+        prune: bool = False,
         progress: Progress | None = None,
+        status: Status | None = None,
         engine: Engine = "local",
     ) -> AddResult:
         """Add documents from files and folders.
 
         A document whose content is stored already is left unchanged; the sentences of a changed one are replaced in
-        one commit. Files that cannot be read are skipped and reported. An interrupted call leaves whole documents, and
-        the next call continues.
+        one commit. A document whose file was moved takes its new name and keeps its keys. Files that cannot be read are
+        skipped and reported. What is encoded is committed every few seconds, always whole documents; a call after an
+        interrupted one continues.
 
         Parameters
         ----------
         paths
             Files, and folders whose files are all added, except hidden ones. A document's name is its absolute path.
+        prune
+            Whether to remove documents at or below `paths` whose files do not exist any more.
         progress
-            Called with the number of sentences encoded and the number read so far.
+            Called in each step with what is done and the total: files compared, then bytes encoded.
+        status
+            Called with a line of text before each step.
         engine
             ``"local"``, or ``"ray"`` to read and encode on a Ray cluster.
 
         Returns
         -------
         AddResult
-            Names of the documents that were added, updated, unchanged or skipped.
+            Names of the documents that were added, updated, moved, unchanged, gone, removed or skipped.
 
         Raises
         ------
@@ -202,24 +184,26 @@ class Library:
         >>> len(library.add([note]).unchanged)
         1
         """
-        self._check_writable()
-        _check_engine(engine)
-        files = ingest.find_files(paths)
-        if self._dataset is not None:
-            self._check_holds_documents()
-        encoder = self._load_encoder()
-        if self._dataset is None:
-            self._create_for_sentences(encoder)
-        transactions.sweep_abandoned(self._path)
-        target = ingest.IngestTarget(self._path, self._dataset.schema, encoder)
+        opened = self._opened
+        opened.check_writable()
+        check_engine(engine)
+        files = find_files(paths)
+        target = opened.prepare_for_sentences()
         write: ingest.GroupWriter = ingest.write_groups
         if engine == "ray":
             from keywise.library.cluster import write_groups_on_cluster  # noqa: PLC0415 - optional
 
             write = write_groups_on_cluster
-        result = ingest.add_documents(target, files, self.documents(), write, progress)
-        update_temperature(self._path)
-        self._reopen()
+        try:
+            result = ingest.add_documents(
+                target, files, self.documents(), write, prune=prune, progress=progress, status=status
+            )
+            if status:
+                status("Indexing words")
+            update_temperature(self.path)
+            update_word_index(self.path)
+        finally:
+            opened.reopen()
         return replace(result, version=self.version)
 
     def add_keys(self, keys: Any, **columns: Any) -> int:
@@ -256,16 +240,16 @@ class Library:
         >>> library.add_keys(np.eye(2), token=[17, 4], group=["a", "b"])
         2
         """
-        self._check_writable()
-        if self._dataset is not None and self._has_encoder():
+        self._opened.check_writable()
+        if self._opened.dataset is not None and self._opened.has_encoder:
             raise OptionError(
                 "library",
                 "must not hold documents",
-                got=self._path,
+                got=self.path,
                 remedy="add keys of your own to another library",
             )
-        add_rows(self._path, self._dataset, keys, columns, self._dtype)
-        self._reopen()
+        add_rows(self.path, self._opened.dataset, keys, columns, self._opened.dtype)
+        self._opened.reopen()
         return self.version
 
     def remove(self, documents: Sequence[str | os.PathLike[str]]) -> list[str]:
@@ -303,11 +287,11 @@ class Library:
         >>> library.remove([note]) == [str(note)]
         True
         """
-        self._check_writable()
-        self._check_holds_documents()
-        names = match_documents(self.documents(), documents, self._path)
-        transactions.commit_fragments(self._path, [], names)
-        self._reopen()
+        self._opened.check_writable()
+        self._opened.check_holds_documents()
+        names = match_documents(self.documents(), documents, self.path)
+        transactions.commit_fragments(self.path, [], names)
+        self._opened.reopen()
         return names
 
     def attend(
@@ -318,13 +302,17 @@ class Library:
         where: str | None = None,
         top: int = 10,
         values: str | None = KEY,
+        words: str | Sequence[str | None] | None = None,
         engine: Engine = "local",
         approximate: bool = False,
         candidates: int = 1000,
+        progress: Progress | None = None,
+        status: Status | None = None,
     ) -> LibraryAttention:
         """Compute attention over every row.
 
-        Weights are exp(query . key / temperature), divided by their sum over all rows.
+        Weights are exp(query . key / temperature), divided by their sum over all rows. With `words`, 0.4 times the BM25
+        score of a row is added to query . key / temperature.
 
         Parameters
         ----------
@@ -338,6 +326,9 @@ class Library:
             Number of heaviest rows to report per query.
         values
             The numeric column whose weighted mean is computed: ``"key"`` for the keys, None for none.
+        words
+            Per query a text whose words count, or None; for a library of documents. The 1,000 rows with the highest
+            BM25 scores are raised.
         engine
             ``"local"``, or ``"ray"`` to attend on a Ray cluster; the result has the same bits.
         approximate
@@ -345,6 +336,10 @@ class Library:
             bound.
         candidates
             Number of candidates per query.
+        progress
+            Called in each step with what is done and the total: bytes verified, then rows attended to.
+        status
+            Called with a line of text before each step.
 
         Returns
         -------
@@ -372,46 +367,49 @@ class Library:
         >>> attention.value.round(1).tolist(), attention.top_mass.round(3).tolist()
         ([[4.0]], [1.0])
         """
-        dataset = self._require_dataset()
+        opened = self._opened
+        dataset = opened.require_dataset()
         if not dataset.count_rows():
-            raise self._make_empty_error()
-        if engine == "local":
-            verify_files(self._path, dataset)  # on a cluster each worker verifies its fragments
+            raise opened.make_empty_error()
+        check_engine(engine)
+        announce = status or ignore_status
+        if engine == "local":  # on a cluster each worker verifies its fragments
+            announce("Verifying files")
+            verify_files(self.path, dataset, progress=progress)
+        vectors = opened.make_query_vectors(queries)
+        if words is not None and (approximate or not opened.has_encoder):
+            raise OptionError("words", "must be None for candidates and for keys of your own", got=words)
         query = make_query(
             dataset,
-            self._make_query_vectors(queries),
+            vectors,
             temperature=self.temperature if temperature is None else temperature,
             where=where,
             top=top,
             values=values,
-            path=self._path,
+            words=[words] if isinstance(words, str) else words,
+            path=self.path,
         )
-        _check_engine(engine)
-        least_share: Array = np.ones(len(query.queries), np.float32)
+        announce("Searching")
         if approximate:
             if engine != "local":
                 raise OptionError("engine", "must be 'local' with approximate=True", got=engine)
-            result, least_share = attend_candidates(dataset, query, check_int("candidates", candidates, minimum=1))
-        else:
-            result = self._attend_all(dataset, query, engine)
-        weights = result.weights * least_share[:, None]
-        return LibraryAttention(
-            weights=weights,
-            rows=result.rows,
-            top_mass=weights.sum(axis=1),
-            value=None if values is None else result.value,
-            entropy=result.entropy,
-            lse=result.lse,
-            temperature=query.temperature,
-            exact=not approximate,
-            dataset=dataset,
-            path=self._path,
-        )
+            count = check_int("candidates", candidates, minimum=1)
+            return make_attention(dataset, query, *attend_candidates(dataset, query, count), exact=False)
+        result = opened.attend_all(dataset, query, engine, progress)
+        return make_attention(dataset, query, result, np.ones(len(query.queries), np.float32), exact=True)
 
     def search(
-        self, text: str, *, top: int = 10, where: str | None = None, temperature: float | None = None
+        self,
+        text: str,
+        *,
+        top: int = 10,
+        where: str | None = None,
+        temperature: float | None = None,
+        keys_only: bool = False,
+        progress: Progress | None = None,
+        status: Status | None = None,
     ) -> list[SentenceHit]:
-        """Return the sentences that a text attends to most.
+        """Return the sentences that a text attends to most, by their keys and by common words.
 
         Parameters
         ----------
@@ -423,11 +421,15 @@ class Library:
             Lance's SQL; sentences for which it does not hold are hidden.
         temperature
             Scores are divided by it; None for the library's own.
+        keys_only
+            Whether to rank by keys alone.
+        progress, status
+            See `attend`.
 
         Returns
         -------
         list of SentenceHit
-            Heaviest first, with weights among all sentences.
+            Heaviest first, with weights among all sentences and their shares by keys and by words.
 
         Raises
         ------
@@ -454,33 +456,39 @@ class Library:
         'The keeper feeds geese.'
         """
         question = check_text("text", text)
-        attention = self.attend(question, top=top, where=where, temperature=temperature, values=None)
-        return [
-            SentenceHit(match["text"], match["document"], match["start"], match["end"], float(match["weight"]), rank)
-            for rank, match in enumerate(attention.matches[0], start=1)
-        ]
+        attention = self.attend(
+            [question] if keys_only else [question, question],
+            top=top,
+            where=where,
+            temperature=temperature,
+            values=None,
+            words=None if keys_only else [None, question],
+            progress=progress,
+            status=status,
+        )
+        return make_hits(attention)
 
     @property
     def dataset(self) -> Any:
         """The Lance dataset; None before anything was added."""
-        return self._dataset
+        return self._opened.dataset
 
     @property
     def path(self) -> str:
         """The absolute path of the folder, or the address."""
-        return self._path
+        return self._opened.path
 
     @property
     def version(self) -> int:
         """The open version, which grows with every commit; 0 before anything was added."""
-        return 0 if self._dataset is None else int(self._dataset.version)
+        return 0 if self._opened.dataset is None else int(self._opened.dataset.version)
 
     @property
     def temperature(self) -> float:
         """The default temperature; docs/library.md describes its calibration."""
-        dataset = self._require_dataset()
-        with convert_lance_errors(self._path, "cannot be read"):
-            return load_temperature(self._path, dataset)
+        dataset = self._opened.require_dataset()
+        with convert_lance_errors(self.path, "cannot be read"):
+            return load_temperature(self.path, dataset)
 
     def versions(self) -> list[dict[str, Any]]:
         """Return the versions that can be opened.
@@ -504,8 +512,8 @@ class Library:
         >>> [version["version"] for version in library.versions()]
         [1, 2]
         """
-        dataset = self._require_dataset()
-        with convert_lance_errors(self._path, "cannot be read"):
+        dataset = self._opened.require_dataset()
+        with convert_lance_errors(self.path, "cannot be read"):
             versions = dataset.versions()
         return [{"version": version["version"], "timestamp": version["timestamp"].isoformat()} for version in versions]
 
@@ -532,7 +540,7 @@ class Library:
         >>> library.documents() == {str(note): hashlib.sha256(note.read_bytes()).hexdigest()}
         True
         """
-        return {} if self._dataset is None else read_digests(self._path, self._require_verified())
+        return {} if self._opened.dataset is None else read_digests(self.path, self._opened.require_verified())
 
     def info(self) -> LibraryInfo:
         """Return a description of the library.
@@ -557,12 +565,12 @@ class Library:
         >>> info.rows, info.dimension, info.columns, info.temperature
         (4, 4, ['token'], 2.0)
         """
-        dataset = self._require_dataset()
+        dataset = self._opened.require_dataset()
         key_format = read_key_format(dataset.schema)
         encoder = read_encoder_id(dataset.schema)
         rows = dataset.count_rows()
         return LibraryInfo(
-            path=self._path,
+            path=self.path,
             version=self.version,
             rows=rows,
             documents=None if encoder is None else len(self.documents()),
@@ -598,11 +606,11 @@ class Library:
         >>> attention.matches[0][0]["number"], attention.exact
         (5, False)
         """
-        self._check_writable()
-        dataset = self._require_verified()
-        with transactions.lock_writers(self._path):
+        self._opened.check_writable()
+        dataset = self._opened.require_verified()
+        with transactions.lock_writers(self.path):
             dataset.create_index(KEY, **{"index_type": "IVF_FLAT", "metric": "dot", "replace": True, **options})
-        self._reopen()
+        self._opened.reopen()
 
     def compact(self) -> None:
         """Rewrite many small additions as few files without deleted rows, which speeds up scans.
@@ -623,101 +631,8 @@ class Library:
         >>> len(library.dataset.get_fragments())
         1
         """
-        self._check_writable()
-        dataset = self._require_verified()
-        with transactions.lock_writers(self._path):
+        self._opened.check_writable()
+        dataset = self._opened.require_verified()
+        with transactions.lock_writers(self.path):
             dataset.optimize.compact_files()
-        self._reopen()
-
-    def _attend_all(self, dataset: Any, query: Query, engine: Engine) -> LibraryPartial:
-        if engine == "ray":
-            from keywise.library.cluster import attend_on_cluster  # noqa: PLC0415 - optional
-
-            return merge_partials(attend_on_cluster(self._path, dataset, query), query)
-        if self._key_pages is None:
-            self._key_pages = KeyPages(self._path, read_key_format(dataset.schema))
-        return merge_partials(attend_fragments(dataset, dataset.get_fragments(), query, self._key_pages), query)
-
-    def _make_query_vectors(self, queries: Any) -> Array:
-        """Return queries [Q, D] in the dtype of the keys; texts are encoded."""
-        if isinstance(queries, str):
-            queries = [queries]
-        if isinstance(queries, Sequence) and queries and all(isinstance(text, str) for text in queries):
-            queries = self._load_encoder().encode([check_text("queries", text) for text in queries])
-        vectors = np.asarray(queries)
-        if vectors.ndim == 1:
-            vectors = vectors[None]
-        key_format = read_key_format(self._dataset.schema)
-        return check_vectors("queries", vectors, key_format.dimension, key_format.dtype)
-
-    def _has_encoder(self) -> bool:
-        return read_encoder_id(self._require_dataset().schema) is not None
-
-    def _check_holds_documents(self) -> None:
-        if not self._has_encoder():
-            raise OptionError(
-                "library",
-                "must not hold keys of your own",
-                got=self._path,
-                remedy="add documents to another library",
-            )
-
-    def _load_encoder(self) -> Encoder:
-        """Return the library's encoder.
-
-        It is checked at every call, because an object of the user's may have changed.
-        """
-        if self._encoder is None:
-            name = None
-            if self._dataset is not None:
-                stored = read_encoder_id(self._dataset.schema)
-                if stored is None:
-                    raise OptionError(
-                        "library",
-                        "must have an encoder to attend to texts",
-                        got=self._path,
-                        remedy="its keys are your own: pass queries as numbers",
-                    )
-                name = stored.name
-            self._encoder = SentenceEncoder(name)
-        if self._dataset is not None:
-            check_encoder(self._encoder, self._dataset.schema, self._path)
-        return self._encoder
-
-    def _create_for_sentences(self, encoder: Encoder) -> None:
-        """Create the dataset, for keys of the encoder's dimension."""
-        dimension = ingest.check_encoded(encoder, encoder.encode(["."]), None, self._dtype).shape[1]
-        key_format = KeyFormat(dimension, self._dtype)
-        encoder_id = EncoderId(encoder.name, encoder.fingerprint)
-        transactions.create_dataset(self._path, make_schema(key_format, SENTENCE_COLUMNS, encoder_id))
-        self._reopen()
-        check_encoder(encoder, self._require_dataset().schema, self._path)  # another process may have created it
-
-    def _require_dataset(self) -> Any:
-        if self._dataset is None:
-            raise self._make_empty_error()
-        return self._dataset
-
-    def _require_verified(self) -> Any:
-        """Return the dataset after its files were verified; those that did not change are not verified again."""
-        dataset = self._require_dataset()
-        verify_files(self._path, dataset)
-        return dataset
-
-    def _make_empty_error(self) -> OptionError:
-        return OptionError("library", "must not be empty", got=self._path, remedy="add documents or keys first")
-
-    def _check_writable(self) -> None:
-        if self._mode != "a":
-            raise OptionError("mode", "must be 'a' to change a library", got=self._mode, remedy="open it with mode='a'")
-        self._reopen()  # another process may have written since
-
-    def _reopen(self) -> None:
-        self._dataset = open_dataset(self._path, self._opened_version)
-
-
-def _check_engine(engine: str) -> None:
-    if engine not in {"local", "ray"}:
-        raise OptionError("engine", "must be 'local' or 'ray'", got=engine)
-    if engine == "ray":
-        require_modules("cluster", "ray")
+        self._opened.reopen()

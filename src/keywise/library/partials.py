@@ -96,12 +96,14 @@ def attend_rows(
         Attention over these rows.
     """
     summands, factors = _split_values(values, keys)
+    bias = query.make_bias(addresses, sum(map(len, keys)))
     partial, stats = compute_partial_with_stats(
         query.queries[None, None],
         Chunks(chunk[None, None] for chunk in keys),
         Chunks(chunk[None, None] for chunk in summands),
         scale=1 / query.temperature,
         mask=None if allowed is None else allowed[None, None, None],
+        bias=None if bias is None else bias[None, None],
         top_k=min(query.top, sum(map(len, keys))),
     )
     width = 0 if values is None else values[0].shape[1]

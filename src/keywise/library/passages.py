@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from keywise.documents import Evidence, Source
-from keywise.documents.extract.plain import make_blocks
+from keywise.documents.blocks import Block, BlockKind
 from keywise.errors import OptionError
 from keywise.library.lance_errors import convert_lance_errors
 from keywise.library.sql import quote_literal
@@ -33,15 +33,15 @@ class Passage:
         The text.
     weight
         Sum of the weights of its sentences among the heaviest that were searched.
-    spans
-        Spans of its sentences in `text`, as they were added to the library.
+    sentences
+        Its sentences, with their places in `text`, as they were added to the library.
     """
 
     document: str
     start: int
     text: str
     weight: float
-    spans: tuple[tuple[int, int], ...]
+    sentences: tuple[Block, ...]
 
     @property
     def end(self) -> int:
@@ -52,7 +52,7 @@ class Passage:
     def source(self) -> Source:
         """The passage for `keywise.documents`; its name is unique in the library."""
         name = f"{self.document}, characters {self.start} to {self.end}"
-        return Source(name, self.text, make_blocks(self.text, self.spans))
+        return Source(name, self.text, self.sentences)
 
 
 def choose_passages(
@@ -148,12 +148,19 @@ def _read_paragraph(library: Library, hit: SentenceHit) -> Passage:
     in_document = f"document = {quote_literal(hit.document)}"
     (row,) = _read_rows(library, f"{in_document} AND start = {hit.start}", ["paragraph"])
     in_paragraph = f"{in_document} AND paragraph = {row['paragraph']}"
-    rows = _read_rows(library, in_paragraph, ["sentence", "gap", "text", "start"])
+    columns = ["sentence", "gap", "text", "source_text", "kind", "heading_path", "start", "end"]
+    rows = _read_rows(library, in_paragraph, columns)
     rows.sort(key=lambda row: row["sentence"])
-    text = rows[0]["text"] + "".join(row["gap"] + row["text"] for row in rows[1:])
     begin = rows[0]["start"]
-    spans = tuple((row["start"] - begin, row["start"] - begin + len(row["text"])) for row in rows)
-    return Passage(hit.document, begin, text, 0.0, spans)
+    texts = [row["text"] if row["source_text"] is None else row["source_text"] for row in rows]
+    text = texts[0] + "".join(row["gap"] + text for row, text in zip(rows[1:], texts[1:], strict=True))
+    return Passage(hit.document, begin, text, 0.0, tuple(_make_block(row).move(-begin) for row in rows))
+
+
+def _make_block(row: dict[str, Any]) -> Block:
+    """Return a sentence as a block, which is quoted as a whole."""
+    path = tuple(row["heading_path"])
+    return Block(BlockKind(row["kind"]), row["start"], row["end"], row["text"], heading_path=path)
 
 
 def _read_rows(library: Library, where: str, columns: list[str]) -> list[dict[str, Any]]:
@@ -164,15 +171,21 @@ def _read_rows(library: Library, where: str, columns: list[str]) -> list[dict[st
 
 def _cut_passage(passage: Passage, hit: SentenceHit, max_tokens: int, count_tokens: Callable[[str], int]) -> Passage:
     """Return the sentence of a hit with as many sentences around it as fit."""
-    spans = [(passage.start + start, passage.start + end) for start, end in passage.source.sentences]
-    longest = Passage(passage.document, hit.start, hit.text, 0.0, ((0, len(hit.text)),))
+    spans = [(passage.start + block.begin, passage.start + block.end) for block in passage.sentences]
+    longest = _select_sentences(passage, hit.start, hit.end)
     for start, end in _grow_span(spans, hit):
-        text = passage.text[start - passage.start : end - passage.start]
-        if count_tokens(text) > max_tokens:
+        longer = _select_sentences(passage, start, end)
+        if count_tokens(longer.text) > max_tokens:
             break
-        inside = tuple((first - start, last - start) for first, last in spans if start <= first and last <= end)
-        longest = Passage(passage.document, start, text, 0.0, inside)
+        longest = longer
     return longest
+
+
+def _select_sentences(passage: Passage, start: int, end: int) -> Passage:
+    """Return the part of a passage between two characters of its document."""
+    first, last = start - passage.start, end - passage.start
+    inside = tuple(block.move(-first) for block in passage.sentences if first <= block.begin and block.end <= last)
+    return Passage(passage.document, start, passage.text[first:last], 0.0, inside)
 
 
 def _grow_span(spans: Sequence[tuple[int, int]], hit: SentenceHit) -> Iterator[tuple[int, int]]:

@@ -9,7 +9,8 @@ from typing import Any
 from keywise.library.arrow_arrays import Array
 from keywise.library.dataset import verify_files
 from keywise.library.lance_errors import convert_lance_errors
-from keywise.library.partials import NO_ROW
+from keywise.library.partials import NO_ROW, LibraryPartial
+from keywise.library.query import Query
 from keywise.library.schema import list_columns
 
 
@@ -23,8 +24,14 @@ class AddResult:
         Documents that are new.
     updated
         Documents whose content changed; their sentences were replaced.
+    moved
+        New names of documents whose files were moved, by their old names; they were not encoded again.
     unchanged
         Documents whose content is the same.
+    gone
+        Documents at or below the named paths whose files do not exist any more. They are still in the library.
+    removed
+        Such documents that were removed, with ``prune=True``.
     skipped
         Files and folders that could not be read, with the reasons.
     sentences
@@ -35,7 +42,10 @@ class AddResult:
 
     added: list[str] = field(default_factory=list)
     updated: list[str] = field(default_factory=list)
+    moved: dict[str, str] = field(default_factory=dict)
     unchanged: list[str] = field(default_factory=list)
+    gone: list[str] = field(default_factory=list)
+    removed: list[str] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)
     sentences: int = 0
     version: int = 0
@@ -103,6 +113,8 @@ class LibraryAttention:
         The version that was attended to.
     path
         The library.
+    query
+        What was asked.
     """
 
     weights: Array
@@ -115,6 +127,7 @@ class LibraryAttention:
     exact: bool
     dataset: Any = field(repr=False)
     path: str = field(repr=False)
+    query: Query = field(repr=False)
 
     @cached_property
     def matches(self) -> list[list[dict[str, Any]]]:
@@ -152,9 +165,18 @@ class SentenceHit:
     start, end
         Its span in the document's text, in characters.
     weight
-        Its share of the question's attention to all sentences.
+        Its share of the question's attention to all sentences; without ``keys_only=True``, scores are raised by common
+        words.
     rank
         1 for the heaviest sentence.
+    semantic
+        Its share by keys alone.
+    lexical
+        Its share of the BM25 scores of the sentences with words of the question; None with ``keys_only=True``.
+    kind
+        What it is, such as "paragraph" or "table row".
+    heading_path
+        The headings that it stands under, outermost first.
     """
 
     text: str
@@ -163,3 +185,41 @@ class SentenceHit:
     end: int
     weight: float
     rank: int
+    semantic: float
+    lexical: float | None
+    kind: str
+    heading_path: tuple[str, ...]
+
+
+def make_attention(
+    dataset: Any, query: Query, result: LibraryPartial, least_share: Array, *, exact: bool
+) -> LibraryAttention:
+    """Return the attention of queries over a library.
+
+    Parameters
+    ----------
+    dataset
+        The Lance dataset that was attended to.
+    query
+        The query.
+    result
+        Attention over the rows that were attended to.
+    least_share : [Q]
+        The least share of all weight that these rows have.
+    exact
+        Whether they are all rows.
+    """
+    weights = result.weights * least_share[:, None]
+    return LibraryAttention(
+        weights=weights,
+        rows=result.rows,
+        top_mass=weights.sum(axis=1),
+        value=None if query.values is None else result.value,
+        entropy=result.entropy,
+        lse=result.lse,
+        temperature=query.temperature,
+        exact=exact,
+        dataset=dataset,
+        path=query.path,
+        query=query,
+    )

@@ -14,6 +14,7 @@ from keywise.library.lance_errors import convert_lance_errors
 from keywise.library.partials import LibraryPartial, attend_rows, merge_partials
 from keywise.library.query import Query
 from keywise.library.schema import KEY
+from keywise.util.progress import Progress
 
 SCANNED_ROWS: Final = 8192
 """Rows of a batch that Lance decodes."""
@@ -29,7 +30,11 @@ _FRAGMENT_SHIFT: Final = 32
 
 
 def attend_fragments(
-    dataset: Any, fragments: Sequence[Any], query: Query, key_pages: KeyPages
+    dataset: Any,
+    fragments: Sequence[Any],
+    query: Query,
+    key_pages: KeyPages,
+    progress: Progress | None = None,
 ) -> Iterator[LibraryPartial]:
     """Compute attention over the rows of each fragment.
 
@@ -43,6 +48,8 @@ def attend_fragments(
         The query.
     key_pages
         Reads the keys of local files; the keys of other files are decoded by Lance.
+    progress
+        Called with the number of rows attended to and of all rows.
 
     Yields
     ------
@@ -56,7 +63,12 @@ def attend_fragments(
     FormatError
         A file has changed meanwhile, or cannot be read.
     """
+    total_rows = sum(fragment.physical_rows for fragment in fragments) if progress else 0
+    done_rows = 0
     for fragment in fragments:
+        if progress:
+            progress(done_rows, total_rows)
+            done_rows += fragment.physical_rows
         pages = key_pages.find_pages(dataset, fragment)
         partials = _attend_decoded(fragment, query) if pages is None else _attend_pages(fragment, pages, query)
         yield merge_partials(partials, query)

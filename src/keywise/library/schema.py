@@ -15,7 +15,7 @@ from keywise.errors import DtypeError, FormatError, ModelError, OptionError, Sha
 if TYPE_CHECKING:
     from keywise.models.sentence_encoder import Encoder
 
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
 """Changes whenever columns or metadata change; other versions are refused."""
 
 FORMAT_VERSION_FIELD: Final = b"keywise.library.format_version"
@@ -33,9 +33,15 @@ _ARROW_DTYPES: Final = {"float16": pa.float16(), "float32": pa.float32()}
 # Uncompressed keys, one after the other: such a file can be mapped and attended to without a copy.
 _PLAIN_ENCODING: Final = {b"lance-encoding:compression": b"none", b"lance-encoding:structural-encoding": b"fullzip"}
 
+TEXT: Final = "text"
+HEADING_PATH: Final = "heading_path"
+
 SENTENCE_COLUMNS: Final = (
-    pa.field("text", pa.string(), nullable=False),
-    pa.field("gap", pa.string(), nullable=False),  # the text between the previous sentence and this one
+    pa.field(TEXT, pa.string(), nullable=False),  # what a reader sees: no marks, a table row with its header
+    pa.field("source_text", pa.string()),  # as it stands in the document; null if that is the same
+    pa.field("gap", pa.string(), nullable=False),  # the document's text between the previous sentence and this one
+    pa.field("kind", pa.string(), nullable=False),
+    pa.field(HEADING_PATH, pa.list_(pa.string()), nullable=False),
     pa.field("document", pa.string(), nullable=False),
     pa.field("sentence", pa.int32(), nullable=False),
     pa.field("paragraph", pa.int32(), nullable=False),
@@ -93,7 +99,8 @@ def check_schema(schema: pa.Schema, path: str) -> None:
     """
     metadata: Mapping[bytes, bytes] = schema.metadata or {}
     version = metadata.get(FORMAT_VERSION_FIELD)
-    if version is None and _EARLIER_ENCODER_FIELD in metadata:
+    is_earlier = version is not None and version.isdigit() and int(version[:9]) < FORMAT_VERSION
+    if is_earlier or (version is None and _EARLIER_ENCODER_FIELD in metadata):
         raise FormatError(
             "path", f"{path!r} was made by an earlier build of keywise", remedy="delete it or create it again"
         )

@@ -15,7 +15,14 @@ from lance.commit import CommitConflictError
 from lance.fragment import write_fragments
 
 from keywise.errors import FormatError, KeywiseError
-from keywise.library.checksums import find_latest_version, list_fragment_files, list_unrecorded, record_dataset
+from keywise.library.checksums import (
+    find_latest_version,
+    list_dataset_files,
+    list_fragment_files,
+    list_index_folders,
+    list_unrecorded,
+    record_dataset,
+)
 from keywise.library.dataset import is_local, open_dataset, verify_files
 from keywise.library.lance_errors import convert_lance_errors
 from keywise.library.sql import quote_literal
@@ -67,7 +74,7 @@ def create_dataset(path: str, schema: pa.Schema) -> None:
 
 
 def sweep_abandoned(path: str) -> int:
-    """Remove the data and deletion files that killed writers left in a local library.
+    """Remove the data, deletion and index files that killed writers left in a local library.
 
     Parameters
     ----------
@@ -90,7 +97,7 @@ def sweep_abandoned(path: str) -> int:
         oldest = time.time() - ABANDONED_SECONDS
         old_names = [
             name
-            for folder in ("data", "_deletions")
+            for folder in ("data", "_deletions", *list_index_folders(path))
             for name in list_unrecorded(path, folder)
             if os.lstat(os.path.join(path, name)).st_mtime < oldest
         ]
@@ -99,8 +106,7 @@ def sweep_abandoned(path: str) -> int:
         # A version whose writer was killed before it recorded checksums may name them.
         named: set[str] = set()
         for version in lance.dataset(path).versions():
-            fragments = open_dataset(path, version["version"]).get_fragments()
-            named.update(list_fragment_files(fragment.metadata for fragment in fragments))
+            named.update(list_dataset_files(path, open_dataset(path, version["version"])))
         abandoned = [name for name in old_names if name not in named]
         for name in abandoned:
             os.unlink(os.path.join(path, name))

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from keywise.errors import DtypeError, OptionError
 from keywise.library.lance_errors import read_reason
+from keywise.library.null_characters import check_null_characters
 
 MAX_TOKENS: Final = 2000
 MAX_NESTING: Final = 32
@@ -50,7 +51,7 @@ _TOKEN: Final = re.compile(
 )
 
 
-def check_where(dataset: Any, where: Any) -> str:
+def check_where(dataset: Any, where: Any, path: str) -> str:
     """Return SQL that is one expression over the columns, or raise.
 
     Parameters
@@ -59,6 +60,8 @@ def check_where(dataset: Any, where: Any) -> str:
         The library's Lance dataset.
     where
         The argument.
+    path
+        The library, for messages.
 
     Returns
     -------
@@ -71,6 +74,8 @@ def check_where(dataset: Any, where: Any) -> str:
         The argument is not a text.
     OptionError
         It is no expression, calls a function that is not allowed, or names other columns.
+    FormatError
+        A column that it names has null characters.
     """
     if not isinstance(where, str):
         raise DtypeError("where", "must be a text of Lance SQL", got=where)
@@ -79,7 +84,13 @@ def check_where(dataset: Any, where: Any) -> str:
         dataset.scanner(columns=[], filter=enclose(where), with_row_id=True).explain_plan()
     except (ValueError, OSError, TypeError, RuntimeError, KeyError) as error:
         raise _make_error(where, read_reason(error)) from error
+    check_null_characters(path, dataset, [name for name in dataset.schema.names if _may_name(where, name)])
     return where
+
+
+def _may_name(where: str, column: str) -> bool:
+    """Return whether SQL may name a column; one with quotation marks can be written in several ways."""
+    return column.lower() in where.lower() or any(mark in column for mark in "`'\"")
 
 
 def enclose(where: str) -> str:

@@ -62,8 +62,15 @@ class Encoder(Protocol):
     True
     """
 
-    name: str
-    fingerprint: str
+    @property
+    def name(self) -> str:
+        """A name for messages."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """What tells encoders with other keys apart."""
+        ...
 
     def encode(self, texts: Sequence[str]) -> Any:
         """Return the keys of texts.
@@ -173,7 +180,7 @@ class SentenceEncoder:
         >>> float(keys[0] @ keys[1]) > 0.5  # doctest: +SKIP
         True
         """
-        import torch  # noqa: PLC0415 - heavy
+        import torch
 
         tokenizer, model = self._model
         pooling = self._pooling
@@ -198,7 +205,7 @@ class SentenceEncoder:
 
     @cached_property
     def _model(self) -> tuple[Any, Any]:
-        from transformers import AutoModel, AutoTokenizer  # noqa: PLC0415 - heavy
+        from transformers import AutoModel, AutoTokenizer
 
         try:
             with quiet_transformers(), limit_construction(summarise_headers(self._weights)):
@@ -270,7 +277,7 @@ def _read_settings(files: dict[str, Path], name: str) -> dict[str, Any]:
 
 def _pool(hidden: Any, mask: Any, mode: str) -> Any:
     """Return one vector per text: torch tensor [texts, D] of [texts, tokens, D]."""
-    import torch  # noqa: PLC0415 - heavy
+    import torch
 
     if mode == "mean":
         weights = mask[..., None].to(hidden.dtype)
@@ -294,8 +301,8 @@ def _find_folder(source: str) -> Path:
     if source == DEFAULT_ENCODER:
         for packaged_folder in _find_packaged_folders():
             return packaged_folder
-    import huggingface_hub  # noqa: PLC0415 - optional
-    from huggingface_hub.errors import HfHubHTTPError  # noqa: PLC0415
+    import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError
 
     patterns = [*_MODEL_FILES, *(f"*/{pattern}" for pattern in _MODEL_FILES)]
     try:

@@ -8,4 +8,8 @@ Status = Callable[[str], None]
 """Called with a line of text before each slow step."""
 
 Progress = Callable[[int, int], None]
-"""Called with the number of tokens done and the total number."""
+"""Called with the number of units done, such as tokens, and the total number."""
+
+
+def ignore_status(_line: str) -> None:
+    """Report nothing, as a `Status`."""
