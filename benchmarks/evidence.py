@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from benchmarks.markdown import format_table
 from benchmarks.results import Run
 from keywise.documents import Document, Heads, Reader, Source
-from keywise.documents.evidence import combine_odds, compute_feature_odds, estimate_no_answer_share
+from keywise.documents.evidence import combine_odds, compute_feature_odds, score_sentences
 from keywise.documents.heads import ATTENTION, LEXICAL, SEMANTIC, guess_heads
 from keywise.documents.squad import GoldDocument, GoldQuestion
 from keywise.documents.tune import (
@@ -114,7 +114,7 @@ def judge_evidence(
             result: dict[str, Any] = {
                 "document": observation.document,
                 "article": observation.question.article,
-                "no_answer_share": round(estimate_no_answer_share(stats, fold.heads), 4),
+                "no_answer_share": round(score_sentences(stats, observation.text_scores, fold.heads).no_answer_share, 4),
             }
             if observation.gold:
                 scores = rankings.compute_scores(observation)

@@ -16,7 +16,6 @@ from keywise.documents.context import find_contexts, find_leads
 from keywise.documents.evidence import (
     combine_odds,
     compute_feature_odds,
-    estimate_no_answer_share,
     pool_heads,
     score_sentences,
 )
@@ -476,7 +475,7 @@ def test_tokens_belong_to_the_first_sentence_they_reach():
 
 
 POWERS = {"attention": {"matching": 2.0, "copying": 1.0, "previous": 0.5}}
-HEADS = Heads(((0, 0), (0, 1)), ((1, 0),), POWERS, 0.2, 2.0, answer_sentences=1, tuned_on="a test")
+HEADS = Heads(((0, 0), (0, 1)), ((1, 0),), POWERS, {}, answer_sentences=1, tuned_on="a test")
 
 
 def test_tuned_heads_count_equally_and_guessed_heads_are_summed():
@@ -570,16 +569,26 @@ def test_shares_are_products_of_powers():
     odds = compute_feature_odds(stats, text_scores, HEADS)
     product = [0.52**2 * 0.22 * 0.02**0.5, 0.52**2 * 0.22 * 0.52**0.5, 0.02**2 * 0.62 * 0.52**0.5]
     np.testing.assert_allclose(combine_odds(odds, POWERS["attention"]), np.divide(product, sum(product)))
-    product = [0.02 * np.exp(0.2), 1.02 * np.exp(0.4), 0.02 * np.exp(0.6)]
+    product = [0.05 * np.exp(0.2), 1.05 * np.exp(0.4), 0.05 * np.exp(0.6)]
     by_text = combine_odds(odds, {"lexical": 1.0, "semantic": 2.0})
     np.testing.assert_allclose(by_text, np.divide(product, sum(product)))
 
 
-@pytest.mark.parametrize(("mass", "share"), [(0.2, 0.5), (0.4, 0.2), (0.1, 0.8), (-1.0, 1.0)])
-def test_no_answer_share_falls_with_the_largest_mass(mass, share):
-    stats = EvidenceStats(np.array([[mass, -0.3], [0.0, 0.0]]), np.zeros((1, 2)))
-    assert estimate_no_answer_share(stats, HEADS) == pytest.approx(share)
-    assert estimate_no_answer_share(stats, guess_heads(1, 2)) == 0.0
+def test_no_answer_share_falls_with_the_scores_of_the_best_sentence():
+    heads = replace(HEADS, answer_odds={"lexical": {"mass": 0.5, "lexical": 9.0, "bias": 1.0}})
+
+    def share(mass, lexical, heads=heads):
+        stats = EvidenceStats(np.array([[mass, 0.0], [0.0, 0.0]]), np.array([[mass, 0.0]]))
+        text_scores = {"lexical": np.array([lexical, 0.0]), "paragraph_lexical": np.zeros(2)}
+        scores = score_sentences(stats, text_scores, heads)
+        assert scores.share.sum() == pytest.approx(1.0 - scores.no_answer_share)
+        assert scores.attention.sum() == pytest.approx(1.0 - scores.no_answer_share)
+        return scores.no_answer_share
+
+    assert share(0.1, 0.5) == pytest.approx(1 / (1 + np.exp(1.0 + 0.5 * np.log(0.1) + 4.5)))
+    assert share(0.1, 0.1) > share(0.1, 0.5) > share(0.3, 0.5)
+    assert share(-1.0, 0.5) == share(0.0, 0.5)
+    assert share(0.1, 0.1, HEADS) == 0.0
 
 
 def test_guessed_heads_are_those_of_the_middle_layers():

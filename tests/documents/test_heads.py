@@ -10,14 +10,15 @@ from pathlib import Path
 import pytest
 
 from keywise.documents import Heads, Reader
-from keywise.documents.heads import RANKINGS, _encode, find_heads, locate_own_heads
+from keywise.documents.heads import ANSWER_WEIGHTS, RANKINGS, _encode, find_heads, locate_own_heads
 from keywise.errors import FormatError, MissingFileError, ModelError, OptionError
 from keywise.models import LoadedModel
 from tests.support.chat_models import make_byte_tokenizer, make_chat_model
 from tests.support.damaged_stores import damage_tuned_heads
 
 POWERS = {"attention": {"matching": 2.0, "copying": 1.0, "previous": 0.5}}
-HEADS = Heads(((0, 0), (0, 1)), ((1, 0),), POWERS, 0.2, 2.0, answer_sentences=1, tuned_on="a test")
+ODDS = {"lexical": {"mass": 0.5, "lexical": 9.0, "bias": -1.0}}
+HEADS = Heads(((0, 0), (0, 1)), ((1, 0),), POWERS, ODDS, answer_sentences=1, tuned_on="a test")
 WEIGHTS = "files: " + 64 * "a"
 
 
@@ -25,7 +26,7 @@ def test_saved_heads_are_loaded_unchanged(tmp_path: Path) -> None:
     path = HEADS.save(tmp_path / "heads.json", model="tiny", weights=WEIGHTS)
     assert Heads.load(path) == HEADS
     content = json.loads(path.read_text())
-    assert (content["format"], content["version"], content["weights"]) == ("keywise.heads", 2, [WEIGHTS])
+    assert (content["format"], content["version"], content["weights"]) == ("keywise.heads", 3, [WEIGHTS])
 
 
 def test_own_heads_of_a_model_are_found_by_its_weights(tmp_path: Path) -> None:
@@ -43,7 +44,7 @@ def test_shipped_heads_are_found_and_complete(tmp_path: Path) -> None:
             heads = find_heads({"weights": weights}, tmp_path)
             assert heads is not None
             assert heads.powers.keys() == RANKINGS.keys()
-            assert heads.no_answer_power > 0
+            assert heads.answer_odds.keys() == ANSWER_WEIGHTS.keys()
     assert shipped
 
 
@@ -93,8 +94,10 @@ def test_every_changed_byte_is_detected(tmp_path: Path) -> None:
         {"powers": {"attention": {"matching": float("nan"), "copying": 1.0, "previous": 1.0}}},
         {"powers": {"attention": {"matching": 1.0}}},
         {"powers": {"other": {}}},
-        {"no_answer_mass": float("inf")},
-        {"no_answer_power": -1.0},
+        {"answer_odds": {"lexical": {"mass": float("inf"), "lexical": 1.0, "bias": 0.0}}},
+        {"answer_odds": {"lexical": {"mass": -1.0, "lexical": 1.0, "bias": 0.0}}},
+        {"answer_odds": {"lexical": {"mass": 1.0, "lexical": 1.0}}},
+        {"answer_odds": {"attention": {"bias": 0.0}}},
         {"answer_sentences": True},
         {"tuned_on": 7},
     ],

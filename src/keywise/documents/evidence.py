@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from keywise.documents.blocks import Box
-from keywise.documents.heads import ATTENTION, LEXICAL, SEMANTIC, Heads
+from keywise.documents.heads import ATTENTION, BIAS, LEXICAL, SEMANTIC, Heads
 
 if TYPE_CHECKING:
     from keywise.documents.files import Source
@@ -23,6 +23,8 @@ LEXICAL_SMOOTHING: Final = 0.05
 # The attention on a row is mostly that on its table: rows are so alike that the row's own share has only this power.
 ROW_POWER: Final = 0.1
 MIN_TABLE_ROWS: Final = 3
+# Smaller masses are no different from 0.
+MIN_MASS: Final = 1e-3
 # Features that are logarithms of odds; the others are shares.
 COSINE_FEATURES: Final = ("semantic", "paragraph_semantic")
 LEXICAL_FEATURES: Final = ("lexical", "paragraph_lexical")
@@ -165,14 +167,19 @@ def score_sentences(
     """
     matching, copying = pool_heads(stats, heads)
     odds = compute_feature_odds(stats, text_scores, heads, None if roles is None else roles.tables)
-    no_answer_share = estimate_no_answer_share(stats, heads)
     ranking = SEMANTIC if "semantic" in text_scores else LEXICAL
-    shares = combine_odds(odds, heads.powers[ranking]) * (1.0 - no_answer_share)
-    attention = combine_odds(odds, heads.powers[ATTENTION]) * (1.0 - no_answer_share)
+    shares = combine_odds(odds, heads.powers[ranking])
+    attention = combine_odds(odds, heads.powers[ATTENTION])
     if roles is not None:
         shares = move_shares(shares, roles)
         attention = move_shares(attention, roles)
     mass = stats.matching.sum(axis=0)
+    best = int(shares.argmax())
+    scores = {name: float(score[best]) for name, score in text_scores.items()}
+    scores["mass"] = float(np.log(max(mass[best], MIN_MASS)))
+    no_answer_share = estimate_no_answer_share(scores, heads.answer_odds.get(ranking))
+    shares *= 1.0 - no_answer_share
+    attention *= 1.0 - no_answer_share
     return SentenceScores(shares, attention, matching, copying, mass, text_scores, no_answer_share)
 
 
@@ -212,17 +219,28 @@ def list_evidence(sources: Sequence[Source], scores: SentenceScores, order: NDAr
     return evidence
 
 
-def estimate_no_answer_share(stats: EvidenceStats, heads: Heads) -> float:
+def estimate_no_answer_share(best: Mapping[str, float], weights: Mapping[str, float] | None) -> float:
     """Return the probability that no sentence answers.
 
-    It falls with the largest mass that the matching heads put on one sentence, and is 0 if the heads were not tuned
-    for it.
+    It is small if the best sentence has many of the question's words, is about the same, and has much attention.
+
+    Parameters
+    ----------
+    best
+        Scores of the best sentence: the logarithm of its ``mass``, and its scores by text.
+    weights
+        Their weights in the logarithm of the odds that it answers, and ``bias``; None for a share of 0.
+
+    Examples
+    --------
+    >>> weights = {"mass": 1.0, "lexical": 10.0, "bias": 0.0}
+    >>> round(estimate_no_answer_share({"mass": -4.0, "lexical": 0.1}, weights), 3)
+    0.953
     """
-    if not heads.no_answer_power:
+    if weights is None:
         return 0.0
-    largest = float(stats.matching.sum(axis=0).max(initial=0.0))
-    odds: float = (largest / heads.no_answer_mass) ** heads.no_answer_power
-    return 1.0 / (1.0 + odds)
+    log_odds = sum(weight * (1.0 if name == BIAS else best[name]) for name, weight in weights.items())
+    return float(1.0 / (1.0 + np.exp(log_odds)))
 
 
 def pool_heads(stats: EvidenceStats, heads: Heads) -> tuple[Scores, Scores]:

@@ -20,7 +20,7 @@ Head = tuple[int, int]
 """A layer and one of its query heads."""
 
 FORMAT: Final = "keywise.heads"
-FORMAT_VERSION: Final = 2
+FORMAT_VERSION: Final = 3
 MAX_FILE_BYTES: Final = 1 << 24
 CHECKSUM: Final = "sha256"
 """Last entry of a file: the digest of all others."""
@@ -37,16 +37,20 @@ RANKINGS: Final = {
 }
 """The ways to rank sentences, each with its features; see `keywise.documents.evidence.compute_feature_odds`."""
 
-# Fitted to the default model with all heads of its middle layers, on XQuAD's first 24 English articles.
+BIAS: Final = "bias"
+ANSWER_WEIGHTS: Final = {LEXICAL: ("mass", "lexical"), SEMANTIC: ("mass", "lexical", "semantic")}
+"""The scores of the best sentence that tell whether it answers, for each ranking by text."""
+
+# For all heads of a model's middle layers; those by text as they were fitted with tuned heads.
 _GUESSED_POWERS: Final = {
     ATTENTION: {"matching": 2.0},
-    LEXICAL: {"matching": 1.5, "lexical": 1.5, "paragraph_lexical": 4.5},
+    LEXICAL: {"matching": 1.5, "lexical": 2.2, "paragraph_lexical": 0.5},
     SEMANTIC: {
         "matching": 1.25,
-        "lexical": 1.25,
-        "paragraph_lexical": 4.0,
-        "semantic": 6.0,
-        "paragraph_semantic": 6.0,
+        "lexical": 1.8,
+        "paragraph_lexical": 0.0,
+        "semantic": 8.3,
+        "paragraph_semantic": 3.0,
     },
 }
 
@@ -64,10 +68,10 @@ class Heads:
     powers
         For each ranking of `RANKINGS` the power of each of its features. A sentence's share is proportional to the
         product of these powers. Rankings that were not tuned are missing.
-    no_answer_mass, no_answer_power
-        The odds that no sentence answers are ``(no_answer_mass / largest) ** no_answer_power``, where ``largest`` is
-        the most attention mass above the null question's that the matching heads put on one sentence. Both are 0 if
-        they were not tuned.
+    answer_odds
+        For each ranking the weights in the logarithm of the odds that a sentence answers: ``bias``, and those of the
+        best sentence's ``mass`` (its logarithm), ``lexical`` and ``semantic``; see
+        `keywise.documents.evidence.estimate_no_answer_share`. Rankings that were not tuned are missing.
     answer_sentences
         Number of sentences that an answer is quoted from; 0 if the model writes it from the whole document.
     tuned_on
@@ -76,15 +80,14 @@ class Heads:
     Examples
     --------
     >>> from keywise.documents import Heads
-    >>> Heads(((3, 0),), ((5, 1),), {}, 0.0, 0.0, answer_sentences=1, tuned_on="questions.json").layers
+    >>> Heads(((3, 0),), ((5, 1),), {}, {}, answer_sentences=1, tuned_on="questions.json").layers
     [3, 5]
     """
 
     matching: tuple[Head, ...]
     copying: tuple[Head, ...]
     powers: Mapping[str, Mapping[str, float]]
-    no_answer_mass: float
-    no_answer_power: float
+    answer_odds: Mapping[str, Mapping[str, float]]
     answer_sentences: int
     tuned_on: str | None
 
@@ -112,7 +115,7 @@ class Heads:
         --------
         >>> import tempfile
         >>> from keywise.documents import Heads
-        >>> heads = Heads(((3, 0),), ((5, 1),), {}, 0.0, 0.0, answer_sentences=1, tuned_on="questions.json")
+        >>> heads = Heads(((3, 0),), ((5, 1),), {}, {}, answer_sentences=1, tuned_on="questions.json")
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     path = heads.save(folder + "/heads.json", model="tiny", weights="files: 1f")
         ...     Heads.load(path) == heads
@@ -181,8 +184,7 @@ def guess_heads(layers: int, heads: int) -> Heads:
         matching=tuple((layer, head) for layer in middle for head in range(heads)),
         copying=(),
         powers=_GUESSED_POWERS,
-        no_answer_mass=0.0,
-        no_answer_power=0.0,
+        answer_odds={},
         answer_sentences=0,
         tuned_on=None,
     )
@@ -259,7 +261,7 @@ def _parse(encoded: bytes, name: str) -> tuple[Heads, list[str]]:
         raise FormatError("path", rule, got=name, remedy=remedy) from error
     if version != FORMAT_VERSION:
         # A file without a version has the field names of the first builds.
-        builds = "an earlier" if version == 1 else "another"
+        builds = "an earlier" if version in range(1, FORMAT_VERSION) else "another"
         remedy = "delete it or create it again with `keywise tune`"
         raise FormatError("path", f"{name!r} was made by {builds} build", remedy=remedy)
     if not is_intact:
@@ -287,8 +289,11 @@ def _make_heads(fields: dict[str, Any]) -> Heads:
     return Heads(
         **groups,
         powers=powers,
-        no_answer_mass=_check_number(fields["no_answer_mass"]),
-        no_answer_power=_check_number(fields["no_answer_power"]),
+        answer_odds={
+            ranking: {name: _check_number(values[name]) for name in ANSWER_WEIGHTS[ranking]}
+            | {BIAS: _check_number(values[BIAS], signed=True)}
+            for ranking, values in fields["answer_odds"].items()
+        },
         answer_sentences=_check_count(fields["answer_sentences"]),
         tuned_on=tuned_on,
     )
@@ -300,7 +305,8 @@ def _check_count(value: Any) -> int:
     return value
 
 
-def _check_number(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
-        raise ValueError(f"a finite number of 0 or more expected, got {value!r:.40}")
+def _check_number(value: Any, *, signed: bool = False) -> float:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not math.isfinite(value) or (value < 0 and not signed):
+        raise ValueError(f"a finite number{'' if signed else ' of 0 or more'} expected, got {value!r:.40}")
     return float(value)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from keywise.documents.evidence import SMOOTHING, Scores, compute_feature_odds
-from keywise.documents.heads import RANKINGS, Head, Heads
+from keywise.documents.evidence import MIN_MASS, SMOOTHING, Scores, combine_odds, compute_feature_odds
+from keywise.documents.heads import ANSWER_WEIGHTS, BIAS, RANKINGS, Head, Heads
 from keywise.documents.scoring import EvidenceStats, score_question
 from keywise.errors import OptionError
 
@@ -68,7 +68,7 @@ def select_all_heads(layers: int, heads: int) -> Heads:
     """
     all_heads = tuple((layer, head) for layer in range(layers) for head in range(heads))
     powers = {ranking: dict.fromkeys(features, 1.0) for ranking, features in RANKINGS.items()}
-    return Heads(all_heads, all_heads, powers, 0.0, 0.0, answer_sentences=0, tuned_on=None)
+    return Heads(all_heads, all_heads, powers, {}, answer_sentences=0, tuned_on=None)
 
 
 def observe_questions(
@@ -159,18 +159,13 @@ def choose_heads(
         matching=tuple(all_heads[number] for number in matching),
         copying=tuple(all_heads[number] for number in copying),
         powers={},
-        no_answer_mass=0.0,
-        no_answer_power=0.0,
+        answer_odds={},
         answer_sentences=answer_sentences,
         tuned_on=tuned_on,
     )
     heads = replace(heads, powers=_fit_rankings(answered, matching, copying, heads))
     if unanswered:
-        largest = [_find_largest_mass(each.stats.matching[matching]) for each in (*answered, *unanswered)]
-        offset, slope = _fit_logistic(np.log(largest), np.arange(len(largest)) >= len(answered))
-        if slope < 0:  # otherwise answerable questions do not put more mass on a sentence
-            mass = float(np.power(np.e, -offset / slope))
-            heads = replace(heads, no_answer_mass=mass, no_answer_power=-slope)
+        heads = replace(heads, answer_odds=_fit_answer_odds([*answered, *unanswered], matching, copying, heads))
     return heads
 
 
@@ -273,28 +268,45 @@ def _choose_greedily(masses: Sequence[tuple[Scores, tuple[int, ...]]], count: in
     return chosen
 
 
-def _find_largest_mass(mass: Scores) -> float:
-    return max(float(mass.sum(axis=0).max()), _TINY)
+def _fit_answer_odds(
+    observations: Sequence[Observation], matching: list[int], copying: list[int], heads: Heads
+) -> dict[str, dict[str, float]]:
+    """Fit for each ranking by text the odds that the best sentence answers."""
+    has_answer = np.array([bool(each.gold) for each in observations])
+    odds: dict[str, dict[str, float]] = {}
+    for ranking, names in ANSWER_WEIGHTS.items():
+        if ranking not in heads.powers:
+            continue
+        rows: list[list[float]] = []
+        for each in observations:
+            stats = EvidenceStats(each.stats.matching[matching], each.stats.copying[copying])
+            shares = combine_odds(compute_feature_odds(stats, each.text_scores, heads), heads.powers[ranking])
+            best = int(shares.argmax())
+            mass = float(np.log(max(stats.matching[:, best].sum(), MIN_MASS)))
+            rows.append([mass, *(float(each.text_scores[name][best]) for name in names[1:])])
+        weights, bias = _fit_logistic(np.array(rows), has_answer)
+        odds[ranking] = {**dict(zip(names, weights, strict=True)), BIAS: bias}
+    return odds
 
 
-def _fit_logistic(feature: NDArray[np.float64], outcome: NDArray[np.bool_]) -> tuple[float, float]:
-    """Fit log-odds = offset + slope * feature, with equal weight of both outcomes."""
+def _fit_logistic(features: NDArray[np.float64], outcome: NDArray[np.bool_]) -> tuple[list[float], float]:
+    """Fit log-odds = bias + weights . features, weights 0 or more, with equal weight of both outcomes."""
     import torch  # noqa: PLC0415 - heavy
 
-    x = torch.from_numpy(feature)
+    x = torch.from_numpy(features)
     y = torch.from_numpy(outcome.astype(np.float64))
-    weight = torch.where(y > 0, 0.5 / y.mean(), 0.5 / (1 - y.mean()))
-    coefficients = torch.zeros(2, dtype=torch.float64, requires_grad=True)
+    share = torch.where(y > 0, 0.5 / y.mean(), 0.5 / (1 - y.mean()))
+    coefficients = torch.zeros(x.shape[1] + 1, dtype=torch.float64, requires_grad=True)
 
     def loss() -> torch.Tensor:
-        log_odds = coefficients[0] + coefficients[1] * x
-        cross_entropy = torch.nn.functional.binary_cross_entropy_with_logits(log_odds, y, weight)
-        # Data that a threshold separates would otherwise have an infinite slope.
-        return cross_entropy + 1e-3 * coefficients[1] ** 2
+        log_odds = x @ coefficients[:-1].clamp(min=0.0) + coefficients[-1]
+        cross_entropy = torch.nn.functional.binary_cross_entropy_with_logits(log_odds, y, share)
+        # Data that a threshold separates would otherwise have infinite weights.
+        return cross_entropy + 1e-4 * (coefficients[:-1] ** 2).sum()
 
     _minimise(loss, coefficients)
-    offset, slope = coefficients.detach().tolist()
-    return offset, slope
+    *weights, bias = (round(number, 3) for number in coefficients.detach().tolist())
+    return [max(weight, 0.0) for weight in weights], bias
 
 
 def _minimise(loss: Callable[[], Any], parameter: Any) -> None:

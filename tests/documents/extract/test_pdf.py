@@ -196,7 +196,7 @@ def test_evidence_names_the_page_the_heading_and_the_place_of_a_sentence():
     stats = EvidenceStats(np.ones((1, count)), np.ones((1, count)))
     text_scores = {"lexical": np.ones(count) / count, "paragraph_lexical": np.ones(count) / count}
     powers = {"matching": 1.0}
-    heads = Heads(((0, 0),), ((0, 0),), {LEXICAL: powers, ATTENTION: powers}, 0.0, 0.0, 1, None)
+    heads = Heads(((0, 0),), ((0, 0),), {LEXICAL: powers, ATTENTION: powers}, {}, 1, None)
     scores = score_sentences(stats, text_scores, heads)
     evidence = list_evidence([source], scores, np.argsort(-scores.share, kind="stable"))
     by_text = {item.text: item for item in evidence}
