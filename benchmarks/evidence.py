@@ -114,7 +114,9 @@ def judge_evidence(
             result: dict[str, Any] = {
                 "document": observation.document,
                 "article": observation.question.article,
-                "no_answer_share": round(score_sentences(stats, observation.text_scores, fold.heads).no_answer_share, 4),
+                "no_answer_share": round(
+                    score_sentences(stats, observation.text_scores, fold.heads).no_answer_share, 4
+                ),
             }
             if observation.gold:
                 scores = rankings.compute_scores(observation)

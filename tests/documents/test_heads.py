@@ -54,7 +54,7 @@ def test_heads_of_an_earlier_build_are_refused(tmp_path: Path) -> None:
     path.write_text(json.dumps({"model": "tiny", "weights": [WEIGHTS], "heads": fields}))
     with pytest.raises(FormatError, match=r"heads\.json' was made by an earlier build; delete it or create it again"):
         Heads.load(path)
-    path.write_text(json.dumps({"version": 3, "model": "tiny", "weights": [WEIGHTS], "heads": fields}))
+    path.write_text(json.dumps({"version": 9, "model": "tiny", "weights": [WEIGHTS], "heads": fields}))
     with pytest.raises(FormatError, match="was made by another build"):
         Heads.load(path)
 
@@ -137,7 +137,7 @@ def test_a_model_that_fails_when_it_runs_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "7", "[" * 100_000, "[]", "{}", '{"version": 2, "heads": {"matching": 7}}', "\x00"]
+    "text", ["", "7", "[" * 100_000, "[]", "{}", '{"version": 3, "heads": {"matching": 7}}', "\x00"]
 )
 def test_damaged_files_of_heads_are_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "heads.json"
@@ -151,7 +151,7 @@ def test_files_of_any_depth_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "heads.json"
     # Python's reader of JSON goes a few levels deeper than its writer.
     for depth in range(600, 1000):
-        path.write_text('{"version": 2, "heads": {}, "more": ' + "[" * depth + "]" * depth + "}")
+        path.write_text('{"version": 3, "heads": {}, "more": ' + "[" * depth + "]" * depth + "}")
         with pytest.raises(FormatError, match="path must be a file of tuned heads"):
             Heads.load(path)
 

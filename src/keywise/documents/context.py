@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -44,6 +45,8 @@ def find_leads(quotes: Sequence[Quote]) -> NDArray[np.bool_]:
 def find_contexts(sources: Sequence[Source]) -> list[str]:
     """Return the text that tells what each sentence is about: headings, and the line that announces it; often empty.
 
+    Of several sources, the name of each is a heading: a title, or the name of a file without its ending.
+
     Parameters
     ----------
     sources
@@ -59,8 +62,9 @@ def find_contexts(sources: Sequence[Source]) -> list[str]:
     for source in sources:
         quotes = source.quotes
         leads = find_leads(quotes)
+        title = [PurePath(source.name).stem] if len(sources) > 1 else []
         for number, quote in enumerate(quotes):
-            headings = " ".join(quote.block.heading_path[-CONTEXT_HEADINGS:])
+            headings = " ".join([*title, *quote.block.heading_path[-CONTEXT_HEADINGS:]])
             lead = _find_announcement(quotes, leads, number)
             contexts.append(" ".join(part for part in (headings and f"{headings}:", lead) if part))
     return contexts

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import repeat
 from typing import TYPE_CHECKING, Any, Final
 
@@ -23,11 +23,12 @@ LEXICAL_SMOOTHING: Final = 0.05
 # The attention on a row is mostly that on its table: rows are so alike that the row's own share has only this power.
 ROW_POWER: Final = 0.1
 MIN_TABLE_ROWS: Final = 3
+# What the text of a question and its best sentence counts beside the question's own scores.
+SECOND_LOOK_POWER: Final = 0.3
 # Smaller masses are no different from 0.
 MIN_MASS: Final = 1e-3
 # Features that are logarithms of odds; the others are shares.
 COSINE_FEATURES: Final = ("semantic", "paragraph_semantic")
-LEXICAL_FEATURES: Final = ("lexical", "paragraph_lexical")
 
 _TINY: Final = 1e-9
 
@@ -183,6 +184,27 @@ def score_sentences(
     return SentenceScores(shares, attention, matching, copying, mass, text_scores, no_answer_share)
 
 
+def look_again(scores: SentenceScores, text_scores: Mapping[str, Scores], heads: Heads) -> SentenceScores:
+    """Return scores whose shares also follow the text of a question with its best sentence.
+
+    A question over several texts often takes two steps: the sentence that it leads to names what the next one is about.
+
+    Parameters
+    ----------
+    scores
+        Scores of the question.
+    text_scores
+        Scores of the text for the question and the best sentence together.
+    heads
+        The power of each feature.
+    """
+    powers = heads.powers[SEMANTIC if "semantic" in text_scores else LEXICAL]
+    odds = {name: compute_text_odds(name, score) for name, score in text_scores.items()}
+    second = combine_odds(odds, {name: powers[name] for name in odds}) ** SECOND_LOOK_POWER
+    share = scores.share * second
+    return replace(scores, share=share * (scores.share.sum() / (share.sum() or 1.0)))
+
+
 def list_evidence(sources: Sequence[Source], scores: SentenceScores, order: NDArray[np.intp]) -> list[Evidence]:
     """Return all sentences as evidence.
 
@@ -290,12 +312,28 @@ def compute_feature_odds(
     matching, copying = pool_heads(stats, heads)
     if tables is not None:
         matching, copying = level_tables(matching, tables), level_tables(copying, tables)
-    scores = {"matching": matching, "copying": copying, "previous": shift_to_next(matching), **text_scores}
-    odds: dict[str, Scores] = {}
-    for name, score in scores.items():
-        smoothing = LEXICAL_SMOOTHING if name in LEXICAL_FEATURES else SMOOTHING
-        odds[name] = np.power(np.e, score) if name in COSINE_FEATURES else score + smoothing
-    return odds
+    shares = {"matching": matching, "copying": copying, "previous": shift_to_next(matching)}
+    odds = {name: share + SMOOTHING for name, share in shares.items()}
+    return odds | {name: compute_text_odds(name, score) for name, score in text_scores.items()}
+
+
+def compute_text_odds(name: str, score: Scores) -> Scores:
+    """Return the odds of sentences by a score of their text.
+
+    Parameters
+    ----------
+    name
+        Name of the score.
+    score
+        float64 [sentences].
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> compute_text_odds("lexical", np.array([0.0, 1.0])).tolist()
+    [0.05, 1.05]
+    """
+    return np.exp(score) if name in COSINE_FEATURES else score + LEXICAL_SMOOTHING
 
 
 def combine_odds(odds: Mapping[str, Scores], powers: Mapping[str, float]) -> Scores:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from keywise.documents.blocks import BlockKind
-from keywise.documents.evidence import Evidence, SentenceScores, list_evidence, score_sentences
+from keywise.documents.evidence import Evidence, SentenceScores, list_evidence, look_again, score_sentences
 from keywise.documents.prefill import PrefilledContext
 from keywise.documents.scoring import Continuation, score_question
 from keywise.documents.windows import Window, cut_sources
@@ -107,6 +107,8 @@ def rank_document(
         result = score_question(model, windows[0].context, question, keep_cache=keep_cache)
         roles = text_index.find_roles()
         scores = score_sentences(result.stats, text_index.score(question.text), model.heads, roles)
+        if len(sources) > 1:
+            scores = _look_again(model, text_index, question, scores, text_index.sentences)
         order = np.argsort(-scores.share, kind="stable")
         evidence = list_evidence(sources, scores, order)
         return Ranking(evidence, scores.no_answer_share, windows[0], 1, _invert(order), result.continuation)
@@ -138,6 +140,8 @@ def rank_document(
     result = score_question(model, window.context, question)
     roles = text_index.find_roles(final)
     scores = score_sentences(result.stats, text_index.score(question.text, final), model.heads, roles)
+    if len(sources) > 1:
+        scores = _look_again(model, text_index, question, scores, final)
     merged["share"] = np.zeros(count)
     merged["attention"][:] = 0.0
     for name, column in merged.items():
@@ -252,6 +256,14 @@ def _read_windows(
         if progress is not None:
             progress(done_tokens, total_tokens)
     return results
+
+
+def _look_again(
+    model: EvidenceModel, text_index: TextIndex, question: QuestionTokens, scores: SentenceScores, sentences: Numbers
+) -> SentenceScores:
+    """Score the text once more for the question and the best sentence together."""
+    best = text_index.get_text(int(sentences[scores.share.argmax()]))
+    return look_again(scores, text_index.score(f"{question.text} {best}", sentences), model.heads)
 
 
 def _scale_window(scores: SentenceScores) -> float:

@@ -49,6 +49,7 @@ class TextIndex:
         self._contexts = find_contexts(sources)
         self._lexical = LexicalIndex(sources, self._contexts)
         quotes = [quote for source in sources for quote in source.quotes]
+        self._texts = [quote.text for quote in quotes]
         kinds = [quote.block.kind for quote in quotes]
         lists_parts = np.array([kind in _PART_KINDS for kind in kinds], dtype=np.bool_)
         self._roles = SentenceRoles(find_leads(quotes), lists_parts, number_tables(sources))
@@ -57,6 +58,10 @@ class TextIndex:
     def sentences(self) -> NDArray[np.intp]:
         """The numbers of all sentences."""
         return np.arange(len(self._contexts))
+
+    def get_text(self, sentence: int) -> str:
+        """Return a sentence by its number."""
+        return self._texts[sentence]
 
     def score(self, question: str, sentences: NDArray[np.intp] | None = None) -> TextScores:
         """Return the scores of sentences for a question: float64 [sentences] each.
