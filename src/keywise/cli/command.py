@@ -11,6 +11,13 @@ from keywise.errors import KeywiseError
 
 # Python arguments that have another name in a command.
 _OTHER_NAMES = {"source": "model", "encode": "semantic"}
+_ASK_OPTIONS = {"model", "max_tokens", "sentences", "semantic", "dtype", "html"}
+
+
+def describe_option(argument: str) -> str:
+    """Return the name on the command line of a Python argument that a conversation or a list of questions reports."""
+    name = _OTHER_NAMES.get(argument, argument)
+    return f"--{name.replace('_', '-')}" if name in _ASK_OPTIONS else name
 
 
 class Command(TyperCommand):
@@ -36,5 +43,5 @@ class Command(TyperCommand):
                 continue
             if parameter.param_type_name == "option":
                 return str(parameter.opts[0])
-            return str(parameter.metavar or argument.upper())
+            return str(parameter.metavar or argument.upper()).strip("[]")  # an optional argument
         return argument

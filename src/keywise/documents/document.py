@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from keywise.documents.ablation import Ablation, ablate_evidence
 from keywise.documents.answer import Answer, quote_answer, write_answer
+from keywise.documents.follow_up import put_last
 from keywise.documents.ranking import rank_document
 from keywise.documents.scoring import forward_question
 from keywise.errors import DtypeError, OptionError
@@ -104,6 +105,7 @@ class Document:
         *,
         max_tokens: int = ANSWER_TOKENS,
         sentences: int | None = None,
+        told: Collection[Evidence] = (),
         on_token: Callable[[str], None] | None = None,
     ) -> Answer:
         """Answer a question, with the sentences that support the answer.
@@ -121,6 +123,8 @@ class Document:
         sentences
             Number of best sentences to quote from; 0 writes the answer from the whole document. Default: the number
             that the heads were tuned with, 0 for a model without tuned heads.
+        told
+            Sentences that come last, because a conversation has told them.
         on_token
             Called with each new part of the answer's text.
 
@@ -149,6 +153,8 @@ class Document:
         # Without copying heads an answer follows the scored question directly.
         keep_cache = not model.starts_answer and len(self.windows) == 1
         ranking = rank_document(model, self.sources, self.windows, tokens, keep_cache=keep_cache)
+        if told:
+            ranking = put_last(ranking, told)
         window = ranking.window
         self._check_room(window, tokens, max_tokens)
         if quoted_sentences:
