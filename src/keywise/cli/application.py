@@ -20,7 +20,7 @@ def make_application() -> typer.Typer:
         name="keywise", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
     )
     application.callback()(define_common_options)
-    application.command(cls=Command, epilog=ASK_EXAMPLES, no_args_is_help=True)(ask)
+    application.command(cls=Command, epilog=ASK_EXAMPLES)(ask)
     application.command(cls=Command, epilog=CHECK_EXAMPLES)(check)
     application.command("info", cls=Command)(show_info)
     application.command(cls=Command, epilog=TUNE_EXAMPLES)(tune)

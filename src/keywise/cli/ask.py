@@ -46,7 +46,7 @@ def ask(  # noqa: PLR0917 - each is an argument or option of the command
     question: Annotated[
         str | None,
         typer.Argument(
-            metavar="[QUESTION]",
+            metavar="QUESTION",
             help="A question in natural language. Put -- before one that begins with a dash. Without a question, a "
             "conversation begins.",
             show_default=False,
@@ -105,6 +105,8 @@ def ask(  # noqa: PLR0917 - each is an argument or option of the command
     next question about the same files starts at once. Without a QUESTION a conversation begins.
     """
     words = [word for word in (question, *(files or [])) if word is not None]
+    if not words and library is None:
+        raise typer.BadParameter("name a QUESTION and FILEs, or FILEs for a conversation")
     listed = None if questions is None else read_questions(questions)
     asked, names = split_question(words, asks_one=questions is None)
     if not names and library is None:

@@ -31,6 +31,9 @@ class Command(TyperCommand):
         """Run the command."""
         try:
             return super().invoke(ctx)
+        except typer.BadParameter as error:
+            error.ctx = ctx  # so that the usage is shown
+            raise
         except KeywiseError as error:
             print_notice(error.describe(self._name_on_command_line(error.argument)))
             raise typer.Exit(USER_MISTAKE) from error
@@ -43,5 +46,5 @@ class Command(TyperCommand):
                 continue
             if parameter.param_type_name == "option":
                 return str(parameter.opts[0])
-            return str(parameter.metavar or argument.upper()).strip("[]")  # an optional argument
+            return str(parameter.metavar or argument.upper())
         return argument

@@ -8,6 +8,7 @@ import sys
 import tempfile
 import webbrowser
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -157,8 +158,8 @@ class Conversation:
 
 def make_page(reply: Reply) -> str:
     """Return the report page of an answer."""
-    answer = reply.reported if not reply.passages else reply.answer
-    return to_html(answer, reply.document.sources)
+    # A library's documents are not here: the page has the passages that were read.
+    return to_html(replace(reply.answer, question=reply.question), reply.document.sources)
 
 
 def converse(session: Session, *, html: str | None, reads_documents: bool) -> None:

@@ -86,7 +86,7 @@ def find_files(paths: Sequence[str | os.PathLike[str]]) -> FoundFiles:
                 _add_file(name, found, first_names)
         if matches:
             continue
-        real_name = os.path.realpath(path)
+        real_name = _resolve(path)
         if real_name in first_names and first_names[real_name] in found.named:
             remedy = f"it is the same file as {first_names[real_name]!r}"
             raise FormatError("files", "must not name a file twice", got=path, remedy=remedy)
@@ -192,6 +192,13 @@ def _add_file(name: str, found: FoundFiles, first_names: dict[str, str]) -> bool
     if reason is not None:
         found.passed_over[name] = reason
         return False
-    if first_names.setdefault(os.path.realpath(name), name) is name:
+    if first_names.setdefault(_resolve(name), name) is name:
         found.files.append(name)
     return True
+
+
+def _resolve(path: str) -> str:
+    try:
+        return os.path.realpath(path)
+    except ValueError:  # a null character
+        return path

@@ -16,7 +16,7 @@ MAX_CONTEXT_CHARACTERS: Final = 200
 
 _WORD = re.compile(r"[^\W_]+")
 _LEADING = re.compile(
-    r"\W*(?:and|but|or|so|then|also|what about|how about|und|aber|oder|also|dann|et|mais|ou|alors|y|pero)\b",
+    r"\W*(?:and|but|or|so|then|also|what about|how about|und|aber|oder|also|dann|et|mais|ou|alors)\b",
     re.IGNORECASE,
 )
 # Here the pronoun refers to nothing.

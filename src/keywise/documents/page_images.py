@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 PICTURED_SENTENCES: Final = 5
 """Pages that hold one of so many best sentences are shown."""
+MIN_RELATIVE_SHARE: Final = 0.02
+"""A sentence with less of the best sentence's share is not marked on a page."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,8 @@ def picture_pages(source: Source, evidence: Sequence[Evidence]) -> list[PageImag
     """
     if Path(source.name).suffix.lower() != ".pdf" or not source.file_sha256:
         return []
-    shown = [item for item in evidence if item.share > 0][:PICTURED_SENTENCES]
+    least_share = MIN_RELATIVE_SHARE * max((item.share for item in evidence), default=0.0)
+    shown = [item for item in evidence[:PICTURED_SENTENCES] if 0 < item.share >= least_share]
     boxes: dict[int, list[tuple[int, float, float, float, float]]] = {}
     for item in shown:
         for box in item.boxes if item.source == source.name else ():

@@ -59,7 +59,7 @@ class Places:
         if source is None:
             if len(parts) == 1:
                 parts.append(f"characters {evidence.start} to {evidence.end}")
-        elif is_read_as_text(source.name):
+        elif is_file_text(source):
             parts.append(f"line {self._count_lines(source, evidence.start)}")
         elif len(parts) == 1:
             parts.append(f"sentence {bisect.bisect_right(source.sentences, (evidence.start, len(source.text)))}")
@@ -73,18 +73,19 @@ class Places:
         return bisect.bisect_right(starts, position) + 1
 
 
-def is_read_as_text(name: str) -> bool:
-    """Return whether the text of a file of this name is the file itself, so that lines can be counted.
+def is_file_text(source: Source) -> bool:
+    """Return whether a text is a file as it is, so that its lines can be counted.
 
     Parameters
     ----------
-    name
-        The file.
+    source
+        The text.
 
     Examples
     --------
-    >>> is_read_as_text("notes.md"), is_read_as_text("page.html")
+    >>> from keywise.documents import Source
+    >>> is_file_text(Source("notes.txt", "It is dry.")), is_file_text(Source("page.html", "It is dry."))
     (True, False)
     """
-    file_format = FORMAT_BY_SUFFIX.get(Path(name).suffix.lower())
-    return file_format is None or file_format.is_text
+    file_format = FORMAT_BY_SUFFIX.get(Path(source.name).suffix.lower())
+    return source.blocks is None if file_format is None else file_format.is_text
