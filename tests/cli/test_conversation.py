@@ -141,6 +141,7 @@ def test_an_error_does_not_end_the_conversation(session: Session, capsys: pytest
             ["How tall is the tower?", "And the boathouse?"],
             "The boathouse is 6 metres tall and was painted white in 1902.",
         ),
+        (["Who left the rock in 1871?", "And why?"], "She left the rock in 1871 because of her eyes."),
         (["Who was the first keeper?", "How tall is the tower?"], "The tower is 31 metres tall."),
     ],
 )

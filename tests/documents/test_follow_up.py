@@ -7,7 +7,14 @@ from types import SimpleNamespace
 import pytest
 
 from keywise.documents import Evidence, Reader
-from keywise.documents.follow_up import Turn, find_context, is_follow_up, put_last, resolve_follow_up
+from keywise.documents.follow_up import (
+    Turn,
+    asks_for_detail,
+    find_context,
+    is_follow_up,
+    put_last,
+    resolve_follow_up,
+)
 from keywise.documents.ranking import Ranking
 from keywise.models import find_model
 from tests.support.follow_ups import FOLLOW_UPS
@@ -74,10 +81,16 @@ def test_the_context_begins_with_the_last_question_that_stood_alone():
 
 
 def test_a_long_answer_is_cut_and_an_empty_one_left_out():
-    resolved = resolve_follow_up("Why?", [Turn("Who?", ""), Turn("And how?", "word  " * 100)])
+    turns = [Turn("Who kept it?", ""), Turn("And the boathouse?", "word  " * 100)]
+    resolved = resolve_follow_up("And her job?", turns)
     assert resolved.startswith("word word")
-    assert resolved.endswith("word. Why?")
+    assert resolved.endswith("word. And her job?")
     assert len(resolved) < 220
+
+
+def test_question_words_alone_follow_the_last_question():
+    assert resolve_follow_up("And why?", [KEEPER, JOB]) == "Ann Low. And what was her job? And why?"
+    assert resolve_follow_up("Seit wann?", [KEEPER]) == "Who was the keeper? Seit wann?"
 
 
 def rank(*shares, source="note", starts=None):
@@ -127,7 +140,8 @@ def test_context_finds_more_sentences_than_the_follow_up_alone(one_torch_thread)
         best_alone = document.evidence(case.follow_up)[0]
         resolved = resolve_follow_up(case.follow_up, [Turn(case.question, case.answer)])
         is_told = (best_alone.source, best_alone.start) == (told.source, told.start)
-        best = document.ask(resolved, told=[] if is_told else [told]).evidence[0]
+        keeps_told = is_told or asks_for_detail(case.follow_up)
+        best = document.ask(resolved, told=[] if keeps_told else [told]).evidence[0]
         alone += case.sentence in best_alone.text
         in_context += case.sentence in best.text
     sys.stdout.write(f"{alone} of {len(FOLLOW_UPS)} follow-ups find their sentence alone, {in_context} in context\n")

@@ -53,7 +53,7 @@ class TerminalProcess:
         end = time.monotonic() + seconds
         written = b""
         while text not in _clean(written):
-            assert time.monotonic() < end, f"{text!r} is not shown: {_clean(written)}"
+            assert time.monotonic() < end, f"{text!r} is not shown: {_clean(written)[-2000:]}"
             written += self._read_available(end)
         self.shown += _clean(written)
         return _clean(written)
@@ -63,7 +63,7 @@ class TerminalProcess:
         end = time.monotonic() + seconds
         written = b""
         while self._process.poll() is None:
-            assert time.monotonic() < end, _clean(written)
+            assert time.monotonic() < end, _clean(written)[-2000:]
             written += self._read_available(min(end, time.monotonic() + 0.2))
         self.shown += _clean(written)
         return self._process.returncode

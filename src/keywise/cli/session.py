@@ -12,7 +12,7 @@ from rich.console import Console
 from keywise.cli.replies import Reply
 from keywise.cli.terminal import show_progress
 from keywise.documents import Ablation, Document, Reader, Source
-from keywise.documents.follow_up import Turn, find_context, resolve_follow_up
+from keywise.documents.follow_up import Turn, asks_for_detail, find_context, resolve_follow_up
 from keywise.errors import ModelError, OptionError
 from keywise.library.answer import choose_passages_for
 from keywise.library.encoder import SentenceEncoder
@@ -163,7 +163,7 @@ class Session:
     def _find_told(self, document: Document, question: str, context: Sequence[Reply]) -> list[Evidence]:
         """Return the sentences that told earlier answers, unless one answers the question by itself too."""
         told = [reply.quoted for reply in context if reply.quoted is not None]
-        if not told:
+        if not told or asks_for_detail(question):
             return []
         best = document.evidence(question)[0]
         is_told = any((item.source, item.start) == (best.source, best.start) for item in told)

@@ -90,11 +90,28 @@ def is_follow_up(question: str) -> bool:
     """
     if _LEADING.match(question):
         return True
-    words = _WORD.findall(_EXPLETIVE.sub(" ", question).replace("-t-", " "))
-    if all(word.lower() in _FUNCTION_WORDS for word in words):
+    if asks_for_detail(question):
         return True
+    words = _WORD.findall(_EXPLETIVE.sub(" ", question).replace("-t-", " "))
     pronoun = next((number for number, word in enumerate(words) if word.lower() in _PRONOUNS), None)
     return pronoun is not None and not _has_antecedent(words[:pronoun])
+
+
+def asks_for_detail(question: str) -> bool:
+    """Return whether a follow-up has question words alone, so that the sentence told before may answer it too.
+
+    Parameters
+    ----------
+    question
+        The question.
+
+    Examples
+    --------
+    >>> [asks_for_detail(text) for text in ("And since when?", "Why?", "And the boathouse?")]
+    [True, True, False]
+    """
+    words = _WORD.findall(_LEADING.sub("", question))
+    return all(word.lower() in _FUNCTION_WORDS for word in words)
 
 
 def _has_antecedent(words: Sequence[str]) -> bool:
@@ -137,7 +154,8 @@ def find_context(question: str, turns: Sequence[Turn]) -> list[Turn]:
 def resolve_follow_up(question: str, turns: Sequence[Turn]) -> str:
     """Return a question with the answers that it refers to in front of it.
 
-    The questions before are left out: a ranking would answer them again.
+    The questions before are left out, because a ranking would answer them again; but question words alone ask for a
+    detail of the last question, which stands in front of them.
 
     Parameters
     ----------
@@ -155,11 +173,19 @@ def resolve_follow_up(question: str, turns: Sequence[Turn]) -> str:
     --------
     >>> resolve_follow_up("And what was her job?", [Turn("Who was the keeper?", "Ann Low")])
     'Ann Low. And what was her job?'
+    >>> resolve_follow_up("And since when?", [Turn("Who was the keeper?", "Ann Low")])
+    'Who was the keeper? And since when?'
     """
-    context = [
-        " ".join(turn.answer.split())[:MAX_CONTEXT_CHARACTERS].rstrip(" .") for turn in find_context(question, turns)
-    ]
-    return " ".join([*(f"{answer}." for answer in context if answer), question])
+    context = find_context(question, turns)
+    last_question = ""
+    if context and asks_for_detail(question):
+        last_question = _shorten(context.pop().question)
+    answers = [_shorten(turn.answer).rstrip(" .") for turn in context]
+    return " ".join([*(f"{answer}." for answer in answers if answer), *filter(None, [last_question]), question])
+
+
+def _shorten(text: str) -> str:
+    return " ".join(text.split())[:MAX_CONTEXT_CHARACTERS]
 
 
 def put_last(ranking: Ranking, told: Collection[Evidence]) -> Ranking:
