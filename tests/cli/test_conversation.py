@@ -148,7 +148,7 @@ def test_an_error_does_not_end_the_conversation(session: Session, capsys: pytest
 def test_follow_ups_find_their_sentence(session: Session, questions: list[str], sentence: str) -> None:
     last = run_lines(session, *questions).replies[-1]
     assert last.answer.evidence[0].text == sentence
-    assert last.reported.question == questions[-1]
+    assert last.answer.question == questions[-1]
     assert sum(item.share for item in last.answer.evidence) + last.answer.no_answer_share == pytest.approx(1)
     assert [item.rank for item in last.answer.evidence] == list(range(1, len(last.answer.evidence) + 1))
 

@@ -141,7 +141,7 @@ def test_context_finds_more_sentences_than_the_follow_up_alone(one_torch_thread)
         resolved = resolve_follow_up(case.follow_up, [Turn(case.question, case.answer)])
         is_told = (best_alone.source, best_alone.start) == (told.source, told.start)
         keeps_told = is_told or asks_for_detail(case.follow_up)
-        best = document.ask(resolved, told=[] if keeps_told else [told]).evidence[0]
+        best = document.ask(case.follow_up, ranked_as=resolved, told=[] if keeps_told else [told]).evidence[0]
         alone += case.sentence in best_alone.text
         in_context += case.sentence in best.text
     sys.stdout.write(f"{alone} of {len(FOLLOW_UPS)} follow-ups find their sentence alone, {in_context} in context\n")

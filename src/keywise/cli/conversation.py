@@ -8,7 +8,6 @@ import sys
 import tempfile
 import webbrowser
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -159,7 +158,7 @@ class Conversation:
 def make_page(reply: Reply) -> str:
     """Return the report page of an answer."""
     # A library's documents are not here: the page has the passages that were read.
-    return to_html(replace(reply.answer, question=reply.question), reply.document.sources)
+    return to_html(reply.answer, reply.document.sources)
 
 
 def converse(session: Session, *, html: str | None, reads_documents: bool) -> None:

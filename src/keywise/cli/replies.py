@@ -33,10 +33,8 @@ class Reply:
 
     Attributes
     ----------
-    question
-        The question as it was asked.
     answer
-        The answer; its own question may have the context of a conversation in front.
+        The answer.
     document
         The document.
     passages
@@ -45,7 +43,6 @@ class Reply:
         How much the answer depends on its best sentences, if that was measured.
     """
 
-    question: str
     answer: Answer
     document: Document
     passages: Sequence[Passage] = ()
@@ -53,9 +50,10 @@ class Reply:
 
     @property
     def reported(self) -> Answer:
-        """The answer to the question as it was asked, with evidence that names the documents of a library."""
-        evidence = locate_evidence(self.answer.evidence, self.passages) if self.passages else self.answer.evidence
-        return replace(self.answer, question=self.question, evidence=evidence)
+        """The answer with evidence that names the documents of a library."""
+        if not self.passages:
+            return self.answer
+        return replace(self.answer, evidence=locate_evidence(self.answer.evidence, self.passages))
 
     @property
     def sources(self) -> Sequence[Source]:

@@ -141,7 +141,7 @@ class Session:
         KeywiseError
             The question cannot be answered.
         """
-        turns = [Turn(reply.question, reply.answer.text) for reply in replies]
+        turns = [Turn(reply.answer.question, reply.answer.text) for reply in replies]
         context = find_context(question, turns)
         resolved = resolve_follow_up(question, turns)
         passages = [] if self._library is None else choose_passages_for(self._library, resolved, self._loaded)
@@ -149,9 +149,14 @@ class Session:
         told = self._find_told(document, question, replies[len(replies) - len(context) :])
         options = self.options
         answer = document.ask(
-            resolved, max_tokens=options.max_tokens, sentences=options.sentences, told=told, on_token=on_token
+            question,
+            ranked_as=resolved if context else None,
+            told=told,
+            max_tokens=options.max_tokens,
+            sentences=options.sentences,
+            on_token=on_token,
         )
-        reply = Reply(question, answer, document, passages)
+        reply = Reply(answer, document, passages)
         return replace(reply, ablations=self.ablate(reply)) if options.ablate and answer.text else reply
 
     def ablate(self, reply: Reply) -> list[Ablation]:

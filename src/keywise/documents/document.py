@@ -105,6 +105,7 @@ class Document:
         *,
         max_tokens: int = ANSWER_TOKENS,
         sentences: int | None = None,
+        ranked_as: str | None = None,
         told: Collection[Evidence] = (),
         on_token: Callable[[str], None] | None = None,
     ) -> Answer:
@@ -123,6 +124,9 @@ class Document:
         sentences
             Number of best sentences to quote from; 0 writes the answer from the whole document. Default: the number
             that the heads were tuned with, 0 for a model without tuned heads.
+        ranked_as
+            The question in its context, for a follow-up: sentences are ranked by this text, and the answer is quoted by
+            the question itself. Default: the question.
         told
             Sentences that come last, because a conversation has told them.
         on_token
@@ -150,13 +154,17 @@ class Document:
         max_tokens = check_int("max_tokens", max_tokens, minimum=1)
         tokens = self._encode_question(question, answer_tokens=max_tokens)
 
+        ranked_question = question if ranked_as is None else ranked_as
+        ranked_tokens = tokens
+        if ranked_as is not None:
+            ranked_tokens = self._encode_question(ranked_as, answer_tokens=max_tokens)
         # Without copying heads an answer follows the scored question directly.
         keep_cache = not model.starts_answer and len(self.windows) == 1
-        ranking = rank_document(model, self.sources, self.windows, tokens, keep_cache=keep_cache)
+        ranking = rank_document(model, self.sources, self.windows, ranked_tokens, keep_cache=keep_cache)
         if told:
             ranking = put_last(ranking, told)
         window = ranking.window
-        self._check_room(window, tokens, max_tokens)
+        self._check_room(window, ranked_tokens, max_tokens)
         if quoted_sentences:
             text = quote_answer(
                 model,
@@ -173,7 +181,7 @@ class Document:
             text = write_answer(
                 model,
                 window.context,
-                model.prompt.encode_question(question, start_answer=False),
+                model.prompt.encode_question(ranked_question, start_answer=False),
                 window.sources,
                 ranking.window_evidence,
                 max_tokens=max_tokens,
