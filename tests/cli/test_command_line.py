@@ -55,7 +55,9 @@ def test_ask_prints_answer_and_evidence(tmp_path):
     assert answer == "the town museum [1]"
     assert evidence.count("%") == 2
     assert "museum" in evidence
-    assert "characters" in evidence
+    place = f"{LIGHTHOUSE}, § After the keepers, line 42"
+    assert evidence.splitlines()[0].startswith("“The old lens was taken down in the same year and is now in the town")
+    assert evidence.splitlines()[0].endswith(f"” {place}")
     assert evidence.count("[1]") == 1
     assert "█" in evidence
     assert "Loading" in done.stderr
@@ -201,7 +203,7 @@ def test_info_names_targets_and_models():
         ("zeros.bin", b"\0\1\2", "binary"),
         ("broken.pdf", b"%PDF-1.4 and no more", "must be a PDF"),
         ("broken.docx", b"PK", "must be a DOCX"),
-        (".", None, "is a folder"),
+        (".", None, "folders with documents in them"),
     ],
 )
 def test_ask_refuses_unreadable_files(tmp_path, name, content, message):

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from dataclasses import replace
 from html.parser import HTMLParser
 
@@ -9,7 +10,16 @@ import pytest
 from rich.console import Console
 
 from keywise.documents import Ablation, Answer, AnswerWord, Evidence, Source
-from keywise.documents.report import list_sources, make_evidence_table, split_by_sources, to_html, to_json, write_html
+from keywise.documents.blocks import Box
+from keywise.documents.report import (
+    list_sources,
+    make_evidence_table,
+    make_quote,
+    split_by_sources,
+    to_html,
+    to_json,
+    write_html,
+)
 from keywise.errors import FormatError, OptionError
 
 HOSTILE = 'It is <script>alert("x")</script> here. The [red]rest[/red] & more\n\n  is {{ 7 * 7 }}. Third.'
@@ -74,9 +84,10 @@ def test_json_has_fixed_keys_and_the_values_of_the_answer():
         "quote",
         "confidence",
     ]
-    assert list(report) == ["question", "text", "complete", "model", *numbers, "words", "evidence"]
+    assert list(report) == ["question", "text", "complete", "model", *numbers, "where", "words", "evidence"]
     assert len(report["evidence"]) == 2
     first = report["evidence"][0]
+    place = ["source", "start", "end", "page", "heading_path"]
     scores = [
         "attention",
         "matching",
@@ -87,7 +98,7 @@ def test_json_has_fixed_keys_and_the_values_of_the_answer():
         "semantic",
         "paragraph_semantic",
     ]
-    assert list(first) == ["rank", "share", *scores, "source", "start", "end", "text"]
+    assert list(first) == ["rank", "share", *scores, *place, "text", "where", "boxes"]
     assert [first[name] for name in scores] == [0.2, 0.4, 0.3, 0.49, 0.1, 0.2, 0.5, 0.4]
     assert HOSTILE[first["start"] : first["end"]] == first["text"]
     assert len(to_json(ANSWER)["evidence"]) == len(ANSWER.evidence)
@@ -114,7 +125,7 @@ def test_page_escapes_its_input_and_loads_nothing():
     assert "@import" not in text
     assert "http:" not in text
     assert "https:" not in text
-    policy = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+    policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
     assert f'<meta http-equiv="Content-Security-Policy" content="{policy}">' in text
 
 
@@ -159,7 +170,7 @@ def test_table_draws_bars_by_share_and_ignores_markup():
     console.print(make_evidence_table(ANSWER.evidence, top=3))
     drawn = console.file.getvalue()
     assert "[red]rest[/red]" in drawn
-    assert f"characters {ANSWER.evidence[0].start} to {ANSWER.evidence[0].end}" in drawn
+    assert f'[1] a"<b>.md, characters {ANSWER.evidence[0].start} to {ANSWER.evidence[0].end}' in drawn
     assert [line.count("█") for line in drawn.splitlines() if "%" in line] == [16, 8, 4]
 
 
@@ -213,3 +224,52 @@ def test_a_top_below_1_is_refused():
         to_json(ANSWER, top=0)
     with pytest.raises(OptionError, match=r"top must be .* got -1"):
         make_evidence_table(ANSWER.evidence, top=-1)
+
+
+def test_json_and_table_name_places_in_words():
+    report = to_json(ANSWER, sources=SOURCES)
+    assert report["where"] == 'a"<b>.md, line 1'
+    assert [item["where"] for item in report["evidence"]][:3] == [
+        'a"<b>.md, line 1',
+        *['a"<b>.md, line 3'] * 2,
+    ]
+    box = Box(0, 4, 2, 72.0, 700.0, 96.0, 712.0)
+    first = replace(ANSWER.evidence[0], source="a.pdf", page=2, boxes=(box,), heading_path=("Rain",))
+    item = to_json(replace(ANSWER, evidence=[first]))["evidence"][0]
+    assert item["boxes"] == [{"page": 2, "left": 72.0, "bottom": 700.0, "right": 96.0, "top": 712.0}]
+    assert (item["page"], item["heading_path"], item["where"]) == (2, ("Rain",), "a.pdf, page 2")
+    console = Console(file=io.StringIO(), width=100, color_system=None)
+    console.print(make_evidence_table(ANSWER.evidence, sources=SOURCES))
+    assert '[3] a"<b>.md, line 3' in console.file.getvalue()
+    assert "characters" not in console.file.getvalue()
+
+
+def test_the_quoted_words_stand_out_in_their_sentence():
+    sentence = evidence("The lamp\nwas lit by [red] Ann\x1b Low.", 0, 36, "note", 0.6, 2)
+    answer = replace(
+        ANSWER,
+        text="Ann\x1b Low",
+        evidence=[evidence("Rain.", 40, 45, "note", 0.7, 1), sentence],
+        words=[AnswerWord(0, 4, (2,)), AnswerWord(5, 8, (2,))],
+        sentences=1,
+        quote=sentence.text,
+    )
+    quote = make_quote(answer)
+    assert quote.plain == "“The lamp was lit by [red] Ann\ufffd Low.” note, characters 0 to 36"
+    assert [quote.plain[span.start : span.end] for span in quote.spans if "bold" in str(span.style)] == [
+        "Ann\ufffd Low"
+    ]
+    whole = make_quote(replace(answer, text=sentence.text))
+    assert whole.plain == "note, characters 0 to 36", "a sentence as the answer is not repeated"
+    written = make_quote(replace(answer, sentences=0, text="Somebody."))
+    assert written.plain.endswith("note, characters 40 to 45")
+    assert make_quote(replace(answer, evidence=[])) is None
+
+
+def test_the_document_comes_first_on_a_phone_and_shading_is_printed():
+    page = to_html(ANSWER, SOURCES)
+    assert page.index('<div class="text">') < page.index("<aside>")
+    assert not re.search(r"[ {]order:", page)
+    (printed,) = re.findall(r"^mark, .*print-color-adjust: exact; }$", page, re.MULTILINE)
+    assert ".box" in printed
+    assert "@media print" in page

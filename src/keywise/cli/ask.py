@@ -1,31 +1,24 @@
-"""`keywise ask`: answer a question about files or a library, with supporting sentences."""
+"""`keywise ask`: answer questions about files or a library, with supporting sentences."""
 
 import os
-from collections.abc import Sequence
-from dataclasses import replace
+import sys
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 import keywise
+from keywise.cli.conversation import converse, make_page
+from keywise.cli.exits import FAILURE
+from keywise.cli.inputs import STANDARD_INPUT, read_sources, split_question
 from keywise.cli.options import AsJson, Dtype, MaxTokens, Model, Threads, Top, use_threads
 from keywise.cli.output_file import check_output_file
-from keywise.cli.terminal import show_progress, write, write_json
-from keywise.documents import Ablation, Answer, Reader, Source, read_file
-from keywise.documents.report import (
-    describe_doubt,
-    list_sources,
-    make_evidence_table,
-    to_json,
-    write_html,
-)
-from keywise.errors import FormatError, MissingFileError, OptionError
-from keywise.library.answer import choose_passages_for
-from keywise.library.passages import locate_evidence
-from keywise.models.loading import load_model
-from keywise.models.sentence_encoder import SentenceEncoder
-from keywise.util.terminal_text import replace_controls
+from keywise.cli.questions import ask_questions, read_questions
+from keywise.cli.replies import write_reply
+from keywise.cli.session import AskOptions, Session
+from keywise.cli.terminal import print_notice, write, write_json
+from keywise.documents.reader import MAX_WINDOWS
+from keywise.documents.report import write_text_file
+from keywise.errors import OptionError
 
 ASK_EXAMPLES = """
 Examples:
@@ -36,30 +29,48 @@ Examples:
 
   keywise ask "When was it built?" page.html --json --top 3
 
+  keywise ask "What is the fee?" contracts/ "letters/*.docx"
+
+  keywise ask manual.pdf    (a conversation: ask at the prompt, /help lists its commands)
+
+  keywise ask --questions questions.txt manual.pdf --json
+
+  pdftotext scan.pdf - | keywise ask "What is the fee?" -
+
   keywise ask -- "-5 degrees: when was that?" weather.txt
 
   keywise ask "Who kept the light?" --library papers.library
 """
 
-ABLATED_SENTENCES = 3
-
 
 def ask(  # noqa: PLR0917 - each is an argument or option of the command
     question: Annotated[
-        str,
+        str | None,
         typer.Argument(
             metavar="QUESTION",
-            help="A question in natural language. Put -- before one that begins with a dash.",
+            help="A question in natural language. Put -- before one that begins with a dash. Without a question, a "
+            "conversation begins.",
             show_default=False,
         ),
-    ],
+    ] = None,
     files: Annotated[
         list[str] | None,
-        typer.Argument(metavar="FILE", help="Text, Markdown, HTML, PDF or DOCX files.", show_default=False),
+        typer.Argument(
+            metavar="FILE",
+            help="Documents, folders of documents, and patterns such as '*.pdf'; - is text from standard input.",
+            show_default=False,
+        ),
     ] = None,
     library: Annotated[
         str | None,
         typer.Option(metavar="LIBRARY", help="Ask this library of documents instead of FILEs; see `library`."),
+    ] = None,
+    questions: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Answer the questions in this file: one per line, or a .json list; - reads lines of standard input.",
+        ),
     ] = None,
     model: Model = None,
     as_json: AsJson = False,
@@ -88,6 +99,12 @@ def ask(  # noqa: PLR0917 - each is an argument or option of the command
             show_default=False,
         ),
     ] = None,
+    windows: Annotated[
+        int,
+        typer.Option(
+            min=0, help="Most windows of a document longer than the model's context to read for one question; 0: all."
+        ),
+    ] = MAX_WINDOWS,
     dtype: Dtype = None,
     threads: Threads = None,
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Neither reuse nor store prefilled documents.")] = False,
@@ -95,87 +112,73 @@ def ask(  # noqa: PLR0917 - each is an argument or option of the command
     """Answer a QUESTION about FILEs, with the sentences that support the answer.
 
     A language model on this machine answers. The best sentences follow, ranked by the question's attention and by
-    common words, each with its share, its file and its span in characters. Prefilled documents are stored (see
-    `keywise cache`), so that the next question about the same files starts at once.
+    common words, each with its share and its place. Prefilled documents are stored (see `keywise cache`), so that the
+    next question about the same files starts at once. Without a QUESTION a conversation begins.
     """
-    files = files or []
-    if not question.strip():
-        raise OptionError("question", "must not be empty", got=question)
-    if not files and library is None:
+    words = [word for word in (question, *(files or [])) if word is not None]
+    if not words and library is None:
+        raise typer.BadParameter("name a QUESTION and FILEs, or FILEs for a conversation")
+    listed = None if questions is None else read_questions(questions)
+    asked, names = split_question(words, asks_one=questions is None)
+    if not names and library is None:
         raise OptionError("files", "must name one file or more", remedy="or ask a library with --library")
-    if files and library is not None:
-        raise OptionError("files", "must be left out with --library", got=files, remedy="ask one of the two")
-    _check_files(question, files)
+    if names and library is not None:
+        raise OptionError("files", "must be left out with --library", got=names, remedy="ask one of the two")
+    is_conversation = listed is None and asked is None
+    if is_conversation:
+        _check_conversation(names, as_json=as_json)
+    if questions == STANDARD_INPUT and STANDARD_INPUT in names:
+        raise OptionError("files", "must not read standard input, as --questions does", got=names)
     if html is not None:
-        check_output_file("html", html, inputs=files)
-    sources = _read_files(files)
+        if listed is not None:
+            raise OptionError("html", "must be left out with --questions", got=html, remedy="ask one question")
+        check_output_file("html", html, inputs=names)
+    sources = read_sources(names, lambda line: print_notice(line[:1].lower() + line[1:]))
+    if html is not None:
+        check_output_file("html", html, inputs=[source.name for source in sources])
     opened_library = None if library is None else keywise.Library.open(library)
 
-    console = Console()
-    notices = Console(stderr=True)
     use_threads(threads)
-
-    def notify(line: str) -> None:
-        notices.print(replace_controls(line), style="dim", markup=False, highlight=False)
-
-    def write_token(text: str) -> None:
-        if not as_json:
-            write(text)
-
-    loaded = load_model(model, dtype=dtype, pack_linear=True, status=notify)
-    passages = [] if opened_library is None else choose_passages_for(opened_library, question, loaded)
-    encode = SentenceEncoder().encode if semantic else semantic is None
-    reader = Reader(loaded, keep=not no_cache, encode=encode, status=notify)
-    with show_progress(notices, "Reading", "tokens") as progress:
-        document = reader.read([*sources, *(passage.source for passage in passages)], progress=progress)
-        answer = document.ask(
-            question, max_tokens=max_tokens, sentences=sentences, on_token=write_token, progress=progress
-        )
-    notify(f"Computed {document.read_tokens - document.reused_tokens:,} tokens, reused {document.reused_tokens:,}")
-    ablations = document.ablate(answer, top=ABLATED_SENTENCES) if ablate and answer.text else []
-    # Evidence of a library names the documents that its passages come from.
-    reported = replace(answer, evidence=locate_evidence(answer.evidence, passages)) if passages else answer
-    if as_json:
-        write_json(to_json(reported, top=top, ablations=ablations))
+    options = AskOptions(
+        model=model,
+        dtype=dtype,
+        keep=not no_cache,
+        semantic=semantic,
+        windows=windows,
+        top=top,
+        max_tokens=max_tokens,
+        sentences=sentences,
+        ablate=ablate,
+        tells_model=not as_json,
+    )
+    session = Session(options, sources, opened_library)
+    if listed is not None:
+        if not ask_questions(session, listed, as_json=as_json):
+            raise typer.Exit(FAILURE)
+    elif asked is None:
+        converse(session, html=html, reads_documents=opened_library is None)
     else:
-        _write_report(reported, ablations, console, top=top)
+        _ask_one(session, asked, as_json=as_json, html=html)
+
+
+def _ask_one(session: Session, question: str, *, as_json: bool, html: str | None) -> None:
+    reply = session.ask(question, on_token=None if as_json else write)
+    if as_json:
+        write_json(reply.to_json(session.options))
+    else:
+        write_reply(reply, session.console, session.options, is_written=True)
     if html is not None:
-        write_html(html, answer, document.sources)
-        notify(f"Wrote {html}")
+        write_text_file(html, make_page(reply))
+        session.notify(f"Wrote {os.path.abspath(html)}")
 
 
-def _write_report(answer: Answer, ablations: Sequence[Ablation], console: Console, *, top: int) -> None:
-    """Write citations, evidence and ablations below the answer, whose text was written token by token."""
-    ellipsis = "" if answer.complete else " …"
-    marks = "".join(f" [{rank}]" for rank in list_sources(answer, top=top))
-    write(f"{ellipsis}{marks}\n\n")
-    doubt = describe_doubt(answer)
-    if doubt is not None:
-        write(f"{doubt}\n\n")
-    console.print(make_evidence_table(answer.evidence, top=top))
-    for ablation in ablations:
-        control = " (control)" if ablation.control else ""
-        write(f"without sentence {ablation.evidence.rank}{control} the answer loses {ablation.drop_nats:.1f} nats\n")
-
-
-def _check_files(question: str, files: list[str]) -> None:
-    # os.path accepts a question of any length, for which Path raises an error.
-    if os.path.isfile(question):
-        for name in files:
-            if not os.path.exists(name):
-                remedy = f"there is no such file, but the question {question!r} is one: the question comes first"
-                raise MissingFileError("files", "must name existing files", got=name, remedy=remedy)
-    first_names: dict[str, str] = {}
-    for name in files:
-        first_name = first_names.setdefault(os.path.realpath(name), name)
-        if first_name is not name:
-            remedy = f"it is the same file as {first_name!r}"
-            raise FormatError("files", "must not name a file twice", got=name, remedy=remedy)
-
-
-def _read_files(files: list[str]) -> list[Source]:
-    try:
-        return [read_file(name) for name in files]
-    except FormatError as error:
-        error.argument = "files"  # as the command names the paths
-        raise
+def _check_conversation(names: list[str], *, as_json: bool) -> None:
+    if as_json:
+        remedy = "a conversation is for a terminal: ask a question, or name --questions"
+        raise OptionError("as_json", "must be left out without a question", remedy=remedy)
+    if STANDARD_INPUT in names:
+        rule = "must not name standard input in a conversation, whose questions come from there"
+        raise OptionError("files", rule, remedy="save the text as a file")
+    if not sys.stdin.isatty():
+        remedy = "a conversation needs a terminal: put a question first, or name --questions"
+        raise OptionError("question", "must come before the files", got=names, remedy=remedy)

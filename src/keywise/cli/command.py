@@ -11,6 +11,13 @@ from keywise.errors import KeywiseError
 
 # Python arguments that have another name in a command.
 _OTHER_NAMES = {"source": "model", "encode": "semantic"}
+_ASK_OPTIONS = {"model", "max_tokens", "sentences", "semantic", "dtype", "html"}
+
+
+def describe_option(argument: str) -> str:
+    """Return the name on the command line of a Python argument that a conversation or a list of questions reports."""
+    name = _OTHER_NAMES.get(argument, argument)
+    return f"--{name.replace('_', '-')}" if name in _ASK_OPTIONS else name
 
 
 class Command(TyperCommand):
@@ -24,6 +31,9 @@ class Command(TyperCommand):
         """Run the command."""
         try:
             return super().invoke(ctx)
+        except typer.BadParameter as error:
+            error.ctx = ctx  # so that the usage is shown
+            raise
         except KeywiseError as error:
             print_notice(error.describe(self._name_on_command_line(error.argument)))
             raise typer.Exit(USER_MISTAKE) from error

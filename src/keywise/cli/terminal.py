@@ -34,7 +34,9 @@ def print_notice(message: str) -> None:
 
 
 @contextmanager
-def show_progress(console: "Console", label: str, unit: str) -> Iterator[Callable[[int, int], None]]:
+def show_progress(
+    console: "Console", label: str, unit: str, *, is_shown: bool = True
+) -> Iterator[Callable[[int, int], None]]:
     """Show a progress bar inside the block.
 
     Parameters
@@ -45,6 +47,8 @@ def show_progress(console: "Console", label: str, unit: str) -> Iterator[Callabl
         Name of the activity, shown in front of the bar.
     unit
         Name of the unit that is counted.
+    is_shown
+        False to draw nothing.
 
     Yields
     ------
@@ -55,7 +59,7 @@ def show_progress(console: "Console", label: str, unit: str) -> Iterator[Callabl
 
     columns = (TextColumn(label), BarColumn(), MofNCompleteColumn(), TextColumn(unit), TimeRemainingColumn())
     # Without a terminal, a bar would leave an empty line.
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    with Progress(*columns, console=console, transient=True, disable=not (is_shown and console.is_terminal)) as bar:
         task = bar.add_task("", total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Mapping, Sequence
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from typing import Any, Final
@@ -53,14 +54,45 @@ def extract_blocks(content: bytes, format_name: str, label: str, name: str) -> E
     ModelError
         The process that converts cannot be started.
     """
+    data = _convert(content, format_name, label, name, {})
+    return Extracted(data["text"], decode_blocks(data["blocks"]), tuple(data["warnings"]))
+
+
+def render_pages(content: bytes, places: Mapping[int, Sequence[Sequence[float]]], name: str) -> list[dict[str, Any]]:
+    """Return pages of a PDF as pictures, in a process with the same limits.
+
+    Parameters
+    ----------
+    content
+        The file.
+    places
+        For each page, from 1, the boxes to locate on it.
+    name
+        What errors call the file.
+
+    Returns
+    -------
+    list of dict
+        As `keywise.documents.extract.pdf_pictures.render` returns them.
+
+    Raises
+    ------
+    FormatError
+        The file is damaged, or needs more memory or time than a file of its size should.
+    """
+    pictures: list[dict[str, Any]] = _convert(content, "pdf_pictures", "PDF", name, {"places": list(places.items())})
+    return pictures
+
+
+def _convert(content: bytes, format_name: str, label: str, name: str, options: Mapping[str, Any]) -> Any:
+    """Return what a module of `keywise.documents.extract` makes of a file, as plain values."""
     size_mebibytes = len(content) / MEBIBYTE
     cpu_seconds = round(BASE_SECONDS + SECONDS_PER_MEBIBYTE * size_mebibytes)
     memory_bytes = BASE_MEMORY_BYTES + MEMORY_PER_CONTENT_BYTE * len(content)
-    request = {"format": format_name, "memory_bytes": memory_bytes, "cpu_seconds": cpu_seconds}
+    request = {"format": format_name, "memory_bytes": memory_bytes, "cpu_seconds": cpu_seconds, **options}
     outcome, reply = _PROCESS.convert(request, content, waiting_seconds=WAITING_FACTOR * cpu_seconds)
     if outcome == "text":
-        data = _replace_nulls(json.loads(reply))
-        return Extracted(data["text"], decode_blocks(data["blocks"]), tuple(data["warnings"]))
+        return _replace_nulls(json.loads(reply))
     remedies = {
         "reason": reply,
         "damaged": "it may be cut off, or need a password",

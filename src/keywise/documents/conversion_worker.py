@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import resource
 import sys
+from collections.abc import Sequence
 from importlib import import_module
 from multiprocessing.connection import Connection
 from types import ModuleType
@@ -36,17 +37,17 @@ def main() -> None:
         module = import_module(f"keywise.documents.extract.{request['format']}")
         set_limits(request["memory_bytes"], request["cpu_seconds"])
         try:
-            reply = convert(module, content)
+            reply = convert(module, content, request.get("places"))
         except MemoryError:
             reply = b"M"
         connection.send_bytes(reply)
 
 
-def convert(module: ModuleType, content: bytes) -> bytes:
+def convert(module: ModuleType, content: bytes, places: Sequence[Any] | None = None) -> bytes:
     """Return one byte for the outcome, and what belongs to it in UTF-8.
 
-    The outcomes are ``b"T"`` with the extracted text and blocks as JSON, ``b"R"`` with the reason why the file cannot
-    be read, ``b"D"`` for a damaged file and ``b"M"`` for a lack of memory.
+    The outcomes are ``b"T"`` with the extracted text and blocks, or the pictures of pages, as JSON,
+    ``b"R"`` with the reason why the file cannot be read, ``b"D"`` for a damaged file and ``b"M"`` for a lack of memory.
 
     Parameters
     ----------
@@ -54,9 +55,13 @@ def convert(module: ModuleType, content: bytes) -> bytes:
         A module of `keywise.documents.extract`, with ``extract(content)`` or, for text, ``find_blocks(text)``.
     content
         The file; text is in UTF-8.
+    places
+        For pictures: pairs of a page and its boxes, as for ``pdf_pictures.render``.
     """
     try:
         with translate_errors(DamagedFileError, MemoryError, UnreadableFileError):
+            if places is not None:
+                return b"T" + json.dumps(module.render(content, dict(places))).encode()
             extracted = _extract(module, content)
     except UnreadableFileError as error:
         return b"R" + str(error).encode("utf-8", "replace")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import TYPE_CHECKING, Final
 
 from keywise.documents.ablation import Ablation, ablate_evidence
 from keywise.documents.answer import Answer, quote_answer, write_answer
+from keywise.documents.follow_up import put_last
 from keywise.documents.ranking import Ranking, rank_document
 from keywise.documents.scoring import forward_question
 from keywise.errors import DtypeError, OptionError
@@ -120,6 +121,8 @@ class Document:
         *,
         max_tokens: int = ANSWER_TOKENS,
         sentences: int | None = None,
+        ranked_as: str | None = None,
+        told: Collection[Evidence] = (),
         on_token: Callable[[str], None] | None = None,
         progress: Progress | None = None,
     ) -> Answer:
@@ -138,6 +141,11 @@ class Document:
         sentences
             Number of best sentences to quote from; 0 writes the answer from the whole document. Default: the number
             that the heads were tuned with, 0 for a model without tuned heads.
+        ranked_as
+            The question in its context, for a follow-up: sentences are ranked by this text, and the answer is quoted by
+            the question itself. Default: the question.
+        told
+            Sentences that come last, because a conversation has told them.
         on_token
             Called with each new part of the answer's text.
         progress
@@ -165,11 +173,17 @@ class Document:
         max_tokens = check_int("max_tokens", max_tokens, minimum=1)
         tokens = self._encode_question(question, answer_tokens=max_tokens)
 
+        ranked_question = question if ranked_as is None else ranked_as
+        ranked_tokens = tokens
+        if ranked_as is not None:
+            ranked_tokens = self._encode_question(ranked_as, answer_tokens=max_tokens)
         # Without copying heads an answer follows the scored question directly.
         keep_cache = not model.starts_answer and len(self.windows) == 1
-        ranking = self._rank(tokens, keep_cache=keep_cache, progress=progress)
+        ranking = self._rank(ranked_tokens, keep_cache=keep_cache, progress=progress)
+        if told:
+            ranking = put_last(ranking, told)
         window = ranking.window
-        self._check_room(window, tokens, max_tokens)
+        self._check_room(window, ranked_tokens, max_tokens)
         if quoted_sentences:
             text = quote_answer(
                 model,
@@ -186,7 +200,7 @@ class Document:
             text = write_answer(
                 model,
                 window.context,
-                model.prompt.encode_question(question, start_answer=False),
+                model.prompt.encode_question(ranked_question, start_answer=False),
                 ranking.ranks[window.sentences],
                 max_tokens=max_tokens,
                 continuation=ranking.continuation,

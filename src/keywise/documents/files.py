@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import stat
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import IO, Final, NamedTuple
@@ -88,8 +89,8 @@ MEMORY_PER_BYTE: Final = 4
 """Least memory that a byte of a file takes: the file, its text, and the sentences."""
 
 _OPEN_PIPES: Final = ("/dev/fd/", "/dev/stdin", "/proc/self/fd/")
-_WIDE_MARKS: Final = (b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff")
-_BINARY_MARKS: Final = (b"%PDF-", b"PK\3\4", b"\xd0\xcf\x11\xe0")
+WIDE_MARKS: Final = (b"\xff\xfe", b"\xfe\xff", b"\0\0\xfe\xff")
+BINARY_MARKS: Final = (b"%PDF-", b"PK\3\4", b"\xd0\xcf\x11\xe0")
 _ADDRESS: Final = re.compile(r"(?:https?|ftp):/{1,2}[^/]", re.IGNORECASE)
 
 
@@ -110,6 +111,8 @@ class Source:
         The encoding of a text file.
     warnings
         What its reader should know, such as pages without text.
+    file_sha256
+        Digest of the file that it was read from, in hexadecimal digits; "" if it is no file.
 
     Examples
     --------
@@ -124,6 +127,7 @@ class Source:
     blocks: tuple[Block, ...] | None = field(default=None, repr=False, compare=False)
     encoding: str = field(default="utf-8", repr=False, compare=False)
     warnings: tuple[str, ...] = field(default=(), repr=False, compare=False)
+    file_sha256: str = field(default="", repr=False, compare=False)
 
     @cached_property
     def sentences(self) -> tuple[tuple[int, int], ...]:
@@ -204,13 +208,61 @@ def read_file(path: str | os.PathLike[str]) -> Source:
     if _ADDRESS.match(name):
         remedy = "keywise fetches nothing from the network: save the page and name its file"
         raise FormatError("path", "must name a file, not an address", got=name, remedy=remedy)
-    content = _read_bytes(name)
+    content = read_bytes(name)
     file_format = FORMAT_BY_SUFFIX.get(Path(name).suffix.lower())
     if file_format is None:
-        text, encoding = _decode(content, name)
-        source = Source(name, text, None, encoding, _describe_encoding(encoding))
+        source = _decode_source(content, name)
     else:
-        source = _extract(content, file_format, name)
+        source = replace(_extract(content, file_format, name), file_sha256=hashlib.sha256(content).hexdigest())
+    _check_text(source, file_format)
+    return source
+
+
+def read_stream(stream: IO[bytes], name: str) -> Source:
+    """Read a text from an open file, such as standard input.
+
+    Parameters
+    ----------
+    stream
+        The file, which is read to its end.
+    name
+        What to call the text in evidence.
+
+    Returns
+    -------
+    Source
+        The text.
+
+    Raises
+    ------
+    FormatError
+        It is empty, binary, has no words, or is too large for the memory.
+
+    Examples
+    --------
+    >>> import io
+    >>> from keywise.documents.files import read_stream
+    >>> read_stream(io.BytesIO(b"The lamp is lit."), "standard input").text
+    'The lamp is lit.'
+    """
+    limit_bytes = find_size_limit()
+    content = stream.read(limit_bytes + 1)
+    check_size(name, len(content))
+    if not content:
+        raise FormatError("path", "must have text in it", got=name, remedy="it is empty")
+    source = _decode_source(content, name)
+    _check_text(source, None)
+    return source
+
+
+def _decode_source(content: bytes, name: str) -> Source:
+    text, encoding = _decode(content, name)
+    return Source(name, text, None, encoding, _describe_encoding(encoding))
+
+
+def _check_text(source: Source, file_format: Format | None) -> None:
+    """Raise unless a file has words in it, and few characters that no text has."""
+    name = source.name
     if len(_UNREADABLE.findall(source.text)) > MAX_UNREADABLE_SHARE * len(source.text):
         raise FormatError("path", "must not be a binary or damaged file", got=name, remedy=SUPPORTED_FORMATS)
     if not has_words(source.text) or source.blocks == ():
@@ -218,7 +270,6 @@ def read_file(path: str | os.PathLike[str]) -> Source:
         if file_format and file_format.label == "PDF":
             remedy = "a scanned PDF needs text recognition (OCR) first, such as `ocrmypdf scan.pdf text.pdf`"
         raise FormatError("path", "must be a file with text in it", got=name, remedy=remedy)
-    return source
 
 
 def collect_sources(source: Readable | Sequence[Readable]) -> list[Source]:
@@ -280,6 +331,17 @@ def _looks_like_path(text: str) -> bool:
     return (has_path_form and len(text.split()) == 1) or os.path.exists(text)
 
 
+def find_size_limit() -> int:
+    """Return the most bytes of a file that is read as a document on this machine.
+
+    Examples
+    --------
+    >>> 0 < find_size_limit() <= MAX_FILE_BYTES
+    True
+    """
+    return min(MAX_FILE_BYTES, measure_available_memory() // MEMORY_PER_BYTE)
+
+
 def check_size(name: str, size_bytes: int) -> None:
     """Raise an error if a file is too large to be read as a document.
 
@@ -299,7 +361,7 @@ def check_size(name: str, size_bytes: int) -> None:
     --------
     >>> check_size("note.txt", 4096)
     """
-    limit = min(MAX_FILE_BYTES, measure_available_memory() // MEMORY_PER_BYTE)
+    limit = find_size_limit()
     if size_bytes > limit:
         raise FormatError(
             "path",
@@ -308,7 +370,21 @@ def check_size(name: str, size_bytes: int) -> None:
         )
 
 
-def _read_bytes(name: str) -> bytes:
+def read_bytes(name: str) -> bytes:
+    """Return the content of a regular file, or of a pipe that the caller's shell has opened.
+
+    Parameters
+    ----------
+    name
+        The file.
+
+    Raises
+    ------
+    MissingFileError
+        The file does not exist.
+    FormatError
+        It is a folder, a pipe or a device, empty, or too large for the memory.
+    """
     try:
         with _open_document(name) as file:
             check_size(name, os.fstat(file.fileno()).st_size)
@@ -337,8 +413,8 @@ def _open_document(name: str) -> IO[bytes]:
 
 def _decode(content: bytes, name: str) -> tuple[str, str]:
     """Return the text of a file and its encoding."""
-    is_wide = content.startswith(_WIDE_MARKS)
-    if content.startswith(_BINARY_MARKS) or (b"\0" in content and not is_wide):
+    is_wide = content.startswith(WIDE_MARKS)
+    if content.startswith(BINARY_MARKS) or (b"\0" in content and not is_wide):
         raise FormatError("path", "must not be a binary file", got=name, remedy=SUPPORTED_FORMATS)
     require_modules("app", "charset_normalizer", "sentencex")
     try:
@@ -354,7 +430,7 @@ def _extract(content: bytes, file_format: Format, name: str) -> Source:
     if file_format.is_text:
         text, encoding = _decode(content, name)
         content = text.encode("utf-8", "surrogatepass")
-    elif file_format.module == "html" and b"\0" in content and not content.startswith(_WIDE_MARKS):
+    elif file_format.module == "html" and b"\0" in content and not content.startswith(WIDE_MARKS):
         raise FormatError("path", "must be HTML, not a binary file", got=name, remedy=SUPPORTED_FORMATS)
     extracted: Extracted = extract_blocks(content, file_format.module, file_format.label, name)
     warnings = (*_describe_encoding(encoding), *extracted.warnings)

@@ -208,7 +208,7 @@ def find_heads(fingerprint: Mapping[str, str], cache_dir: str | os.PathLike[str]
         The file of tuned heads is damaged or was made by an earlier build.
     """
     own = locate_own_heads(fingerprint, cache_dir)
-    if own.is_file():
+    if os.path.isfile(own):  # Path.is_file raises an error for a folder that may not be searched
         heads, models = _load(own)
         if fingerprint["weights"] not in models:
             remedy = "delete it or create it again with `keywise tune`"

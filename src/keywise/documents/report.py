@@ -8,6 +8,8 @@ from dataclasses import asdict
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any, Final
 
+from keywise.documents.page_images import picture_pages
+from keywise.documents.places import Places
 from keywise.errors import FormatError
 from keywise.util.atomic_write import atomic_write
 from keywise.util.checks import check_int
@@ -57,11 +59,21 @@ _EVIDENCE_KEYS = (
     "source",
     "start",
     "end",
+    "page",
+    "heading_path",
     "text",
 )
 
+_BOX_KEYS = ("page", "left", "bottom", "right", "top")
 
-def to_json(answer: Answer, *, top: int | None = None, ablations: Sequence[Ablation] = ()) -> dict[str, Any]:
+
+def to_json(
+    answer: Answer,
+    *,
+    top: int | None = None,
+    ablations: Sequence[Ablation] = (),
+    sources: Sequence[Source] = (),
+) -> dict[str, Any]:
     """Return an answer as plain values for ``json.dumps``.
 
     Parameters
@@ -72,12 +84,16 @@ def to_json(answer: Answer, *, top: int | None = None, ablations: Sequence[Ablat
         Number of sentences, best first; default all.
     ablations
         From `Document.ablate`.
+    sources
+        The `Document.sources`, so that places have lines.
 
     Returns
     -------
     dict
-        The attributes of `Answer`. ``words`` is a list of ``start, end, sources``; ``evidence`` is a list of the
-        attributes of `Evidence`. With ablations ``ablation`` is a list of ``rank, drop_nats, control``.
+        The attributes of `Answer`, and ``where`` with the place of its quote. ``words`` is a list of
+        ``start, end, sources``; ``evidence`` is a list of the attributes of `Evidence`, each with ``where``, its place
+        in words, and ``boxes``, a list of ``page, left, bottom, right, top`` in points. With ablations ``ablation`` is
+        a list of ``rank, drop_nats, control``.
 
     Raises
     ------
@@ -94,9 +110,17 @@ def to_json(answer: Answer, *, top: int | None = None, ablations: Sequence[Ablat
     '{"question": "Who?"'
     """
     report: dict[str, Any] = {key: getattr(answer, key) for key in _ANSWER_KEYS}
+    places = Places(sources)
+    quoted = find_quoted_sentence(answer)
+    report["where"] = None if quoted is None else places.describe(quoted)
     report["words"] = [asdict(word) for word in answer.words]
     report["evidence"] = [
-        {key: getattr(item, key) for key in _EVIDENCE_KEYS} for item in _select_best(answer.evidence, top)
+        {
+            **{key: getattr(item, key) for key in _EVIDENCE_KEYS},
+            "where": places.describe(item),
+            "boxes": [{key: getattr(box, key) for key in _BOX_KEYS} for box in item.boxes],
+        }
+        for item in _select_best(answer.evidence, top)
     ]
     if ablations:
         report["ablation"] = [
@@ -105,10 +129,12 @@ def to_json(answer: Answer, *, top: int | None = None, ablations: Sequence[Ablat
     return report
 
 
-def make_evidence_table(evidence: Sequence[Evidence], *, top: int | None = None) -> RenderableType:
+def make_evidence_table(
+    evidence: Sequence[Evidence], *, top: int | None = None, sources: Sequence[Source] = ()
+) -> RenderableType:
     """Return the best sentences as a table with bars, for ``rich.print``.
 
-    Each has its rank in brackets, as answers cite it. Sentences without any share are left out.
+    Each has its rank in brackets, as answers cite it, and its place. Sentences without any share are left out.
 
     Parameters
     ----------
@@ -116,6 +142,8 @@ def make_evidence_table(evidence: Sequence[Evidence], *, top: int | None = None)
         Ranked sentences.
     top
         Number of sentences, best first; default all.
+    sources
+        The `Document.sources`, so that places have lines.
 
     Raises
     ------
@@ -139,6 +167,7 @@ def make_evidence_table(evidence: Sequence[Evidence], *, top: int | None = None)
     listed = [item for item in _select_best(evidence, top) if item.share > 0]
     if not listed:
         return Text("no sentence stands out")
+    places = Places(sources)
     largest_share = max(item.share for item in listed)
     table = Table(box=None, show_header=False, padding=(0, 2, 1, 0))
     table.add_column(justify="right")
@@ -147,8 +176,7 @@ def make_evidence_table(evidence: Sequence[Evidence], *, top: int | None = None)
     for item in listed:
         # Text objects, so that square brackets in a document are not markup.
         sentence = Text(replace_controls(" ".join(item.text.split())), style="bold" if item.rank == 1 else "")
-        place_text = f"[{item.rank}] {replace_controls(item.source)}, characters {item.start} to {item.end}"
-        place = Text(place_text, style="dim")
+        place = Text(f"[{item.rank}] {format_line(places.describe(item))}", style="dim")
         bar = Bar(largest_share, 0, item.share, width=BAR_CELLS, color="cyan")
         percentage = f"{item.share:.0%}" if item.share >= MIN_PERCENTAGE_SHARE else "<1%"
         table.add_row(percentage, bar, Text("\n").join([sentence, place]))
@@ -204,6 +232,70 @@ def list_sources(answer: Answer, *, top: int) -> list[int]:
     return [rank for rank in ranks if rank <= top]
 
 
+def find_quoted_sentence(answer: Answer) -> Evidence | None:
+    """Return the sentence that an answer was quoted from: that of its first word, else the best one.
+
+    Examples
+    --------
+    >>> from keywise.documents import Answer
+    >>> find_quoted_sentence(Answer("Ann Low", [], "Who?", "m", True, 9, 2)) is None
+    True
+    """
+    ranks = [rank for word in answer.words for rank in word.sources] if answer.sentences else []
+    wanted = ranks[0] if ranks else 1
+    return next((item for item in answer.evidence if item.rank == wanted), None)
+
+
+def make_quote(answer: Answer, *, sources: Sequence[Source] = ()) -> RenderableType | None:
+    """Return the sentence that an answer was quoted from, with the quoted words in bold, and its place.
+
+    Parameters
+    ----------
+    answer
+        From `Document.ask`.
+    sources
+        The `Document.sources`, so that the place has a line.
+
+    Returns
+    -------
+    rich.text.Text or None
+        A whole sentence as the answer is not repeated: only its place. None for an answer without evidence.
+
+    Examples
+    --------
+    >>> from keywise.documents import Answer, Evidence
+    >>> keeper = Evidence("Ann kept it.", 0, 12, "note", 1.0, 1.0, 1.0, 1.0, 0.4, 1.0, 1.0, None, None, 1)
+    >>> print(make_quote(Answer("Ann", [keeper], "Who?", "m", True, 9, 2, quote=keeper.text)))
+    “Ann kept it.” note, characters 0 to 12
+    """
+    require_modules("app", "rich")
+    from rich.text import Text  # noqa: PLC0415 - optional
+
+    quoted = find_quoted_sentence(answer)
+    if quoted is None:
+        return None
+    place = Text(format_line(Places(sources).describe(quoted)), style="dim")
+    quote, words = format_line(answer.quote), format_line(answer.text)
+    if not quote or quote == words:
+        return place
+    sentence = Text(f"“{quote}” ")
+    start = quote.find(words) if words else -1
+    if start >= 0:
+        sentence.stylize("bold", start + 1, start + 1 + len(words))
+    return sentence + place
+
+
+def format_line(text: str) -> str:
+    r"""Return a text on one line, without control characters.
+
+    Examples
+    --------
+    >>> format_line("a \x07\nb")
+    'a � b'
+    """
+    return replace_controls(" ".join(text.split()))
+
+
 def describe_doubt(answer: Answer) -> str | None:
     """Return the reason to doubt an answer, or None.
 
@@ -237,8 +329,14 @@ def to_html(answer: Answer, sources: Sequence[Source]) -> str:
     Returns
     -------
     str
-        A page without scripts and external files, and with a content security policy that forbids them. Everything from
+        A page without scripts and external files, and with a content security policy that forbids them. It opens at the
+        best sentence. Pages of PDF files that hold one of the best sentences are shown as pictures. Everything from
         documents, question and model is escaped; control and bidirectional characters are replaced by U+FFFD.
+
+    Raises
+    ------
+    FormatError
+        A PDF cannot be read again.
 
     Examples
     --------
@@ -259,10 +357,17 @@ def to_html(answer: Answer, sources: Sequence[Source]) -> str:
     )
     template = environment.from_string(files("keywise.documents").joinpath("report.html.jinja").read_text("utf-8"))
     largest_share = max((item.share for item in answer.evidence), default=0.0) or 1.0
+    pictures = {source.name: picture_pages(source, answer.evidence) for source in sources}
+    pictured = {mark.rank for images in pictures.values() for image in images for mark in image.marks}
+    places = Places(sources)
     return template.render(
         answer=answer,
         answer_parts=split_by_sources(answer),
-        documents=[(source.name, _split_by_evidence(source, answer.evidence)) for source in sources],
+        documents=[
+            (source.name, pictures[source.name], _split_by_evidence(source, answer.evidence)) for source in sources
+        ],
+        pictured=pictured,
+        places={item.rank: places.describe(item) for item in answer.evidence if item.share > 0},
         strength={item.rank: round(item.share / largest_share, 3) for item in answer.evidence},
         doubt=describe_doubt(answer),
         listed=[item for item in answer.evidence if item.share > 0][:LISTED_SENTENCES],
@@ -282,7 +387,7 @@ def write_html(path: str | os.PathLike[str], answer: Answer, sources: Sequence[S
     Raises
     ------
     FormatError
-        The file cannot be written.
+        The file cannot be written, or a PDF cannot be read again.
 
     Examples
     --------

@@ -39,13 +39,15 @@ def replace_controls(text: str) -> str:
     return _CONTROLS.sub("\ufffd", text.replace("\r\n", "\n"))
 
 
-def format_json(value: Any) -> str:
-    r"""Return a value as indented JSON that is safe on a terminal.
+def format_json(value: Any, *, indent: int | None = 2) -> str:
+    r"""Return a value as JSON that is safe on a terminal.
 
     Parameters
     ----------
     value : object
         Dicts, lists, strings, numbers, bools and None; anything else is written as its ``str``.
+    indent : int, optional
+        Spaces per level; None for one line.
 
     Returns
     -------
@@ -57,5 +59,5 @@ def format_json(value: Any) -> str:
     >>> format_json({"a": 1})
     '{\n  "a": 1\n}\n'
     """
-    text = json.dumps(value, ensure_ascii=False, indent=2, default=str)
+    text = json.dumps(value, ensure_ascii=False, indent=indent, default=str)
     return _UNESCAPED_BY_JSON.sub(lambda match: f"\\u{ord(match[0]):04x}", text) + "\n"

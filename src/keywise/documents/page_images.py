@@ -1,0 +1,106 @@
+"""Pages of PDF files as pictures, with the places of sentences on them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from keywise.documents.conversion import render_pages
+from keywise.documents.files import read_bytes
+
+if TYPE_CHECKING:
+    from keywise.documents.evidence import Evidence
+    from keywise.documents.files import Source
+
+PICTURED_SENTENCES: Final = 5
+"""Pages that hold one of so many best sentences are shown."""
+MIN_RELATIVE_SHARE: Final = 0.02
+"""A sentence with less of the best sentence's share is not marked on a page."""
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A box on a page, in percent of the picture's width and height from its upper left corner.
+
+    Attributes
+    ----------
+    rank
+        Rank of the sentence that it marks.
+    left, top, width, height
+        Its place.
+    """
+
+    rank: int
+    left: float
+    top: float
+    width: float
+    height: float
+
+
+@dataclass(frozen=True)
+class PageImage:
+    """A page of a PDF as a picture.
+
+    Attributes
+    ----------
+    number
+        The page, from 1.
+    width, height
+        Size of the picture in pixels.
+    address
+        A ``data:`` address with the picture, a PNG.
+    marks
+        Places of sentences.
+    """
+
+    number: int
+    width: int
+    height: int
+    address: str
+    marks: tuple[Mark, ...]
+
+
+def picture_pages(source: Source, evidence: Sequence[Evidence]) -> list[PageImage]:
+    """Return the pages of a PDF that hold one of the best sentences; none for another file.
+
+    The file is read again. If it changed since `source` was read, no page is shown, because the places may be others.
+
+    Parameters
+    ----------
+    source
+        The file, as `keywise.documents.read_file` read it.
+    evidence
+        Ranked sentences of all files, best first.
+
+    Raises
+    ------
+    FormatError
+        The file cannot be read any more.
+    """
+    if Path(source.name).suffix.lower() != ".pdf" or not source.file_sha256:
+        return []
+    least_share = MIN_RELATIVE_SHARE * max((item.share for item in evidence), default=0.0)
+    shown = [item for item in evidence[:PICTURED_SENTENCES] if 0 < item.share >= least_share]
+    boxes: dict[int, list[tuple[int, float, float, float, float]]] = {}
+    for item in shown:
+        for box in item.boxes if item.source == source.name else ():
+            boxes.setdefault(box.page, []).append((item.rank, box.left, box.bottom, box.right, box.top))
+    if not boxes:
+        return []
+    content = read_bytes(source.name)
+    if hashlib.sha256(content).hexdigest() != source.file_sha256:
+        return []
+    places = {page: [place[1:] for place in placed] for page, placed in sorted(boxes.items())}
+    images = []
+    for page in render_pages(content, places, source.name):
+        number = page["page"]
+        marks = tuple(
+            Mark(placed[0], *(round(100 * value, 3) for value in box))
+            for placed, box in zip(boxes[number], page["boxes"], strict=True)
+        )
+        address = f"data:image/png;base64,{page['png']}"
+        images.append(PageImage(number, page["width"], page["height"], address, marks))
+    return images
