@@ -26,12 +26,14 @@ MIN_SOURCE_SHARE: Final = 0.3
 MAX_WORD_SOURCES: Final = 2
 
 # Spans that the model quotes with less than this are not trusted: the sentence is the answer. Natural logarithm.
-MIN_LOG_PROBABILITY: Final = -4.0
+MIN_LOG_PROBABILITY: Final = -2.3
 
 # A sentence of so few words may say yes or no; the one after it says what.
 MAX_INCOMPLETE_UNITS: Final = 2
 
 _WORD = re.compile(r"\S+")
+# The letter or Roman number of a part in a sentence: "(a) ...; or (b) ...".
+_PART_MARK = re.compile(r"\((?:[a-z]|[ivx]{2,4})\)")
 # Questions that begin with a verb in English, German and French, or are marked in Hindi and Chinese.
 _YES_NO = re.compile(
     r"^\W*(?:(?:is|are|am|was|were|do|does|did|can|could|may|might|must|shall|should|will|would|has|have|had"
@@ -199,6 +201,7 @@ def quote_answer(
     markers = [
         (begin, begin + find_marker_end(passage[begin:end])) for begin, (end, _) in zip(begins, ends, strict=True)
     ]
+    markers += [match.span() for match in _PART_MARK.finditer(passage)]
 
     def find_span(cache: Any) -> Any:
         cache.truncate(len(model.prompt.before_ids))
