@@ -65,6 +65,23 @@ def test_a_sentence_of_one_word_is_quoted_with_the_next(reader: Reader) -> None:
     assert "Stay in the harbour" in answer.text
 
 
+def test_marks_of_parts_are_no_answers(reader: Reader) -> None:
+    text = (
+        "2.4 The owner may end the contract if the guest (a) does not pay for two weeks; (b) damages the boat; or (c) "
+        "sails at night.\n\n2.5 The harbour is shut in winter.\n"
+    )
+    answer = reader.read(text).ask("In which cases may the owner end the contract?")
+    assert len(answer.text) > 10
+
+
+def test_a_span_without_confidence_gives_way_to_its_sentence(reader: Reader) -> None:
+    text = "Send the forms to office.k@pier.example before Friday at noon.\n\nThe cook is called Jo."
+    for question in ("Where do I send the forms?", "Who is the cook?", "When do I send the forms?"):
+        answer = reader.read(text).ask(question)
+        assert answer.confidence is None or answer.confidence >= 0.1
+        assert answer.confidence is not None or answer.text == answer.quote == answer.evidence[0].text
+
+
 def test_a_quoted_answer_has_its_sentence_and_its_probability(reader: Reader) -> None:
     answer = reader.read("The mill was built by Jon Holm. It burned down in 1911.").ask("Who built the mill?")
     assert answer.text == "Jon Holm"
