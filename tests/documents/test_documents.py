@@ -264,14 +264,18 @@ def test_question_stats_of_sliding_windows_and_chunks_equal_eager(windowed, monk
 def test_windows_are_even_read_on_demand_and_share_one_progress(windowed):
     text = ("The lamp was lit again today." + "\n" * 40) * 150
     steps = []
-    document = Reader(windowed, keep=False).read(text, progress=lambda *step: steps.append(step))
+    reader = Reader(windowed, keep=False, max_windows=1000)
+    document = reader.read(text, ahead=False, progress=lambda *step: steps.append(step))
     assert len(document.windows) > 1
     assert not steps
     lengths = [len(window.context.document.token_ids) for window in document.windows]
     assert max(lengths) < 1.5 * min(lengths)
     assert len(document.evidence("When was the lamp lit?", progress=lambda *step: steps.append(step))) == 150
-    assert [done for done, _ in steps] == sorted(done for done, _ in steps)
-    assert {total for _, total in steps} == {steps[-1][0]}
+    ahead = []
+    reader.read(text, progress=lambda *step: ahead.append(step))
+    for each in (steps, ahead):
+        assert [done for done, _ in each] == sorted(done for done, _ in each)
+        assert {total for _, total in each} == {each[-1][0]}
 
 
 def test_without_tuned_heads_the_answer_is_written(windowed):
@@ -294,8 +298,8 @@ def test_an_encoder_adds_semantic_scores(loaded):
     by_start = [{item.start: item for item in evidence} for evidence in (plain, semantic)]
     for start, item in by_start[1].items():
         before = by_start[0][start]
-        assert (item.attention, item.lexical, item.paragraph_lexical) == (
-            before.attention,
+        assert (item.matching, item.lexical, item.paragraph_lexical) == (
+            before.matching,
             before.lexical,
             before.paragraph_lexical,
         )
@@ -363,7 +367,7 @@ def test_windows_rank_sentences_as_the_whole_document_does(loaded, monkeypatch, 
     ablations = document.ablate(answer)
     assert ablations[0].drop_nats > max(ablation.drop_nats for ablation in ablations[1:])
     assert document.ask("How many career sacks did Jared Allen have?").no_answer_share > 0.5
-    again = reader.read([LIGHTHOUSE, "The cook was Jo Bell. Jo baked bread."])
+    again = reader.read([LIGHTHOUSE, "The cook was Jo Bell. Jo baked bread."], ahead=False)
     assert again.read_tokens == 0
     again.ask("Who was the cook?")
     assert again.reused_tokens == again.read_tokens > 500
@@ -377,7 +381,8 @@ def test_windows_rank_sentences_as_the_whole_document_does(loaded, monkeypatch, 
 
 def test_an_interrupt_between_windows_answers_from_those_that_were_read(loaded, monkeypatch):
     monkeypatch.setattr(loaded.model.config, "max_position_embeddings", 700)
-    document = Reader(loaded, keep=False).read([LIGHTHOUSE, "The cook was Jo Bell. Jo baked bread."])
+    texts = [LIGHTHOUSE, "The cook was Jo Bell. Jo baked bread."]
+    document = Reader(loaded, keep=False).read(texts, ahead=False)
 
     def interrupt(windows):
         def report(done, total):

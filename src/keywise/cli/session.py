@@ -201,7 +201,7 @@ class Session:
 
     def _read(self, sources: Sequence[Source]) -> Document:
         with show_progress(self.notices, "Reading", "tokens") as progress:
-            document = self._reader.read(sources, progress=progress)
+            document = self._reader.read(sources, ahead=False, progress=progress)
         self._tell_reading(document)
         return document
 

@@ -13,7 +13,7 @@ from keywise.documents.blocks import BlockKind
 from keywise.documents.evidence import Evidence, SentenceScores, list_evidence, look_again, score_sentences
 from keywise.documents.prefill import PrefilledContext
 from keywise.documents.scoring import Continuation, score_question
-from keywise.documents.windows import Window, cut_sources
+from keywise.documents.windows import Window, cut_sources, prefill_windows
 
 if TYPE_CHECKING:
     from keywise.documents.files import Source
@@ -237,25 +237,21 @@ def _read_windows(
     progress: Progress | None,
 ) -> list[tuple[Window, SentenceScores]]:
     """Read windows and score a question on each, until an interrupt."""
-    total_tokens = sum(len(window.context.document.token_ids) for window in windows)
-    done_tokens = 0
     results: list[tuple[Window, SentenceScores]] = []
-    for window in windows:
-        report = None if progress is None else _shift_progress(progress, done_tokens, total_tokens)
+    reading = prefill_windows(windows, progress)
+    while True:
         try:
-            window.context.prefill(report)
+            window = next(reading, None)
         except KeyboardInterrupt:
             if not results:
                 raise
-            break
+            return results
+        if window is None:
+            return results
         stats = score_question(model, window.context, question).stats
         scores = text_index.score(question.text, window.sentences)
         roles = text_index.find_roles(window.sentences)
         results.append((window, score_sentences(stats, scores, model.heads, roles)))
-        done_tokens += len(window.context.document.token_ids)
-        if progress is not None:
-            progress(done_tokens, total_tokens)
-    return results
 
 
 def _look_again(
@@ -288,12 +284,3 @@ def _invert(order: Numbers) -> Numbers:
     ranks = np.empty(order.size, dtype=np.intp)
     ranks[order] = np.arange(1, order.size + 1)
     return ranks
-
-
-def _shift_progress(progress: Progress, done_tokens: int, total_tokens: int) -> Progress:
-    """Return a function that reports the tokens of a window among those of all windows."""
-
-    def report(window_tokens: int, _: int) -> None:
-        progress(done_tokens + window_tokens, total_tokens)
-
-    return report

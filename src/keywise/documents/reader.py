@@ -16,7 +16,7 @@ from keywise.documents.prompt import DocumentTokens, Prompt
 from keywise.documents.semantic import Encode
 from keywise.documents.store import SENTENCE_IDS, PrefillStore, StoredPrefill
 from keywise.documents.text_index import TextIndex
-from keywise.documents.windows import Window, count_sentence_tokens, cut_sources, split_sentences
+from keywise.documents.windows import Window, count_sentence_tokens, cut_sources, prefill_windows, split_sentences
 from keywise.errors import OptionError
 from keywise.models.loading import LoadedModel, load_model
 from keywise.models.sentence_encoder import find_default_encoder
@@ -125,7 +125,12 @@ class Reader:
         return self.evidence_model.heads
 
     def read(
-        self, source: Readable | Sequence[Readable], *, split: bool = True, progress: Progress | None = None
+        self,
+        source: Readable | Sequence[Readable],
+        *,
+        split: bool = True,
+        ahead: bool = True,
+        progress: Progress | None = None,
     ) -> Document:
         """Read a text, a file or several of them, once for all questions.
 
@@ -137,6 +142,9 @@ class Reader:
             order.
         split
             Whether to split a document that is longer than the model's context into windows that overlap; False raises.
+        ahead
+            Whether to read the windows of such a document now, unless they are more than `max_windows`; False leaves
+            each to the first question that needs it.
         progress
             Called after every chunk with the number of tokens done and of all.
 
@@ -174,6 +182,10 @@ class Reader:
         else:
             windows = self._split(sources, max_tokens)
             self._report(f"Longer than the model's context: split into {len(windows)} windows")
+            if ahead and len(windows) <= self.max_windows:
+                for _ in prefill_windows(windows, progress):
+                    pass
+                self.report_missing(windows)
         return Document(self, sources, windows, text_index)
 
     def report_missing(self, windows: Sequence[Window]) -> None:

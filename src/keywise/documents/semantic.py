@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 if TYPE_CHECKING:
     from keywise.documents.files import Source
+
+COSINE_DECIMALS: Final = 5
 
 Encode = Callable[[Sequence[str]], Any]
 """Returns the vectors of texts, one row each: `keywise.library.SentenceEncoder().encode` is one."""
@@ -73,12 +75,14 @@ class SemanticIndex:
         sentences, paragraphs : float64 array [sentences]
         """
         missing = sentences[~self._is_encoded[sentences]]
-        vectors = _normalise(self._encode([question, *(self._texts[number] for number in missing)]))
+        question_vector = _normalise(self._encode([question]))[0]
         if self._vectors is None:
-            self._vectors = np.zeros((len(self._texts), vectors.shape[1]))
-        self._vectors[missing] = vectors[1:]
-        self._is_encoded[missing] = True
-        cosines: Scores = self._vectors[sentences] @ vectors[0]
+            self._vectors = np.zeros((len(self._texts), question_vector.size))
+        if missing.size:
+            self._vectors[missing] = _normalise(self._encode([self._texts[number] for number in missing]))
+            self._is_encoded[missing] = True
+        # The last bits of a vector depend on the texts that it is encoded with.
+        cosines: Scores = np.round(self._vectors[sentences] @ question_vector, COSINE_DECIMALS)
         _, paragraphs = np.unique(self._paragraph_ids[sentences], return_inverse=True)
         means: Scores = np.bincount(paragraphs, cosines) / np.maximum(np.bincount(paragraphs), 1)
         return cosines, means[paragraphs]

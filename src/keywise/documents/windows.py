@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from keywise.documents.blocks import Quote
     from keywise.documents.files import Source
     from keywise.documents.prefill import PrefilledContext
+    from keywise.util.progress import Progress
 
 OVERLAP_SENTENCES: Final = 3
 
@@ -33,6 +34,28 @@ class Window:
 
     sentences: NDArray[np.intp]
     context: PrefilledContext
+
+
+def prefill_windows(windows: Sequence[Window], progress: Progress | None) -> Iterator[Window]:
+    """Prefill windows one after the other, with one count of tokens over all, and yield each when it is done.
+
+    Parameters
+    ----------
+    windows
+        The windows.
+    progress
+        Called with the number of tokens done and of all.
+    """
+    total_tokens = sum(len(window.context.document.token_ids) for window in windows)
+    done_tokens = 0
+    for window in windows:
+        end_tokens = done_tokens + len(window.context.document.token_ids)
+        report = None if progress is None else _shift_progress(progress, done_tokens, end_tokens, total_tokens)
+        window.context.prefill(report)
+        done_tokens = end_tokens
+        if progress is not None:
+            progress(done_tokens, total_tokens)
+        yield window
 
 
 def split_sentences(sizes_tokens: Sequence[int], max_tokens: int) -> list[NDArray[np.intp]]:
@@ -135,3 +158,13 @@ def cut_sources(sources: Sequence[Source], sentences: NDArray[np.intp]) -> list[
         parts += [source.cut(source.quotes[run[0]].begin, source.quotes[run[-1]].end) for run in runs]
         first_number += count
     return parts
+
+
+def _shift_progress(progress: Progress, done_tokens: int, end_tokens: int, total_tokens: int) -> Progress:
+    """Return a function that reports the tokens of a window among those of all windows."""
+
+    def report(window_tokens: int, _: int) -> None:
+        # The template's tokens are computed with each window, and are not counted.
+        progress(min(done_tokens + window_tokens, end_tokens), total_tokens)
+
+    return report
