@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from benchmarks import cache, compare_tables, evidence, library, memory, model
+from benchmarks import cache, compare_tables, documents, evidence, library, memory, model
 from benchmarks.attention_tables import format_attention_tables
 from benchmarks.results import Run, read_run, read_text_file, write_file
 from benchmarks.summaries import SUMMARIES, format_summary
@@ -38,6 +38,7 @@ FORMATTERS = {
     "cache": cache.format_tables,
     "evidence": evidence.format_tables,
     "library": library.format_tables,
+    "documents": documents.format_tables,
     "compare": compare_tables.format_tables,
 }
 """A function that formats the tables of runs, per kind of run."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -18,9 +19,14 @@ MIN_COLUMN_WORDS: Final = 3
 MAX_CROSSING_SHARE: Final = 0.4
 # Lines at the top and at the bottom of a page that may be a running header or footer.
 EDGE_LINES: Final = 2
+MIN_LINE_NUMBERS: Final = 8
+MIN_NUMBERED_SHARE: Final = 0.7
+_LINE_NUMBER: Final = re.compile(r"\d{1,3}")
+# As shares of the font's size: narrower columns are those of a table.
+MIN_COLUMN_WIDTH: Final = 13.0
 EDGE_TOLERANCE_POINTS: Final = 6.0
 _PAGE_NUMBER: Final = re.compile(
-    r"\W*(?:(?:page|seite|p\.|s\.)\s*)?(?:\d{1,4}|[ivxlc]{1,6})(?:\s*(?:of|von|/)\s*\d{1,4})?\W*\Z", re.IGNORECASE
+    r"\W*(?:(?:page|seite|p\.|s\.)\s*)?(?:\d{1,5}|[ivxlc]{1,8})(?:\s*(?:of|von|/)\s*\d{1,4})?\W*\Z", re.IGNORECASE
 )
 
 
@@ -97,7 +103,8 @@ def _is_running_text(fragments: Sequence[Fragment]) -> bool:
     left = min(fragment.left for fragment in fragments)
     width = max(fragment.right for fragment in fragments) - left
     filled = sum(1 for line in lines if line[-1].right - line[0].left > 0.6 * width)
-    return median(words) >= MIN_COLUMN_WORDS and 3 * filled >= len(lines)
+    is_wide = width > MIN_COLUMN_WIDTH * median(fragment.size for fragment in fragments)
+    return is_wide and median(words) >= MIN_COLUMN_WORDS and 3 * filled >= len(lines)
 
 
 def _stand_beside(left: Sequence[Fragment], right: Sequence[Fragment]) -> bool:
@@ -106,6 +113,29 @@ def _stand_beside(left: Sequence[Fragment], right: Sequence[Fragment]) -> bool:
     bottom = max(min(fragment.baseline for fragment in side) for side in (left, right))
     heights = [max(s.baseline for s in side) - min(s.baseline for s in side) for side in (left, right)]
     return top - bottom > 0.3 * min(heights)
+
+
+def remove_line_numbers(fragments: Sequence[Fragment]) -> list[Fragment]:
+    """Return the fragments of a page without the numbers of its lines, as pleadings and manuscripts have them.
+
+    Parameters
+    ----------
+    fragments
+        The fragments.
+    """
+    lines = group_lines(fragments)
+    numbered = [line for line in lines if len(line[0].words) == 1 and _LINE_NUMBER.fullmatch(line[0].words[0].text)]
+    if len(numbered) < MIN_LINE_NUMBERS or len(numbered) < MIN_NUMBERED_SHARE * len(lines):
+        return list(fragments)
+    values = [int(line[0].words[0].text) for line in numbered]
+    rising = sum(1 for value, following in itertools.pairwise(values) if following == value + 1)
+    edge = median(line[0].right for line in numbered)
+    in_column = all(abs(line[0].right - edge) < line[0].size for line in numbered)
+    # The rows of a table have more cells.
+    if rising < len(numbered) - 2 or not in_column or median(map(len, numbered)) > 2:
+        return list(fragments)
+    numbers = {id(line[0]) for line in numbered}
+    return [fragment for fragment in fragments if id(fragment) not in numbers]
 
 
 def remove_running_lines(pages: Sequence[list[Fragment]]) -> list[list[Fragment]]:
