@@ -27,7 +27,7 @@ from keywise.errors import FormatError, MissingFileError
 
 _WORD: Final = re.compile(r"[^\W_]+")
 _UNSPACED: Final = re.compile("([\u0e00-\u0eff\u3000-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af])")
-_BROKEN: Final = re.compile(r"(?<=\w)[-\u00ad\u2010\u0002\ufffe][ \t]*\r?\n\s*(?=\w)")
+_BROKEN: Final = re.compile(r"(?<=\w)(?:[-\u00ad\u2010][ \t]*\r?\n\s*|[\u0002\ufffe]\s*)(?=\w)")
 _MARKDOWN_LINK: Final = re.compile(r"\]\([^)\n]*\)|\]\[[^\]\n]*\]|<[^>\n]+>|^\[[^\]\n]+\]:.*$|\{[#.][^}\n]*\}", re.MULTILINE)
 _SHEET_LINE_ENDS: Final = ("p", "br", "tab", "tr", "h", "line-break", "s")
 MEGABYTE: Final = 1_000_000
@@ -219,8 +219,13 @@ def _extract_rtf(content: bytes) -> str:
     parts: list[str] = []
     skipped: list[bool] = [False]
     pending = bytearray()
-    left_out = re.compile(rb"\\(?:\*|fonttbl|colortbl|stylesheet|info|pict|object|v\b|listtext|pntext|header|footer)")
-    token = re.compile(rb"\\'([0-9a-fA-F]{2})|\\u(-?\d+)\s?\??|\\([a-z]+)-?\d*\s?|\\([^a-z])|([{}])|([^\\{}]+)", re.DOTALL)
+    left_out = re.compile(
+        rb"\s*\\(?:\*|fonttbl|colortbl|stylesheet|info|pict|object|v\b|listtext|pntext|header|footer|latentstyles|mmathPr"
+        rb"|themedata|datastore|colorschememapping|xmlnstbl)"
+    )
+    token = re.compile(
+        rb"\\'([0-9a-fA-F]{2})|\\u(-?\d+)\s?\??|\\([a-zA-Z]+)-?\d*\s?|\\([^a-zA-Z])|([{}])|([^\\{}]+)", re.DOTALL
+    )
     for match in token.finditer(content):
         hexadecimal, unicode_value, word, symbol, brace, text = match.groups()
         if brace == b"{":
@@ -255,7 +260,7 @@ def _make_package_extractor(pattern: str, left_out: str) -> Callable[[bytes], st
         texts = []
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             for name in archive.namelist():
-                if re.fullmatch(pattern, name):
+                if re.fullmatch(pattern, name) and archive.read(name).strip():
                     root = etree.fromstring(archive.read(name), parser)
                     texts.extend(_iterate_xml(root, re.compile(left_out)))
                     texts.append("\n")
@@ -321,8 +326,8 @@ _EXTRACTORS: Final[dict[str, Callable[[bytes], str]]] = {
     ".docx": _make_package_extractor(
         r"word/(?:document|footnotes|endnotes)\.xml", "instrText|delText|Fallback|del|moveFrom|fldData|posOffset|pos[HV]|pct.*"
     ),
-    ".pptx": _make_package_extractor(r"ppt/(?:slides|notesSlides)/[^/]+\.xml", "fld|attrName|v|pct.*"),
-    ".odt": _make_package_extractor(r"content\.xml", "automatic-styles|scripts|font-face-decls|tracked-changes|desc|title"),
+    ".pptx": _make_package_extractor(r"ppt/(?:slides|notesSlides)/[^/]+\.xml", "fld|attrName|v|pct.*|tableStyleId"),
+    ".odt": _make_package_extractor(r"content\.xml", "automatic-styles|scripts|font-face-decls|tracked-changes|desc|title|annotation"),
     ".xlsx": _extract_workbook,
     ".epub": _extract_book,
 }

@@ -19,6 +19,9 @@ MIN_COLUMN_WORDS: Final = 3
 MAX_CROSSING_SHARE: Final = 0.4
 # Lines at the top and at the bottom of a page that may be a running header or footer.
 EDGE_LINES: Final = 2
+MIN_CELLS: Final = 3
+MAX_CELL_WORDS: Final = 4
+MIN_TABLE_SHARE: Final = 0.6
 MIN_LINE_NUMBERS: Final = 8
 MIN_NUMBERED_SHARE: Final = 0.7
 _LINE_NUMBER: Final = re.compile(r"\d{1,3}")
@@ -71,7 +74,7 @@ def _read_band(band: Sequence[Fragment], gutter: float, depth: int) -> list[list
 
 def _find_gutter(fragments: Sequence[Fragment]) -> float | None:
     """Return the place between two columns of running text, or None."""
-    if len(fragments) < 2 * MIN_COLUMN_LINES:
+    if len(fragments) < 2 * MIN_COLUMN_LINES or _is_table(fragments):
         return None
     lefts = np.array([fragment.left for fragment in fragments])
     rights = np.array([fragment.right for fragment in fragments])
@@ -93,6 +96,14 @@ def _find_gutter(fragments: Sequence[Fragment]) -> float | None:
         if all(_is_running_text(side) for side in sides) and _stand_beside(*sides):
             return place
     return None
+
+
+def _is_table(fragments: Sequence[Fragment]) -> bool:
+    """Return whether most lines consist of at least three short cells."""
+    lines = group_lines(fragments)
+    cells = sum(1 for line in lines if len(line) >= MIN_CELLS)
+    words = sum(len(fragment.words) for fragment in fragments)
+    return cells > MIN_TABLE_SHARE * len(lines) and words < MAX_CELL_WORDS * len(fragments)
 
 
 def _is_running_text(fragments: Sequence[Fragment]) -> bool:
@@ -127,12 +138,12 @@ def remove_line_numbers(fragments: Sequence[Fragment]) -> list[Fragment]:
     numbered = [line for line in lines if len(line[0].words) == 1 and _LINE_NUMBER.fullmatch(line[0].words[0].text)]
     if len(numbered) < MIN_LINE_NUMBERS or len(numbered) < MIN_NUMBERED_SHARE * len(lines):
         return list(fragments)
+    edge = median(line[0].right for line in numbered)
+    numbered = [line for line in numbered if abs(line[0].right - edge) < line[0].size]
     values = [int(line[0].words[0].text) for line in numbered]
     rising = sum(1 for value, following in itertools.pairwise(values) if following == value + 1)
-    edge = median(line[0].right for line in numbered)
-    in_column = all(abs(line[0].right - edge) < line[0].size for line in numbered)
     # The rows of a table have more cells.
-    if rising < len(numbered) - 2 or not in_column or median(map(len, numbered)) > 2:
+    if rising < len(numbered) - 2 or median(map(len, numbered)) > 2:
         return list(fragments)
     numbers = {id(line[0]) for line in numbered}
     return [fragment for fragment in fragments if id(fragment) not in numbers]
