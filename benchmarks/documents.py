@@ -1,5 +1,7 @@
 """Documents: words that reading a file keeps, compared with a plain extraction, its blocks, and its time."""
 
+# ruff: noqa: PLC0415  (the libraries of other formats are not needed to print a table)
+
 from __future__ import annotations
 
 import email
@@ -28,7 +30,9 @@ from keywise.errors import FormatError, MissingFileError
 _WORD: Final = re.compile(r"[^\W_]+")
 _UNSPACED: Final = re.compile("([\u0e00-\u0eff\u3000-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af])")
 _BROKEN: Final = re.compile(r"(?<=\w)(?:[-\u00ad\u2010][ \t]*\r?\n\s*|[\u0002\ufffe]\s*)(?=\w)")
-_MARKDOWN_LINK: Final = re.compile(r"\]\([^)\n]*\)|\]\[[^\]\n]*\]|<[^>\n]+>|^\[[^\]\n]+\]:.*$|\{[#.][^}\n]*\}", re.MULTILINE)
+_MARKDOWN_LINK: Final = re.compile(
+    r"\]\([^)\n]*\)|\]\[[^\]\n]*\]|<[^>\n]+>|^\[[^\]\n]+\]:.*$|\{[#.][^}\n]*\}", re.MULTILINE
+)
 _SHEET_LINE_ENDS: Final = ("p", "br", "tab", "tr", "h", "line-break", "s")
 MEGABYTE: Final = 1_000_000
 
@@ -121,7 +125,12 @@ def time_lengths(megabytes: Sequence[float]) -> Iterator[dict[str, Any]]:
                 sentences = len(source.quotes)
                 seconds = perf_counter() - start
             size = len(source.text.encode()) / MEGABYTE
-            yield {"format": suffix[1:], "megabytes": round(size, 2), "seconds": round(seconds, 3), "sentences": sentences}
+            yield {
+                "format": suffix[1:],
+                "megabytes": round(size, 2),
+                "seconds": round(seconds, 3),
+                "sentences": sentences,
+            }
 
 
 def count_words(text: str) -> Counter[str]:
@@ -257,7 +266,7 @@ def _make_package_extractor(pattern: str, left_out: str) -> Callable[[bytes], st
         from lxml import etree
 
         parser = etree.XMLParser(resolve_entities=False, no_network=True, recover=True, huge_tree=True)
-        texts = []
+        texts: list[str] = []
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             for name in archive.namelist():
                 if re.fullmatch(pattern, name) and archive.read(name).strip():
@@ -293,7 +302,9 @@ def _extract_workbook(content: bytes) -> str:
         shared: list[str] = []
         if "xl/sharedStrings.xml" in names:
             for item in etree.fromstring(archive.read("xl/sharedStrings.xml")).iterfind("{*}si"):
-                shared.append("".join(text.text or "" for text in item.iter("{*}t") if text.getparent().tag[-3:] != "rPh"))
+                shared.append(
+                    "".join(text.text or "" for text in item.iter("{*}t") if text.getparent().tag[-3:] != "rPh")
+                )
         for name in names:
             if not re.fullmatch(r"xl/worksheets/[^/]+\.xml", name):
                 continue
@@ -324,10 +335,13 @@ _EXTRACTORS: Final[dict[str, Callable[[bytes], str]]] = {
     ".jsonl": _extract_json,
     ".rtf": _extract_rtf,
     ".docx": _make_package_extractor(
-        r"word/(?:document|footnotes|endnotes)\.xml", "instrText|delText|Fallback|del|moveFrom|fldData|posOffset|pos[HV]|pct.*"
+        r"word/(?:document|footnotes|endnotes)\.xml",
+        "instrText|delText|Fallback|del|moveFrom|fldData|posOffset|pos[HV]|pct.*",
     ),
     ".pptx": _make_package_extractor(r"ppt/(?:slides|notesSlides)/[^/]+\.xml", "fld|attrName|v|pct.*|tableStyleId"),
-    ".odt": _make_package_extractor(r"content\.xml", "automatic-styles|scripts|font-face-decls|tracked-changes|desc|title|annotation"),
+    ".odt": _make_package_extractor(
+        r"content\.xml", "automatic-styles|scripts|font-face-decls|tracked-changes|desc|title|annotation"
+    ),
     ".xlsx": _extract_workbook,
     ".epub": _extract_book,
 }
@@ -337,7 +351,9 @@ def _make_sentences(size: int) -> str:
     lines = []
     length = number = 0
     while length < size:
-        lines.append(f"Keeper {number} lit lamp {number * 7 % 1000} at dusk. It burned until Dr. Low put it out at 5.30 a.m.")
+        lines.append(
+            f"Keeper {number} lit lamp {number * 7 % 1000} at dusk. It burned until Dr. Low put it out at 5.30 a.m."
+        )
         length += len(lines[-1]) + 1
         number += 1
     return "\n".join(lines)
@@ -424,7 +440,12 @@ def format_tables(runs: Sequence[Run]) -> str:
     if refused:
         parts.append(f"Refused: {'; '.join(refused)}.")
     lengths = [
-        [each["format"], f"{each['megabytes']:.2f}", f"{each['seconds']:.2f}", format_number(each["seconds"] / each["megabytes"])]
+        [
+            each["format"],
+            f"{each['megabytes']:.2f}",
+            f"{each['seconds']:.2f}",
+            format_number(each["seconds"] / each["megabytes"]),
+        ]
         for each in results
         if "megabytes" in each
     ]

@@ -1,8 +1,8 @@
 """Damage to the files of models, and how keywise judges the damaged files.
 
-``python -m tests.support.damaged_models gguf 25000 3`` damages so many files, with the third sequence of random numbers,
-and prints the figures. What is read with the same tensors must have another fingerprint. It is computed for every safetensors file, and for a share of the GGUF
-files, because these have to be converted first.
+``python -m tests.support.damaged_models gguf 25000 3`` damages so many files, from the third sequence of random
+numbers, and prints the figures. What is read with the same tensors must have another fingerprint. It is computed for
+every safetensors file, and for a share of the GGUF files, because these have to be converted first.
 """
 
 from __future__ import annotations

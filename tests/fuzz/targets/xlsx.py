@@ -18,8 +18,8 @@ PARTS = {
     f'Type="{RELATION}/officeDocument" Target="xl/workbook.xml"/></Relationships>',
     "xl/_rels/workbook.xml.rels": f'<Relationships xmlns="{OFFICE}package/2006/relationships"><Relationship Id="r1" '
     f'Type="{RELATION}/worksheet" Target="worksheets/sheet1.xml"/></Relationships>',
-    "xl/workbook.xml": f'<workbook xmlns="{MAIN}" xmlns:r="{RELATION}"><sheets><sheet name="Lamps" sheetId="1" r:id="r1"/>'
-    "</sheets></workbook>",
+    "xl/workbook.xml": f'<workbook xmlns="{MAIN}" xmlns:r="{RELATION}"><sheets>'
+    '<sheet name="Lamps" sheetId="1" r:id="r1"/></sheets></workbook>',
     SHEET: f'<worksheet xmlns="{MAIN}"><cols><col min="3" max="3" hidden="1"/></cols><sheetData>'
     '<row r="1"><c r="A1" t="inlineStr"><is><t>lamp</t></is></c><c r="B1" t="str"><v>fee</v></c></row>'
     '<row r="2"><c r="A2"><v>1</v></c><c r="B2"><f>A2*2</f><v>2.50</v></c><c r="C2" t="b"><v>1</v></c></row>'

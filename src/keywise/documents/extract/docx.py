@@ -128,7 +128,9 @@ class _BodyReader:
                 self.read(cell, depth + 1)
             return
         first_is_bold = bool(table_rows) and _is_bold(table_rows[0])
-        self.builder.add_table(rows, has_header=has_names or names_columns(rows) or (first_is_bold and has_header(rows)))
+        self.builder.add_table(
+            rows, has_header=has_names or names_columns(rows) or (first_is_bold and has_header(rows))
+        )
 
     def _read_cell(self, cell: Any, above: list[str], column: int) -> list[str]:
         span = cell.find(f"{_W}tcPr/{_W}gridSpan")

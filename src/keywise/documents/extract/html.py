@@ -23,8 +23,8 @@ NAVIGATION_LINK_SHARE: Final = 0.6
 MAX_SPAN: Final = 50
 
 _LEFT_OUT_TAGS: Final = (
-    "script style template noscript head svg annotation annotation-xml canvas iframe object embed audio video nav button "
-    "textarea input datalist meta link base frame frameset map rp"
+    "script style template noscript head svg annotation annotation-xml canvas iframe object embed audio video nav "
+    "button textarea input datalist meta link base frame frameset map rp"
 )
 _LEFT_OUT: Final = frozenset(_LEFT_OUT_TAGS.split())
 _BLOCKS_TAGS: Final = (

@@ -16,7 +16,7 @@ _EMPHASIS: Final = re.compile(r"(?<![\w*/])(_{1,3}|\*{1,3})(?=[^\s_*])([^_*]{1,4
 _BROKEN_WORD: Final = re.compile(r"[^\W\d_]{2,}[-\u00ad\u2010]\Z")
 # Longer rows of dashes are rules.
 _DASH_END: Final = re.compile(r"(?:(?<!-)-{2,3}|[—/])\Z")
-_DASH_START: Final = re.compile(r"-{2,3}(?!-)|—")
+_DASH_START: Final = re.compile("—")
 # Second parts of compounds that are hardly ever the end of a word.
 _SECOND_WORDS: Final = "based related specific dependent driven effects level scale term year known called"
 _SECOND_PARTS: Final = frozenset(_SECOND_WORDS.split())

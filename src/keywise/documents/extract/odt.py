@@ -24,7 +24,9 @@ _SKIPPED: Final = frozenset(
     + [f"{_OFFICE}annotation", f"{_TEXT}bookmark", f"{_TEXT}soft-page-break", f"{_OFFICE}forms"]
     + [f"{_DRAWING}title", f"{_DRAWING}desc"]
 )
-_SHAPES: Final = frozenset(f"{_DRAW}{name}" for name in ("frame", "custom-shape", "rect", "g", "ellipse", "line", "caption"))
+_SHAPES: Final = frozenset(
+    f"{_DRAW}{name}" for name in ("frame", "custom-shape", "rect", "g", "ellipse", "line", "caption")
+)
 """Boxes with paragraphs of their own, which stand behind the paragraph that they are anchored to."""
 
 MAX_DEPTH: Final = 60

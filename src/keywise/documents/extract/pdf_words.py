@@ -34,7 +34,9 @@ _FORMS: Final = (range(0xFB00, 0xFB07), range(0xFB13, 0xFB18), range(0xFB1D, 0xF
 _SYMBOL_BULLETS: Final = frozenset((0xF0A7, 0xF0A8, 0xF0B7, 0xF0D8, 0xF0FC, 0xF06C, 0xF06E, 0xF076, 0xF09F))
 _RIGHT_TO_LEFT: Final = re.compile("[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc]")
 _FIXED_PITCH_FLAG: Final = 1
-_FIXED_PITCH_NAME: Final = re.compile(r"mono|courier|consol|typewriter|menlo|cmtt|lmtt|sftt|nimbusmon|cousine", re.IGNORECASE)
+_FIXED_PITCH_NAME: Final = re.compile(
+    r"mono|courier|consolas|typewriter|menlo|cmtt|lmtt|sftt|nimbusmon|cousine", re.IGNORECASE
+)
 MAX_MARK_GAP: Final = 5.0
 _LIST_MARK: Final = re.compile(r"[-*•‣◦▪●–]|\(?(?:\d{1,2}|[a-zA-Z]|[ivx]{1,4})[.)]")
 _PRIVATE_USE: Final = range(0xE000, 0xF900)
@@ -212,7 +214,9 @@ def read_words(text_page: Any) -> PageWords:
             if previous.is_right_to_left and not -size < gap < WORD_GAP * size:
                 gap = previous.left - right
             if -size < gap < WORD_GAP * size:
-                is_raised = size < RAISED_SIZE * (previous.top - previous.bottom) and baseline - previous.baseline > 0.1 * size
+                is_raised = (
+                    size < RAISED_SIZE * (previous.top - previous.bottom) and baseline - previous.baseline > 0.1 * size
+                )
                 previous.text += text.translate(_SUPERSCRIPTS) if is_raised else text
                 previous.left, previous.right = min(previous.left, left), max(previous.right, right)
                 previous.bottom, previous.top = min(previous.bottom, bottom), max(previous.top, top)
@@ -258,7 +262,10 @@ def _has_fixed_pitch(raw: Any, index: int) -> bool:
     length = pdfium.FPDFText_GetFontInfo(raw, index, buffer, FONT_NAME_BYTES, flags)
     if not length:
         return False
-    return bool(flags.value & _FIXED_PITCH_FLAG) or _FIXED_PITCH_NAME.search(buffer.value.decode("utf-8", "replace")) is not None
+    return (
+        bool(flags.value & _FIXED_PITCH_FLAG)
+        or _FIXED_PITCH_NAME.search(buffer.value.decode("utf-8", "replace")) is not None
+    )
 
 
 def _to_text(code: int) -> str:

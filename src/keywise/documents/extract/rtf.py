@@ -57,7 +57,7 @@ def extract(content: bytes) -> Extracted:
     markup = _LIST_TEXT.sub(rf"{{{_ITEM} ", markup)
     text = rtf_to_text(markup, encoding="cp1252", errors="replace")
     builder = BlockBuilder()
-    reader = _ParagraphReader(builder, has_titles=_HEADING not in text)
+    reader = _ParagraphReader(builder, has_titles=_OWN_MARK.search(text) is None)
     for line in text.split("\n"):
         reader.read(line)
     reader.finish()

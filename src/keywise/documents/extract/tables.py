@@ -107,7 +107,8 @@ def names_columns(rows: Sequence[Sequence[str]]) -> bool:
 
     Examples
     --------
-    >>> names_columns([["Month", "Sales"], ["May", "10"], ["June", "12"]]), names_columns([["Town", "Hull"], ["Fee", "7"]])
+    >>> sales, form = [["Month", "Sales"], ["May", "10"], ["June", "12"]], [["Town", "Hull"], ["Fee", "7"]]
+    >>> names_columns(sales), names_columns(form)
     (True, False)
     """
     rows = rows[:JUDGED_ROWS]

@@ -40,45 +40,37 @@ def extract(content: bytes) -> Extracted:
     workbook = load_workbook(io.BytesIO(content), data_only=True)
     formulas = load_workbook(io.BytesIO(content), data_only=False)
     for number, sheet in enumerate(workbook.worksheets, start=1):
-        columns = _count_columns(sheet)
         without_values += _count_missing_values(formulas[sheet.title], sheet)
         if sheet.sheet_state != "visible":
             continue
         builder.add_heading(sheet.title, level=1, page=number)
         names: list[str] = []
-        for rows in _iterate_tables(sheet, columns):
+        for rows in _iterate_tables(sheet):
             names = _add_table(builder, rows, names, number)
     warning = f"{without_values} formulas without a stored value: open the file in a spreadsheet and save it"
     return Extracted(builder.text, tuple(builder.blocks), (warning,) if without_values else ())
 
 
-def _count_columns(sheet: Any) -> int:
-    """Return the number of columns up to the last that has a value; formats alone reach much further."""
-    last = 0
-    for values in sheet.iter_rows(values_only=True):
-        for column in range(len(values), last, -1):
-            if values[column - 1] is not None:
-                last = column
-                break
-    return last
+def _find_extent(sheet: Any) -> tuple[int, int]:
+    """Return the last row and the last column with a value; formats alone reach much further."""
+    filled = [place for place, cell in sheet._cells.items() if cell.value is not None]
+    return max((row for row, _ in filled), default=1), max((column for _, column in filled), default=1)
 
 
 def _count_missing_values(formulas: Any, values: Any) -> int:
-    columns = _count_columns(formulas)
-    pairs = zip(formulas.iter_rows(max_col=max(columns, 1)), values.iter_rows(max_col=max(columns, 1)), strict=False)
     return sum(
         1
-        for row, row_of_values in pairs
-        for cell, value in zip(row, row_of_values, strict=False)
-        if cell.data_type == "f" and value.value is None
+        for place, cell in formulas._cells.items()
+        if cell.data_type == "f" and (place not in values._cells or values._cells[place].value is None)
     )
 
 
-def _iterate_tables(sheet: Any, columns: int) -> Iterator[list[list[Any]]]:
+def _iterate_tables(sheet: Any) -> Iterator[list[list[Any]]]:
     """Yield the rows between empty rows, as cells."""
     hidden_columns = _find_hidden_columns(sheet)
     table: list[list[Any]] = []
-    for row in sheet.iter_rows(max_col=max(columns, 1)):
+    last_row, last_column = _find_extent(sheet)
+    for row in sheet.iter_rows(max_row=last_row, max_col=last_column):
         if row and sheet.row_dimensions[row[0].row].hidden:
             continue
         cells = [cell for cell in row if cell.column not in hidden_columns]
@@ -114,7 +106,8 @@ def _add_table(
         return []
     filled = [cell for cell in table[first] if _to_text(cell)]
     if names_above and not first and any(_is_number(cell) for cell in filled):
-        builder.add_table([names_above, *rows], has_header=True, page=page)
+        for row in rows:
+            builder.add(BlockKind.TABLE_ROW, render_row(row, names_above), table_header=names_above, page=page)
         return []
     if names := _join_names(table[first:], rows):
         builder.add(BlockKind.TABLE_HEADER, render_row(names, ()), page=page)
@@ -150,9 +143,12 @@ def _to_text(cell: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float | int):
-        is_share = "%" in str(cell.number_format)
-        if is_share:
-            return f"{value * 100:.{SIGNIFICANT_DIGITS}g} %"
-        # Long numbers of accounts and goods keep their digits.
-        return str(int(value)) if abs(value) < MAX_EXACT and value == int(value) else f"{value:.{SIGNIFICANT_DIGITS}g}"
+        return _format_number(value, is_share="%" in str(cell.number_format))
     return " ".join(str(value).split())
+
+
+def _format_number(value: float, *, is_share: bool) -> str:
+    if is_share:
+        return f"{value * 100:.{SIGNIFICANT_DIGITS}g} %"
+    # Long numbers of accounts and goods keep their digits.
+    return str(int(value)) if abs(value) < MAX_EXACT and value == int(value) else f"{value:.{SIGNIFICANT_DIGITS}g}"
