@@ -35,6 +35,8 @@ _MARKDOWN_LINK: Final = re.compile(
 )
 _SHEET_LINE_ENDS: Final = ("p", "br", "tab", "tr", "h", "line-break", "s")
 MEGABYTE: Final = 1_000_000
+CHARSETS: Final = {b"0": "cp1252", b"128": "cp932", b"204": "cp1251", b"238": "cp1250"}
+"""Encodings of the charsets of RTF's fonts."""
 
 
 def find_documents(folder: Path) -> list[Path]:
@@ -225,6 +227,11 @@ def _extract_rtf(content: bytes) -> str:
     """Return the characters of an RTF file that are no control words, without groups that are not shown."""
     declared = re.search(rb"\\ansicpg(\d+)", content)
     encoding = f"cp{declared[1].decode()}" if declared and declared[1] != b"0" else "cp1252"
+    encodings = {
+        font: CHARSETS[charset]
+        for font, charset in re.findall(rb"\\f(\d+)[^;{}]{0,200}?\\fcharset(\d+)", content)
+        if charset in CHARSETS
+    }
     parts: list[str] = []
     skipped: list[bool] = [False]
     pending = bytearray()
@@ -233,10 +240,10 @@ def _extract_rtf(content: bytes) -> str:
         rb"|themedata|datastore|colorschememapping|xmlnstbl)"
     )
     token = re.compile(
-        rb"\\'([0-9a-fA-F]{2})|\\u(-?\d+)\s?\??|\\([a-zA-Z]+)-?\d*\s?|\\([^a-zA-Z])|([{}])|([^\\{}]+)", re.DOTALL
+        rb"\\'([0-9a-fA-F]{2})|\\u(-?\d+)\s?\??|\\([a-zA-Z]+)(-?\d*)\s?|\\([^a-zA-Z])|([{}])|([^\\{}]+)", re.DOTALL
     )
     for match in token.finditer(content):
-        hexadecimal, unicode_value, word, symbol, brace, text = match.groups()
+        hexadecimal, unicode_value, word, number, symbol, brace, text = match.groups()
         if brace == b"{":
             skipped.append(skipped[-1] or left_out.match(content, match.end()) is not None)
         elif brace == b"}":
@@ -246,6 +253,8 @@ def _extract_rtf(content: bytes) -> str:
             continue
         parts.append(pending.decode(encoding, "replace"))
         pending.clear()
+        if word == b"f":
+            encoding = encodings.get(number, encoding)
         if skipped[-1]:
             continue
         if unicode_value:

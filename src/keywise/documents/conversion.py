@@ -27,7 +27,7 @@ MEMORY_PER_CONTENT_BYTE: Final = 64
 BASE_SECONDS: Final = 5
 SECONDS_PER_MEBIBYTE: Final = 30
 STARTUP_SECONDS: Final = 120
-WAITING_FACTOR: Final = 4
+WAITING_FACTOR: Final = 12
 """Wall-clock time allowed for a second on the CPU: other programs may be running."""
 
 

@@ -59,6 +59,10 @@ def test_hidden_text_and_furniture_are_left_out(hidden):
         ("<table><tr><td>Town<td>Hull<tr><td>Owner<td>Ann</table>", [
             ("table row", "Town; Hull"), ("table row", "Owner; Ann"),
         ]),
+        ("<table><tr><td>Pier<td>Fee<td>Depth<tr><td>1<td>2<td>3<center><tr><td>4<td>5<td>6</center></table>", [
+            ("table header", "Pier; Fee; Depth"), ("table row", "Pier: 1; Fee: 2; Depth: 3"),
+            ("table row", "Pier: 4; Fee: 5; Depth: 6"),
+        ]),
         (f"<table><tr><td>{'It is wet. ' * 50}<br>It is dry.</table>", [
             ("paragraph", " ".join(["It is wet."] * 50)), ("paragraph", "It is dry."),
         ]),

@@ -78,6 +78,20 @@ def test_formulas_and_contents_of_a_docx_are_kept():
     ]
 
 
+def test_a_text_box_in_an_empty_paragraph_or_a_heading_is_read_once():
+    document = docx.Document()
+    for paragraph in (document.add_paragraph(), document.add_heading("Piers", 1)):
+        box = (
+            f"<w:pict {nsdecls('w')}><w:txbxContent><w:p><w:r><w:t>In a box.</w:t></w:r></w:p></w:txbxContent></w:pict>"
+        )
+        paragraph.add_run()._r.append(parse_xml(box))
+    assert describe(docx_extract.extract(save_to_bytes(document))) == [
+        ("paragraph", "In a box."),
+        ("heading", "Piers"),
+        ("paragraph", "In a box."),
+    ]
+
+
 def test_pptx_becomes_titles_items_rows_and_notes():
     show = pptx.Presentation()
     slide = show.slides.add_slide(show.slide_layouts[1])
@@ -199,7 +213,7 @@ def test_headings_items_and_footnotes_of_an_rtf_are_told_from_paragraphs():
     content = (
         rb"{\rtf1\ansi{\stylesheet{\s0 Normal;}{\s1\b\fs32 heading 1;}}\pard\s1 Ferries\par\pard It is "
         rb"open.{\footnote\pard In {\i May}.\par}\par{\pard\outlinelevel1 Piers\par}"
-        rb"{\listtext\'b7\tab}Pier 1\par{\pntext 2.\tab}Pier 2\par\pard Closed\par\pard It rains on all of the piers\par}"
+        rb"{\listtext\'b7\tab}Pier 1\par{\pntext 2.\tab}Pier 2\par\pard Closed\par\pard It rains on all of the piers\par{\*\datastore 00}}"
     )
     extracted = rtf.extract(content)
     assert describe(extracted) == [

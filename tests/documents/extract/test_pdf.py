@@ -303,3 +303,11 @@ def test_a_footnote_mark_belongs_to_its_line():
         (60, 680, "The ferry was built in Hull in 1904."),
     ]
     assert describe(extract(write_pages(page)))[0][1].startswith("1 New Hull University")
+
+
+def test_words_of_fonts_without_letters_are_left_out():
+    body = place(["The ferry was built in Hull and", "sailed to the islands every day."], 60, 700)
+    # The map of this font has no letters for digits.
+    figure = [(60 + 60 * number, 600, "0123456", "hebrew") for number in range(3)]
+    extracted = extract(write_pages([*body, *figure]))
+    assert extracted.text.startswith("The ferry was built in Hull and sailed")

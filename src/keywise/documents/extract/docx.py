@@ -67,6 +67,13 @@ class _BodyReader:
                 self.read(element, depth + 1)
 
     def _read_paragraph(self, paragraph: Any) -> None:
+        self._add_paragraph(paragraph)
+        for box in paragraph.iter(f"{_W}txbxContent"):
+            owner = next(box.iterancestors(f"{_W}p"))
+            if owner is paragraph and not any(each.tag in _SKIPPED for each in box.iterancestors()):
+                self.read(box)
+
+    def _add_paragraph(self, paragraph: Any) -> None:
         text = self._text_of(paragraph)
         style = self._style_of(paragraph)
         mark = self._numbering.count(paragraph, style)
@@ -85,9 +92,6 @@ class _BodyReader:
         for line in text.split("\n"):
             self.builder.add(kind, f"{mark or ''}{line}")
             mark = None
-        for box in paragraph.iter(f"{_W}txbxContent"):
-            if not any(each.tag in _SKIPPED for each in box.iterancestors()):
-                self.read(box)
 
     def _style_of(self, paragraph: Any) -> Any:
         name = paragraph.find(f"{_W}pPr/{_W}pStyle")

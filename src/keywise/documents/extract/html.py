@@ -253,12 +253,13 @@ class _PageReader:
         spanning: dict[int, tuple[int, str]] = {}
         for caption in table.findall("caption"):
             self._builder.add(BlockKind.CAPTION, self._text_of(caption))
-        for row in table.xpath("./tr | ./thead/tr | ./tbody/tr | ./tfoot/tr"):
-            if self._is_left_out(row, "tr"):
+        for row in table.iter("tr"):
+            if next(row.iterancestors("table")) is not table or self._is_left_out(row, "tr"):
                 continue
             cells: list[str] = []
             all_names = True
-            for cell in row.xpath("./td | ./th"):
+            own_cells = [cell for cell in row.iter("td", "th") if next(cell.iterancestors("tr")) is row]
+            for cell in own_cells:
                 _fill_spanned(cells, spanning)
                 text = "" if self._is_left_out(cell, "td") else self._text_of(cell)
                 all_names = all_names and (cell.tag == "th" or not text)
@@ -269,7 +270,7 @@ class _PageReader:
                     cells.append(text)
                     text = "" if cell.tag == "td" else text
             _fill_spanned(cells, spanning)
-            if len(row.xpath("./td | ./th")) == 1 and len(cells) > 1:  # a title across the table
+            if len(own_cells) == 1 and len(cells) > 1:  # a title across the table
                 title = next(filter(None, cells), "")
                 if not rows:
                     self._builder.add(BlockKind.CAPTION, title)

@@ -49,6 +49,7 @@ _OPEN_END: Final = re.compile(r"[^.!?:;。！？।…\"'”’»)\]]\Z")
 _CONTENTS_LINE: Final = re.compile(r".*?(?:\s?\.){4,}\s*\w{1,8}\Z")
 # A line of contents without dots: its number, its title and its page stand apart.
 _CONTENTS_ENTRY: Final = re.compile(r"(\d{1,2}(?:\.\d{1,2})*)\.?\s+[^\W\d].*?\s(\d{1,4}|[ivxlc]{1,8})")
+_UNREADABLE: Final = re.compile("[\ufffd\ue000-\uf8ff]")
 MIN_CONTENTS_LINES: Final = 3
 _CODE_MARK: Final = re.compile(r"[(){}=;$>|\\]")
 _SECTION_NUMBER: Final = re.compile(r"\d{1,2}(?:\.\d{1,2})*\.?\s+\S")
@@ -132,7 +133,7 @@ def extract(content: bytes) -> Extracted:
             words = PageWords([], 0, 0)
         elif _has_no_spaces(words):
             untrusted.append(index + 1)
-        pages.append(make_fragments(words.words))
+        pages.append(make_fragments([word for word in words.words if not _is_unreadable(word)]))
         turns.append(words.quarter_turns)
     parts = _find_parts([remove_line_numbers(page) for page in remove_running_lines(pages)])
     builder = BlockBuilder()
@@ -166,6 +167,11 @@ def _name_pages(numbers: Sequence[int]) -> str:
 
 def _is_unmapped(words: PageWords) -> bool:
     return words.unmapped > MAX_UNMAPPED_SHARE * max(words.characters, MIN_PAGE_CHARACTERS)
+
+
+def _is_unreadable(word: Word) -> bool:
+    """Return whether most characters of a word have no letter, as those of some figures."""
+    return 2 * len(_UNREADABLE.findall(word.text)) > len(word.text)
 
 
 def _has_no_spaces(words: PageWords) -> bool:

@@ -134,7 +134,7 @@ def _move_footnotes(markup: str) -> str:
         begin = end
     if not notes:
         return markup
-    body = "".join([*parts, markup[begin:]]).rstrip("} \r\n\0")
+    body = "".join([*parts, markup[begin:]]).rstrip(" \r\n\0").removesuffix("}")
     return f"{body}{''.join(notes)}\\par}}"
 
 
