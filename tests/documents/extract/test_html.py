@@ -59,7 +59,7 @@ def test_hidden_text_and_furniture_are_left_out(hidden):
         ("<table><tr><td>Town<td>Hull<tr><td>Owner<td>Ann</table>", [
             ("table row", "Town; Hull"), ("table row", "Owner; Ann"),
         ]),
-        ("<table><tr><td>Pier<td>Fee<td>Depth<tr><td>1<td>2<td>3<center><tr><td>4<td>5<td>6</center></table>", [
+        ("<table><tr><td>Pier<td>Fee<td>Depth<tr><td>1<td>2<td>3</td></tr><center><tr><td>4<td>5<td>6</center></table>", [
             ("table header", "Pier; Fee; Depth"), ("table row", "Pier: 1; Fee: 2; Depth: 3"),
             ("table row", "Pier: 4; Fee: 5; Depth: 6"),
         ]),
