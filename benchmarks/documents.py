@@ -35,6 +35,9 @@ _MARKDOWN_LINK: Final = re.compile(
 )
 _SHEET_LINE_ENDS: Final = ("p", "br", "tab", "tr", "h", "line-break", "s")
 MEGABYTE: Final = 1_000_000
+LINES_PER_PAGE: Final = 60
+LINES_PER_SLIDE: Final = 100
+LINE_END, PARAGRAPH_GAP, PARAGRAPH_MARK = "\n", "\n\n", "\\par\n"
 CHARSETS: Final = {b"0": "cp1252", b"128": "cp932", b"204": "cp1251", b"238": "cp1250"}
 """Encodings of the charsets of RTF's fonts."""
 
@@ -372,38 +375,115 @@ def _write_paragraphs(size: int) -> str:
     return re.sub(r"(\n(?:.*\n){4})", r"\1\n", _make_sentences(size))
 
 
-def _write_office(size: int, suffix: str) -> bytes:
-    lines = _make_sentences(size).split("\n")
+def _write_docx(size: int) -> bytes:
+    import docx
+
+    document = docx.Document()
+    for line in _make_sentences(size).split("\n"):
+        document.add_paragraph(line)
+    return _save(document)
+
+
+def _write_xlsx(size: int) -> bytes:
+    import openpyxl
+
+    workbook = openpyxl.Workbook(write_only=True)
+    sheet = workbook.create_sheet("Lamps")
+    for number, line in enumerate(_make_sentences(size).split("\n")):
+        sheet.append([number, *line.split(". ", 1)])
+    return _save(workbook)
+
+
+def _write_pptx(size: int) -> bytes:
+    import pptx
+
+    show = pptx.Presentation()
+    for lines in _iterate_groups(_make_sentences(size), LINES_PER_SLIDE):
+        slide = show.slides.add_slide(show.slide_layouts[1])
+        slide.placeholders[1].text = "\n".join(lines)
+    return _save(show)
+
+
+def _save(document: Any) -> bytes:
     buffer = io.BytesIO()
-    if suffix == ".docx":
-        import docx
-
-        document = docx.Document()
-        for line in lines:
-            document.add_paragraph(line)
-        document.save(buffer)
-    else:
-        import openpyxl
-
-        workbook = openpyxl.Workbook(write_only=True)
-        sheet = workbook.create_sheet("Lamps")
-        for number, line in enumerate(lines):
-            sheet.append([number, *line.split(". ", 1)])
-        workbook.save(buffer)
+    document.save(buffer)
     return buffer.getvalue()
+
+
+def _write_odt(size: int) -> bytes:
+    namespace = "urn:oasis:names:tc:opendocument:xmlns:"
+    paragraphs = "".join(f"<t:p>{line}</t:p>" for line in _make_sentences(size).split("\n"))
+    content = (
+        f'<o:document-content xmlns:o="{namespace}office:1.0" xmlns:t="{namespace}text:1.0">'
+        f"<o:body><o:text>{paragraphs}</o:text></o:body></o:document-content>"
+    )
+    return _pack({"content.xml": content})
+
+
+def _write_epub(size: int) -> bytes:
+    items = '<item id="a" href="a.xhtml" media-type="application/xhtml+xml"/>'
+    return _pack(
+        {
+            "META-INF/container.xml": '<container><rootfiles><rootfile full-path="b.opf"/></rootfiles></container>',
+            "b.opf": f'<package><manifest>{items}</manifest><spine><itemref idref="a"/></spine></package>',
+            "a.xhtml": _write_html(size),
+        }
+    )
+
+
+def _pack(parts: dict[str, str]) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in parts.items():
+            archive.writestr(name, content)
+    return buffer.getvalue()
+
+
+def _write_html(size: int) -> str:
+    return f"<html><body><p>{_write_paragraphs(size).replace(PARAGRAPH_GAP, '<p>')}</body></html>"
+
+
+def _write_pdf(size: int) -> bytes:
+    """Return pages of lines in Helvetica, each object with its number."""
+    objects = ["<</Type/Catalog/Pages 2 0 R>>", "", "<</Type/Font/Subtype/Type1/BaseFont/Helvetica>>"]
+    kids = []
+    for lines in _iterate_groups(_make_sentences(size), LINES_PER_PAGE):
+        shown = " ".join(f"({line}) Tj T*" for line in lines)
+        content = f"BT /F1 9 Tf 12 TL 60 780 Td {shown} ET"
+        kids.append(f"{len(objects) + 1} 0 R")
+        objects.append(
+            f"<</Type/Page/Parent 2 0 R/MediaBox[0 0 595 842]/Contents {len(objects) + 2} 0 R"
+            "/Resources<</Font<</F1 3 0 R>>>>>>"
+        )
+        objects.append(f"<</Length {len(content)}>>\nstream\n{content}\nendstream")
+    objects[1] = f"<</Type/Pages/Kids[{' '.join(kids)}]/Count {len(kids)}>>"
+    # PDFium finds the objects without a table of their places.
+    body = "".join(f"{number} 0 obj\n{text}\nendobj\n" for number, text in enumerate(objects, start=1))
+    return f"%PDF-1.4\n{body}trailer\n<</Root 1 0 R>>\n%%EOF\n".encode()
+
+
+def _iterate_groups(text: str, count: int) -> Iterator[list[str]]:
+    lines = text.split("\n")
+    for begin in range(0, len(lines), count):
+        yield lines[begin : begin + count]
 
 
 WRITERS: Final[dict[str, Callable[[int], bytes]]] = {
     ".txt": lambda size: _write_paragraphs(size).encode(),
     ".md": lambda size: _write_paragraphs(size).encode(),
-    ".csv": lambda size: _make_sentences(size).replace(". ", ".,", 1).encode(),
+    ".csv": lambda size: _make_sentences(size).replace(". ", ".,").encode(),
     ".json": lambda size: json.dumps([{"text": line} for line in _make_sentences(size).split("\n")]).encode(),
-    ".html": lambda size: f"<p>{_write_paragraphs(size).replace(chr(10) * 2, '<p>')}".encode(),
+    ".html": lambda size: _write_html(size).encode(),
     ".eml": lambda size: f"Subject: Lamps\n\n{_write_paragraphs(size)}".encode(),
-    ".rtf": lambda size: ("{\\rtf1\\ansi " + _make_sentences(size).replace("\n", "\\par\n") + "}").encode(),
-    ".docx": lambda size: _write_office(size, ".docx"),
-    ".xlsx": lambda size: _write_office(size, ".xlsx"),
+    ".rtf": lambda size: f"{{\\rtf1 {_make_sentences(size).replace(LINE_END, PARAGRAPH_MARK)}}}".encode(),
+    ".docx": _write_docx,
+    ".xlsx": _write_xlsx,
+    ".pptx": _write_pptx,
+    ".odt": _write_odt,
+    ".epub": _write_epub,
+    ".pdf": _write_pdf,
 }
+"""Functions that write a file of sentences of a length in bytes, per suffix."""
 
 
 def format_tables(runs: Sequence[Run]) -> str:

@@ -20,7 +20,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 MACHINES = ("zen4", "zen5", "xeon")
 """Folders of results, the newest first; each has a page `tables.md` with all its tables."""
 
-PAGES = ("docs/performance.md", "docs/evidence.md", "docs/library.md", "docs/scale.md")
+PAGES = ("docs/performance.md", "docs/documents.md", "docs/evidence.md", "docs/library.md", "docs/scale.md")
 """Pages with generated tables."""
 
 _TABLE = re.compile(r"(<!-- python -m benchmarks table ([^\n]*?) -->\n).*?(<!-- end of table -->)", re.DOTALL)

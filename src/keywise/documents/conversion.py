@@ -144,7 +144,7 @@ class _ConversionProcess:
         process = self._process
         code = None if process is None else process.wait()  # its end of the connection is closed
         self.stop()
-        return "time" if code == -signal.SIGXCPU else "crash"
+        return "time" if code == -signal.SIGPROF else "crash"
 
     def stop(self) -> None:
         """End the process."""
