@@ -311,3 +311,9 @@ def test_words_of_fonts_without_letters_are_left_out():
     figure = [(60 + 60 * number, 600, "0123456", "hebrew") for number in range(3)]
     extracted = extract(write_pages([*body, *figure]))
     assert extracted.text.startswith("The ferry was built in Hull and sailed")
+
+
+def test_gaps_of_justified_text_are_no_columns():
+    page = [(60, 700, "The task description of the"), (190, 700, "ferry"), (224, 700, "can be found below."),
+            (60, 688, "http://ferry.example/tasks,"), (191, 688, "and"), (224, 688, "the plan of it.")]  # fmt: skip
+    assert [kind for kind, _ in describe(extract(write_pages(page)))] == ["paragraph"]

@@ -35,6 +35,8 @@ HEADING_SIZE: Final = 1.08
 FOOTNOTE_SIZE: Final = 0.93
 MAX_FIXED_SHARE: Final = 0.5
 MAX_INDENT: Final = 60
+MAX_CHANCE_ROWS: Final = 3
+MAX_JUSTIFIED_GAP: Final = 1.6
 
 _CAPTION: Final = re.compile(
     r"(?:table|tab\.|figure|fig\.|abbildung|abb\.|tabelle|tableau|figura|tabla|scheme|algorithm|listing)\s*"
@@ -425,7 +427,10 @@ def _read_table(lines: Sequence[_Line]) -> tuple[list[list[str]], int]:
         count += 1
     # Headings whose numbers stand apart are no table.
     are_titles = all(_SECTION_NUMBER.match(line.text) and line.is_bold for line in lines[:count])
-    if count < 2 or (count == 2 and len(columns) == 2) or are_titles:
+    gaps = [right[0] - left[1] for left, right in itertools.pairwise(columns)]
+    # The gaps of justified text are narrow, and stand below each other by chance only.
+    is_prose = count <= MAX_CHANCE_ROWS and all(gap < MAX_JUSTIFIED_GAP * lines[0].size for gap in gaps)
+    if count < 2 or (count == 2 and len(columns) == 2) or are_titles or is_prose:
         return [], 0
     rows = []
     for line in lines[:count]:
