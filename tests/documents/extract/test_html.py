@@ -53,8 +53,8 @@ def test_hidden_text_and_furniture_are_left_out(hidden):
             ("list item", "1. one"), ("list item", "more"), ("list item", "2. two"),
         ]),
         ("<p>If <math><mi>x</mi><mo>=</mo><mn>2</mn></math>.</p>", [("paragraph", "If x=2.")]),
-        ("<table><tr><th colspan=2>Duck<tr><th>Class<td>Aves<tr><th>Order<td>Anser</table>", [
-            ("caption", "Duck"), ("table row", "Class; Aves"), ("table row", "Order; Anser"),
+        ("<table><tr><th colspan=2>Duck<tr><th>Class<td>Aves<tr><th>Order<td>Goose</table>", [
+            ("caption", "Duck"), ("table row", "Class; Aves"), ("table row", "Order; Goose"),
         ]),
         ("<table><tr><td>Town<td>Hull<tr><td>Owner<td>Ann</table>", [
             ("table row", "Town; Hull"), ("table row", "Owner; Ann"),

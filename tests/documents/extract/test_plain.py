@@ -50,9 +50,9 @@ def describe(text):
         ("SYNOPSIS\n       tar -c [FILE...]\n              [OPTION]\n       tar -x\n", [
             ("heading", "SYNOPSIS"), ("paragraph", "tar -c [FILE...] [OPTION]"), ("paragraph", "tar -x"),
         ]),
-        ("  These terms are used in all of the rest of this long docu-\n  ment.\n  blank  A space.\n"
+        ("  These terms are used in all of the rest of this long har-\n  bour.\n  blank  A space.\n"
          "  word   A sequence of characters that the shell takes\n         as one.\n", [
-            ("paragraph", "These terms are used in all of the rest of this long document."),
+            ("paragraph", "These terms are used in all of the rest of this long harbour."),
             ("paragraph", "blank A space."),
             ("paragraph", "word A sequence of characters that the shell takes as one."),
         ]),
