@@ -204,14 +204,16 @@ def read_words(text_page: Any) -> PageWords:
         if not pdfium.FPDFText_GetLooseCharBox(raw, index, box):
             continue
         pdfium.FPDFText_GetCharOrigin(raw, index, x, y)
-        left, bottom, right, top = turn(box.left, box.bottom, box.right, box.top, turns)
-        baseline = turn(x.value, y.value, x.value, y.value, turns)[1]
+        left, bottom, right, top, baseline = box.left, box.bottom, box.right, box.top, y.value
+        if turns:
+            left, bottom, right, top = turn(left, bottom, right, top, turns)
+            baseline = turn(x.value, y.value, x.value, y.value, turns)[1]
         size = abs(top - bottom) or 1.0
         if not all(map(math.isfinite, (left, right, top, bottom, baseline))):
             continue
         if previous is not None and abs(previous.baseline - baseline) < BASELINE_TOLERANCE * previous.size:
             gap = left - previous.right
-            if previous.is_right_to_left and not -size < gap < WORD_GAP * size:
+            if not -size < gap < WORD_GAP * size and previous.is_right_to_left:
                 gap = previous.left - right
             if -size < gap < WORD_GAP * size:
                 is_raised = (
@@ -269,6 +271,8 @@ def _has_fixed_pitch(raw: Any, index: int) -> bool:
 
 
 def _to_text(code: int) -> str:
+    if 0x20 <= code < 0x7F:
+        return chr(code)
     if code in _HYPHENS:
         return "-"
     if code in _SYMBOL_BULLETS:
