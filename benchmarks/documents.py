@@ -90,7 +90,7 @@ def judge_documents(paths: Sequence[Path]) -> Iterator[dict[str, Any]]:
             quotes = source.quotes
             seconds = perf_counter() - start
         except FormatError as error:
-            yield {**result, "refused": str(error).rsplit(": ", 1)[-1]}
+            yield {**result, "refused": str(error).rsplit("; ", 1)[-1]}
             continue
         blocks = find_blocks(source.text) if source.blocks is None else source.blocks
         expected = count_words(extract_plainly(path))
