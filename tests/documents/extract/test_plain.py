@@ -56,6 +56,12 @@ def describe(text):
             ("paragraph", "blank A space."),
             ("paragraph", "word A sequence of characters that the shell takes as one."),
         ]),
+        ("for lamp in lamps:\n    lamp.light()\n    Low.sees(lamp)\nfinish()", [
+            ("paragraph", "for lamp in lamps: lamp.light() Low.sees(lamp) finish()"),
+        ]),
+        ("They shall eat the goose,\n    And we will eat the roast,\nIn every land,\n    The land where we go.", [
+            ("paragraph", "They shall eat the goose, And we will eat the roast, In every land, The land where we go."),
+        ]),
         ("名前\n       tar - 書庫\n", [("heading", "名前"), ("paragraph", "tar - 書庫")]),
         ("Use it with all of the files\n--root or without it.", [
             ("paragraph", "Use it with all of the files --root or without it."),

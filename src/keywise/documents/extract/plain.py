@@ -532,7 +532,9 @@ def _split_hanging(lines: Sequence[Line]) -> list[list[Line]]:
     if len(lines) < MIN_HANGING_LINES or any(line.indent < base for line in lines):
         return []
     deeper = {line.indent for line in lines if line.indent > base}
-    if not deeper or min(deeper) < base + MIN_HANGING_INDENT:
+    # Code has more than one level, or marks of what is nested.
+    is_nested = any(line.indent == base and line.text.endswith((":", "{")) for line in lines)
+    if len(deeper) != 1 or min(deeper) < base + MIN_HANGING_INDENT or is_nested:
         return []
     width = max(len(line.text) for line in lines)
     groups: list[list[Line]] = []
@@ -541,6 +543,9 @@ def _split_hanging(lines: Sequence[Line]) -> list[list[Line]]:
             groups.append([line])
         else:
             groups[-1].append(line)
+    # Verses go on after a comma.
+    if any(group[-1].text.endswith((",", ";")) for group in groups[:-1]):
+        return []
     # Every term has a description, below it or behind a gap.
     alone = sum(1 for group in groups if len(group) == 1 and not _GAP.search(group[0].text.strip()))
     return groups if len(groups) > 1 and alone <= len(groups) // 2 else []
