@@ -101,7 +101,7 @@ def test_a_module_of_the_current_folder_is_not_imported_by_the_process(tmp_path,
 
 
 def test_the_time_of_earlier_files_does_not_count():
-    # The kernel counts a limit of a process's whole time in ticks, so that it may differ from the time that is told.
+    # The kernel may count a limit of a process's whole time in another way than it tells the process.
     script = """
 import resource, time
 from types import SimpleNamespace

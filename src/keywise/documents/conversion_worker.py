@@ -81,7 +81,7 @@ def _extract(module: ModuleType, content: bytes) -> Extracted:
 
 def set_limits(memory_bytes: int, cpu_seconds: int) -> None:
     """Allow the next conversion this much memory and time on the CPU, on top of what is used now."""
-    # A limit of the process's whole time would not do: the kernel counts it in another way than it tells the process.
+    # A limit of the process's whole time would not do: the kernel may count it in another way than it tells.
     signal.setitimer(signal.ITIMER_PROF, cpu_seconds)
     value, hard_limit = _count_data_bytes() + memory_bytes, resource.getrlimit(resource.RLIMIT_DATA)[1]
     soft_limit = value if hard_limit == resource.RLIM_INFINITY else min(value, hard_limit)
