@@ -237,6 +237,33 @@ def library(
             report(f"{result['task']} done")
 
 
+def documents(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder with documents.", show_default=False)],
+    megabytes: Annotated[
+        list[float] | None,
+        typer.Option(min=0.01, help="Time texts of this length in every format too; several are measured."),
+    ] = None,
+    json: Json = None,
+) -> None:
+    """Read the documents of a folder, and compare their words with those of a plain extraction.
+
+    The plain extraction is the text of an HTML tree or of the XML in an office document, a PDF's text in the order of
+    its content, or the file itself. Running heads, navigation and hidden text are meant to be missing in what is read.
+    """
+    from benchmarks.documents import WRITERS, find_documents, judge_documents, time_lengths
+
+    paths = find_documents(folder)
+    lengths = megabytes or []
+    with record_run("documents", json, len(paths) + len(lengths) * len(WRITERS)) as (run, report):
+        for result in judge_documents(paths):
+            run.add(result)
+            share = result["kept"] / max(result["words"], 1) if "words" in result else None
+            report(f"{result['name']}: {result['refused'] if share is None else f'{share:.3f} of the words'}")
+        for result in time_lengths(lengths):
+            run.add(result)
+            report(f"{result['format']}, {result['megabytes']} MB: {result['seconds']} s")
+
+
 def compare(
     before: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder that holds a built `keywise` package.")],
     after: Annotated[Path, typer.Option(metavar="FOLDER", help="The same of the build to compare with it.")],
@@ -328,6 +355,7 @@ COMMANDS = (
     (cache, None),
     (evidence, None),
     (library, None),
+    (documents, None),
     (compare, COMPARE_HELP),
     (table, TABLE_HELP),
     (plot, None),

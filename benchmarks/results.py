@@ -24,7 +24,8 @@ class Run:
     Attributes
     ----------
     kind
-        ``"attention"``, ``"model"``, ``"memory"``, ``"cache"``, ``"evidence"``, ``"library"`` or ``"compare"``.
+        ``"attention"``, ``"model"``, ``"memory"``, ``"cache"``, ``"evidence"``, ``"library"``, ``"documents"`` or
+        ``"compare"``.
     command
         The command that repeats it.
     path

@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from benchmarks import cache, compare_tables, evidence, library, memory, model
+from benchmarks import cache, compare_tables, documents, evidence, library, memory, model
 from benchmarks.attention_tables import format_attention_tables
 from benchmarks.results import Run, read_run, read_text_file, write_file
 from benchmarks.summaries import SUMMARIES, format_summary
@@ -20,7 +20,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 MACHINES = ("zen4", "zen5", "xeon")
 """Folders of results, the newest first; each has a page `tables.md` with all its tables."""
 
-PAGES = ("docs/performance.md", "docs/evidence.md", "docs/library.md", "docs/scale.md")
+PAGES = ("docs/performance.md", "docs/documents.md", "docs/evidence.md", "docs/library.md", "docs/scale.md")
 """Pages with generated tables."""
 
 _TABLE = re.compile(r"(<!-- python -m benchmarks table ([^\n]*?) -->\n).*?(<!-- end of table -->)", re.DOTALL)
@@ -38,6 +38,7 @@ FORMATTERS = {
     "cache": cache.format_tables,
     "evidence": evidence.format_tables,
     "library": library.format_tables,
+    "documents": documents.format_tables,
     "compare": compare_tables.format_tables,
 }
 """A function that formats the tables of runs, per kind of run."""

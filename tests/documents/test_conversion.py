@@ -3,6 +3,8 @@
 import io
 import os
 import signal
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -96,3 +98,21 @@ def test_a_module_of_the_current_folder_is_not_imported_by_the_process(tmp_path,
     monkeypatch.chdir(tmp_path)
     conversion._PROCESS.stop()
     assert read_text_of(tmp_path, "letter.docx", LETTER) == "The lamp was lit."
+
+
+def test_the_time_of_earlier_files_does_not_count():
+    # The kernel may count a limit of a process's whole time in another way than it tells the process.
+    script = """
+import resource, time
+from types import SimpleNamespace
+from keywise.documents.conversion_worker import set_limits
+
+while time.process_time() < 2.5:
+    pass
+resource.getrusage = lambda who: SimpleNamespace(ru_utime=0.0, ru_stime=0.0)
+set_limits(1 << 30, 1)
+end = time.process_time() + 0.3
+while time.process_time() < end:
+    pass
+"""
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0

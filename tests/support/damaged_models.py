@@ -1,8 +1,8 @@
 """Damage to the files of models, and how keywise judges the damaged files.
 
-``python -m tests.support.damaged_models gguf 100000`` damages so many files and prints the figures. What is read with
-the same tensors must have another fingerprint. It is computed for every safetensors file, and for a share of the GGUF
-files, because these have to be converted first.
+``python -m tests.support.damaged_models gguf 25000 3`` damages so many files, from the third sequence of random
+numbers, and prints the figures. What is read with the same tensors must have another fingerprint. It is computed for
+every safetensors file, and for a share of the GGUF files, because these have to be converted first.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ def run_campaign(
     return counts
 
 
-def damage_safetensors(scratch: Path, count: int) -> collections.Counter[str]:
+def damage_safetensors(scratch: Path, count: int, *, seed: int = 0) -> collections.Counter[str]:
     """Damage the weights of a tiny model, and count the judgements."""
     folder = write_chat_model(scratch / "model", num_hidden_layers=1)
     original = (folder / "model.safetensors").read_bytes()
@@ -132,17 +132,23 @@ def damage_safetensors(scratch: Path, count: int) -> collections.Counter[str]:
     model = load_model(folder, dtype="float32").model
     known = fingerprint(model, folder=folder, cache_dir=folder.parent / "cache")
     return run_campaign(
-        count, original, header_bytes, lambda damaged: judge_safetensors(folder, model, known, original, damaged)
+        count,
+        original,
+        header_bytes,
+        lambda damaged: judge_safetensors(folder, model, known, original, damaged),
+        seed=seed,
     )
 
 
-def damage_gguf(scratch: Path, count: int) -> collections.Counter[str]:
+def damage_gguf(scratch: Path, count: int, *, seed: int = 0) -> collections.Counter[str]:
     """Damage a tiny GGUF file, and count the judgements."""
     path = write_gguf(scratch / "model.gguf")
     original, expected, known = path.read_bytes(), check_gguf(path), fingerprint_gguf(path)
     # The payload is float32 numbers.
     header_bytes = len(original) - 4 * expected.elements
-    return run_campaign(count, original, header_bytes, lambda damaged: judge_gguf(path, expected, known, damaged))
+    return run_campaign(
+        count, original, header_bytes, lambda damaged: judge_gguf(path, expected, known, damaged), seed=seed
+    )
 
 
 FORMATS = {"safetensors": damage_safetensors, "gguf": damage_gguf}
@@ -150,9 +156,12 @@ FORMATS = {"safetensors": damage_safetensors, "gguf": damage_gguf}
 
 def main() -> None:
     """Damage as many files of a format as the arguments say, and print the figures."""
-    kind, count = sys.argv[1:]
+    kind, count, *seeds = sys.argv[1:]
+    seed = int(seeds[0]) if seeds else 0
+    random.seed(seed)
     with tempfile.TemporaryDirectory() as name:
-        sys.stdout.write(f"{kind}: {dict(FORMATS[kind](Path(name), int(count)))}\n")
+        counts = FORMATS[kind](Path(name), int(count), seed=seed)
+    sys.stdout.write(f"{kind}: {dict(counts)}\n")
 
 
 if __name__ == "__main__":

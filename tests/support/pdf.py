@@ -4,6 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+FONTS = {"bold": b"/F2", "fixed": b"/F3", "hebrew": b"/F4"}
+HEBREW = (
+    b"/CIDInit /ProcSet findresource begin 12 dict begin begincmap /CMapName /H def 1 begincodespacerange <00> <ff> "
+    b"endcodespacerange 2 beginbfrange <20> <20> <0020> <61> <7a> <05d0> endbfrange endcmap end end"
+)
+"""A map of the codes of a to z to the letters of Hebrew."""
+
 
 def write_pdf(objects: Sequence[bytes]) -> bytes:
     """Return a PDF file of objects that are numbered from 1; the first is its catalog."""
@@ -19,22 +26,29 @@ def write_pdf(objects: Sequence[bytes]) -> bytes:
 
 
 def write_pages(*pages: Sequence[tuple[object, ...]]) -> bytes:
-    """Return a PDF of pages of text: (left, baseline, words), then size (10) and ``"bold"``."""
+    """Return a PDF of pages of text: (left, baseline, words), then size (10), ``"bold"``, ``"fixed"`` or ``"turned"``.
+
+    Turned text runs upwards. ``"hebrew"`` shows the letters a to z as those of Hebrew, the first as alef.
+    """
     objects = [
         b"<</Type/Catalog/Pages 2 0 R>>",
         b"",
         b"<</Type/Font/Subtype/Type1/BaseFont/Helvetica/Encoding/WinAnsiEncoding>>",
         b"<</Type/Font/Subtype/Type1/BaseFont/Helvetica-Bold/Encoding/WinAnsiEncoding>>",
+        b"<</Type/Font/Subtype/Type1/BaseFont/Courier/Encoding/WinAnsiEncoding>>",
+        b"<</Type/Font/Subtype/Type1/BaseFont/Helvetica/Encoding/WinAnsiEncoding/ToUnicode 7 0 R>>",
+        b"<</Length %d>>\nstream\n%s\nendstream" % (len(HEBREW), HEBREW),
     ]
     kids = []
     for page in pages:
         content = b""
         for left, baseline, words, *style in page:
             size = next((each for each in style if not isinstance(each, str)), 10)
-            font = b"/F2" if "bold" in style else b"/F1"
+            font = next((name for mark, name in FONTS.items() if mark in style), b"/F1")
+            matrix = b"0 1 -1 0" if "turned" in style else b"1 0 0 1"
             escaped = str(words).replace("\\", "\\\\").replace("(", "\\(").replace(")", "\\)").encode("cp1252")
-            content += b"BT %s %d Tf %d %d Td (%s) Tj ET\n" % (font, size, left, baseline, escaped)
-        resources = b"<</Font<</F1 3 0 R/F2 4 0 R>>>>"
+            content += b"BT %s %d Tf %s %d %d Tm (%s) Tj ET\n" % (font, size, matrix, left, baseline, escaped)
+        resources = b"<</Font<</F1 3 0 R/F2 4 0 R/F3 5 0 R/F4 6 0 R>>>>"
         kids.append(len(objects) + 1)
         number = len(objects) + 2
         media = b"/MediaBox[0 0 595 842]"

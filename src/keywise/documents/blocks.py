@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
@@ -254,7 +255,7 @@ class BlockBuilder:
         kind
             What it is.
         text
-            Its text. Runs of blanks count as one space.
+            Its text. Runs of blanks count as one space; marks of places where a word may be broken are left out.
         keep_lines
             Whether to keep line ends and indentation, for code.
         table_header
@@ -264,6 +265,8 @@ class BlockBuilder:
         boxes
             Places of its words, whose positions count in `text`; `text` has single spaces then.
         """
+        if not boxes:
+            text = _clean(text)
         text = text.strip("\n").rstrip() if keep_lines else " ".join(text.split())
         if not any(character.isalnum() for character in text):
             return
@@ -310,7 +313,7 @@ class BlockBuilder:
         """Let the following blocks stand under a heading that is not part of the text."""
         while self._headings and self._headings[-1][0] >= level:
             self._headings.pop()
-        title = " ".join(title.split())
+        title = " ".join(_clean(title).split())
         if title:
             self._headings.append((level, title))
 
@@ -326,12 +329,23 @@ class BlockBuilder:
         page
             As for `add`.
         """
-        filled = [[" ".join(cell.split()) for cell in row] for row in rows if any(cell.strip() for cell in row)]
+        filled = [[" ".join(_clean(cell).split()) for cell in row] for row in rows if any(cell.strip() for cell in row)]
         header: list[str] = filled[0] if has_header and len(filled) > 1 else []
         if header:
             self.add(BlockKind.TABLE_HEADER, render_row(header, ()), page=page)
         for row in filled[1:] if header else filled:
             self.add(BlockKind.TABLE_ROW, render_row(row, header), table_header=header, page=page)
+
+
+_INVISIBLE: Final = re.compile("[\u00ad\u200b\u2060\ufeff]")
+_SURROGATE: Final = re.compile("[\ud800-\udfff]")
+
+
+def _clean(text: str) -> str:
+    """Return a text without characters that show nothing; halves of characters are joined or replaced."""
+    if _SURROGATE.search(text):
+        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return _INVISIBLE.sub("", text)
 
 
 _TABLE_KINDS: Final = frozenset({BlockKind.TABLE_HEADER, BlockKind.TABLE_ROW})

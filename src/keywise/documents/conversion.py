@@ -28,7 +28,7 @@ MEMORY_PER_CONTENT_BYTE: Final = 64
 BASE_SECONDS: Final = 5
 SECONDS_PER_MEBIBYTE: Final = 30
 STARTUP_SECONDS: Final = 120
-WAITING_FACTOR: Final = 4
+WAITING_FACTOR: Final = 12
 """Wall-clock time allowed for a second on the CPU: other programs may be running."""
 
 
@@ -176,7 +176,7 @@ class _ConversionProcess:
         process = self._process
         code = None if process is None else process.wait()  # its end of the connection is closed
         self.stop()
-        return "time" if code == -signal.SIGXCPU else "crash"
+        return "time" if code == -signal.SIGPROF else "crash"
 
     def stop(self) -> None:
         """End the process."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import resource
+import signal
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -26,6 +27,7 @@ def main() -> None:
     A request is two messages, a JSON object and the file; a reply is one byte for the outcome and the text.
     """
     connection: Connection[Any, Any] = Connection(int(sys.argv[1]))
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)  # a parent may ignore it
     connection.send_bytes(b"ready")
     while True:
         try:
@@ -40,6 +42,8 @@ def main() -> None:
             reply = convert(module, content, request.get("places"))
         except MemoryError:
             reply = b"M"
+        finally:
+            signal.setitimer(signal.ITIMER_PROF, 0)
         connection.send_bytes(reply)
 
 
@@ -82,16 +86,11 @@ def _extract(module: ModuleType, content: bytes) -> Extracted:
 
 def set_limits(memory_bytes: int, cpu_seconds: int) -> None:
     """Allow the next conversion this much memory and time on the CPU, on top of what is used now."""
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    used_seconds = int(usage.ru_utime + usage.ru_stime) + 1
-    _set_soft_limit(resource.RLIMIT_CPU, used_seconds + cpu_seconds)
-    _set_soft_limit(resource.RLIMIT_DATA, _count_data_bytes() + memory_bytes)
-
-
-def _set_soft_limit(kind: int, value: int) -> None:
-    hard_limit = resource.getrlimit(kind)[1]
+    # A limit of the process's whole time would not do: the kernel may count it in another way than it tells.
+    signal.setitimer(signal.ITIMER_PROF, cpu_seconds)
+    value, hard_limit = _count_data_bytes() + memory_bytes, resource.getrlimit(resource.RLIMIT_DATA)[1]
     soft_limit = value if hard_limit == resource.RLIM_INFINITY else min(value, hard_limit)
-    resource.setrlimit(kind, (soft_limit, hard_limit))
+    resource.setrlimit(resource.RLIMIT_DATA, (soft_limit, hard_limit))
 
 
 def _count_data_bytes() -> int:

@@ -28,6 +28,8 @@ def describe(html):
         "<button>SECRET</button>",
         "<!-- SECRET -->",
         "<svg><text>SECRET</text></svg>",
+        "<a href='#main' class='x'>Skip to main content</a>",
+        "<math><annotation>SECRET</annotation></math>",
     ],
 )
 def test_hidden_text_and_furniture_are_left_out(hidden):
@@ -42,6 +44,31 @@ def test_hidden_text_and_furniture_are_left_out(hidden):
             ("paragraph", "12 High St"), ("paragraph", "Hull"), ("paragraph", "England"),
         ]),
         ("<p>It goes<br>on.</p>", [("paragraph", "It goes on.")]),
+        ("<p>It runs on Hull,<br>York, Leeds and all the towns that lie by the northern sea and<br>Whitby.</p>", [
+            ("paragraph", "It runs on Hull, York, Leeds and all the towns that lie by the northern sea and Whitby."),
+        ]),
+        ("<p>Hyphen&shy;ated, bro&#8203;ken.</p>", [("paragraph", "Hyphenated, broken.")]),
+        ("<h2>Piers<a href='#p'>¶</a></h2><p>x</p>", [("heading", "Piers"), ("paragraph", "x")]),
+        ("<ol><li><div><p>one</p><p>more</p></div><li>two</ol>", [
+            ("list item", "1. one"), ("list item", "more"), ("list item", "2. two"),
+        ]),
+        ("<p>If <math><mi>x</mi><mo>=</mo><mn>2</mn></math>.</p>", [("paragraph", "If x=2.")]),
+        ("<table><tr><th colspan=2>Duck<tr><th>Class<td>Aves<tr><th>Order<td>Goose</table>", [
+            ("caption", "Duck"), ("table row", "Class; Aves"), ("table row", "Order; Goose"),
+        ]),
+        ("<table><tr><td>Town<td>Hull<tr><td>Owner<td>Ann</table>", [
+            ("table row", "Town; Hull"), ("table row", "Owner; Ann"),
+        ]),
+        ("<table><tr><td>Pier<td>Fee<td>Depth<tr><td>1<td>2<td>3</td></tr><center><tr><td>4<td>5<td>6</center></table>", [
+            ("table header", "Pier; Fee; Depth"), ("table row", "Pier: 1; Fee: 2; Depth: 3"),
+            ("table row", "Pier: 4; Fee: 5; Depth: 6"),
+        ]),
+        (f"<table><tr><td>{'It is wet. ' * 50}<br>It is dry.</table>", [
+            ("paragraph", " ".join(["It is wet."] * 50)), ("paragraph", "It is dry."),
+        ]),
+        (f"<pre>RULES\n\nThe lamp was lit in\n1904. {'It sank. ' * 130}</pre>", [
+            ("heading", "RULES"), ("paragraph", f"The lamp was lit in 1904. {' '.join(['It sank.'] * 130)}"),
+        ]),
         ("<ol start=3><li>c<li>d<ul><li>e</ul></ol>", [
             ("list item", "3. c"), ("list item", "4. d"), ("list item", "e"),
         ]),
@@ -78,3 +105,9 @@ def test_blocks_stand_under_their_headings_or_the_title():
 
 def test_deep_nesting_ends():
     assert "deep" in extract(b"<div>" * 1000 + b"deep" + b"</div>" * 1000).text
+
+
+def test_a_page_in_utf_8_that_declares_another_encoding_is_read_as_utf_8():
+    page = '<meta charset="iso-8859-1"><p>Café – “open”'.encode()
+    assert extract(page).text == "Café – “open”"
+    assert extract('<meta charset="iso-8859-1"><p>Café'.encode("latin-1")).text == "Café"

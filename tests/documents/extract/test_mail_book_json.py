@@ -47,6 +47,13 @@ def test_an_html_mail_is_read_as_html():
     assert describe(mail.extract(message.as_bytes())) == [("heading", "Pier"), ("paragraph", "Open.")]
 
 
+def test_a_mail_in_utf_8_that_declares_another_encoding_is_read_as_utf_8():
+    content = "Subject: Pier\nContent-Type: text/plain; charset=iso-8859-1\n\nI’m Zoë.\n".encode()
+    assert mail.extract(content).blocks[1].text == "I’m Zoë."
+    latin = "Subject: Pier\nContent-Type: text/plain; charset=iso-8859-1\n\nI am Zoë.\n".encode("latin-1")
+    assert mail.extract(latin).blocks[1].text == "I am Zoë."
+
+
 def test_mails_of_a_box_stand_under_their_subjects():
     box = b""
     for subject, text in (("Pier", "It is open."), ("Boat", "It leaks.\n\n>From the left.")):
@@ -114,3 +121,11 @@ def test_damaged_json_is_refused_with_the_line(tmp_path, text, message):
     path.write_text(text, encoding="utf-8")
     with pytest.raises(FormatError, match=message):
         read_file(path)
+
+
+def test_halves_of_characters_are_joined_or_replaced(tmp_path):
+    path = tmp_path / "halves.json"
+    path.write_text('{"a": "\\ud83d\\ude00 smile", "b": "half \\ud83d of one"}')
+    source = read_file(path)
+    assert [quote.text for quote in source.quotes] == ["a: \U0001f600 smile", "b: half \ufffd of one"]
+    assert [source.text[begin:end] for begin, end in source.sentences] == [quote.text for quote in source.quotes]

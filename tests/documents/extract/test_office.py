@@ -2,6 +2,7 @@
 
 import datetime
 import io
+import time
 import zipfile
 
 import docx
@@ -63,6 +64,34 @@ def test_docx_becomes_headings_paragraphs_lists_and_rows():
     assert extracted.blocks[2].heading_path == ("Lease", "Rent")
 
 
+def test_formulas_and_contents_of_a_docx_are_kept():
+    document = docx.Document()
+    contents = document.styles.add_style("toc 1", docx.enum.style.WD_STYLE_TYPE.PARAGRAPH)
+    document.add_paragraph("Ferries\t7", style=contents)
+    paragraph = document.add_paragraph("It is ")
+    math = 'xmlns:m="http://schemas.openxmlformats.org/officeDocument/2006/math"'
+    paragraph._p.append(parse_xml(f"<m:oMath {math}><m:r><m:t>E=mc</m:t></m:r></m:oMath>"))
+    paragraph.add_run(".")
+    assert describe(docx_extract.extract(save_to_bytes(document))) == [
+        ("contents line", "Ferries 7"),
+        ("paragraph", "It is E=mc."),
+    ]
+
+
+def test_a_text_box_in_an_empty_paragraph_or_a_heading_is_read_once():
+    document = docx.Document()
+    for paragraph in (document.add_paragraph(), document.add_heading("Piers", 1)):
+        box = (
+            f"<w:pict {nsdecls('w')}><w:txbxContent><w:p><w:r><w:t>In a box.</w:t></w:r></w:p></w:txbxContent></w:pict>"
+        )
+        paragraph.add_run()._r.append(parse_xml(box))
+    assert describe(docx_extract.extract(save_to_bytes(document))) == [
+        ("paragraph", "In a box."),
+        ("heading", "Piers"),
+        ("paragraph", "In a box."),
+    ]
+
+
 def test_pptx_becomes_titles_items_rows_and_notes():
     show = pptx.Presentation()
     slide = show.slides.add_slide(show.slide_layouts[1])
@@ -109,6 +138,32 @@ def test_xlsx_rows_carry_their_header_and_hidden_ones_are_left_out():
     ]
 
 
+def test_names_of_columns_above_an_empty_row_belong_to_the_table_below():
+    book = openpyxl.Workbook()
+    rows = [["Sales by zone"], ["in CHF", None, "2023", "2023"], ["Zone", None, "first half", "second half"], []]
+    for row in [*rows, ["North", None, 12, 13], ["South", None, 7, 1234567890123456]]:
+        book.active.append(row)
+    book.active["A5"].font = openpyxl.styles.Font(bold=True)
+    assert describe(xlsx.extract(save_to_bytes(book)))[1:] == [
+        ("paragraph", "Sales by zone"),
+        ("table header", "in CHF Zone; 2023 first half; 2023 second half"),
+        ("table row", "in CHF Zone: North; 2023 first half: 12; 2023 second half: 13"),
+        ("table row", "in CHF Zone: South; 2023 first half: 7; 2023 second half: 1234567890123456"),
+    ]
+
+
+def test_a_sheet_whose_formats_reach_to_its_last_column_is_read_at_once():
+    book = openpyxl.Workbook()
+    for row in range(1, 41):
+        book.active.cell(row, 1, f"keeper {row}")
+        book.active.cell(row, 16384).font = openpyxl.styles.Font(bold=True)
+    content = save_to_bytes(book)
+    begin = time.process_time()
+    extracted = xlsx.extract(content)
+    assert len(extracted.blocks) == 41
+    assert time.process_time() - begin < 2.0
+
+
 def test_formulas_without_values_are_told():
     book = openpyxl.Workbook()
     book.active.append(["a", "=1+1"])
@@ -139,6 +194,39 @@ def test_odt_becomes_blocks():
         ("table row", "Room: Hall; Fee: 5"),
         ("footnote", "Seven in May."),
     ]
+
+
+def test_shapes_of_an_odt_are_paragraphs_of_their_own():
+    shape = (
+        '<text:p>Before <draw:frame xmlns:draw="urn:oasis:names:tc:opendocument:xmlns:drawing:1.0"><svg:title '
+        'xmlns:svg="urn:oasis:names:tc:opendocument:xmlns:svg-compatible:1.0">SECRET</svg:title><draw:text-box>'
+        "<text:p>In a box.</text:p></draw:text-box></draw:frame>after.</text:p>"
+    )
+    content = ODT.replace("<text:list>", f"{shape}<text:list>")
+    assert describe(odt.extract(write_zip({"content.xml": content})))[2:4] == [
+        ("paragraph", "Before after."),
+        ("paragraph", "In a box."),
+    ]
+
+
+def test_headings_items_and_footnotes_of_an_rtf_are_told_from_paragraphs():
+    content = (
+        rb"{\rtf1\ansi{\stylesheet{\s0 Normal;}{\s1\b\fs32 heading 1;}}\pard\s1 Ferries\par\pard It is "
+        rb"open.{\footnote\pard In {\i May}.\par}\par{\pard\outlinelevel1 Piers\par}"
+        rb"{\listtext\'b7\tab}Pier 1\par{\pntext 2.\tab}Pier 2\par\pard Closed\par\pard It rains on all of the piers\par{\*\datastore 00}}"
+    )
+    extracted = rtf.extract(content)
+    assert describe(extracted) == [
+        ("heading", "Ferries"),
+        ("paragraph", "It is open."),
+        ("heading", "Piers"),
+        ("list item", "Pier 1"),
+        ("list item", "2. Pier 2"),
+        ("paragraph", "Closed"),
+        ("paragraph", "It rains on all of the piers"),
+        ("footnote", "In May."),
+    ]
+    assert extracted.blocks[3].heading_path == ("Ferries", "Piers")
 
 
 def test_rtf_becomes_blocks():

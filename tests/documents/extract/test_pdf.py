@@ -203,3 +203,118 @@ def test_evidence_names_the_page_the_heading_and_the_place_of_a_sentence():
     assert by_text["Far below is the sea."].page == 2
     assert by_text["Rain comes."].heading_path == ("Boats",)
     assert by_text["Rain comes."].boxes == source.quotes[2].boxes
+
+
+def test_a_turned_page_is_read_along_its_lines_and_keeps_its_places():
+    lines = ["The ferry was built in Hull and", "sailed to the islands every day."]
+    extracted = extract(write_pages([(100 + 12 * number, 60, line, "turned") for number, line in enumerate(lines)]))
+    assert quote(extracted) == ["The ferry was built in Hull and sailed to the islands every day."]
+    first = extracted.blocks[0].boxes[0]
+    # Upright on the page, the word is a column of letters above its baseline's left end.
+    assert first.top - first.bottom > first.right - first.left
+    assert (first.left < 100 < first.right + 5, first.bottom) == (True, pytest.approx(60, abs=1))
+
+
+def test_text_beside_the_lines_of_a_page_is_left_out():
+    body = place(["The ferry was built in Hull and", "sailed to the islands every day."], 60, 700)
+    assert quote(extract(write_pages([*body, (30, 300, "Margin", "turned")]))) == [
+        "The ferry was built in Hull and sailed to the islands every day."
+    ]
+
+
+def test_words_from_right_to_left_stay_whole_and_in_order():
+    # Each letter is placed by itself, from the right; the second word stands to the left of the first.
+    letters = [
+        (500 - 6 * number - (8 if number > 2 else 0), 700, letter, "hebrew") for number, letter in enumerate("abcdeh")
+    ]
+    assert quote(extract(write_pages(letters))) == ["אבג דהח"]
+
+
+def test_lines_of_a_font_of_fixed_pitch_are_code():
+    prose = place(
+        ["The ferry is started by this small", "program, which the keeper runs at", "noon of every day."], 60, 700
+    )
+    code = [(80, 650, "def start(ferry):", "fixed"), (104, 638, "return ferry + 1", "fixed")]
+    after = place(["It takes an hour until the ferry has", "left the pier and is on its way."], 60, 610)
+    assert describe(extract(write_pages([*prose, *code, *after])))[1:2] == [
+        ("code", "def start(ferry):\n    return ferry + 1")
+    ]
+
+
+def test_a_typed_document_has_no_code():
+    lines = ["The ferry was built in Hull and", "sailed to the islands every day."]
+    page = [(60, 700 - 12 * number, line, "fixed") for number, line in enumerate(lines)]
+    assert describe(extract(write_pages(page))) == [("paragraph", " ".join(lines))]
+
+
+def test_numbers_of_lines_are_left_out():
+    lines = ["THE COURT", "Mr. Low, the ferry was", "built in Hull, as you say.", *["It sailed every day."] * 9]
+    page = [
+        item
+        for number, line in enumerate(lines, start=1)
+        for item in ((90 if number < 10 else 84, 760 - 26 * number, number), (130, 760 - 26 * number, line))
+    ]
+    assert not any(map(str.isdigit, extract(write_pages(page)).text))
+
+
+def test_bullets_and_numbers_that_stand_apart_are_marks_of_items():
+    page = [(60, 700, "You need the following things."), (78, 686, "•"), (110, 686, "a lamp"), (78, 672, "•"),
+            (110, 672, "a rope"), (60, 650, "Then do this"), (78, 636, "1."), (110, 636, "light it"), (78, 622, "2."),
+            (110, 622, "wait")]  # fmt: skip
+    assert describe(extract(write_pages(page))) == [
+        ("paragraph", "You need the following things."),
+        ("list item", "a lamp"),
+        ("list item", "a rope"),
+        ("paragraph", "Then do this"),
+        ("list item", "1. light it"),
+        ("list item", "2. wait"),
+    ]
+
+
+def test_contents_without_dots_are_no_table():
+    page = [(60, 760, "Contents", 16, "bold")]
+    for number, (title, leaf) in enumerate([("Ferries", 2), ("Piers", 2), ("Harbours", 7)], start=1):
+        page += [(60, 740 - 14 * number, number), (90, 740 - 14 * number, title), (500, 740 - 14 * number, leaf)]
+    assert describe(extract(write_pages(page))) == [
+        ("heading", "Contents"),
+        ("contents line", "1 Ferries 2"),
+        ("contents line", "2 Piers 2"),
+        ("contents line", "3 Harbours 7"),
+    ]
+
+
+def test_cells_of_a_wide_table_are_no_columns_of_text():
+    page = [(60, 760, "Expenses of the Office of Ferries in the Year", 12)]
+    for number in range(12):
+        top = 720 - 12 * number
+        page += [
+            (60, top, f"Keeper Ann Low {chr(65 + number)}"),
+            (250, top, "clerk of the pier"),
+            (450, top, f"{number}5.00"),
+        ]
+    rows = [text for kind, text in describe(extract(write_pages(page))) if kind.startswith("table")]
+    assert rows[0] == "Keeper Ann Low A; clerk of the pier; 05.00"
+    assert len(rows) == 12
+
+
+def test_a_footnote_mark_belongs_to_its_line():
+    page = [
+        (100, 705, "1", 6),
+        (104, 700, "New Hull University, Hull"),
+        (60, 680, "The ferry was built in Hull in 1904."),
+    ]
+    assert describe(extract(write_pages(page)))[0][1].startswith("1 New Hull University")
+
+
+def test_words_of_fonts_without_letters_are_left_out():
+    body = place(["The ferry was built in Hull and", "sailed to the islands every day."], 60, 700)
+    # The map of this font has no letters for digits.
+    figure = [(60 + 60 * number, 600, "0123456", "hebrew") for number in range(3)]
+    extracted = extract(write_pages([*body, *figure]))
+    assert extracted.text.startswith("The ferry was built in Hull and sailed")
+
+
+def test_gaps_of_justified_text_are_no_columns():
+    page = [(60, 700, "The task description of the"), (190, 700, "ferry"), (224, 700, "can be found below."),
+            (60, 688, "http://ferry.example/tasks,"), (191, 688, "and"), (224, 688, "the plan of it.")]  # fmt: skip
+    assert [kind for kind, _ in describe(extract(write_pages(page)))] == ["paragraph"]

@@ -47,6 +47,28 @@ def describe(text):
         ]),
         ("```\nx = 1\n\ny = 2\n```\nend", [("code", "x = 1"), ("code", "y = 2"), ("paragraph", "end")]),
         ("NAME\n       tar - an archiver\n", [("heading", "NAME"), ("paragraph", "tar - an archiver")]),
+        ("SYNOPSIS\n       tar -c [FILE...]\n              [OPTION]\n       tar -x\n", [
+            ("heading", "SYNOPSIS"), ("paragraph", "tar -c [FILE...] [OPTION]"), ("paragraph", "tar -x"),
+        ]),
+        ("  These terms are used in all of the rest of this long har-\n  bour.\n  blank  A space.\n"
+         "  word   A sequence of characters that the shell takes\n         as one.\n", [
+            ("paragraph", "These terms are used in all of the rest of this long harbour."),
+            ("paragraph", "blank A space."),
+            ("paragraph", "word A sequence of characters that the shell takes as one."),
+        ]),
+        ("for lamp in lamps:\n    lamp.light()\n    Low.sees(lamp)\nfinish()", [
+            ("paragraph", "for lamp in lamps: lamp.light() Low.sees(lamp) finish()"),
+        ]),
+        ("They shall eat the goose,\n    And we will eat the roast,\nIn every land,\n    The land where we go.", [
+            ("paragraph", "They shall eat the goose, And we will eat the roast, In every land, The land where we go."),
+        ]),
+        ("名前\n       tar - 書庫\n", [("heading", "名前"), ("paragraph", "tar - 書庫")]),
+        ("Use it with all of the files\n--root or without it.", [
+            ("paragraph", "Use it with all of the files --root or without it."),
+        ]),
+        ("Above the rule:\n------------------\nbelow it.", [
+            ("heading", "Above the rule:"), ("paragraph", "below it."),
+        ]),
         ("RULES OF THE CLUB\nBe kind.", [("heading", "RULES OF THE CLUB"), ("paragraph", "Be kind.")]),
     ],
 )  # fmt: skip

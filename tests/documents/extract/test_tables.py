@@ -3,7 +3,7 @@
 import pytest
 
 from keywise.documents import Source
-from keywise.documents.extract.tables import find_blocks, find_delimiter, has_header
+from keywise.documents.extract.tables import find_blocks, find_delimiter, has_header, names_columns
 
 
 @pytest.mark.parametrize(
@@ -33,3 +33,10 @@ def test_numbers_are_no_header():
     assert not has_header([["1", "2"], ["3", "4"]])
     assert not has_header([["lamp", "red"]])
     assert not has_header([["x", "x"], ["1", "2"]])
+
+
+def test_the_first_of_two_columns_names_the_rows_unless_all_values_are_numbers():
+    assert names_columns([["Month", "Sales"], ["May", "10"], ["June", "12"]])
+    assert not names_columns([["Name", "Ann"], ["Age", "30"], ["Fee", "5"]][1:])
+    assert not names_columns([["Town", "Hull"], ["Owner", "Ann"], ["Fee", "5"]])
+    assert names_columns([["Town", "Fee", "Owner"], ["Hull", "5", "Ann"]])

@@ -16,6 +16,16 @@ TARGETS = (
     "html",
     "pdf",
     "docx",
+    "xlsx",
+    "pptx",
+    "odt",
+    "epub",
+    "rtf",
+    "mail",
+    "json_records",
+    "tables",
+    "plain_text",
+    "markdown",
     "terminal",
     "tuned_heads",
     "squad",
@@ -24,7 +34,8 @@ TARGETS = (
 """Names of the modules."""
 
 SLOWER = {
-    **dict.fromkeys(("html", "pdf", "docx"), 50),
+    **dict.fromkeys(("html", "pdf", "docx", "xlsx", "pptx"), 50),
+    **dict.fromkeys(("odt", "epub", "rtf", "mail", "json_records", "tables", "plain_text", "markdown"), 50),
     **dict.fromkeys(("chat_template", "model_folder", "tokenizer_files", "where"), 10),
 }
 """Targets that take milliseconds each time, and how much fewer executions they get."""

@@ -1,10 +1,8 @@
 """DOCX files: text, or `FormatError`, within the limits of the conversion."""
 
-import io
 import zipfile
-import zlib
 
-from tests.fuzz.targets.conversions import convert
+from tests.fuzz.targets.packages import convert_part, pack
 
 OFFICE = "http://schemas.openxmlformats.org/"
 PARTS = {
@@ -15,7 +13,8 @@ PARTS = {
     "_rels/.rels": f'<Relationships xmlns="{OFFICE}package/2006/relationships"><Relationship Id="r1" '
     f'Type="{OFFICE}officeDocument/2006/relationships/officeDocument" Target="word/document.xml"/></Relationships>',
 }
-DOCUMENT = (
+DOCUMENT = "word/document.xml"
+XML = (
     f'<w:document xmlns:w="{OFFICE}wordprocessingml/2006/main"><w:body>'
     "<w:p><w:r><w:t>The lamp is lit.</w:t></w:r></w:p>"
     "<w:tbl><w:tr><w:tc><w:p><w:r><w:rPr><w:b/></w:rPr><w:t>a</w:t></w:r></w:p></w:tc></w:tr></w:tbl>"
@@ -25,28 +24,10 @@ DOCUMENT = (
 
 def make_seeds() -> list[bytes]:
     """Return the XML of a document, and a whole file."""
-    return [
-        DOCUMENT.encode(),
-        _pack(DOCUMENT.encode(), zipfile.ZIP_STORED),
-        _pack(DOCUMENT.encode(), zipfile.ZIP_DEFLATED),
-    ]
+    parts = {**PARTS, DOCUMENT: XML}
+    return [XML.encode(), pack(parts), pack(parts, zipfile.ZIP_DEFLATED)]
 
 
 def execute(data: bytes) -> None:
     """Convert a file, or a file with this XML as its document."""
-    if data.startswith(b"PK"):
-        convert(data, ".docx")
-    else:
-        convert(_pack(data, zipfile.ZIP_STORED), ".docx")
-
-
-def _pack(document: bytes, compression: int) -> bytes:
-    buffer = io.BytesIO()
-    try:
-        with zipfile.ZipFile(buffer, "w", compression) as archive:
-            for name, text in PARTS.items():
-                archive.writestr(name, text)
-            archive.writestr("word/document.xml", document)
-    except zlib.error:
-        return document
-    return buffer.getvalue()
+    convert_part(data, ".docx", PARTS, DOCUMENT)

@@ -10,9 +10,11 @@ from typing import Any, Final
 from keywise.documents.blocks import BlockBuilder, BlockKind
 from keywise.documents.extract.extracted import Extracted
 from keywise.documents.extract.packages import check_package
-from keywise.documents.extract.tables import has_header
+from keywise.documents.extract.tables import has_header, names_columns
 
 _W: Final = "{http://schemas.openxmlformats.org/wordprocessingml/2006/main}"
+_M: Final = "{http://schemas.openxmlformats.org/officeDocument/2006/math}"
+_CONTENTS_STYLE: Final = re.compile(r"(?:toc|verzeichnis|tm|índice)\s*\d", re.IGNORECASE)
 _SKIPPED: Final = frozenset(
     [f"{_W}{name}" for name in ("del", "moveFrom", "instrText", "delText", "pPr", "rPr", "fldData", "sdtPr")]
     + ["{http://schemas.openxmlformats.org/markup-compatibility/2006}Fallback"]
@@ -65,6 +67,13 @@ class _BodyReader:
                 self.read(element, depth + 1)
 
     def _read_paragraph(self, paragraph: Any) -> None:
+        self._add_paragraph(paragraph)
+        for box in paragraph.iter(f"{_W}txbxContent"):
+            owner = next(box.iterancestors(f"{_W}p"))
+            if owner is paragraph and not any(each.tag in _SKIPPED for each in box.iterancestors()):
+                self.read(box)
+
+    def _add_paragraph(self, paragraph: Any) -> None:
         text = self._text_of(paragraph)
         style = self._style_of(paragraph)
         mark = self._numbering.count(paragraph, style)
@@ -78,12 +87,11 @@ class _BodyReader:
             self.builder.add(BlockKind.CAPTION, text)
             return
         kind = BlockKind.PARAGRAPH if mark is None else BlockKind.LIST_ITEM
+        if style is not None and _CONTENTS_STYLE.match(style.name or ""):
+            kind = BlockKind.CONTENTS_LINE
         for line in text.split("\n"):
             self.builder.add(kind, f"{mark or ''}{line}")
             mark = None
-        for box in paragraph.iter(f"{_W}txbxContent"):
-            if not any(each.tag in _SKIPPED for each in box.iterancestors()):
-                self.read(box)
 
     def _style_of(self, paragraph: Any) -> Any:
         name = paragraph.find(f"{_W}pPr/{_W}pStyle")
@@ -107,12 +115,12 @@ class _BodyReader:
 
     def _read_table(self, table: Any, depth: int) -> None:
         rows: list[list[str]] = []
-        names_columns = False
+        has_names = False
         table_rows = table.findall(f"{_W}tr")
         for row in table_rows:
             if row.find(f"{_W}trPr/{_W}del") is not None:
                 continue
-            names_columns = names_columns or (not rows and row.find(f"{_W}trPr/{_W}tblHeader") is not None)
+            has_names = has_names or (not rows and row.find(f"{_W}trPr/{_W}tblHeader") is not None)
             cells: list[str] = []
             for cell in row.iter(f"{_W}tc"):
                 if next(cell.iterancestors(f"{_W}tr")) is not row:
@@ -123,9 +131,10 @@ class _BodyReader:
             for cell in table.iterfind(f"{_W}tr/{_W}tc"):  # a frame around text
                 self.read(cell, depth + 1)
             return
-        is_wide = max(map(len, rows), default=0) > 2
         first_is_bold = bool(table_rows) and _is_bold(table_rows[0])
-        self.builder.add_table(rows, has_header=names_columns or ((is_wide or first_is_bold) and has_header(rows[:20])))
+        self.builder.add_table(
+            rows, has_header=has_names or names_columns(rows) or (first_is_bold and has_header(rows))
+        )
 
     def _read_cell(self, cell: Any, above: list[str], column: int) -> list[str]:
         span = cell.find(f"{_W}tcPr/{_W}gridSpan")
@@ -145,7 +154,7 @@ class _BodyReader:
             tag = element.tag
             if tag in _SKIPPED or depth > MAX_DEPTH:
                 continue
-            if tag == f"{_W}t":
+            if tag in (f"{_W}t", f"{_M}t"):
                 yield element.text or ""
             elif tag in (f"{_W}tab", f"{_W}ptab"):
                 yield " "

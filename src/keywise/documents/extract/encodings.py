@@ -14,6 +14,9 @@ _MARKS: Final = (
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
 _DECLARED: Final = re.compile(rb"""(?:charset\s*=\s*|encoding\s*=\s*)["']?\s*([\w.:-]{2,30})""", re.IGNORECASE)
+SINGLE_BYTE_NAMES: Final = ("iso-8859-1", "latin1", "latin-1", "ascii", "us-ascii", "windows-1252", "cp1252")
+"""Encodings that browsers read as Windows 1252."""
+
 _DECLARATION_BYTES: Final = 4096
 _SAMPLE_BYTES: Final = 100_000
 # Where the guess is one of these, the text is read in the encoding that browsers take for them.
@@ -53,6 +56,28 @@ def decode_text(content: bytes) -> tuple[str, str]:
         return _decode_guessed(content)
 
 
+def is_utf8(content: bytes) -> bool:
+    """Return whether a file has characters beyond ASCII, and all of them are valid UTF-8.
+
+    Parameters
+    ----------
+    content
+        The file.
+
+    Examples
+    --------
+    >>> is_utf8("café".encode()), is_utf8("café".encode("latin-1")), is_utf8(b"cafe")
+    (True, False, False)
+    """
+    if content.isascii():
+        return False
+    try:
+        content.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
 def decode_markup(content: bytes) -> str:
     """Return the text of an HTML or XML file, in the encoding that it declares.
 
@@ -74,7 +99,8 @@ def decode_markup(content: bytes) -> str:
     declared = _DECLARED.search(content[:_DECLARATION_BYTES])
     if declared and not content.startswith(tuple(mark for mark, _ in _MARKS)):
         encoding = declared[1].decode("ascii", "replace").lower()
-        encoding = "cp1252" if encoding in ("iso-8859-1", "latin1", "latin-1", "ascii", "us-ascii") else encoding
+        if encoding in SINGLE_BYTE_NAMES:  # often declared by default
+            encoding = "utf-8" if is_utf8(content) else "cp1252"
         try:
             return content.decode(encoding)
         except (LookupError, UnicodeError):  # a wrong declaration

@@ -10,7 +10,8 @@ from keywise.documents.blocks import BlockBuilder, BlockKind
 from keywise.documents.extract.encodings import decode_markup
 from keywise.documents.extract.extracted import Extracted
 from keywise.documents.extract.lines import iterate_paragraphs, split_lines
-from keywise.documents.extract.tables import has_header
+from keywise.documents.extract.plain import add_plain_text
+from keywise.documents.extract.tables import names_columns
 
 if TYPE_CHECKING:
     from lxml.html import HtmlElement
@@ -22,8 +23,8 @@ NAVIGATION_LINK_SHARE: Final = 0.6
 MAX_SPAN: Final = 50
 
 _LEFT_OUT_TAGS: Final = (
-    "script style template noscript head svg math canvas iframe object embed audio video nav button "
-    "textarea input datalist meta link base frame frameset map rp"
+    "script style template noscript head svg annotation annotation-xml canvas iframe object embed audio video nav "
+    "button textarea input datalist meta link base frame frameset map rp"
 )
 _LEFT_OUT: Final = frozenset(_LEFT_OUT_TAGS.split())
 _BLOCKS_TAGS: Final = (
@@ -44,6 +45,14 @@ _NAVIGATION_NAME: Final = re.compile(
 _HIDDEN_ROLES: Final = frozenset({"navigation", "search", "menu", "menubar", "tablist", "toolbar"})
 _SUPERSCRIPTS: Final = str.maketrans("0123456789+-−=()n", "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁻⁼⁽⁾ⁿ")
 _SUPERSCRIPT: Final = re.compile(r"[0-9+\-−=()n]+")
+_SKIP_LINK: Final = re.compile(r"(?:skip|jump) to\b.{0,30}\Z", re.IGNORECASE | re.DOTALL)
+_HEADING_MARKS: Final = frozenset(("¶", "#", "§", "🔗", "[edit]", "edit", ""))
+_CODE_CHARACTERS: Final = re.compile(r"[{}();=<>$\\|]")
+_CODE_CLASS: Final = re.compile(r"code|highlight|listing|program|screen|synopsis|example|\bsh\b|lang", re.IGNORECASE)
+MIN_PROSE_CHARACTERS: Final = 1000
+MAX_CODE_SHARE: Final = 0.02
+MAX_CELL_CHARACTERS: Final = 400
+WRAPPED_CHARACTERS: Final = 60
 _XML_DECLARATION: Final = re.compile(r"\s*<\?xml[^>]*\?>")
 
 
@@ -123,7 +132,7 @@ class _PageReader:
             self._inline.append("\n")
         elif tag == "sup":
             self._inline.append(_raise_text(element.text_content()))
-        elif tag == "wbr":
+        elif tag == "wbr" or (tag == "a" and self._is_aid(element)):
             pass
         elif tag == "table" and not self._is_layout(element):
             self._flush()
@@ -142,9 +151,16 @@ class _PageReader:
         else:
             self._visit_children(element, depth)
 
+    def _is_aid(self, link: HtmlElement) -> bool:
+        """Return whether a link only serves to move on the page: the mark of a heading, or "Skip to content"."""
+        text = link.text_content().strip()
+        if self._heading_level:
+            return text in _HEADING_MARKS
+        return link.get("href", "").startswith("#") and _SKIP_LINK.match(text) is not None
+
     def _visit_block(self, element: HtmlElement, tag: str, depth: int) -> None:
         self._flush()
-        before = self._kind, self._heading_level, self._mark
+        before = self._kind, self._heading_level
         number_before = self._next_number
         if tag[0] == "h" and tag[1:].isdigit():
             self._heading_level = int(tag[1:])
@@ -162,7 +178,9 @@ class _PageReader:
             self._kind = BlockKind.PARAGRAPH
         self._visit_children(element, depth)
         self._flush()
-        self._kind, self._heading_level, self._mark = before
+        self._kind, self._heading_level = before
+        if tag == "li":
+            self._mark = ""
         self._next_number = number_before
 
     def _count_item(self, item: HtmlElement) -> str:
@@ -222,9 +240,12 @@ class _PageReader:
         """Return whether a table places parts of the page and has no values."""
         if table.get("role") == "presentation":
             return True
-        return any(
-            isinstance(each.tag, str) and each.tag in _CELL_BLOCKS for each in table.iterdescendants()
-        ) and not table.xpath("./tr/th | ./*/tr/th")
+        if table.xpath("./tr/th | ./*/tr/th"):
+            return False
+        if any(isinstance(each.tag, str) and each.tag in _CELL_BLOCKS for each in table.iterdescendants()):
+            return True
+        cells = len(table.xpath("./tr/td | ./*/tr/td"))
+        return len(table.text_content()) > MAX_CELL_CHARACTERS * max(cells, 1)
 
     def _read_table(self, table: HtmlElement) -> None:
         rows: list[list[str]] = []
@@ -232,12 +253,13 @@ class _PageReader:
         spanning: dict[int, tuple[int, str]] = {}
         for caption in table.findall("caption"):
             self._builder.add(BlockKind.CAPTION, self._text_of(caption))
-        for row in table.xpath("./tr | ./thead/tr | ./tbody/tr | ./tfoot/tr"):
-            if self._is_left_out(row, "tr"):
+        for row in table.iter("tr"):
+            if next(row.iterancestors("table")) is not table or self._is_left_out(row, "tr"):
                 continue
             cells: list[str] = []
             all_names = True
-            for cell in row.xpath("./td | ./th"):
+            own_cells = [cell for cell in row.iter("td", "th") if next(cell.iterancestors("tr")) is row]
+            for cell in own_cells:
                 _fill_spanned(cells, spanning)
                 text = "" if self._is_left_out(cell, "td") else self._text_of(cell)
                 all_names = all_names and (cell.tag == "th" or not text)
@@ -248,6 +270,12 @@ class _PageReader:
                     cells.append(text)
                     text = "" if cell.tag == "td" else text
             _fill_spanned(cells, spanning)
+            if len(own_cells) == 1 and len(cells) > 1:  # a title across the table
+                title = next(filter(None, cells), "")
+                if not rows:
+                    self._builder.add(BlockKind.CAPTION, title)
+                    continue
+                cells = [title, *[""] * (len(cells) - 1)]
             in_head = row.getparent().tag == "thead"
             if len(rows) == header_rows and any(cells) and (in_head or (all_names and not rows)):
                 header_rows += 1
@@ -255,9 +283,15 @@ class _PageReader:
         if header_rows > 1:
             names = [" ".join(dict.fromkeys(filter(None, column))) for column in _transpose(rows[:header_rows])]
             rows = [names, *rows[header_rows:]]
-        self._builder.add_table(rows, has_header=header_rows > 0 or has_header(rows[:20]))
+        self._builder.add_table(rows, has_header=header_rows > 0 or names_columns(rows))
 
     def _read_code(self, element: HtmlElement) -> None:
+        text = element.text_content()
+        is_code = element.find(".//code") is not None or _CODE_CLASS.search(element.get("class", ""))
+        marks = len(_CODE_CHARACTERS.findall(text))
+        if not is_code and len(text) >= MIN_PROSE_CHARACTERS and marks < MAX_CODE_SHARE * len(text):
+            add_plain_text(self._builder, text)
+            return
         for paragraph in iterate_paragraphs(split_lines(element.text_content())):
             self._builder.add(BlockKind.CODE, "\n".join(line.text for line in paragraph), keep_lines=True)
 
@@ -318,11 +352,14 @@ def _join_white(text: str | None) -> str:
 
 
 def _join_pieces(pieces: Sequence[str]) -> list[str]:
-    """Return the lines of a paragraph with breaks; a line that begins in lower case goes on with the one before."""
+    """Return the lines of a paragraph with breaks; a line that does not end a sentence may go on in the next."""
     joined: list[str] = []
+    last = ""
     for piece in pieces:
         text = piece.strip()
-        if joined and text[:1].islower() and joined[-1].strip():
+        is_wrapped = last.endswith(",") or (len(last) > WRAPPED_CHARACTERS and last[-1].isalnum())
+        last = text
+        if text and joined and joined[-1].strip() and (text[:1].islower() or is_wrapped):
             joined[-1] = f"{joined[-1]} {text}"
         else:
             joined.append(text)

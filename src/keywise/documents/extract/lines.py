@@ -14,6 +14,9 @@ _COMPOUND: Final = re.compile(r"[^\W\d_]+-[^\W\d_]+")
 _UNSPACED_LETTER: Final = re.compile("[\u3000-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff00-\uff60]")
 _EMPHASIS: Final = re.compile(r"(?<![\w*/])(_{1,3}|\*{1,3})(?=[^\s_*])([^_*]{1,400}?)(?<=[^\s_*])(\1)(?![\w*/])")
 _BROKEN_WORD: Final = re.compile(r"[^\W\d_]{2,}[-\u00ad\u2010]\Z")
+# Longer rows of dashes are rules.
+_DASH_END: Final = re.compile(r"(?:(?<!-)-{2,3}|[—/])\Z")
+_DASH_START: Final = re.compile("—")
 # Second parts of compounds that are hardly ever the end of a word.
 _SECOND_WORDS: Final = "based related specific dependent driven effects level scale term year known called"
 _SECOND_PARTS: Final = frozenset(_SECOND_WORDS.split())
@@ -185,10 +188,10 @@ def _choose_separator(left: str, right: str, vocabulary: frozenset[str]) -> tupl
         return 1, ""
     if _BROKEN_WORD.search(left):
         return _join_broken(left, right, vocabulary)
-    is_joined = (
+    is_joined = bool(
         (left.endswith("–") and left[-2:-1].isdigit() and right[:1].isdigit())
-        or left.endswith(("--", "—", "/"))
-        or right.startswith(("--", "—"))
+        or _DASH_END.search(left)
+        or _DASH_START.match(right)
         or (_UNSPACED_LETTER.match(left[-1]) and _UNSPACED_LETTER.match(right[0]))
     )
     return 0, "" if is_joined else " "

@@ -10,7 +10,7 @@ from email.parser import BytesParser
 from typing import Final
 
 from keywise.documents.blocks import BlockBuilder, BlockKind
-from keywise.documents.extract.encodings import decode_text
+from keywise.documents.extract.encodings import SINGLE_BYTE_NAMES, decode_text, is_utf8
 from keywise.documents.extract.extracted import Extracted, UnreadableFileError
 from keywise.documents.extract.html import add_html
 from keywise.documents.extract.plain import add_plain_text
@@ -110,6 +110,9 @@ def _decode(part: EmailMessage) -> str:
     if not isinstance(content, bytes):
         return ""
     charset = part.get_content_charset()
+    # Bytes above 127 that are valid UTF-8 hardly ever mean anything else.
+    if charset in SINGLE_BYTE_NAMES and is_utf8(content):
+        return content.decode("utf-8")
     try:
         return content.decode(charset) if charset else decode_text(content)[0]
     except (LookupError, UnicodeError):

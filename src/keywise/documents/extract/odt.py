@@ -10,17 +10,25 @@ from typing import Any, Final
 from keywise.documents.blocks import BlockBuilder, BlockKind
 from keywise.documents.extract.extracted import Extracted, UnreadableFileError
 from keywise.documents.extract.packages import check_package, read_xml
-from keywise.documents.extract.tables import has_header
+from keywise.documents.extract.tables import names_columns
 
 _NAMESPACE: Final = "urn:oasis:names:tc:opendocument:xmlns:"
 _TEXT: Final = f"{{{_NAMESPACE}text:1.0}}"
 _TABLE: Final = f"{{{_NAMESPACE}table:1.0}}"
 _OFFICE: Final = f"{{{_NAMESPACE}office:1.0}}"
 _STYLE: Final = f"{{{_NAMESPACE}style:1.0}}"
+_DRAW: Final = f"{{{_NAMESPACE}drawing:1.0}}"
+_DRAWING: Final = f"{{{_NAMESPACE}svg-compatible:1.0}}"
 _SKIPPED: Final = frozenset(
     [f"{_TEXT}{name}" for name in ("tracked-changes", "note", "hidden-text", "sequence-decls", "table-of-content")]
     + [f"{_OFFICE}annotation", f"{_TEXT}bookmark", f"{_TEXT}soft-page-break", f"{_OFFICE}forms"]
+    + [f"{_DRAWING}title", f"{_DRAWING}desc"]
 )
+_SHAPES: Final = frozenset(
+    f"{_DRAW}{name}" for name in ("frame", "custom-shape", "rect", "g", "ellipse", "line", "caption")
+)
+"""Boxes with paragraphs of their own, which stand behind the paragraph that they are anchored to."""
+
 MAX_DEPTH: Final = 60
 MAX_REPEATED: Final = 50
 
@@ -78,6 +86,8 @@ class _TextReader:
                 in_list = any(each.tag == f"{_TEXT}list-item" for each in element.iterancestors())
                 for line in self._text_of(element).split("\n"):
                     self.builder.add(BlockKind.LIST_ITEM if in_list else BlockKind.PARAGRAPH, line)
+                for shape in _iterate_shapes(element):
+                    self.read(shape, depth + 1)
             elif element.tag == f"{_TABLE}table":
                 self._read_table(element)
             else:
@@ -100,8 +110,7 @@ class _TextReader:
             if not rows and next(row.iterancestors()).tag == f"{_TABLE}table-header-rows":
                 header_rows = 1
             rows.append(cells)
-        width = max(map(len, rows), default=0)
-        self.builder.add_table(rows, has_header=header_rows > 0 or (width > 2 and has_header(rows[:20])))
+        self.builder.add_table(rows, has_header=header_rows > 0 or names_columns(rows))
 
     def _text_of(self, element: Any) -> str:
         return "".join(self._iterate_text(element, 0))
@@ -113,7 +122,7 @@ class _TextReader:
                 body = element.find(f"{_TEXT}note-body")
                 if body is not None:
                     self.notes.append(" ".join(self._text_of(each) for each in body))
-            elif depth <= MAX_DEPTH and not self._is_left_out(element):
+            elif depth <= MAX_DEPTH and not self._is_left_out(element) and element.tag not in _SHAPES:
                 if element.tag in (f"{_TEXT}s", f"{_TEXT}tab"):
                     yield " "
                 elif element.tag == f"{_TEXT}line-break":
@@ -121,6 +130,15 @@ class _TextReader:
                 else:
                     yield from self._iterate_text(element, depth + 1)
             yield _join_white(element.tail)
+
+
+def _iterate_shapes(element: Any) -> Iterator[Any]:
+    """Yield the outermost shapes in a paragraph."""
+    for child in element:
+        if child.tag in _SHAPES:
+            yield child
+        elif isinstance(child.tag, str) and child.tag != f"{_TEXT}note":
+            yield from _iterate_shapes(child)
 
 
 def _join_white(text: str | None) -> str:

@@ -13,7 +13,7 @@ from typing import Final
 from keywise.documents.blocks import BlockBuilder, BlockKind, Box
 from keywise.documents.extract.extracted import Extracted, UnreadableFileError
 from keywise.documents.extract.lines import find_vocabulary, join_words
-from keywise.documents.extract.pdf_layout import find_columns, remove_running_lines
+from keywise.documents.extract.pdf_layout import find_columns, remove_line_numbers, remove_running_lines
 from keywise.documents.extract.pdf_words import (
     Fragment,
     PageWords,
@@ -22,6 +22,7 @@ from keywise.documents.extract.pdf_words import (
     iterate_words,
     make_fragments,
     read_words,
+    turn,
 )
 
 MIN_PAGE_CHARACTERS: Final = 15
@@ -32,6 +33,10 @@ MAX_HEADING_CHARACTERS: Final = 150
 MAX_HEADING_LINES: Final = 3
 HEADING_SIZE: Final = 1.08
 FOOTNOTE_SIZE: Final = 0.93
+MAX_FIXED_SHARE: Final = 0.5
+MAX_INDENT: Final = 60
+MAX_CHANCE_ROWS: Final = 3
+MAX_JUSTIFIED_GAP: Final = 1.6
 
 _CAPTION: Final = re.compile(
     r"(?:table|tab\.|figure|fig\.|abbildung|abb\.|tabelle|tableau|figura|tabla|scheme|algorithm|listing)\s*"
@@ -43,7 +48,12 @@ _ITEM: Final = re.compile(r"(?:[-*•‣◦▪●–]|\(?(?:\d{1,3}|[a-zA-Z]|[iv
 _BULLET: Final = re.compile(r"[-*•‣◦▪●–]\s+")
 _SENTENCE_END: Final = re.compile(r"[.!?:;。！？।…][\"'”’»)\]]*\Z")
 _OPEN_END: Final = re.compile(r"[^.!?:;。！？।…\"'”’»)\]]\Z")
-_CONTENTS_LINE: Final = re.compile(r".*?(?:\s?\.){4,}\s*\w{1,6}\Z")
+_CONTENTS_LINE: Final = re.compile(r".*?(?:\s?\.){4,}\s*\w{1,8}\Z")
+# A line of contents without dots: its number, its title and its page stand apart.
+_CONTENTS_ENTRY: Final = re.compile(r"(\d{1,2}(?:\.\d{1,2})*)\.?\s+[^\W\d].*?\s(\d{1,4}|[ivxlc]{1,8})")
+_UNREADABLE: Final = re.compile("[\ufffd\ue000-\uf8ff]")
+MIN_CONTENTS_LINES: Final = 3
+_CODE_MARK: Final = re.compile(r"[(){}=;$>|\\]")
 _SECTION_NUMBER: Final = re.compile(r"\d{1,2}(?:\.\d{1,2})*\.?\s+\S")
 
 
@@ -57,7 +67,7 @@ class _Line:
 
     def __post_init__(self) -> None:
         self.words = list(iterate_words(self.fragments))
-        self.left = self.words[0].left
+        self.left = min(word.left for word in self.words)
         self.right = max(word.right for word in self.words)
         sizes = Counter[float]()
         for word in self.words:
@@ -66,6 +76,7 @@ class _Line:
         self.baseline = next(word.baseline for word in self.words if round(word.size, 1) == self.size)
         self.text = " ".join(word.text for word in self.words)
         self.is_bold = all(word.is_bold for word in self.words)
+        self.is_code = all(word.is_fixed for word in self.words)
 
 
 @dataclass
@@ -105,6 +116,7 @@ def extract(content: bytes) -> Extracted:
             raise UnreadableFileError("it is encrypted: save a copy without a password") from error
         raise
     pages: list[list[Fragment]] = []
+    turns: list[int] = []
     without_text: list[int] = []
     untrusted: list[int] = []
     for index in range(len(document)):
@@ -123,10 +135,11 @@ def extract(content: bytes) -> Extracted:
             words = PageWords([], 0, 0)
         elif _has_no_spaces(words):
             untrusted.append(index + 1)
-        pages.append(make_fragments(words.words))
-    parts = _find_parts(remove_running_lines(pages))
+        pages.append(make_fragments([word for word in words.words if not _is_unreadable(word)]))
+        turns.append(words.quarter_turns)
+    parts = _find_parts([remove_line_numbers(page) for page in remove_running_lines(pages)])
     builder = BlockBuilder()
-    _add_parts(builder, parts)
+    _add_parts(builder, parts, turns)
     return Extracted(builder.text, tuple(builder.blocks), tuple(_warn(without_text, untrusted, bool(builder.blocks))))
 
 
@@ -158,6 +171,11 @@ def _is_unmapped(words: PageWords) -> bool:
     return words.unmapped > MAX_UNMAPPED_SHARE * max(words.characters, MIN_PAGE_CHARACTERS)
 
 
+def _is_unreadable(word: Word) -> bool:
+    """Return whether most characters of a word have no letter, as those of some figures."""
+    return 2 * len(_UNREADABLE.findall(word.text)) > len(word.text)
+
+
 def _has_no_spaces(words: PageWords) -> bool:
     latin = [word for word in words.words if word.text[:1].isascii() and word.text[:1].isalpha()]
     letters = sum(sum(map(str.isalpha, word.text)) for word in latin)
@@ -166,10 +184,12 @@ def _has_no_spaces(words: PageWords) -> bool:
 
 def _find_parts(pages: Sequence[list[Fragment]]) -> list[_Part]:
     body_size = _find_body_size(pages)
+    # A document that is typed has no code.
+    has_code = _measure_fixed_share(pages) < MAX_FIXED_SHARE
     parts: list[_Part] = []
     for number, fragments in enumerate(pages, start=1):
         for column in find_columns(fragments):
-            own = _read_column([_Line(line, number) for line in group_lines(column)], body_size)
+            own = _read_column([_Line(line, number) for line in group_lines(column)], body_size, has_code=has_code)
             if own:
                 own[0].is_first = own[-1].is_last = True
                 # What ends a column is the last paragraph above its footnotes.
@@ -234,7 +254,12 @@ def _find_body_size(pages: Sequence[list[Fragment]]) -> float:
     return sizes.most_common(1)[0][0] if sizes else 1.0
 
 
-def _read_column(lines: list[_Line], body_size: float) -> list[_Part]:
+def _measure_fixed_share(pages: Sequence[list[Fragment]]) -> float:
+    words = [word for fragments in pages for fragment in fragments for word in fragment.words]
+    return sum(word.is_fixed for word in words) / max(len(words), 1)
+
+
+def _read_column(lines: list[_Line], body_size: float, *, has_code: bool) -> list[_Part]:
     """Return the paragraphs and tables of a column."""
     parts: list[_Part] = []
     number = 0
@@ -242,13 +267,23 @@ def _read_column(lines: list[_Line], body_size: float) -> list[_Part]:
     right = max((line.right for line in lines), default=0.0)
     leading = _find_leading(lines)
     while number < len(lines):
+        contents = _count_contents_lines(lines[number:])
+        if contents:
+            parts += [_Part(BlockKind.CONTENTS_LINE, [line]) for line in lines[number : number + contents]]
+            number += contents
+            continue
+        code_lines = _count_code_lines(lines[number:], leading) if has_code else 0
+        if code_lines:
+            parts.append(_Part(BlockKind.CODE, lines[number : number + code_lines]))
+            number += code_lines
+            continue
         rows, table_lines = _read_table(lines[number:])
         if rows:
             parts.append(_Part(BlockKind.TABLE_ROW, lines[number : number + table_lines], rows=rows))
             number += table_lines
             continue
         line = lines[number]
-        last = parts[-1] if parts and not parts[-1].rows else None
+        last = parts[-1] if parts and parts[-1].kind == BlockKind.PARAGRAPH else None
         if last and not _starts_part(last.lines, line, left, right, leading):
             last.lines.append(line)
         else:
@@ -256,22 +291,52 @@ def _read_column(lines: list[_Line], body_size: float) -> list[_Part]:
         number += 1
     parts = _join_title_lines(parts, body_size)
     for index, part in enumerate(parts):
-        if not part.rows:
+        if part.kind == BlockKind.PARAGRAPH:
             part.kind = _find_kind(
                 part, body_size, is_low=all(each.lines[0].size < body_size for each in parts[index:])
             )
     return parts
 
 
+def _count_contents_lines(lines: Sequence[_Line]) -> int:
+    """Return how many lines from the first on are a table of contents."""
+    count = entries = 0
+    last_page = 0
+    for line in lines:
+        entry = _CONTENTS_ENTRY.fullmatch(line.text) if len(line.fragments) > 1 else None
+        if entry and entry[2].isdecimal():
+            if int(entry[2]) < last_page:
+                break
+            last_page = int(entry[2])
+        elif not entry and not _CONTENTS_LINE.match(line.text):
+            break
+        entries += entry is not None
+        count += 1
+    # Two sections that follow each other number the rows of a table as well.
+    return count if count >= MIN_CONTENTS_LINES or count > entries else 0
+
+
+def _count_code_lines(lines: Sequence[_Line], leading: float) -> int:
+    """Return how many lines from the first on are a listing: all their words have a font of fixed pitch."""
+    count = 0
+    while count < len(lines) and lines[count].is_code:
+        if count and not 0 < lines[count - 1].baseline - lines[count].baseline < 3 * leading:
+            break
+        count += 1
+    # A single word of that kind is an address.
+    is_code = count > 1 or (count == 1 and (len(lines[0].words) > 2 or _CODE_MARK.search(lines[0].text)))
+    return count if is_code else 0
+
+
 def _join_title_lines(parts: Sequence[_Part], body_size: float) -> list[_Part]:
     """Join the lines of a title: larger than the body, of one size, with the spacing of that size."""
     joined: list[_Part] = []
     for part in parts:
-        last = joined[-1].lines[-1] if joined and not joined[-1].rows else None
+        last = joined[-1].lines[-1] if joined and joined[-1].kind == BlockKind.PARAGRAPH else None
         first = part.lines[0]
         if (
             last is not None
-            and not part.rows
+            and part.kind == BlockKind.PARAGRAPH
             and first.size >= HEADING_SIZE * body_size
             and abs(first.size - last.size) < 0.05 * last.size
             and 0 < last.baseline - first.baseline < 1.6 * last.size
@@ -312,7 +377,8 @@ def _starts_part(  # noqa: PLR0911 - one return for each sign
     if starts_item and in_item and line.left <= before[0].left + size:
         return True
     is_first_item = not in_item and not (line.text[0].isdigit() and not line.text.startswith("1"))
-    if starts_item and is_first_item and (_SENTENCE_END.search(last.text) or _BULLET.match(line.text)):
+    is_deeper = line.left > last.left + 0.5 * size and line.text[0] in "(1aAi"
+    if starts_item and is_first_item and (_SENTENCE_END.search(last.text) or _BULLET.match(line.text) or is_deeper):
         return True
     is_indented = line.left > left + 0.8 * size
     if is_indented and last.left <= left + 0.5 * size and not in_item and len(before) >= 1:
@@ -361,7 +427,10 @@ def _read_table(lines: Sequence[_Line]) -> tuple[list[list[str]], int]:
         count += 1
     # Headings whose numbers stand apart are no table.
     are_titles = all(_SECTION_NUMBER.match(line.text) and line.is_bold for line in lines[:count])
-    if count < 2 or (count == 2 and len(columns) == 2) or are_titles:
+    gaps = [right[0] - left[1] for left, right in itertools.pairwise(columns)]
+    # The gaps of justified text are narrow, and stand below each other by chance only.
+    is_prose = count <= MAX_CHANCE_ROWS and all(gap < MAX_JUSTIFIED_GAP * lines[0].size for gap in gaps)
+    if count < 2 or (count == 2 and len(columns) == 2) or are_titles or is_prose:
         return [], 0
     rows = []
     for line in lines[:count]:
@@ -413,7 +482,7 @@ def _goes_on(before: _Part, part: _Part) -> bool:
     return alike and len(before.lines) > 1 and last.right - last.left > 0.95 * width
 
 
-def _add_parts(builder: BlockBuilder, parts: Sequence[_Part]) -> None:
+def _add_parts(builder: BlockBuilder, parts: Sequence[_Part], turns: Sequence[int]) -> None:
     vocabulary = find_vocabulary("\n".join(line.text for part in parts for line in part.lines))
     sizes = sorted({part.lines[0].size for part in parts if part.kind == BlockKind.HEADING}, reverse=True)
     for part in parts:
@@ -423,7 +492,11 @@ def _add_parts(builder: BlockBuilder, parts: Sequence[_Part]) -> None:
             values = "".join(cell for row in part.rows[1:] for cell in row)
             builder.add_table(part.rows, has_header=has_names and any(map(str.isdigit, values)), page=page)
             continue
-        text, boxes = _join_words(part.lines, vocabulary)
+        if part.kind == BlockKind.CODE:
+            text, boxes = _join_code(part.lines, turns)
+            builder.add(part.kind, text, keep_lines=True, page=page, boxes=boxes)
+            continue
+        text, boxes = _join_words(part.lines, vocabulary, turns)
         if part.kind == BlockKind.HEADING:
             number = _SECTION_NUMBER.match(text)
             depth = number.group().rstrip().split()[0].strip(".").count(".") if number else 0
@@ -442,7 +515,38 @@ def _add_parts(builder: BlockBuilder, parts: Sequence[_Part]) -> None:
             builder.add(part.kind, text, page=page, boxes=boxes)
 
 
-def _join_words(lines: Sequence[_Line], vocabulary: frozenset[str]) -> tuple[str, tuple[Box, ...]]:
+def _join_code(lines: Sequence[_Line], turns: Sequence[int]) -> tuple[str, tuple[Box, ...]]:
+    """Return the lines of a listing with their indentation, and the places of its words."""
+    parts: list[str] = []
+    boxes: list[Box] = []
+    length = 0
+    left = min(line.left for line in lines)
+    widths = [(word.right - word.left) / len(word.text) for line in lines for word in line.words]
+    width = max(median(widths), 0.1)
+    for number, line in enumerate(lines):
+        end = left
+        if number:
+            parts.append("\n")
+            length += 1
+        for word in line.words:
+            blanks = min(max(round((word.left - end) / width), 0), MAX_INDENT)
+            if word is not line.words[0]:
+                blanks = max(blanks, 1)
+            parts += [" " * blanks, word.text]
+            begin, length = length + blanks, length + blanks + len(word.text)
+            boxes.append(_make_box(word, begin, length, line.page, turns))
+            end = word.right
+    return "".join(parts), tuple(boxes)
+
+
+def _make_box(word: Word, begin: int, end: int, page: int, turns: Sequence[int]) -> Box:
+    edges = turn(word.left, word.bottom, word.right, word.top, -turns[page - 1])
+    return Box(begin, end, page, *_round(*edges))
+
+
+def _join_words(
+    lines: Sequence[_Line], vocabulary: frozenset[str], turns: Sequence[int]
+) -> tuple[str, tuple[Box, ...]]:
     """Return lines as running text, and the places of its words."""
     parts: list[str] = []
     boxes: list[Box] = []
@@ -458,7 +562,7 @@ def _join_words(lines: Sequence[_Line], vocabulary: frozenset[str]) -> tuple[str
                 length += len(separator)
             begin, length = length, length + len(word.text)
             parts.append(word.text)
-            boxes.append(Box(begin, length, line.page, *_round(word.left, word.bottom, word.right, word.top)))
+            boxes.append(_make_box(word, begin, length, line.page, turns))
     return "".join(parts), tuple(boxes)
 
 

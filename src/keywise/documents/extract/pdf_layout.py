@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -18,9 +19,17 @@ MIN_COLUMN_WORDS: Final = 3
 MAX_CROSSING_SHARE: Final = 0.4
 # Lines at the top and at the bottom of a page that may be a running header or footer.
 EDGE_LINES: Final = 2
+MIN_CELLS: Final = 3
+MAX_CELL_WORDS: Final = 4
+MIN_TABLE_SHARE: Final = 0.6
+MIN_LINE_NUMBERS: Final = 8
+MIN_NUMBERED_SHARE: Final = 0.7
+_LINE_NUMBER: Final = re.compile(r"\d{1,3}")
+# As shares of the font's size: narrower columns are those of a table.
+MIN_COLUMN_WIDTH: Final = 13.0
 EDGE_TOLERANCE_POINTS: Final = 6.0
 _PAGE_NUMBER: Final = re.compile(
-    r"\W*(?:(?:page|seite|p\.|s\.)\s*)?(?:\d{1,4}|[ivxlc]{1,6})(?:\s*(?:of|von|/)\s*\d{1,4})?\W*\Z", re.IGNORECASE
+    r"\W*(?:(?:page|seite|p\.|s\.)\s*)?(?:\d{1,5}|[ivxlc]{1,8})(?:\s*(?:of|von|/)\s*\d{1,4})?\W*\Z", re.IGNORECASE
 )
 
 
@@ -65,7 +74,7 @@ def _read_band(band: Sequence[Fragment], gutter: float, depth: int) -> list[list
 
 def _find_gutter(fragments: Sequence[Fragment]) -> float | None:
     """Return the place between two columns of running text, or None."""
-    if len(fragments) < 2 * MIN_COLUMN_LINES:
+    if len(fragments) < 2 * MIN_COLUMN_LINES or _is_table(fragments):
         return None
     lefts = np.array([fragment.left for fragment in fragments])
     rights = np.array([fragment.right for fragment in fragments])
@@ -89,6 +98,14 @@ def _find_gutter(fragments: Sequence[Fragment]) -> float | None:
     return None
 
 
+def _is_table(fragments: Sequence[Fragment]) -> bool:
+    """Return whether most lines consist of at least three short cells."""
+    lines = group_lines(fragments)
+    cells = sum(1 for line in lines if len(line) >= MIN_CELLS)
+    words = sum(len(fragment.words) for fragment in fragments)
+    return cells > MIN_TABLE_SHARE * len(lines) and words < MAX_CELL_WORDS * len(fragments)
+
+
 def _is_running_text(fragments: Sequence[Fragment]) -> bool:
     lines = group_lines(fragments)
     if len(lines) < MIN_COLUMN_LINES:
@@ -97,7 +114,8 @@ def _is_running_text(fragments: Sequence[Fragment]) -> bool:
     left = min(fragment.left for fragment in fragments)
     width = max(fragment.right for fragment in fragments) - left
     filled = sum(1 for line in lines if line[-1].right - line[0].left > 0.6 * width)
-    return median(words) >= MIN_COLUMN_WORDS and 3 * filled >= len(lines)
+    is_wide = width > MIN_COLUMN_WIDTH * median(fragment.size for fragment in fragments)
+    return is_wide and median(words) >= MIN_COLUMN_WORDS and 3 * filled >= len(lines)
 
 
 def _stand_beside(left: Sequence[Fragment], right: Sequence[Fragment]) -> bool:
@@ -106,6 +124,29 @@ def _stand_beside(left: Sequence[Fragment], right: Sequence[Fragment]) -> bool:
     bottom = max(min(fragment.baseline for fragment in side) for side in (left, right))
     heights = [max(s.baseline for s in side) - min(s.baseline for s in side) for side in (left, right)]
     return top - bottom > 0.3 * min(heights)
+
+
+def remove_line_numbers(fragments: Sequence[Fragment]) -> list[Fragment]:
+    """Return the fragments of a page without the numbers of its lines, as pleadings and manuscripts have them.
+
+    Parameters
+    ----------
+    fragments
+        The fragments.
+    """
+    lines = group_lines(fragments)
+    numbered = [line for line in lines if len(line[0].words) == 1 and _LINE_NUMBER.fullmatch(line[0].words[0].text)]
+    if len(numbered) < MIN_LINE_NUMBERS or len(numbered) < MIN_NUMBERED_SHARE * len(lines):
+        return list(fragments)
+    edge = median(line[0].right for line in numbered)
+    numbered = [line for line in numbered if abs(line[0].right - edge) < line[0].size]
+    values = [int(line[0].words[0].text) for line in numbered]
+    rising = sum(1 for value, following in itertools.pairwise(values) if following == value + 1)
+    # The rows of a table have more cells.
+    if rising < len(numbered) - 2 or median(map(len, numbered)) > 2:
+        return list(fragments)
+    numbers = {id(line[0]) for line in numbered}
+    return [fragment for fragment in fragments if id(fragment) not in numbers]
 
 
 def remove_running_lines(pages: Sequence[list[Fragment]]) -> list[list[Fragment]]:

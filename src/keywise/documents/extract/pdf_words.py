@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import math
+import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -13,14 +15,30 @@ from typing import Any, Final
 WORD_GAP: Final = 0.25
 FRAGMENT_GAP: Final = 0.9
 BASELINE_TOLERANCE: Final = 0.4
+RAISED_TOLERANCE: Final = 0.6
+MAX_MARK_CHARACTERS: Final = 3
 BOLD_WEIGHT: Final = 600
-MAX_ANGLE: Final = 0.2
+MAX_ANGLE: Final = 0.13
+"""In quarters of a turn."""
+
+SAMPLED_CHARACTERS: Final = 200
+FONT_NAME_BYTES: Final = 128
 # Smaller characters above the baseline are exponents and footnote marks.
 RAISED_SIZE: Final = 0.85
 _SUPERSCRIPTS: Final = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 # PDFium reports a hyphen at a line end as one of these.
 _HYPHENS: Final = frozenset((0x02, 0xFFFE, 0xAD))
-_LIGATURES: Final = range(0xFB00, 0xFB07)
+# Ligatures and the forms of Arabic letters by their place in a word.
+_FORMS: Final = (range(0xFB00, 0xFB07), range(0xFB13, 0xFB18), range(0xFB1D, 0xFE00), range(0xFE70, 0xFEFD))
+# Bullets of the fonts Symbol and Wingdings.
+_SYMBOL_BULLETS: Final = frozenset((0xF0A7, 0xF0A8, 0xF0B7, 0xF0D8, 0xF0FC, 0xF06C, 0xF06E, 0xF076, 0xF09F))
+_RIGHT_TO_LEFT: Final = re.compile("[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc]")
+_FIXED_PITCH_FLAG: Final = 1
+_FIXED_PITCH_NAME: Final = re.compile(
+    r"mono|courier|consolas|typewriter|menlo|cmtt|lmtt|sftt|nimbusmon|cousine", re.IGNORECASE
+)
+MAX_MARK_GAP: Final = 5.0
+_LIST_MARK: Final = re.compile(r"[-*•‣◦▪●–]|\(?(?:\d{1,2}|[a-zA-Z]|[ivx]{1,4})[.)]")
 _PRIVATE_USE: Final = range(0xE000, 0xF900)
 
 
@@ -40,6 +58,8 @@ class Word:
         Size of its font.
     is_bold
         Whether its font is bold.
+    is_fixed
+        Whether all characters of its font have the same width.
 
     Examples
     --------
@@ -55,6 +75,12 @@ class Word:
     baseline: float
     size: float
     is_bold: bool = False
+    is_fixed: bool = False
+
+    @property
+    def is_right_to_left(self) -> bool:
+        """Whether it is written from right to left."""
+        return _RIGHT_TO_LEFT.search(self.text) is not None
 
 
 @dataclass(slots=True)
@@ -64,7 +90,7 @@ class Fragment:
     Attributes
     ----------
     words
-        From left to right.
+        In the order in which they are read.
 
     Examples
     --------
@@ -77,7 +103,7 @@ class Fragment:
     @property
     def left(self) -> float:
         """Left edge."""
-        return self.words[0].left
+        return min(word.left for word in self.words)
 
     @property
     def right(self) -> float:
@@ -112,6 +138,8 @@ class PageWords:
         Number of characters that are no blanks.
     unmapped
         Number of those that have no Unicode value.
+    quarter_turns
+        How often the page was turned by 90 degrees to the right, so that its lines run from left to right.
 
     Examples
     --------
@@ -122,6 +150,27 @@ class PageWords:
     words: list[Word]
     characters: int
     unmapped: int
+    quarter_turns: int = 0
+
+
+def turn(left: float, bottom: float, right: float, top: float, quarter_turns: int) -> tuple[float, float, float, float]:
+    """Return the edges of a box after turns by 90 degrees to the right around the page's corner.
+
+    Parameters
+    ----------
+    left, bottom, right, top
+        The edges.
+    quarter_turns
+        Number of turns.
+
+    Examples
+    --------
+    >>> turn(1.0, 2.0, 4.0, 8.0, 1), turn(2.0, -4.0, 8.0, -1.0, 3)
+    ((2.0, -4.0, 8.0, -1.0), (1.0, 2.0, 4.0, 8.0))
+    """
+    for _ in range(quarter_turns % 4):
+        left, bottom, right, top = bottom, -right, top, -left
+    return left, bottom, right, top
 
 
 def read_words(text_page: Any) -> PageWords:
@@ -140,6 +189,7 @@ def read_words(text_page: Any) -> PageWords:
     previous: Word | None = None
     box = pdfium.FS_RECTF()
     x, y = ctypes.c_double(), ctypes.c_double()
+    turns = _find_quarter_turns(raw)
     for index in range(pdfium.FPDFText_CountChars(raw)):
         code = pdfium.FPDFText_GetUnicode(raw, index)
         text = _to_text(code)
@@ -147,41 +197,87 @@ def read_words(text_page: Any) -> PageWords:
             previous = None
             continue
         characters += len(text)
-        if code in _PRIVATE_USE or code == 0xFFFD or pdfium.FPDFText_HasUnicodeMapError(raw, index) == 1:
+        if text != "•" and (
+            code in _PRIVATE_USE or code == 0xFFFD or pdfium.FPDFText_HasUnicodeMapError(raw, index) == 1
+        ):
             unmapped += 1
         if not pdfium.FPDFText_GetLooseCharBox(raw, index, box):
             continue
         pdfium.FPDFText_GetCharOrigin(raw, index, x, y)
-        size = abs(box.top - box.bottom) or 1.0
-        if not all(map(math.isfinite, (box.left, box.right, box.top, box.bottom, y.value))):
+        left, bottom, right, top, baseline = box.left, box.bottom, box.right, box.top, y.value
+        if turns:
+            left, bottom, right, top = turn(left, bottom, right, top, turns)
+            baseline = turn(x.value, y.value, x.value, y.value, turns)[1]
+        size = abs(top - bottom) or 1.0
+        if not all(map(math.isfinite, (left, right, top, bottom, baseline))):
             continue
-        same_line = previous is not None and abs(previous.baseline - y.value) < BASELINE_TOLERANCE * previous.size
-        if previous is not None and same_line and -size < box.left - previous.right < WORD_GAP * size:
-            is_raised = (
-                size < RAISED_SIZE * (previous.top - previous.bottom) and y.value - previous.baseline > 0.1 * size
-            )
-            previous.text += text.translate(_SUPERSCRIPTS) if is_raised else text
-            previous.right = max(previous.right, box.right)
-            previous.bottom = min(previous.bottom, box.bottom)
-            previous.top = max(previous.top, box.top)
-            continue
-        angle = pdfium.FPDFText_GetCharAngle(raw, index)
-        if MAX_ANGLE < angle < 2 * math.pi - MAX_ANGLE:
+        if previous is not None and abs(previous.baseline - baseline) < BASELINE_TOLERANCE * previous.size:
+            gap = left - previous.right
+            if not -size < gap < WORD_GAP * size and previous.is_right_to_left:
+                gap = previous.left - right
+            if -size < gap < WORD_GAP * size:
+                is_raised = (
+                    size < RAISED_SIZE * (previous.top - previous.bottom) and baseline - previous.baseline > 0.1 * size
+                )
+                previous.text += text.translate(_SUPERSCRIPTS) if is_raised else text
+                previous.left, previous.right = min(previous.left, left), max(previous.right, right)
+                previous.bottom, previous.top = min(previous.bottom, bottom), max(previous.top, top)
+                continue
+        if _count_quarter_turns(raw, index) != turns:
             previous = None
             continue  # text along the margin
         is_bold = pdfium.FPDFText_GetFontWeight(raw, index) >= BOLD_WEIGHT
         font_size = pdfium.FPDFText_GetFontSize(raw, index)
         # The size of the font may be 1 where a matrix scales it.
         own_size = font_size if 0.4 < font_size / size < 1.6 else size / 1.2
-        previous = Word(text, box.left, box.bottom, box.right, box.top, y.value, own_size, is_bold)
+        is_fixed = _has_fixed_pitch(raw, index)
+        previous = Word(text, left, bottom, right, top, baseline, own_size, is_bold, is_fixed)
         words.append(previous)
-    return PageWords(words, characters, unmapped)
+    return PageWords(words, characters, unmapped, turns)
+
+
+def _find_quarter_turns(raw: Any) -> int:
+    """Return how often the page has to be turned to the right, so that most of its lines run from left to right."""
+    import pypdfium2.raw as pdfium  # noqa: PLC0415 - optional
+
+    count = pdfium.FPDFText_CountChars(raw)
+    sample = range(0, count, max(count // SAMPLED_CHARACTERS, 1))
+    turns = Counter(_count_quarter_turns(raw, index) for index in sample)
+    most = turns.most_common(1)
+    return most[0][0] if most and most[0][0] > 0 and 2 * most[0][1] > len(sample) else 0
+
+
+def _count_quarter_turns(raw: Any, index: int) -> int:
+    """Return how often a character has to be turned to the right to stand upright, -1 for other angles."""
+    import pypdfium2.raw as pdfium  # noqa: PLC0415 - optional
+
+    # PDFium counts angles clockwise.
+    turns = -pdfium.FPDFText_GetCharAngle(raw, index) / (math.pi / 2)
+    return round(turns) % 4 if abs(turns - round(turns)) < MAX_ANGLE else -1
+
+
+def _has_fixed_pitch(raw: Any, index: int) -> bool:
+    import pypdfium2.raw as pdfium  # noqa: PLC0415 - optional
+
+    buffer = ctypes.create_string_buffer(FONT_NAME_BYTES)
+    flags = ctypes.c_int()
+    length = pdfium.FPDFText_GetFontInfo(raw, index, buffer, FONT_NAME_BYTES, flags)
+    if not length:
+        return False
+    return (
+        bool(flags.value & _FIXED_PITCH_FLAG)
+        or _FIXED_PITCH_NAME.search(buffer.value.decode("utf-8", "replace")) is not None
+    )
 
 
 def _to_text(code: int) -> str:
+    if 0x20 <= code < 0x7F:
+        return chr(code)
     if code in _HYPHENS:
         return "-"
-    if code in _LIGATURES:
+    if code in _SYMBOL_BULLETS:
+        return "•"
+    if any(code in forms for forms in _FORMS):
         return unicodedata.normalize("NFKC", chr(code))
     if 0xD800 <= code < 0xE000 or code > 0x10FFFF:
         return "\ufffd"
@@ -219,7 +315,12 @@ def _follows(last: Word, word: Word, fragment: Fragment) -> bool:
     size = max(last.size, word.size)
     baseline = fragment.words[0].baseline
     level = min(abs(last.baseline - word.baseline), abs(baseline - word.baseline)) < BASELINE_TOLERANCE * size
-    return level and -0.5 * size < word.left - last.right < FRAGMENT_GAP * size
+    gap = word.left - last.right
+    if (last.is_right_to_left or word.is_right_to_left) and gap < -0.5 * size:
+        gap = last.left - word.right
+    # The mark of a list item stands apart from its text.
+    is_mark = len(fragment.words) == 1 and _LIST_MARK.fullmatch(last.text) is not None
+    return level and -0.5 * size < gap < (MAX_MARK_GAP if is_mark else FRAGMENT_GAP) * size
 
 
 def group_lines(fragments: Sequence[Fragment]) -> list[list[Fragment]]:
@@ -245,11 +346,23 @@ def group_lines(fragments: Sequence[Fragment]) -> list[list[Fragment]]:
             line.append(fragment)
         else:
             lines.append([fragment])
-    return [sorted(line, key=lambda each: each.left) for line in lines]
+    return [_sort_line(line) for line in lines]
+
+
+def _sort_line(line: Sequence[Fragment]) -> list[Fragment]:
+    """Return the fragments of a line in the order in which they are read."""
+    words = [word for fragment in line for word in fragment.words]
+    if 2 * sum(word.is_right_to_left for word in words) > len(words):
+        return sorted(line, key=lambda each: -each.right)
+    return sorted(line, key=lambda each: each.left)
 
 
 def _is_level(first: Fragment, second: Fragment) -> bool:
-    return abs(first.baseline - second.baseline) < BASELINE_TOLERANCE * max(first.size, second.size)
+    large, small = (first, second) if first.size >= second.size else (second, first)
+    # A footnote mark or an exponent belongs to the line that it stands above.
+    is_mark = small.size < RAISED_SIZE * large.size and len(small.text) <= MAX_MARK_CHARACTERS
+    tolerance = RAISED_TOLERANCE if is_mark and small.baseline > large.baseline else BASELINE_TOLERANCE
+    return abs(first.baseline - second.baseline) < tolerance * large.size
 
 
 def iterate_words(line: Sequence[Fragment]) -> Iterator[Word]:

@@ -21,6 +21,9 @@ LOG_SHARE: Final = 0.6
 SPEECH_SHARE: Final = 0.7
 # Fewer lines with wide gaps below each other are justified text.
 MIN_ROWS: Final = 3
+MIN_HANGING_LINES: Final = 3
+MIN_HANGING_INDENT: Final = 2
+MAX_UNCASED_CHARACTERS: Final = 12
 MAX_FRONT_MATTER_LINES: Final = 100
 
 _DATE = r"\d{1,4}[./-]\d{1,2}[./-]\d{1,4}"
@@ -390,19 +393,25 @@ class _ProseParser:
             return [(BlockKind.TABLE_ROW, lines)]
         if labelled := _split_labelled(lines):
             return labelled
-        groups = _split_at_breaks(lines)
+        groups = _split_groups(lines)
         kinds: list[tuple[BlockKind, list[Line]]] = []
         for index, group in enumerate(groups):
             is_alone = len(groups) == 1
             is_last = index == len(groups) - 1
-            is_title = len(group) == 1 and self._is_title(group[0], number, is_alone=is_alone, is_last=is_last)
+            following_indent = 0 if is_last else groups[index + 1][0].indent
+            is_title = len(group) == 1 and self._is_title(
+                group[0], number, is_alone=is_alone, is_last=is_last, following_indent=following_indent
+            )
             kinds.append((BlockKind.HEADING if is_title else BlockKind.PARAGRAPH, group))
         return kinds
 
-    def _is_title(self, line: Line, number: int, *, is_alone: bool, is_last: bool) -> bool:
+    def _is_title(self, line: Line, number: int, *, is_alone: bool, is_last: bool, following_indent: int) -> bool:
         """Return whether a line between deliberate line breaks is a heading."""
         title = line.text.strip()
-        is_section_word = title.isupper() and title.isalpha() and len(title) > 2 and not is_last
+        is_word = title.isupper() and title.isalpha() and len(title) > 2
+        # A heading of a manual page in a script without cases.
+        is_uncased = not line.indent and following_indent > 2 and title.isalpha() and _has_no_lower_case(title)
+        is_section_word = (is_word or is_uncased) and not is_last
         is_upper_case = is_section_word or _is_upper_case(title)
         if len(title) > MAX_HEADING_CHARACTERS or len(title.split()) > MAX_HEADING_WORDS:
             return False
@@ -459,6 +468,13 @@ def _is_upper_case(title: str) -> bool:
     return len(letters) >= 5 and all(letter.isupper() for letter in letters)
 
 
+def _has_no_lower_case(text: str) -> bool:
+    """Return whether a short text is in upper case, or in a script without cases."""
+    return text.isupper() or (
+        len(text) <= MAX_UNCASED_CHARACTERS and text == text.upper() == text.lower() and not text.endswith(_END_MARKS)
+    )
+
+
 def _is_marked(line: Line) -> bool:
     return any(mark.match(line.text) for mark in (_BULLET, _NUMBER, _TABLE_ROW, _FENCE, _ATX_HEADING))
 
@@ -476,7 +492,19 @@ def _is_break(line: Line, following: Line, width: int) -> bool:
     last_word = line.text.rsplit(maxsplit=1)[-1]
     if last_word.endswith((",", "-", "–", "—", "(", "&")) or last_word.lower() in _OPEN_WORDS:
         return False
-    return len(line.text) + 1 + len(first_word) + 2 < width
+    return not _is_wrapped(line, following, width)
+
+
+def _is_section(line: Line, following: Line) -> bool:
+    """Return whether a line is the heading of a section of a manual page."""
+    return not line.indent and following.indent > 2 and _has_no_lower_case(line.text)
+
+
+def _split_groups(lines: Sequence[Line]) -> list[list[Line]]:
+    """Return the lines of a paragraph in groups: a heading, terms with their descriptions, or lines up to a break."""
+    if len(lines) > 1 and _is_section(lines[0], lines[1]):
+        return [[lines[0]], *_split_groups(lines[1:])]
+    return _split_hanging(lines) or _split_at_breaks(lines)
 
 
 def _split_at_breaks(lines: Sequence[Line]) -> list[list[Line]]:
@@ -485,12 +513,42 @@ def _split_at_breaks(lines: Sequence[Line]) -> list[list[Line]]:
     groups = [[lines[0]]]
     for line, following in itertools.pairwise(lines):
         starts_upper = following.text.strip()[0].isupper() and not _is_upper_case(following.text)
-        is_section = not line.indent and following.indent > 2 and line.text.isupper()  # of a manual page
-        is_title = is_section or (starts_upper and _is_upper_case(line.text))
+        is_title = _is_section(line, following) or (starts_upper and _is_upper_case(line.text))
         if is_title or _is_break(line, following, width):
             groups.append([])
         groups[-1].append(following)
     return groups
+
+
+def _is_wrapped(line: Line, following: Line, width: int) -> bool:
+    """Return whether the first word of the next line would not have fitted."""
+    return len(line.text) + 1 + len(following.text.split(maxsplit=1)[0]) + 2 >= width
+
+
+def _split_hanging(lines: Sequence[Line]) -> list[list[Line]]:
+    """Return lines in groups of a term and its indented description, as manual pages have them, or nothing."""
+    base = lines[0].indent
+    is_start = [line.indent == base for line in lines]
+    if len(lines) < MIN_HANGING_LINES or any(line.indent < base for line in lines):
+        return []
+    deeper = {line.indent for line in lines if line.indent > base}
+    # Code has more than one level, or marks of what is nested.
+    is_nested = any(line.indent == base and line.text.endswith((":", "{")) for line in lines)
+    if len(deeper) != 1 or min(deeper) < base + MIN_HANGING_INDENT or is_nested:
+        return []
+    width = max(len(line.text) for line in lines)
+    groups: list[list[Line]] = []
+    for number, line in enumerate(lines):
+        if is_start[number] and not (number and is_start[number - 1] and _is_wrapped(lines[number - 1], line, width)):
+            groups.append([line])
+        else:
+            groups[-1].append(line)
+    # Verses go on after a comma.
+    if any(group[-1].text.endswith((",", ";")) for group in groups[:-1]):
+        return []
+    # Every term has a description, below it or behind a gap.
+    alone = sum(1 for group in groups if len(group) == 1 and not _GAP.search(group[0].text.strip()))
+    return groups if len(groups) > 1 and alone <= len(groups) // 2 else []
 
 
 def _split_labelled(lines: Sequence[Line]) -> list[tuple[BlockKind, list[Line]]]:

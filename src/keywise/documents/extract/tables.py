@@ -11,6 +11,8 @@ from typing import Final
 from keywise.documents.blocks import Block, BlockKind, render_row
 
 DELIMITERS: Final = ",;\t|"
+JUDGED_ROWS: Final = 20
+MIN_PAIRS: Final = 2
 _SAMPLE_CHARACTERS: Final = 10_000
 _NUMBER: Final = re.compile(r"[-+−]?[\d.,'\s]*\d[\d.,]*\s*[%€$£]?")
 _MAX_FIELD_CHARACTERS: Final = 10**7
@@ -89,6 +91,36 @@ def has_header(rows: Sequence[Sequence[str]]) -> bool:
         bool(names)
         and len(set(names)) == len(names)
         and (not numbers or (below_are_numbers and first[0] not in numbers))
+    )
+
+
+def names_columns(rows: Sequence[Sequence[str]]) -> bool:
+    """Return whether the first row of a table without marks names the columns.
+
+    The rows of a table of two columns may be names and values. Its first row is a header only if it alone has no number
+    in the second column.
+
+    Parameters
+    ----------
+    rows
+        The rows of a table.
+
+    Examples
+    --------
+    >>> sales, form = [["Month", "Sales"], ["May", "10"], ["June", "12"]], [["Town", "Hull"], ["Fee", "7"]]
+    >>> names_columns(sales), names_columns(form)
+    (True, False)
+    """
+    rows = rows[:JUDGED_ROWS]
+    width = max((sum(map(bool, row)) for row in rows), default=0)
+    if width > 2:
+        return has_header(rows)
+    pairs = [[cell.strip() for cell in row if cell.strip()] for row in rows]
+    return (
+        len(rows) > MIN_PAIRS
+        and all(len(pair) == 2 for pair in pairs)
+        and not any(map(_NUMBER.fullmatch, pairs[0]))
+        and all(_NUMBER.fullmatch(pair[1]) for pair in pairs[1:])
     )
 
 
