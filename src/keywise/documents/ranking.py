@@ -104,54 +104,34 @@ def rank_document(
         It came before the first window was read.
     """
     if len(windows) == 1:
-        result = score_question(model, windows[0].context, question, keep_cache=keep_cache)
-        roles = text_index.find_roles()
-        scores = score_sentences(result.stats, text_index.score(question.text), model.heads, roles)
-        if len(sources) > 1:
-            scores = _look_again(model, text_index, question, scores, text_index.sentences)
+        (window,) = windows
+        scores, continuation = _score_window(model, sources, window, text_index, question, keep_cache=keep_cache)
         order = np.argsort(-scores.share, kind="stable")
         evidence = list_evidence(sources, scores, order)
-        return Ranking(evidence, scores.no_answer_share, windows[0], 1, _invert(order), result.continuation)
+        return Ranking(evidence, scores.no_answer_share, window, 1, _invert(order), continuation)
 
     chosen = choose_windows(windows, text_index, question.text, max_windows)
     for number, window in enumerate(windows):
         if number not in chosen:
             window.context.release()
     by_window = _read_windows(model, [windows[number] for number in chosen], text_index, question, progress)
-    count = text_index.sentences.size
-    preliminary = np.full(count, -1.0)
-    preliminary[:] = text_index.score(question.text)["lexical"] - 1.0  # below all that was read
-    merged = {name: np.zeros(count) for name in ("attention", "matching", "copying", "mass")}
-    text_scores = {name: np.zeros(count) for name in by_window[0][1].text}
-    candidates: list[Numbers] = []
-    for window, scores in by_window:
-        odds = scores.share * _scale_window(scores)
-        better = odds > preliminary[window.sentences]
-        numbers = window.sentences[better]
-        preliminary[numbers] = odds[better]
-        for name, column in merged.items():
-            column[numbers] = scores.columns[name][better]
-        for name, column in text_scores.items():
-            column[numbers] = scores.text[name][better]
-        candidates.append(window.sentences[np.argsort(-odds, kind="stable")])
+    # What was not read comes last, in the order of its words.
+    odds = text_index.score(question.text)["lexical"] - 1.0
+    columns = _merge_windows(by_window, odds)
     max_tokens = min(FINAL_TOKENS, max(len(window.context.document.token_ids) for window, _ in by_window))
-    final = choose_sentences(sources, candidates, preliminary, model.prompt.encode_text, max_tokens)
-    window = _make_final_window(model, sources, final)
-    result = score_question(model, window.context, question)
-    roles = text_index.find_roles(final)
-    scores = score_sentences(result.stats, text_index.score(question.text, final), model.heads, roles)
-    if len(sources) > 1:
-        scores = _look_again(model, text_index, question, scores, final)
-    merged["share"] = np.zeros(count)
-    merged["attention"][:] = 0.0
-    for name, column in merged.items():
-        column[final] = scores.columns[name]
-    for name, column in text_scores.items():
-        column[final] = scores.text[name]
-    whole = SentenceScores(**merged, text=text_scores, no_answer_share=scores.no_answer_share)
-    order = np.lexsort((np.arange(count), -preliminary, -whole.share))
+    candidates = [window.sentences[np.argsort(-scores.share, kind="stable")] for window, scores in by_window]
+    window = _make_final_window(
+        model, sources, choose_sentences(sources, candidates, odds, model.prompt.encode_text, max_tokens)
+    )
+    scores, _ = _score_window(model, sources, window, text_index, question)
+    columns |= {name: np.zeros(odds.size) for name in ("share", "attention")}
+    for name, column in scores.columns.items():
+        columns[name][window.sentences] = column
+    order = np.lexsort((-odds, -columns["share"]))
+    text_scores = {name: columns.pop(name) for name in scores.text}
+    whole = SentenceScores(**columns, text=text_scores, no_answer_share=scores.no_answer_share)
     evidence = list_evidence(sources, whole, order)
-    return Ranking(evidence, whole.no_answer_share, window, len(by_window), _invert(order), None)
+    return Ranking(evidence, scores.no_answer_share, window, len(by_window), _invert(order), None)
 
 
 def choose_windows(windows: Sequence[Window], text_index: TextIndex, question: str, max_windows: int) -> list[int]:
@@ -254,12 +234,45 @@ def _read_windows(
         results.append((window, score_sentences(stats, scores, model.heads, roles)))
 
 
-def _look_again(
-    model: EvidenceModel, text_index: TextIndex, question: QuestionTokens, scores: SentenceScores, sentences: Numbers
-) -> SentenceScores:
-    """Score the text once more for the question and the best sentence together."""
-    best = text_index.get_text(int(sentences[scores.share.argmax()]))
-    return look_again(scores, text_index.score(f"{question.text} {best}", sentences), model.heads)
+def _score_window(
+    model: EvidenceModel,
+    sources: Sequence[Source],
+    window: Window,
+    text_index: TextIndex,
+    question: QuestionTokens,
+    *,
+    keep_cache: bool = False,
+) -> tuple[SentenceScores, Continuation | None]:
+    """Score a question on the window that decides; over several texts, look twice."""
+    result = score_question(model, window.context, question, keep_cache=keep_cache)
+    text_scores = text_index.score(question.text, window.sentences)
+    scores = score_sentences(result.stats, text_scores, model.heads, text_index.find_roles(window.sentences))
+    if len(sources) > 1:
+        best = text_index.get_text(int(window.sentences[scores.share.argmax()]))
+        second = text_index.score(f"{question.text} {best}", window.sentences)
+        scores = look_again(scores, second, model.heads)
+    return scores, result.continuation
+
+
+def _merge_windows(by_window: Sequence[tuple[Window, SentenceScores]], odds: Scores) -> dict[str, Scores]:
+    """Return the scores of all sentences, each from the window with its largest odds, which are set.
+
+    Parameters
+    ----------
+    by_window
+        The windows that were read, with the scores of their sentences.
+    odds
+        float64 [sentences], below 0; set to those of the sentences that were read.
+    """
+    columns = {name: np.zeros(odds.size) for name in by_window[0][1].columns}
+    for window, scores in by_window:
+        own_odds = scores.share * _scale_window(scores)
+        better = own_odds > odds[window.sentences]
+        numbers = window.sentences[better]
+        odds[numbers] = own_odds[better]
+        for name, column in scores.columns.items():
+            columns[name][numbers] = column[better]
+    return columns
 
 
 def _scale_window(scores: SentenceScores) -> float:
