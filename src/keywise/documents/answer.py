@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from keywise.documents.blocks import BlockKind
 from keywise.documents.model import EvidenceModel, record_sentence_mass
 from keywise.documents.scoring import Continuation, SentenceMass, average_sentence_mass, forward_question
 from keywise.documents.spans import find_best_span
@@ -27,6 +28,8 @@ MAX_WORD_SOURCES: Final = 2
 
 # Spans that the model quotes with less than this are not trusted: the sentence is the answer. Natural logarithm.
 MIN_LOG_PROBABILITY: Final = -2.3
+# A row is short, and a wrong cell of it looks like a right one.
+MIN_ROW_LOG_PROBABILITY: Final = -0.5
 
 # A sentence of so few words may say yes or no; the one after it says what.
 MAX_INCOMPLETE_UNITS: Final = 2
@@ -208,7 +211,8 @@ def quote_answer(
         return find_best_span(model, cache, passage, question, max_tokens=max_tokens, excluded=markers)
 
     span = context.run(find_span)
-    if span is None or span.log_probability < MIN_LOG_PROBABILITY:
+    is_row = evidence[0].kind == BlockKind.TABLE_ROW
+    if span is None or span.log_probability < (MIN_ROW_LOG_PROBABILITY if is_row else MIN_LOG_PROBABILITY):
         return quote_sentence(model, evidence[0], in_order, max_tokens=max_tokens)
     text = passage[span.start : span.end]
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from keywise.documents.blocks import Box
+from keywise.documents.blocks import BlockKind, Box
 from keywise.documents.heads import ATTENTION, BIAS, LEXICAL, SEMANTIC, Heads
 
 if TYPE_CHECKING:
@@ -72,6 +72,8 @@ class Evidence:
         Its place on the pages of a PDF, a box per line.
     heading_path
         The headings that it stands under, outermost first.
+    kind
+        Kind of its block.
 
     Examples
     --------
@@ -97,6 +99,7 @@ class Evidence:
     page: int = 0
     boxes: tuple[Box, ...] = ()
     heading_path: tuple[str, ...] = ()
+    kind: BlockKind = BlockKind.PARAGRAPH
 
 
 @dataclass(frozen=True, eq=False)
@@ -235,6 +238,7 @@ def list_evidence(sources: Sequence[Source], scores: SentenceScores, order: NDAr
                 page=boxes[0].page if boxes else quote.block.page,
                 boxes=boxes,
                 heading_path=quote.block.heading_path,
+                kind=quote.block.kind,
                 **own_scores,
             )
         )
