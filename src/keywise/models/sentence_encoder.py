@@ -212,6 +212,8 @@ class SentenceEncoder:
                 arguments = {"local_files_only": True, "trust_remote_code": False}
                 folder = str(self._folder / self._pooling.folder)
                 tokenizer = AutoTokenizer.from_pretrained(folder, **arguments)
+                if tokenizer.pad_token is None:
+                    raise ValueError("its tokenizer has no padding token")
                 model = AutoModel.from_pretrained(folder, use_safetensors=True, **arguments)
             return tokenizer, model.eval()
         except (OSError, ValueError, KeyError, RuntimeError, ImportError, ModelFileError) as error:
@@ -252,17 +254,20 @@ def _read_pooling(files: dict[str, Path]) -> _Pooling:
         elif kind != "Normalize":
             raise ModelFileError(f"modules.json must name a transformer, a pooling and a normalisation, got {kind!r}")
     used = [name for name, value in pooling.items() if name.startswith("pooling_mode") and value]
-    modes = [_MODES.get(pooling["pooling_mode"] if name == "pooling_mode" else name) for name in used]
+    modes = [_MODES.get(str(pooling[name]) if name == "pooling_mode" else name) for name in used]
     if pooling and (len(modes) != 1 or modes[0] is None):
         raise ModelFileError(f"must pool the mean, the first or the last token, got {used}")
     inside = f"{folder}/" if folder else ""
     settings = _read_settings(files, f"{inside}sentence_bert_config.json")
     prompts = _read_settings(files, "config_sentence_transformers.json")
-    prompt = (prompts.get("prompts") or {}).get(prompts.get("default_prompt_name")) or ""
+    named = prompts.get("prompts")
+    prompt = named.get(str(prompts.get("default_prompt_name")), "") if isinstance(named, dict) else ""
     longest = _read_settings(files, f"{inside}config.json").get("max_position_embeddings") or MAX_TOKENS
     max_tokens = settings.get("max_seq_length") or longest
-    if type(max_tokens) is not int or not 1 <= max_tokens <= MAX_TOKENS or not isinstance(prompt, str):
+    if type(max_tokens) is not int or not 1 <= max_tokens <= MAX_TOKENS:
         raise ModelFileError(f"must have a context of 1 to {MAX_TOKENS:,} tokens, got {max_tokens!r:.20}")
+    if not isinstance(prompt, str):
+        raise ModelFileError(f"config_sentence_transformers.json must name a prompt, got {prompt!r:.40}")
     mode = str(modes[0]) if modes else "mean"
     return _Pooling(folder, mode, max_tokens, bool(settings.get("do_lower_case")), prompt)
 
