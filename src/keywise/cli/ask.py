@@ -18,7 +18,7 @@ from keywise.cli.session import AskOptions, Session
 from keywise.cli.terminal import print_notice, write, write_json
 from keywise.documents.reader import MAX_WINDOWS
 from keywise.documents.report import write_text_file
-from keywise.errors import OptionError
+from keywise.errors import KeywiseError, OptionError
 
 ASK_EXAMPLES = """
 Examples:
@@ -136,7 +136,7 @@ def ask(  # noqa: PLR0917 - each is an argument or option of the command
     sources = read_sources(names, lambda line: print_notice(line[:1].lower() + line[1:]))
     if html is not None:
         check_output_file("html", html, inputs=[source.name for source in sources])
-    opened_library = None if library is None else keywise.Library.open(library)
+    opened_library = None if library is None else _open_library(library)
 
     use_threads(threads)
     options = AskOptions(
@@ -170,6 +170,15 @@ def _ask_one(session: Session, question: str, *, as_json: bool, html: str | None
     if html is not None:
         write_text_file(html, make_page(reply))
         session.notify(f"Wrote {os.path.abspath(html)}")
+
+
+def _open_library(path: str) -> keywise.Library:
+    try:
+        return keywise.Library.open(path)
+    except KeywiseError as error:
+        if error.argument == "path":
+            error.argument = "library"  # as the command names it
+        raise
 
 
 def _check_conversation(names: list[str], *, as_json: bool) -> None:

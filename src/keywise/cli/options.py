@@ -7,7 +7,12 @@ import typer
 import keywise
 from keywise.attention.targets import MAX_THREADS
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+AsJson = Annotated[
+    bool,
+    typer.Option(
+        "--json", help="Print JSON and nothing else: one object, or one on each line where there are several."
+    ),
+]
 Model = Annotated[
     str | None, typer.Option(help="Hub id, folder or .gguf file. Default: KEYWISE_MODEL, else the default model.")
 ]

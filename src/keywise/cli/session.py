@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,7 @@ from keywise.util.terminal_text import replace_controls
 if TYPE_CHECKING:
     from keywise.documents import Evidence
     from keywise.library import Library
+    from keywise.util.progress import Progress
 
 ABLATED_SENTENCES = 3
 
@@ -151,7 +153,7 @@ class Session:
         document = self._read([passage.source for passage in passages]) if passages else self.read()
         told = self._find_told(document, question, replies[len(replies) - len(context) :])
         options = self.options
-        with show_progress(self.notices, "Reading", "tokens") as progress:
+        with self._show_reading(document) as progress:
             answer = document.ask(
                 question,
                 ranked_as=resolved if context else None,
@@ -164,7 +166,7 @@ class Session:
         if answer.windows > 1:
             self._tell_reading(document)
             if answer.read_windows < answer.windows:
-                self.notify(f"Read {answer.read_windows} of {answer.windows} windows: see --windows")
+                self.notify(f"The answer is from {answer.read_windows} of {answer.windows} windows: see --windows")
         reply = Reply(answer, document, passages)
         return replace(reply, ablations=self.ablate(reply)) if options.ablate and answer.text else reply
 
@@ -204,6 +206,14 @@ class Session:
             document = self._reader.read(sources, ahead=False, progress=progress)
         self._tell_reading(document)
         return document
+
+    def _show_reading(self, document: Document) -> AbstractContextManager[Progress | None]:
+        """Return what shows the progress of a question, which reads windows of a long document."""
+        windows = len(document.windows)
+        if windows == 1:
+            return nullcontext()
+        self.notify(f"Reading {min(windows, self.options.windows or windows)} of {windows} windows for the question")
+        return show_progress(self.notices, "Reading", "tokens")
 
     def _tell_reading(self, document: Document) -> None:
         """Tell how much was read; of a document of several windows nothing is read before a question."""

@@ -65,7 +65,7 @@ class OpenedLibrary:
                 "path",
                 "must be an existing library",
                 got=path,
-                remedy="create one with `keywise library add`, or open it with mode='a'",
+                remedy="create one with `keywise library add`, in Python with mode='a'",
             )
         if self.dataset is not None and encoder is not None:
             check_encoder(encoder, self.dataset.schema, path)
