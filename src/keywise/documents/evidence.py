@@ -266,7 +266,7 @@ def estimate_no_answer_share(best: Mapping[str, float], weights: Mapping[str, fl
     if weights is None:
         return 0.0
     log_odds = sum(weight * (1.0 if name == BIAS else best[name]) for name, weight in weights.items())
-    return float(1.0 / (1.0 + np.exp(log_odds)))
+    return float(1.0 / (1.0 + np.power(np.e, log_odds)))
 
 
 def pool_heads(stats: EvidenceStats, heads: Heads) -> tuple[Scores, Scores]:
@@ -337,7 +337,7 @@ def compute_text_odds(name: str, score: Scores) -> Scores:
     >>> compute_text_odds("lexical", np.array([0.0, 1.0])).tolist()
     [0.05, 1.05]
     """
-    return np.exp(score) if name in COSINE_FEATURES else score + LEXICAL_SMOOTHING
+    return np.power(np.e, score) if name in COSINE_FEATURES else score + LEXICAL_SMOOTHING
 
 
 def combine_odds(odds: Mapping[str, Scores], powers: Mapping[str, float]) -> Scores:

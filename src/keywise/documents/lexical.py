@@ -55,9 +55,9 @@ class LexicalIndex:
     >>> index.paragraph_ids.tolist()
     [0, 0, 1, 1]
     >>> index.score_sentences("Who was the keeper?").round(2).tolist()
-    [0.22, 0.44, 0.0, 0.0]
+    [0.2, 0.41, 0.0, 0.0]
     >>> index.score_paragraphs("Who was the keeper?").round(2).tolist()
-    [0.24, 0.24, 0.0, 0.0]
+    [0.22, 0.22, 0.0, 0.0]
     """
 
     def __init__(self, sources: Sequence[Source], contexts: Sequence[str]) -> None:

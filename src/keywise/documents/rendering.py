@@ -28,7 +28,7 @@ def render_sentences(source: Source) -> tuple[str, list[tuple[int, int]]]:
     --------
     >>> from keywise.documents import Source
     >>> render_sentences(Source("note", "It is  dry.   Rain comes.\n\n---\n\nIt is wet."))
-    ('It is dry. Rain comes.\n\nIt is wet.', [(0, 11), (12, 23), (25, 35)])
+    ('It is dry. Rain comes.\n\nIt is wet.', [(0, 10), (11, 22), (24, 34)])
     """
     parts: list[str] = []
     spans: list[tuple[int, int]] = []

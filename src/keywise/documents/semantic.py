@@ -43,7 +43,7 @@ class SemanticIndex:
     >>> index = SemanticIndex(count_letters, [Source("note", "A lamp. Oh no.")], ["", "Go:"], [0, 1])
     >>> sentences, paragraphs = index.score("o", np.array([0, 1]))
     >>> sentences.round(2).tolist(), paragraphs.round(2).tolist()
-    ([0.0, 1.0], [0.0, 1.0])
+    ([0.0, 0.89], [0.0, 0.89])
     """
 
     def __init__(

@@ -53,9 +53,9 @@ def prefill_windows(windows: Sequence[Window], progress: Progress | None) -> Ite
         report = None if progress is None else _shift_progress(progress, done_tokens, end_tokens, total_tokens)
         window.context.prefill(report)
         done_tokens = end_tokens
+        yield window
         if progress is not None:
             progress(done_tokens, total_tokens)
-        yield window
 
 
 def split_sentences(sizes_tokens: Sequence[int], max_tokens: int) -> list[NDArray[np.intp]]:
