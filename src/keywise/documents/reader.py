@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 # Kept free after a document, so that a question and its answer fit.
 RESERVED_TOKENS: Final = 256
 # Longest window of a document that does not fit into the model's context: short ones are read when they are needed.
-WINDOW_TOKENS: Final = 4096
+WINDOW_TOKENS: Final = 2048
 MAX_WINDOWS: Final = 8
 
 
