@@ -411,6 +411,21 @@ def test_only_the_windows_that_the_words_rank_first_are_read(loaded, monkeypatch
         Reader(loaded, keep=False, max_windows=-1)
 
 
+def test_only_sentences_of_windows_that_are_read_are_encoded(loaded, monkeypatch):
+    monkeypatch.setattr(loaded.model.config, "max_position_embeddings", 700)
+    encoded = []
+
+    def encode(texts):
+        encoded.extend(texts)
+        return np.ones((len(texts), 2))
+
+    document = Reader(loaded, keep=False, encode=encode, max_windows=1).read([LIGHTHOUSE, "The cook was Jo Bell."])
+    document.evidence("Who was the cook?")
+    sentences = sum(len(source.sentences) for source in document.sources)
+    assert len(document.windows) > 1
+    assert len(encoded) < sentences
+
+
 def test_too_long_questions_are_refused_with_numbers(lighthouse):
     with pytest.raises(OptionError, match=r"max_tokens must be at most 7,\d+ .* context has 8,192 .* got 9000"):
         lighthouse.ask(QUESTION, max_tokens=9000)

@@ -29,6 +29,9 @@ NEIGHBOURS: Final = 2
 # So many sentences of each window are read again, before others.
 WINDOW_CANDIDATES: Final = 2
 
+# The largest score of words: that of a sentence and that of its paragraph.
+MAX_WORD_SCORE: Final = 2.0
+
 Scores = NDArray[np.float64]
 Numbers = NDArray[np.intp]
 
@@ -116,7 +119,7 @@ def rank_document(
             window.context.release()
     by_window = _read_windows(model, [windows[number] for number in chosen], text_index, question, progress)
     # What was not read comes last, in the order of its words.
-    odds = text_index.score(question.text)["lexical"] - 1.0
+    odds = text_index.score_words(question.text) - MAX_WORD_SCORE
     columns = _merge_windows(by_window, odds)
     max_tokens = min(FINAL_TOKENS, max(len(window.context.document.token_ids) for window, _ in by_window))
     candidates = [window.sentences[np.argsort(-scores.share, kind="stable")] for window, scores in by_window]
