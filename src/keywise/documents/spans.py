@@ -27,6 +27,8 @@ COPYING_WEIGHT: Final = 0.3
 NATS_PER_TOKEN: Final = 0.3
 _MIN_MASS: Final = 1e-4
 
+# An article, or the letter of a part of the sentence.
+_LETTER = regex.compile(r"\p{Ll}")
 _WORD = regex.compile(r"[\w\p{M}]+")
 
 
@@ -129,7 +131,7 @@ def find_best_span(
             end = start + tail_end
             if number == chosen[0] and length == max_tokens:
                 cut = Span(start, end, float(span_log_probability), length, complete=False)
-            if end not in ends or _repeats(text[start:end], known_text):
+            if end not in ends or _LETTER.fullmatch(text[start:end]) or _repeats(text[start:end], known_text):
                 continue
             end_log_probability = np.logaddexp.reduce(next_log_probabilities[model.prompt.quote_end_ids])
             log_probability = float(span_log_probability + end_log_probability)
