@@ -43,7 +43,7 @@ def tune(  # noqa: PLR0917 - each is an option of the command
     ] = 1,
     semantic: Annotated[
         bool,
-        typer.Option("--semantic", help="Also tune the ranking of `ask --semantic`; needs the extra `library`."),
+        typer.Option("--semantic", help="Also tune the ranking by a sentence encoder; without it, questions use none."),
     ] = False,
     out: Annotated[
         Path | None, typer.Option(help="Write the heads here. Default: where keywise looks for this model's.")
