@@ -62,3 +62,8 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     (folder / "models").symlink_to(models)
     monkeypatch.setenv("KEYWISE_CACHE_DIR", str(folder))
     return folder
+
+
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """Name arguments of bytes by their length: archives have the time of day in them, and workers must agree."""
+    return f"{len(val)} bytes" if isinstance(val, bytes) else None
