@@ -116,9 +116,9 @@ def model(
 ) -> None:
     """Time a language model with transformers' sdpa and eager attention, with keywise, and in llama.cpp.
 
-    Logits are compared first. Tasks are prefill of 2000 and 8000 tokens, decoding after 128, 2000 and 8000 tokens,
-    and prefill of 4096 tokens with statistics of every layer, compared with sdpa without. llama.cpp needs
-    `pip install llama-cpp-python`.
+    Logits are compared first. Tasks are prefill of 500, 2000 and 8000 tokens, decoding after 128 tokens and after
+    each of these, and prefill of 4096 tokens with statistics of every layer, compared with sdpa without. llama.cpp
+    needs `pip install llama-cpp-python`.
     """
     from benchmarks.model import run_tasks, select_tasks
 

@@ -7,6 +7,7 @@
 #include "merge.h"
 #include "output.h"
 #include "pack.h"
+#include "quantised_product.h"
 #include "simd.h"
 #include "target.h"
 
@@ -23,6 +24,9 @@ static constexpr Target make_target(const char* name) {
   target.write_results = write_results;
   target.has_tiny_values = has_tiny_values;
   target.accumulate_key_mass = accumulate_key_mass;
+  target.round_inputs = round_inputs;
+  target.multiply_rows = multiply_rows;
+  target.dequantise_rows = dequantise_rows;
   target.multiply_adds = multiply_adds;
   target.add_up = add_up;
   return target;

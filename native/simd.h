@@ -28,6 +28,9 @@
 //                                 lanes of its own
 //   combine_pairwise(sums)        kLanes / kPairwiseVectors results of pairwise_add become one
 //                                 vector: lane i is the sum of vector i
+//   widen_scale(bits)             a float16 as float32
+//   dot_int16<kCount>(a, b)       16 or 32 products of int8 and int16, summed into the lanes
+//   look_up(table, numbers, count)  replaces numbers of 0 .. 15 by the entries of a table
 // Optional: KEYWISE_HAS_COMPRESS and compress_store, KEYWISE_HAS_BF16_DOT and the functions of pairs
 // of bfloat16, both described below.
 // clang-format on

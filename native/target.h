@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "problem.h"
+#include "quantised.h"
 #include "softmax_state.h"
 
 namespace keywise {
@@ -148,6 +149,15 @@ struct Target {
   // share; where `sums` is null, writes it to `mass`.
   void (*accumulate_key_mass)(const Problem&, const Task&, const State&, const ScoreBuffer&,
                               const Workspace&, double* sums, float* mass);
+
+  // Fills the rows of `to` from contiguous rows of inputs, for a product with a matrix of a format.
+  void (*round_inputs)(BlockFormat format, const void* inputs, Dtype dtype, int64_t columns,
+                       const QuantisedInputs& to);
+  // Computes some rows of the matrix for all inputs.
+  void (*multiply_rows)(const QuantisedProduct&, int64_t first_row, int64_t last_row);
+  // Writes the weights of some rows; `output` is the place of row 0.
+  void (*dequantise_rows)(const QuantisedMatrix&, int64_t first_row, int64_t last_row, void* output,
+                          Dtype dtype);
 
   // Measures what the CPU can do at most, for benchmarks: operations in registers alone, on pairs
   // of bfloat16 where the target multiplies them directly; and the sum of a buffer.

@@ -95,8 +95,15 @@ def find_heavy_imports(path: Path) -> set[str]:
     return found & (models | {"jax", "llama_cpp", "matplotlib", "onnx", "onnxruntime", "openvino", "rank_bm25"})
 
 
-# Classes of torch and transformers are extended here; `keywise.hf` imports these modules when they are needed.
-LAZY_MODULES = {"hf/attention.py", "hf/cache.py", "hf/joined.py", "hf/masks.py"}
+# Classes of torch and transformers are extended here; these modules are imported when they are needed.
+LAZY_MODULES = {
+    "hf/attention.py",
+    "hf/cache.py",
+    "hf/joined.py",
+    "hf/masks.py",
+    "models/gguf_weights.py",
+    "models/quantised.py",
+}
 
 
 @pytest.mark.parametrize(

@@ -383,13 +383,13 @@ Inputs::Inputs(HeldArray query, std::vector<HeldArray> held, std::vector<Chunk> 
       sizes_(sizes),
       stored_dtype_(stored_dtype) {}
 
-nb::object Inputs::like() const {
-  if (!is_host_array(query_.owner)) return query_.owner;
-  return query_.owner.attr("like");
+nb::object HeldArray::like() const {
+  if (!is_host_array(owner)) return owner;
+  return owner.attr("like");
 }
 
-const char* Inputs::dtype() const {
-  switch (query_.array.element) {
+const char* HeldArray::dtype() const {
+  switch (array.element) {
     case Element::float16:
       return "float16";
     case Element::bfloat16:
@@ -417,9 +417,9 @@ int32_t* Results::add_int32(const char* name, std::initializer_list<int64_t> sha
 
 void* Results::add_output(const char* name, std::initializer_list<int64_t> shape) {
   dlpack::Type type{dlpack::kFloat, 32, 1};
-  if (inputs_.query().element == Element::float16) type = {dlpack::kFloat, 16, 1};
-  if (inputs_.query().element == Element::bfloat16) type = {dlpack::kBfloat, 16, 1};
-  return add(name, type, inputs_.dtype(), shape);
+  if (argument_.array.element == Element::float16) type = {dlpack::kFloat, 16, 1};
+  if (argument_.array.element == Element::bfloat16) type = {dlpack::kBfloat, 16, 1};
+  return add(name, type, argument_.dtype(), shape);
 }
 
 void* Results::add(const char* name, dlpack::Type type, const char* dtype,
@@ -427,12 +427,12 @@ void* Results::add(const char* name, dlpack::Type type, const char* dtype,
   Result result{name, std::nullopt, nb::object()};
   void* data = nullptr;
   try {
-    if (inputs_.is_tensor() && !as_numpy_) {
+    if (argument_.is_tensor && !as_numpy_) {
       result.tensor = dlpack::allocate_tensor(type, shape);
       data = (*result.tensor)->view.data;
     } else {
       dlpack::count_bytes(type, shape);
-      const nb::object like = as_numpy_ ? nb::object(nb::none()) : inputs_.like();
+      const nb::object like = as_numpy_ ? nb::object(nb::none()) : argument_.like();
       result.array = functions->allocate_result(to_tuple(shape), dtype, like);
       const Buffer buffer(result.array, PyBUF_STRIDED_RO);
       data = buffer->buf;
@@ -457,7 +457,7 @@ nb::dict Results::take() {
       if (find_exchange()->give(result.tensor->release(), &tensor) != 0) throw nb::python_error();
       array = nb::steal(static_cast<PyObject*>(tensor));
     } else if (!as_numpy_) {
-      array = functions->to_library(array, inputs_.like());
+      array = functions->to_library(array, argument_.like());
     }
     results[result.name] = array;
   }

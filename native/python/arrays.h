@@ -33,6 +33,9 @@ struct HeldArray {
   InputArray array;
   nb::object owner;        // keeps the memory alive
   bool is_tensor = false;  // a plain torch tensor
+
+  nb::object like() const;    // what results take their library from
+  const char* dtype() const;  // name of the element type
 };
 
 // Reads the arrays of one call.
@@ -58,13 +61,12 @@ class Inputs {
   const std::vector<Chunk>& chunks() const { return chunks_; }
   const Sizes& sizes() const { return sizes_; }
   Dtype stored_dtype() const { return stored_dtype_; }
-  bool is_tensor() const { return query_.is_tensor; }
 
   nb::object query_object() const { return query_.owner; }
   nb::tuple key_objects() const { return collect(0); }
   nb::tuple value_objects() const { return collect(1); }
-  nb::object like() const;
-  const char* dtype() const;
+  const HeldArray& held_query() const { return query_; }
+  const char* dtype() const { return query_.dtype(); }
 
  private:
   nb::tuple collect(size_t side) const;
@@ -76,15 +78,16 @@ class Inputs {
   Dtype stored_dtype_;
 };
 
-// Results of one call, made in the library of the query.
+// Results of one call, made in the library of an argument.
 class Results {
  public:
-  // `as_numpy`: NumPy arrays whatever the query is.
-  Results(const Inputs& inputs, bool as_numpy) : inputs_(inputs), as_numpy_(as_numpy) {}
+  // `as_numpy`: NumPy arrays whatever the argument is.
+  Results(const HeldArray& argument, bool as_numpy) : argument_(argument), as_numpy_(as_numpy) {}
 
   float* add_float32(const char* name, std::initializer_list<int64_t> shape);
   int32_t* add_int32(const char* name, std::initializer_list<int64_t> shape);
-  void* add_output(const char* name, std::initializer_list<int64_t> shape);  // of the query's dtype
+  void* add_output(const char* name,
+                   std::initializer_list<int64_t> shape);  // of the argument's dtype
 
   // Returns the results by name.
   nb::dict take();
@@ -98,7 +101,7 @@ class Results {
   void* add(const char* name, dlpack::Type type, const char* dtype,
             std::initializer_list<int64_t> shape);
 
-  const Inputs& inputs_;
+  const HeldArray& argument_;
   const bool as_numpy_;
   std::vector<Result> results_;
 };

@@ -25,9 +25,23 @@
 #include "../inputs.h"
 #include "../team.h"
 #include "arrays.h"
+#include "find_target.h"
 #include "gil.h"
+#include "matrices.h"
 
 namespace keywise::python {
+
+const Target& find_target(const std::string& name) {
+  const Candidate* list;
+  const int count = candidates(&list);
+  for (int i = 0; i < count; ++i) {
+    if (name != list[i].target->name) continue;
+    if (*list[i].reason) throw nb::value_error((name + ": " + list[i].reason).c_str());
+    return *list[i].target;
+  }
+  throw nb::value_error(("no target named " + name).c_str());
+}
+
 namespace {
 
 using namespace nb::literals;
@@ -198,17 +212,6 @@ void set_partial(Problem& problem, const Sizes& sizes, Results& results) {
   problem.values = results.add_float32("values", {batch, heads, queries, sizes.value_dim});
 }
 
-const Target& find_target(const std::string& name) {
-  const Candidate* list;
-  const int count = candidates(&list);
-  for (int i = 0; i < count; ++i) {
-    if (name != list[i].target->name) continue;
-    if (*list[i].reason) throw nb::value_error((name + ": " + list[i].reason).c_str());
-    return *list[i].target;
-  }
-  throw nb::value_error(("no target named " + name).c_str());
-}
-
 // Returns whether a call is over in microseconds: giving the GIL away and taking it again would
 // take noticeable time, and gain little for others.
 bool is_short(const Sizes& sizes) {
@@ -250,7 +253,7 @@ nb::dict attend(const Inputs& inputs, const CheckedMask& mask, const StatsPlan* 
   DefaultPositions positions;
   problem.visibility = make_mask_rules(mask, sizes, first_key, positions);
 
-  Results results(inputs, partial);
+  Results results(inputs.held_query(), partial);
   if (partial)
     set_partial(problem, sizes, results);
   else
@@ -398,6 +401,7 @@ NB_MODULE(_native, module) {
              "partial"_a, "target"_a, "threads"_a, "interruptible"_a,
              "Run one call and return its results by name: the output or the partial, and the "
              "statistics.");
+  bind_matrices(module);
   module.def("environment", &environment, "name"_a,
              "Return a variable of the environment as it is now, or None.");
   module.def("multiply_adds", &multiply_adds, "target"_a, "rounds"_a, "pairs"_a,

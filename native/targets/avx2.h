@@ -106,4 +106,25 @@ static inline Vec combine_pairwise(const Vec* t) {
   return _mm256_add_ps(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31));
 }
 
+static inline float widen_scale(uint16_t bits) { return _cvtsh_ss(bits); }
+// The products of `kCount` (16 or 32) int8 and int16, summed into the lanes.
+template <int kCount>
+static inline Vec dot_int16(const int8_t* weights, const int16_t* inputs) {
+  const auto multiply = [&](int i) {
+    const __m128i bytes = _mm_load_si128(reinterpret_cast<const __m128i*>(weights + i));
+    const __m256i numbers = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(inputs + i));
+    return _mm256_madd_epi16(_mm256_cvtepi8_epi16(bytes), numbers);
+  };
+  if constexpr (kCount == 16) return _mm256_cvtepi32_ps(multiply(0));
+  return _mm256_cvtepi32_ps(_mm256_add_epi32(multiply(0), multiply(16)));
+}
+// Replaces numbers of 0 .. 15 by those of a table.
+static inline void look_up(const int8_t* table, int8_t* numbers, int64_t count) {
+  const __m128i entries = _mm_load_si128(reinterpret_cast<const __m128i*>(table));
+  for (int64_t i = 0; i < count; i += 16) {
+    __m128i* const place = reinterpret_cast<__m128i*>(numbers + i);
+    _mm_store_si128(place, _mm_shuffle_epi8(entries, _mm_load_si128(place)));
+  }
+}
+
 }  // namespace keywise::KEYWISE_TARGET

@@ -103,4 +103,19 @@ static inline Vec combine_pairwise(const Vec* t) {
   return Vec{reduce_add(t[0]), reduce_add(t[1]), reduce_add(t[2]), reduce_add(t[3])};
 }
 
+static inline float widen_scale(uint16_t bits) { return widen_float16(bits); }
+// The products of `kCount` (16 or 32) int8 and int16, summed into the lanes.
+template <int kCount>
+static inline Vec dot_int16(const int8_t* weights, const int16_t* inputs) {
+  int32_t sums[kLanes] = {};
+  for (int i = 0; i < kCount; i += kLanes)
+    for (int lane = 0; lane < kLanes; ++lane)
+      sums[lane] += int32_t(weights[i + lane]) * int32_t(inputs[i + lane]);
+  return Vec{float(sums[0]), float(sums[1]), float(sums[2]), float(sums[3])};
+}
+// Replaces numbers of 0 .. 15 by those of a table.
+static inline void look_up(const int8_t* table, int8_t* numbers, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) numbers[i] = table[numbers[i]];
+}
+
 }  // namespace keywise::KEYWISE_TARGET

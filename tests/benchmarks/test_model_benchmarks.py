@@ -38,7 +38,7 @@ def test_model_is_timed_once_its_logits_agree() -> None:
     text = format_tables([Run("model", "python -m benchmarks model", results=[decoding, records])])
     assert "decoding after 12 tokens, ms/token" in text
     assert "| sdpa ÷ keywise | sdpa ÷ keywise with its cache |" in text
-    assert "llama.cpp (has one precision" in text
+    assert "llama.cpp" in text
 
 
 def test_model_that_disagrees_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -333,7 +333,7 @@ def test_without_a_cache_nothing_is_written(tmp_path: Path, own_cache: Path, not
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("Ann Low [1]\n")
-    assert ("the converted model is not kept" in done.stderr) == (not has_conversion)
+    assert ("the model's tokenizer is not kept" in done.stderr) == (not has_conversion)
     assert sorted(home.rglob("*")) == before
     if not has_conversion:
         done = run_process("ask", "Who was the keeper?", note, env=environment, preexec_fn=obey_modes)

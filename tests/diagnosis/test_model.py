@@ -16,9 +16,11 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 import keywise as kw
 import keywise.hf
 from keywise.diagnosis import check_model
+from keywise.hf.support import is_eager_only
 from keywise.models import list_models, load_model
 from tests.support import models
 from tests.support.command_line import run
+from tests.support.eager_models import is_exchangeable
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 needs_model = pytest.mark.skipif(
@@ -27,6 +29,11 @@ needs_model = pytest.mark.skipif(
 LIGHTHOUSE = Path(__file__).parents[2] / "examples" / "lighthouse.md"
 NOTES = {"attention-sink", "scale-unusual", "rows-without-keys"}
 EAGER_ONLY = {"gemma2", "gpt_oss"}
+# Some versions of transformers cannot exchange T5's attention, and give Gemma 2 an sdpa attention without its softcap.
+needs_exchangeable_t5 = pytest.mark.skipif(
+    not is_exchangeable("t5"), reason="this version of transformers cannot exchange T5's attention"
+)
+UNFIT_DECODERS = {name for name in ("gemma2",) if not is_eager_only(hf.Gemma2Model.config_class)}
 
 
 def make_model(name: str, attention: str) -> Any:
@@ -41,6 +48,8 @@ def make_model(name: str, attention: str) -> Any:
 def test_healthy_model_has_no_errors_or_warnings(name: str, attention: str) -> None:
     if attention == "sdpa" and name in EAGER_ONLY:
         pytest.skip("transformers has no sdpa attention for this model")
+    if name == "t5" and not is_exchangeable("t5"):
+        pytest.skip("this version of transformers cannot exchange T5's attention")
     diagnosis = check_model(make_model(name, attention))
     assert diagnosis.healthy, diagnosis
     assert {finding.code for finding in diagnosis.findings} <= NOTES
@@ -51,6 +60,8 @@ def test_healthy_model_has_no_errors_or_warnings(name: str, attention: str) -> N
 
 @pytest.mark.parametrize("name", models.DECODERS)
 def test_every_check_of_decoders_is_made(name: str) -> None:
+    if name in UNFIT_DECODERS:
+        pytest.skip("this version of transformers drops the softcap of this model")
     diagnosis = check_model(models.make_model(name))
     tested = {"future-leak", "padding-visible", "document-leak", "prefill-decode-disagree", "positions-not-shifted"}
     if name == "gpt_oss":  # transformers makes its masks without positions
@@ -64,6 +75,7 @@ def test_every_check_of_decoders_is_made(name: str) -> None:
     assert diagnosis.state("softcap-dropped") == ("clean" if name == "gemma2" else "not testable")
 
 
+@needs_exchangeable_t5
 def test_unusual_scale_is_a_note() -> None:
     for name in ("t5", "whisper"):
         severities = {finding.code: finding.severity for finding in check_model(models.make_model(name)).findings}

@@ -7,6 +7,7 @@ import re
 import pytest
 
 from keywise.diagnosis.codes import CODES
+from tests.support.eager_models import is_exchangeable
 from tests.support.planted import BEGIN, CODES_BEGIN, CODES_END, END, PAGE, PLANTED_FAULTS, make_code_table
 from tests.support.planted_functions import COMMON_FAULTS, FUNCTION_FAULTS, PlantedFault
 from tests.support.planted_models import MODEL_FAULTS
@@ -16,6 +17,8 @@ pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 @pytest.mark.parametrize("planted", PLANTED_FAULTS, ids=lambda planted: f"{planted.code}: {planted.fault}")
 def test_planted_fault_is_found_by_its_own_code(planted: PlantedFault) -> None:
+    if planted.place == "T5" and not is_exchangeable("t5"):
+        pytest.skip("this version of transformers cannot exchange T5's attention")
     diagnosis = planted.diagnose()
     assert diagnosis.codes[:1] == (planted.code,), diagnosis
     assert {finding.code for finding in diagnosis.errors} <= {planted.code}, diagnosis

@@ -169,12 +169,6 @@ def test_crop_takes_what_this_version_passes(monkeypatch: pytest.MonkeyPatch) ->
         filled.crop(3)
 
 
-def test_gguf_files_need_no_option_where_they_are_always_converted(monkeypatch: pytest.MonkeyPatch) -> None:
-    # transformers replaces its module when its models are first imported.
-    monkeypatch.setattr(sys.modules["transformers"], "GgufConfig", None, raising=False)
-    assert compatibility.make_gguf_options() == {}
-
-
 def test_families_that_this_version_cannot_exchange_are_refused_by_name() -> None:
     refused = set(FAMILIES) - SERVED
     assert refused <= {"t5"}  # served since 5.15

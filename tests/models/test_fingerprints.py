@@ -15,7 +15,7 @@ import torch
 from transformers import AutoTokenizer
 
 from keywise.errors import DtypeError, ModelError
-from keywise.models import fingerprint, fingerprints
+from keywise.models import file_digests, fingerprint
 from tests.support import models
 
 WEIGHTS = "model.safetensors"
@@ -77,7 +77,7 @@ def saved(tmp_path: Path) -> tuple[Any, Path, Path]:
 
 def test_files_are_digested_once(saved: tuple[Any, Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     model, folder, cache = saved
-    monkeypatch.setattr(fingerprints, "CLOCK_STEP_SECONDS", 0.0)
+    monkeypatch.setattr(file_digests, "CLOCK_STEP_SECONDS", 0.0)
     first = fingerprint(model, folder=folder, cache_dir=cache)
     notes = [path for path in (cache / "digests").iterdir() if WEIGHTS in json.loads(path.read_text())["path"]]
     assert len(notes) == 1
@@ -85,7 +85,7 @@ def test_files_are_digested_once(saved: tuple[Any, Path, Path], monkeypatch: pyt
     monkeypatch.setattr("hashlib.file_digest", lambda *_: pytest.fail("the file was digested again"))
     assert fingerprint(model, folder=folder, cache_dir=cache) == first
     monkeypatch.undo()
-    monkeypatch.setattr(fingerprints, "CLOCK_STEP_SECONDS", 0.0)
+    monkeypatch.setattr(file_digests, "CLOCK_STEP_SECONDS", 0.0)
     # A note that is damaged, or of another state of the file, is ignored.
     for wrong in (
         b"",

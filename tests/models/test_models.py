@@ -8,10 +8,8 @@ import sys
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
 
 from keywise.errors import DtypeError, ModelError, OptionError
-from keywise.hf.compatibility import make_gguf_options
 from keywise.models import find_model, fingerprint, list_models, load_model, loading
 from keywise.models import gguf as conversion
 from keywise.models.packed_linear import pack_linear_layers
@@ -20,7 +18,7 @@ from keywise.util.paths import locate_cache_folder
 
 pytest.importorskip("gguf", reason="reads GGUF files; it comes with keywise[hf]")
 
-from tests.support.gguf_models import write_gguf
+from tests.support.gguf_models import load_with_transformers, write_gguf
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +31,16 @@ def converted(gguf_file, tmp_path_factory):
     """Return the tiny model after its first conversion, its cache folder and the status lines of that call."""
     cache, lines = tmp_path_factory.mktemp("cache"), []
     return load_model(gguf_file, cache_dir=cache, status=lines.append), cache, lines
+
+
+@pytest.fixture(scope="module")
+def saved(gguf_file, converted, tmp_path_factory):
+    """Return a folder of safetensors with the numbers of the tiny model."""
+    folder = tmp_path_factory.mktemp("saved")
+    loaded = load_model(gguf_file, weights="expanded", cache_dir=converted[1])
+    loaded.model.save_pretrained(folder)
+    loaded.tokenizer.save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture
@@ -52,18 +60,19 @@ def run_python(code, **environment):
     )
 
 
-def test_converted_model_has_the_logits_of_the_gguf_model(gguf_file, converted):
-    loaded = load_model(converted[0].folder, dtype="float32")
+@pytest.mark.parametrize("weights", [None, "expanded"])
+def test_a_gguf_model_has_the_logits_of_transformers(gguf_file, converted, weights):
+    loaded = load_model(gguf_file, dtype="float32", weights=weights, cache_dir=converted[1])
     assert not loaded.model.training
-    direct = AutoModelForCausalLM.from_pretrained(
-        gguf_file.parent,
-        gguf_file=gguf_file.name,
-        dtype=torch.bfloat16,
-        **make_gguf_options(),
-    ).float()
     ids = torch.tensor([loaded.tokenizer("the thing")["input_ids"]])
     with torch.no_grad():
-        assert torch.equal(loaded.model(ids).logits, direct.eval()(ids).logits)
+        assert torch.equal(loaded.model(ids).logits, load_with_transformers(gguf_file)(ids).logits)
+
+
+def test_a_saved_model_has_the_logits_of_the_gguf_model(converted, saved):
+    ids = torch.tensor([[1, 5, 9]])
+    with torch.no_grad():
+        assert torch.equal(load_model(saved).model(ids).logits, converted[0].model(ids).logits)
 
 
 def test_converted_tokenizer_round_trips(converted):
@@ -79,26 +88,25 @@ def test_converted_tokenizer_round_trips(converted):
 
 def test_a_gguf_file_is_converted_once(gguf_file, converted):
     loaded, cache, lines = converted
-    assert any("Converting tiny.gguf once" in line for line in lines)
+    assert any("tokenizer of tiny.gguf once" in line for line in lines)
     assert [path.name for path in (cache / "models").iterdir()] == [loaded.folder.name]
-    written = (loaded.folder / "model.safetensors").stat().st_mtime_ns
+    assert not list(loaded.folder.glob("*.safetensors"))
+    written = (loaded.folder / "tokenizer.json").stat().st_mtime_ns
     second_lines = []
     load_model(gguf_file, cache_dir=cache, status=second_lines.append)
-    assert not any("Converting" in line for line in second_lines)
-    assert (loaded.folder / "model.safetensors").stat().st_mtime_ns == written
+    assert not any("once" in line for line in second_lines)
+    assert (loaded.folder / "tokenizer.json").stat().st_mtime_ns == written
 
 
 def test_a_damaged_copy_is_converted_again(gguf_file, tmp_path):
     loaded = load_model(gguf_file, cache_dir=tmp_path)
-    weights = loaded.folder / "model.safetensors"
-    good = weights.read_bytes()
-    del loaded
-    weights.unlink()
-    weights.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+    file = loaded.folder / "tokenizer.json"
+    good = file.read_bytes()
+    file.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
     lines = []
     load_model(gguf_file, cache_dir=tmp_path, status=lines.append)
-    assert any("Converting" in line for line in lines)
-    assert weights.read_bytes() == good
+    assert any("once" in line for line in lines)
+    assert file.read_bytes() == good
 
 
 def test_another_file_of_the_same_name_is_another_model(converted, tmp_path):
@@ -118,14 +126,14 @@ def test_a_broken_gguf_leaves_no_files(gguf_file, tmp_path):
 
 
 def test_an_interrupted_conversion_leaves_no_files(gguf_file, tmp_path, monkeypatch):
-    write_safetensors = conversion._write_safetensors
+    write_model = conversion._write_model
 
     def interrupted(source, folder):
-        write_safetensors(source, folder)
-        assert (folder / "model.safetensors").exists()
+        write_model(source, folder)
+        assert (folder / "tokenizer.json").exists()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(conversion, "_write_safetensors", interrupted)
+    monkeypatch.setattr(conversion, "_write_model", interrupted)
     with pytest.raises(KeyboardInterrupt):
         load_model(gguf_file, cache_dir=tmp_path)
     assert list((tmp_path / "models").iterdir()) == []
@@ -147,12 +155,12 @@ def test_a_cache_that_cannot_be_written_names_the_variable(gguf_file, tmp_path):
         load_model(gguf_file, cache_dir=blocked)
 
 
-def test_argument_precedes_environment_precedes_other_origins(no_environment, monkeypatch, gguf_file, converted):
+def test_argument_precedes_environment_precedes_other_origins(no_environment, monkeypatch, gguf_file, saved):
     assert find_model(gguf_file).origin == "argument"
-    monkeypatch.setenv("KEYWISE_MODEL", str(converted[0].folder))
+    monkeypatch.setenv("KEYWISE_MODEL", str(saved))
     found = find_model()
-    assert (found.kind, found.origin, found.path) == ("folder", "KEYWISE_MODEL", converted[0].folder)
-    assert found.size_bytes == (converted[0].folder / "model.safetensors").stat().st_size
+    assert (found.kind, found.origin, found.path) == ("folder", "KEYWISE_MODEL", saved)
+    assert found.size_bytes == (saved / "model.safetensors").stat().st_size
     assert list_models()[0] == found
     assert find_model(gguf_file).path == gguf_file
     monkeypatch.setenv("KEYWISE_MODEL", "")
@@ -179,7 +187,7 @@ def test_no_model_and_no_network_names_the_remedies(tmp_path):
     assert "KEYWISE_MODEL" in message
 
 
-def test_language_models_in_the_hub_cache_are_listed(tmp_path, converted):
+def test_language_models_in_the_hub_cache_are_listed(tmp_path, saved):
     commit = "0123456789abcdef0123456789abcdef01234567"
     for name, config in {"who--tiny": None, "who--encoder": {"architectures": ["BertModel"]}}.items():
         root = tmp_path / "hub" / f"models--{name}"
@@ -188,7 +196,7 @@ def test_language_models_in_the_hub_cache_are_listed(tmp_path, converted):
         (root / "refs").mkdir()
         (root / "refs" / "main").write_text(commit)
         (root / "blobs").mkdir()
-        for file in converted[0].folder.iterdir():
+        for file in saved.iterdir():
             (root / "blobs" / file.name).write_bytes(file.read_bytes())
             (snapshot / file.name).symlink_to(f"../../blobs/{file.name}")
         if config:
@@ -247,8 +255,8 @@ def test_a_file_that_is_not_gguf_is_refused(tmp_path):
         find_model(path)
 
 
-def test_code_beside_weights_is_not_run(tmp_path, converted):
-    for file in converted[0].folder.iterdir():
+def test_code_beside_weights_is_not_run(tmp_path, saved):
+    for file in saved.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     config = json.loads((tmp_path / "config.json").read_text())
     config.update(model_type="homemade", auto_map={"AutoConfig": "code.Config", "AutoModelForCausalLM": "code.Model"})
@@ -259,8 +267,8 @@ def test_code_beside_weights_is_not_run(tmp_path, converted):
     assert not (tmp_path / "ran").exists()
 
 
-def test_damaged_safetensors_are_refused(tmp_path, converted):
-    for file in converted[0].folder.iterdir():
+def test_damaged_safetensors_are_refused(tmp_path, saved):
+    for file in saved.iterdir():
         (tmp_path / file.name).write_bytes(
             file.read_bytes()[:1000] if file.suffix == ".safetensors" else file.read_bytes()
         )
@@ -276,8 +284,8 @@ def test_damaged_safetensors_are_refused(tmp_path, converted):
         (100, "avx512", torch.bfloat16),
     ],
 )
-def test_default_dtype_depends_on_cpu_and_size(converted, monkeypatch, max_parameters, fastest, dtype):
-    folder = converted[0].folder
+def test_default_dtype_depends_on_cpu_and_size(saved, monkeypatch, max_parameters, fastest, dtype):
+    folder = saved
     monkeypatch.setattr(loading, "MAX_SMALL_PARAMETERS", max_parameters)
     monkeypatch.setattr(loading, "targets", lambda: (fastest, "portable"))
     assert load_model(folder).model.dtype == dtype
@@ -290,7 +298,7 @@ def list_linear_types(model):
 
 
 @pytest.mark.parametrize("max_parameters", [1_000_000_000, 100])
-def test_pack_linear_packs_small_bfloat16_models(converted, monkeypatch, max_parameters):
+def test_pack_linear_packs_small_bfloat16_models(saved, monkeypatch, max_parameters):
     packed = torch.nn.Sequential(torch.nn.Linear(1, 1, dtype=torch.bfloat16))
     pack_linear_layers(packed)
     monkeypatch.setattr(loading, "MAX_SMALL_PARAMETERS", max_parameters)
@@ -298,26 +306,26 @@ def test_pack_linear_packs_small_bfloat16_models(converted, monkeypatch, max_par
         "float32": torch.nn.Linear,
         "bfloat16": type(packed[0]) if max_parameters > 100 else torch.nn.Linear,
     }.items():
-        model = load_model(converted[0].folder, dtype=dtype, pack_linear=True).model
+        model = load_model(saved, dtype=dtype, pack_linear=True).model
         assert list_linear_types(model) == {expected}
 
 
-def test_linear_layers_are_not_packed_by_default(converted):
-    assert list_linear_types(load_model(converted[0].folder, dtype="bfloat16").model) == {torch.nn.Linear}
+def test_linear_layers_are_not_packed_by_default(saved):
+    assert list_linear_types(load_model(saved, dtype="bfloat16").model) == {torch.nn.Linear}
 
 
-def test_pack_linear_must_be_a_bool(converted):
+def test_pack_linear_must_be_a_bool(saved):
     with pytest.raises(DtypeError, match="pack_linear must be True or False, got 1"):
-        load_model(converted[0].folder, pack_linear=1)
+        load_model(saved, pack_linear=1)
 
 
-def test_an_unknown_dtype_is_refused(converted):
+def test_an_unknown_dtype_is_refused(saved):
     with pytest.raises(OptionError, match="dtype must be one of float32, bfloat16, got 'float16'"):
-        load_model(converted[0].folder, dtype="float16")
+        load_model(saved, dtype="float16")
 
 
 @pytest.mark.parametrize("enabled", [True, False])
-def test_loading_leaves_the_garbage_collector_alone(converted, monkeypatch, enabled):
+def test_loading_leaves_the_garbage_collector_alone(saved, monkeypatch, enabled):
     loading_code = vars(loading)["_load_folder"].__code__.co_filename
     callers = []
 
@@ -329,7 +337,7 @@ def test_loading_leaves_the_garbage_collector_alone(converted, monkeypatch, enab
     for name in ("enable", "disable", "collect", "freeze", "set_threshold"):
         monkeypatch.setattr(gc, name, note_caller)
     try:
-        load_model(converted[0].folder)
+        load_model(saved)
         assert gc.isenabled() == enabled
         assert loading_code not in callers
     finally:
@@ -361,7 +369,7 @@ def test_a_changed_manifest_or_another_file_is_converted_again(gguf_file, tmp_pa
         change()
         lines = []
         load_model(gguf_file, cache_dir=tmp_path, status=lines.append)
-        assert any("Converting" in line for line in lines)
+        assert any("once" in line for line in lines)
 
 
 def test_the_next_conversion_removes_what_a_killed_one_left(gguf_file, tmp_path):
@@ -411,12 +419,14 @@ def test_a_damaged_gguf_header_is_refused(gguf_file, tmp_path, change, message):
         load_model(tmp_path / "damaged.gguf", cache_dir=tmp_path)
 
 
-def test_the_fingerprint_includes_the_gguf_file(gguf_file, tmp_path):
+def test_the_fingerprint_includes_the_gguf_file_and_the_form_of_the_weights(gguf_file, tmp_path):
     content = bytearray(gguf_file.read_bytes())
-    content[-4] ^= 1  # the lowest bit of a float32, which bfloat16 drops
+    content[-4] ^= 1  # the lowest bit of a float32
     (tmp_path / "tiny.gguf").write_bytes(content)
     seen = set()
     for path in (gguf_file, tmp_path / "tiny.gguf"):
-        loaded = load_model(path, cache_dir=tmp_path)
-        seen.add(fingerprint(loaded.model, loaded.tokenizer, folder=loaded.folder, cache_dir=tmp_path)["files"])
-    assert len(seen) == 2
+        for weights in ("expanded", "int8"):
+            loaded = load_model(path, weights=weights, cache_dir=tmp_path)
+            places = {"folder": loaded.folder, "weights_file": loaded.weights_file}
+            seen.add(fingerprint(loaded.model, loaded.tokenizer, **places, cache_dir=tmp_path)["weights"])
+    assert len(seen) == 4

@@ -136,7 +136,7 @@ def convert_editions(path: str, folder: str, first_edition: int, started: Any, c
     started.set()
     for edition in itertools.count(first_edition):
         gguf_file = Path(folder) / f"{edition}.gguf"
-        gguf.convert_gguf(write_gguf(gguf_file, seed=edition), Path(path), lambda _line: None)
+        gguf.convert_gguf(write_gguf(gguf_file, seed=edition), path, lambda _line: None)
         committed.value = edition
 
 
@@ -149,7 +149,7 @@ def read_conversions(path: Path) -> list[int]:
         gguf_file = path.parent / "documents" / f"{folder.name.partition('-')[0]}.gguf"
         content = gguf_file.read_bytes()
         origin = {"source_bytes": len(content), "source_sha256": hashlib.sha256(content).hexdigest()}
-        assert gguf._is_complete(folder, origin), f"{folder} is there in part"
+        assert gguf._read_complete(folder, origin) is not None, f"{folder} is there in part"
         editions.append(int(gguf_file.stem))
     assert sorted(editions) == list(range(1, len(editions) + 1)), "a converted model is lost"
     return [len(editions)]

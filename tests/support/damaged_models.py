@@ -108,7 +108,7 @@ def fingerprint_gguf(path: Path) -> dict[str, str]:
     """Return the fingerprint of a GGUF file's model, which is converted and removed."""
     with tempfile.TemporaryDirectory() as cache:
         loaded = load_model(path, dtype="float32", cache_dir=cache)
-        return fingerprint(loaded.model, loaded.tokenizer, folder=loaded.folder, cache_dir=cache)
+        return fingerprint(loaded.model, loaded.tokenizer, folder=loaded.folder, weights_file=path, cache_dir=cache)
 
 
 def run_campaign(

@@ -2,9 +2,12 @@
 
 import gguf
 import numpy as np
+import torch
+import transformers
 
 TEMPLATE = "{% for m in messages %}<|im_start|>{{ m['content'] }}<|im_end|>{% endfor %}<|im_start|>"
-SHAPE = {"hidden": 32, "heads": 4, "kv_heads": 2, "inner": 48, "layers": 1}
+SHAPE = {"hidden": 32, "heads": 4, "kv_heads": 2, "inner": 64, "layers": 1}
+ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma2", "gemma3", "phi3")
 
 
 def list_byte_letters():
@@ -13,54 +16,101 @@ def list_byte_letters():
     return [chr(byte) for byte in plain] + [chr(256 + i) for i in range(256 - len(plain))]
 
 
-def write_gguf(path, seed=0):
-    """Write a tiny Llama with float32 weights and a byte-level tokenizer."""
+def write_gguf(path, seed=0, *, architecture="llama", block_format="F32", extra=None):
+    """Write a tiny model with a byte-level tokenizer; matrices have the format, and other tensors are float32."""
     tokens = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *list_byte_letters(), "Ġt", "Ġth"]
     generator = np.random.default_rng(seed)
-    hidden, inner = SHAPE["hidden"], SHAPE["inner"]
-    key_rows = hidden // SHAPE["heads"] * SHAPE["kv_heads"]
-    writer = gguf.GGUFWriter(path, "llama")
+    writer = gguf.GGUFWriter(path, architecture)
     writer.add_name("tiny")
     writer.add_block_count(SHAPE["layers"])
     writer.add_context_length(64)
-    writer.add_embedding_length(hidden)
-    writer.add_feed_forward_length(inner)
+    writer.add_embedding_length(SHAPE["hidden"])
+    writer.add_feed_forward_length(SHAPE["inner"])
     writer.add_head_count(SHAPE["heads"])
     writer.add_head_count_kv(SHAPE["kv_heads"])
     writer.add_rope_freq_base(10000.0)
-    writer.add_rope_dimension_count(hidden // SHAPE["heads"])
+    writer.add_rope_dimension_count(_find_head_dim(architecture))
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_vocab_size(len(tokens))
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("smollm")
-    writer.add_token_list(tokens)
-    writer.add_token_types([3, 3, 3] + [1] * (len(tokens) - 3))
-    writer.add_token_merges(["Ġ t", "Ġt h"])
-    writer.add_bos_token_id(1)
-    writer.add_eos_token_id(2)
-    writer.add_unk_token_id(0)
-    writer.add_chat_template(TEMPLATE)
-
-    def add(name, *shape):
-        writer.add_tensor(name, generator.normal(0, 0.3, shape).astype(np.float32))
-
-    add("token_embd.weight", len(tokens), hidden)
-    add("output_norm.weight", hidden)
-    for block in range(SHAPE["layers"]):
-        for name, shape in {
-            "attn_q": (hidden, hidden),
-            "attn_k": (key_rows, hidden),
-            "attn_v": (key_rows, hidden),
-            "attn_output": (hidden, hidden),
-            "ffn_gate": (inner, hidden),
-            "ffn_up": (inner, hidden),
-            "ffn_down": (hidden, inner),
-            "attn_norm": (hidden,),
-            "ffn_norm": (hidden,),
-        }.items():
-            add(f"blk.{block}.{name}.weight", *shape)
+    if architecture in {"qwen3", "gemma2", "gemma3"}:
+        writer.add_key_length(_find_head_dim(architecture))
+        writer.add_value_length(_find_head_dim(architecture))
+    if architecture.startswith("gemma"):
+        writer.add_sliding_window(32)
+    if architecture == "gemma2":
+        writer.add_attn_logit_softcapping(50.0)
+        writer.add_final_logit_softcapping(30.0)
+    _add_tokenizer(writer, tokens)
+    for name, shape in {**_list_tensors(architecture, len(tokens)), **(extra or {})}.items():
+        weights = generator.normal(0, 0.3, shape).astype(np.float32)
+        kind = gguf.GGMLQuantizationType[block_format if len(shape) == 2 else "F32"]
+        writer.add_tensor(name, gguf.quants.quantize(weights, kind), raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def _find_head_dim(architecture):
+    # transformers does not read the size of Qwen3's heads from a file, because all its models have the same.
+    return 128 if architecture == "qwen3" else SHAPE["hidden"] // SHAPE["heads"]
+
+
+def _add_tokenizer(writer, tokens):
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("smollm")
+    writer.add_token_list(tokens)
+    writer.add_token_scores([0.0] * len(tokens))
+    writer.add_token_types([3, 3, 3] + [1] * (len(tokens) - 3))
+    writer.add_token_merges(["Ġ t", "Ġt h"])
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_unk_token_id(0)
+    writer.add_pad_token_id(0)
+    writer.add_chat_template(TEMPLATE)
+
+
+def _list_tensors(architecture, tokens):
+    """Return the name and the shape of every tensor."""
+    hidden, inner = SHAPE["hidden"], SHAPE["inner"]
+    head_dim = _find_head_dim(architecture)
+    query_rows, key_rows = head_dim * SHAPE["heads"], head_dim * SHAPE["kv_heads"]
+    block = {
+        "attn_q.weight": (query_rows, hidden),
+        "attn_k.weight": (key_rows, hidden),
+        "attn_v.weight": (key_rows, hidden),
+        "attn_output.weight": (hidden, query_rows),
+        "ffn_gate.weight": (inner, hidden),
+        "ffn_up.weight": (inner, hidden),
+        "ffn_down.weight": (hidden, inner),
+        "attn_norm.weight": (hidden,),
+        "ffn_norm.weight": (hidden,),
+    }
+    if architecture == "qwen2":
+        block |= {"attn_q.bias": (hidden,), "attn_k.bias": (key_rows,), "attn_v.bias": (key_rows,)}
+    if architecture in {"qwen3", "gemma3"}:
+        block |= {"attn_q_norm.weight": (head_dim,), "attn_k_norm.weight": (head_dim,)}
+    if architecture.startswith("gemma"):
+        block |= {"post_attention_norm.weight": (hidden,), "post_ffw_norm.weight": (hidden,)}
+    if architecture == "phi3":
+        for name in ("attn_q", "attn_k", "attn_v", "ffn_gate"):
+            del block[f"{name}.weight"]
+        block |= {"attn_qkv.weight": (hidden + 2 * key_rows, hidden), "ffn_up.weight": (2 * inner, hidden)}
+    tensors = {"token_embd.weight": (tokens, hidden), "output_norm.weight": (hidden,)}
+    if architecture == "phi3":
+        tensors["output.weight"] = (tokens, hidden)
+    for number in range(SHAPE["layers"]):
+        tensors |= {f"blk.{number}.{name}": shape for name, shape in block.items()}
+    return tensors
+
+
+def load_with_transformers(path):
+    """Load the model of a GGUF file by transformers, as float32."""
+    # Versions without GgufConfig always convert the weights to numbers.
+    config = getattr(transformers, "GgufConfig", None)
+    options = {} if config is None else {"quantization_config": config(dequantize=True)}
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        path.parent, gguf_file=path.name, dtype=torch.float32, **options
+    )
+    return model.eval()

@@ -101,6 +101,17 @@ def attend(inputs: Inputs, mask: CheckedMask, stats: StatsPlan | None, bias: Ann
     Run one call and return its results by name: the output or the partial, and the statistics.
     """
 
+class QuantisedMatrix:
+    """A matrix in the blocks of a GGUF file."""
+
+    def __init__(self, bytes: Annotated[NDArray[numpy.uint8], dict(shape=(None, None), order='C', device='cpu', writable=False)], format: int, columns: int) -> None: ...
+
+    def multiply(self, inputs: object, target: str, threads: int, interruptible: bool) -> object:
+        """Multiply rows [1, 1, rows, columns] by the transpose of the matrix."""
+
+    def write_weights(self, first_row: int, last_row: int, output: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu')], dtype: str, target: str, threads: int, interruptible: bool) -> None:
+        """Write the weights of some rows into a buffer of bytes."""
+
 def environment(name: str) -> str | None:
     """Return a variable of the environment as it is now, or None."""
 

@@ -194,7 +194,7 @@ class Session:
                 raise
             # Lives as long as the session: the model's files are read again for its fingerprint.
             self._conversions = tempfile.TemporaryDirectory(prefix="keywise-")
-            self.notify("The cache folder cannot be written, so the converted model is not kept")
+            self.notify("The cache folder cannot be written, so the model's tokenizer is not kept")
             loaded = load_model(
                 model, dtype=options.dtype, pack_linear=True, cache_dir=self._conversions.name, status=self.notify
             )

@@ -80,7 +80,9 @@ def tune(  # noqa: PLR0917 - each is an option of the command
         answer_sentences=answer_sentences,
         tuned_on=f"{data.name}, {answered} questions",
     )
-    model_fingerprint = fingerprint(loaded.model, loaded.tokenizer, folder=loaded.folder)
+    model_fingerprint = fingerprint(
+        loaded.model, loaded.tokenizer, folder=loaded.folder, weights_file=loaded.weights_file
+    )
     path = out
     if path is None:
         path = locate_own_heads(model_fingerprint)

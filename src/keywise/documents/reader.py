@@ -104,7 +104,7 @@ class Reader:
         keywise.hf.use(loaded.model)
         prompt = Prompt(loaded)
         fingerprint = keywise.models.fingerprint(
-            loaded.model, loaded.tokenizer, folder=loaded.folder, cache_dir=cache_dir
+            loaded.model, loaded.tokenizer, folder=loaded.folder, weights_file=loaded.weights_file, cache_dir=cache_dir
         )
         if heads is None:
             heads = find_heads(fingerprint, cache_dir)

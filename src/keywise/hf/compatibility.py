@@ -7,9 +7,10 @@ import importlib
 import inspect
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from keywise.errors import ModelError
@@ -206,8 +207,36 @@ def has_own_tokenizer(model_type: str) -> bool:
     return names.get(model_type) is not None
 
 
-def make_gguf_options() -> dict[str, Any]:
-    """Return the keywords of ``from_pretrained`` by which the weights of a GGUF file become ordinary numbers."""
-    # Versions without GgufConfig always convert them.
-    config = getattr(importlib.import_module("transformers"), "GgufConfig", None)
-    return {} if config is None else {"quantization_config": config(dequantize=True)}
+def find_gguf_processor(architecture: str, config: Any) -> Any:
+    """Return the object by which transformers changes tensors of GGUF files into its own.
+
+    Parameters
+    ----------
+    architecture : str
+        The architecture, as the file names it.
+    config : transformers.PretrainedConfig
+        The configuration that transformers reads from the file.
+    """
+    module = import_internals("modeling_gguf_pytorch_utils")
+    return module.TENSOR_PROCESSORS.get(architecture, module.TensorProcessor)(config=config.to_dict())
+
+
+def map_gguf_names(model: Any, processor: Any, expected: Collection[str]) -> dict[str, str]:
+    """Return the name of a model's parameter for each tensor of a GGUF file.
+
+    Parameters
+    ----------
+    model : transformers.PreTrainedModel
+        The model.
+    processor
+        From `find_gguf_processor`.
+    expected : collection of str
+        The tensors of the file.
+    """
+    find_names = import_internals("modeling_gguf_pytorch_utils").get_gguf_hf_weights_map
+    # transformers looks at every submodule too, which takes seconds, but few families need it.
+    whole = SimpleNamespace(config=model.config, state_dict=model.state_dict, named_children=list)
+    names: dict[str, str] = find_names(whole, processor)
+    if not names.keys() >= set(expected):
+        names = find_names(model, processor)
+    return names

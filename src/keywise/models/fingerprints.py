@@ -5,18 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from keywise.attention.quantised import QuantisedMatrix
 from keywise.errors import ModelError
 from keywise.hf.parts import check_model
+from keywise.models.file_digests import digest_file
 from keywise.models.folder import ModelFiles, list_model_files
 from keywise.models.safetensors_files import ModelFileError
-from keywise.util.atomic_write import atomic_write
-from keywise.util.paths import locate_cache_folder
 
 # Entries of a config that do not change keys and values, such as the model's origin and the form of results.
 _IGNORED_ENTRIES = frozenset(
@@ -35,8 +33,6 @@ _IGNORED_ENTRIES = frozenset(
     }
 )
 SAMPLES_PER_TENSOR = 16
-# A file that changes twice within this time may keep its time of change: coarse clocks of file systems.
-CLOCK_STEP_SECONDS = 2.0
 
 Folder = str | os.PathLike[str]
 
@@ -46,9 +42,13 @@ def fingerprint(
     tokenizer: Any = None,
     *,
     folder: Folder | None = None,
+    weights_file: Folder | None = None,
     cache_dir: Folder | None = None,
 ) -> dict[str, str]:
     """Return digests of a model's weights, config, rotary positions, dtype, tokenizer and files.
+
+    The form of the weights counts: a model in the blocks of a GGUF file has another digest than one whose weights were
+    written out as numbers.
 
     Adapters (LoRA and others of peft) belong to the weights: which are loaded, which of them are active, and whether
     they are disabled or merged.
@@ -62,6 +62,8 @@ def fingerprint(
     folder : path, optional
         The folder that model and tokenizer were loaded from, unchanged since. Its files' digests are stored by path,
         size and time of change, so that they are computed once. Default: digests of the weights in memory.
+    weights_file : path, optional
+        The GGUF file that the weights were loaded from; `folder` then has the tokenizer and the configuration only.
     cache_dir : path, optional
         Where digests of files are stored; see `keywise.util.paths.locate_cache_folder`.
 
@@ -89,10 +91,13 @@ def fingerprint(
     check_model(model)
     config = model.config.to_dict()
     path = None if folder is None else Path(folder)
-    files = None if path is None else _list_files(path)
+    files = None if path is None or weights_file is not None else _list_files(path)
+    weights_files = [] if files is None else [file for _, file in sorted(files.weights.items())]
+    if weights_file is not None:
+        weights_files = [Path(weights_file)]
     digests = {} if files is None else {"files": fingerprint_files(files.others, cache_dir=cache_dir)}
     return {
-        "weights": _digest_weights(model, files, cache_dir),
+        "weights": _digest_weights(model, weights_files, cache_dir),
         "config": _digest(_encode_json(_remove_entries(config, _IGNORED_ENTRIES))),
         "rope": _digest(_encode_json(_collect_entries(config, "rope_parameters"))),
         "dtype": str(model.dtype).removeprefix("torch."),
@@ -119,7 +124,7 @@ def fingerprint_files(files: Mapping[str, Path], *, cache_dir: Folder | None = N
     """
     parts = []
     for name, path in sorted(files.items()):
-        parts += [name.encode(), _digest_file(path, cache_dir)]
+        parts += [name.encode(), digest_file(path, cache_dir)]
     return _digest(parts)
 
 
@@ -134,14 +139,19 @@ def _list_files(folder: Path) -> ModelFiles:
         raise ModelError("folder", f"{str(folder)!r} cannot be used: {error}") from error
 
 
-def _digest_weights(model: Any, files: ModelFiles | None, cache_dir: Folder | None) -> str:
+def _digest_weights(model: Any, files: Sequence[Path], cache_dir: Folder | None) -> str:
     adapters = dict(_find_adapters(model))
     state = _encode_adapters(adapters)
-    if files is None:
-        return "in memory: " + _digest([*_encode_tensors(model, None), *_encode_buffers(model), *state])
-    digests = [_digest_file(file, cache_dir) for _, file in sorted(files.weights.items())]
+    if not files:
+        parts = [*_encode_tensors(model, None), *_encode_matrices(model, None), *_encode_buffers(model)]
+        return "in memory: " + _digest([*parts, *state])
+    digests = [digest_file(file, cache_dir) for file in files]
     # The files are what was loaded; samples of each tensor detect later changes of the model.
-    return "files: " + _digest([*digests, *_encode_tensors(model, SAMPLES_PER_TENSOR, adapters=adapters), *state])
+    samples = [
+        *_encode_tensors(model, SAMPLES_PER_TENSOR, adapters=adapters),
+        *_encode_matrices(model, SAMPLES_PER_TENSOR),
+    ]
+    return "files: " + _digest([*digests, *samples, *state])
 
 
 def _encode_tensors(model: Any, max_samples: int | None, adapters: Iterable[str] = ()) -> Iterable[bytes]:
@@ -160,6 +170,16 @@ def _encode_tensors(model: Any, max_samples: int | None, adapters: Iterable[str]
     for name, parameter in model.named_parameters():
         is_own = bool(modules) and name.startswith(modules) and ".base_layer." not in name
         yield from _encode_tensor(name, parameter, None if is_own else max_samples)
+
+
+def _encode_matrices(model: Any, max_samples: int | None) -> Iterable[bytes]:
+    """Yield the name, the format, the shape and the blocks of every matrix in blocks, or samples of its blocks."""
+    for name, module in model.named_modules():
+        matrix = getattr(module, "matrix", None)
+        if isinstance(matrix, QuantisedMatrix):
+            yield f"{name} {matrix.block_format} {matrix.shape}".encode()
+            stride = 1 if max_samples is None else max(1, matrix.blocks.size // max_samples)
+            yield matrix.blocks.reshape(-1)[::stride].tobytes()
 
 
 def _encode_buffers(model: Any) -> Iterable[bytes]:
@@ -208,7 +228,7 @@ def _is_setting(value: Any) -> bool:
 def _digest_tokenizer(tokenizer: Any, folder: Path | None, cache_dir: Folder | None) -> str:
     file = None if folder is None else folder / "tokenizer.json"
     if file is not None and file.is_file() and Path(tokenizer.name_or_path) == folder:
-        return "file: " + _digest([_digest_file(file, cache_dir), *_encode_json(tokenizer.get_added_vocab())])
+        return "file: " + _digest([digest_file(file, cache_dir), *_encode_json(tokenizer.get_added_vocab())])
     if not hasattr(tokenizer, "backend_tokenizer"):
         return "in memory: " + _digest([type(tokenizer).__name__.encode(), *_encode_json(tokenizer.get_vocab())])
     # Padding and truncation precede the vocabulary: every call sets them, and they change no token's meaning.
@@ -250,39 +270,3 @@ def _digest(parts: Iterable[bytes]) -> str:
         digest.update(len(part).to_bytes(8, "little"))
         digest.update(part)
     return digest.hexdigest()
-
-
-def _digest_file(path: Path, cache_dir: Folder | None) -> bytes:
-    """Return the SHA-256 of a file, computed again only after it changed."""
-    path = path.resolve()
-    state = _read_state(path)
-    record_file = locate_cache_folder(cache_dir) / "digests" / f"{_digest([str(path).encode()])[:32]}.json"
-    stored = _read_record(record_file, state)
-    if stored is not None:
-        return stored
-    with path.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").digest()
-    if state != _read_state(path) or time.time() - state["changed_ns"] / 1e9 < CLOCK_STEP_SECONDS:
-        return sha256  # a later change may leave the state as it is
-    with suppress(OSError):  # without a record the file is digested again next time
-        record_file.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(record_file, private=True) as file:
-            file.write(json.dumps({**state, "sha256": sha256.hex()}).encode())
-    return sha256
-
-
-def _read_state(path: Path) -> dict[str, Any]:
-    """Return what changes with a file's content; programs can set back its time, but not that of the file's record."""
-    stat = path.stat()
-    changed_ns = max(stat.st_mtime_ns, stat.st_ctime_ns)
-    times = {"modified_ns": stat.st_mtime_ns, "changed_ns": changed_ns}
-    return {"path": str(path), "size_bytes": stat.st_size, **times, "inode": stat.st_ino}
-
-
-def _read_record(record_file: Path, state: dict[str, Any]) -> bytes | None:
-    try:
-        recorded = json.loads(record_file.read_bytes())
-        sha256 = bytes.fromhex(recorded.pop("sha256"))
-    except (OSError, ValueError, TypeError, AttributeError, KeyError):
-        return None  # never written, or damaged: the file is digested again
-    return sha256 if recorded == state else None

@@ -1,4 +1,7 @@
-"""Conversion of GGUF files to folders of safetensors, which appear atomically."""
+"""Configurations and tokenizers of GGUF files, converted once to folders, which appear atomically.
+
+Weights stay in the file: see `keywise.models.gguf_weights`.
+"""
 
 from __future__ import annotations
 
@@ -10,20 +13,21 @@ import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from keywise.errors import ModelError
-from keywise.hf.compatibility import has_own_tokenizer, make_gguf_options
-from keywise.models.construction import limit_construction
-from keywise.models.gguf_header import check_gguf
-from keywise.models.loading_report import check_loading
+from keywise.hf.compatibility import has_own_tokenizer
+from keywise.models.file_digests import digest_file
+from keywise.models.gguf_header import GgufSummary, GgufTensor, check_gguf, summarise_places
 from keywise.models.output_streams import discard_output
 from keywise.models.quiet_transformers import quiet_transformers
 from keywise.models.safetensors_files import ModelFileError
 from keywise.util.atomic_write import synchronise
 from keywise.util.foreign_errors import translate_errors
 from keywise.util.optional_imports import require_modules
+from keywise.util.paths import locate_cache_folder
 from keywise.util.progress import Status
 
 MANIFEST: Final = "keywise.json"
@@ -31,15 +35,34 @@ MODELS: Final = "models"
 UNFINISHED_PREFIX: Final = ".converting-"
 
 
-def convert_gguf(gguf_file: Path, cache: Path, status: Status) -> Path:
-    """Return the safetensors folder of a GGUF file, after a conversion the first time.
+@dataclass(frozen=True)
+class GgufModel:
+    """A GGUF file with its configuration and its tokenizer.
+
+    Attributes
+    ----------
+    file
+        The file.
+    folder
+        Has ``config.json`` and the tokenizer.
+    header
+        What the file holds.
+    """
+
+    file: Path
+    folder: Path
+    header: GgufSummary
+
+
+def convert_gguf(gguf_file: Path, cache_dir: str | os.PathLike[str] | None, status: Status) -> GgufModel:
+    """Return a GGUF file with its configuration and tokenizer, which are converted the first time.
 
     Parameters
     ----------
     gguf_file : pathlib.Path
         The file.
-    cache : pathlib.Path
-        keywise's cache folder; the model goes to its folder ``models``.
+    cache_dir : path, optional
+        keywise's cache folder; the folder goes to its folder ``models``. See `keywise.util.paths.locate_cache_folder`.
     status : callable
         Called with a line of text before the conversion.
 
@@ -48,30 +71,32 @@ def convert_gguf(gguf_file: Path, cache: Path, status: Status) -> Path:
     ModelError
         The file cannot be read, or the folder cannot be written.
     """
+    cache = locate_cache_folder(cache_dir)
     try:
-        sha256 = _digest_file(gguf_file)
+        sha256 = digest_file(gguf_file, cache_dir).hex()
     except OSError as error:
         raise ModelError("source", "must be a file that can be read", got=str(gguf_file), remedy=str(error)) from error
     origin = {"source_bytes": gguf_file.stat().st_size, "source_sha256": sha256}
     folder = cache / MODELS / f"{gguf_file.stem}-{sha256[:16]}"
-    if _is_complete(folder, origin):
-        return folder
+    header = _read_complete(folder, origin)
+    if header is not None:
+        return GgufModel(gguf_file, folder, header)
     require_modules("hf", "gguf", "accelerate")
-    status(f"Converting {gguf_file.name} once, to {folder}")
+    status(f"Reading the configuration and the tokenizer of {gguf_file.name} once, to {folder}")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         remove_abandoned_conversions(cache)
         with _make_unfinished_folder(folder.parent) as unfinished:
-            _write_safetensors(gguf_file, unfinished)
-            _write_manifest(unfinished, origin)
+            header = _write_model(gguf_file, unfinished)
+            _write_manifest(unfinished, origin, header)
             _install_folder(unfinished, folder, origin)
     except OSError as error:
         raise ModelError(
             "cache_dir",
-            f"must be a folder that can store the converted model; in {str(cache)!r} it cannot be written: {error}",
+            f"must be a folder that can store the model's tokenizer; in {str(cache)!r} it cannot be written: {error}",
             remedy="choose another folder with KEYWISE_CACHE_DIR",
         ) from error
-    return folder
+    return GgufModel(gguf_file, folder, header)
 
 
 def remove_abandoned_conversions(cache: Path) -> int:
@@ -143,10 +168,11 @@ def _lock(folder: Path) -> int | None:
     return handle if is_locked else None
 
 
-def _write_safetensors(gguf_file: Path, folder: Path) -> None:
+def _write_model(gguf_file: Path, folder: Path) -> GgufSummary:
     try:
         with translate_errors(ModelFileError, ModelFileError):
-            model, tokenizer = _load_gguf(gguf_file, folder.parent / "source")
+            header = check_gguf(gguf_file)
+            config, tokenizer = _load_gguf(gguf_file, folder.parent / "source")
     except ModelFileError as error:
         raise ModelError(
             "source",
@@ -154,73 +180,71 @@ def _write_safetensors(gguf_file: Path, folder: Path) -> None:
             remedy="check that the file is complete",
         ) from error
     with quiet_transformers():
-        model.save_pretrained(folder)
+        config.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
+    return header
 
 
 def _load_gguf(gguf_file: Path, link_folder: Path) -> tuple[Any, Any]:
-    """Load a model through a link in a new folder: transformers would read the configurations beside the file too."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+    """Load through a link in a new folder: transformers would read the configurations beside the file too."""
+    from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerFast
 
-    headers = check_gguf(gguf_file)
     link_folder.mkdir()
     (link_folder / "model.gguf").symlink_to(gguf_file.resolve())
     with quiet_transformers():
         options = {"gguf_file": "model.gguf", "local_files_only": True, "trust_remote_code": False}
+        config = AutoConfig.from_pretrained(link_folder, **options)
         with discard_output():
             tokenizer = AutoTokenizer.from_pretrained(link_folder, **options)
-        with limit_construction(headers):
-            model, report = AutoModelForCausalLM.from_pretrained(
-                link_folder,
-                **options,
-                dtype=torch.bfloat16,
-                output_loading_info=True,
-                **make_gguf_options(),
-            )
-        if type(tokenizer) is not PreTrainedTokenizerFast and not has_own_tokenizer(model.config.model_type):
+        if type(tokenizer) is not PreTrainedTokenizerFast and not has_own_tokenizer(config.model_type):
             # Some versions choose the tokenizer class of another family, which would read the folder in its own way.
             with discard_output():
                 tokenizer = PreTrainedTokenizerFast.from_pretrained(link_folder, **options)
-    check_loading(model, report, {})
-    model.config.name_or_path = tokenizer.name_or_path = gguf_file.stem
-    return model, tokenizer
+    config.name_or_path = tokenizer.name_or_path = gguf_file.stem
+    return config, tokenizer
 
 
-def _write_manifest(folder: Path, origin: dict[str, Any]) -> None:
-    files = {file.name: [file.stat().st_size, _digest_file(file)] for file in sorted(folder.iterdir())}
-    (folder / MANIFEST).write_text(json.dumps({**origin, "files": files}, indent=1), encoding="utf-8")
+def _write_manifest(folder: Path, origin: dict[str, Any], header: GgufSummary) -> None:
+    files = {file.name: [file.stat().st_size, _hash_file(file)] for file in sorted(folder.iterdir())}
+    manifest = {**origin, "architecture": header.architecture, "tensors": [astuple(place) for place in header.places]}
+    (folder / MANIFEST).write_text(json.dumps({**manifest, "files": files}), encoding="utf-8")
 
 
 def _install_folder(unfinished: Path, folder: Path, origin: dict[str, Any]) -> None:
     """Rename a written folder to its place, unless another process was faster."""
     for path in (*unfinished.iterdir(), unfinished):
         synchronise(path)
-    if folder.exists() and not _is_complete(folder, origin):
+    if folder.exists() and _read_complete(folder, origin) is None:
         shutil.rmtree(folder)
     if not folder.exists():
         unfinished.rename(folder)
         synchronise(folder.parent)
 
 
-def _is_complete(folder: Path, origin: dict[str, Any]) -> bool:
-    """Return whether a folder has exactly the files that a conversion of this origin has written."""
+def _read_complete(folder: Path, origin: dict[str, Any]) -> GgufSummary | None:
+    """Return the header from a folder with exactly the files that a conversion of this origin has written, or None."""
     try:
         manifest = json.loads((folder / MANIFEST).read_bytes())
         recorded = manifest.pop("files")
+        places = tuple(
+            GgufTensor(name, kind, tuple(shape), *place) for name, kind, shape, *place in manifest.pop("tensors")
+        )
+        architecture = str(manifest.pop("architecture"))
         if manifest != origin or {*recorded, MANIFEST} != {path.name for path in folder.iterdir()}:
-            return False
-        return all(_is_unchanged(folder / name, state) for name, state in recorded.items())
+            return None
+        if not all(_is_unchanged(folder / name, state) for name, state in recorded.items()):
+            return None
+        return summarise_places(architecture, places)
     except (OSError, ValueError, RecursionError, TypeError, KeyError, AttributeError):
-        return False  # never written, or damaged: it is converted again
+        return None  # never written, or damaged: it is converted again
 
 
 def _is_unchanged(path: Path, recorded: list[Any]) -> bool:
     if path.is_symlink() or not path.is_file():
         return False
-    return [path.stat().st_size, _digest_file(path)] == recorded
+    return [path.stat().st_size, _hash_file(path)] == recorded
 
 
-def _digest_file(path: Path) -> str:
+def _hash_file(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 import struct
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
 from typing import IO, Any, Final
@@ -44,6 +44,45 @@ _WORD = struct.Struct("<I")
 _LONG = struct.Struct("<Q")
 _BLOCK = re.compile(r"(?:^|\.)blk\.(\d+)\.")
 _SUFFIX = re.compile(r"\.(weight|bias|scale|beta|scales|input_scale)$")
+
+
+@dataclass(frozen=True)
+class GgufTensor:
+    """The place of a tensor in a GGUF file.
+
+    Attributes
+    ----------
+    name
+        Its name.
+    block_format
+        Name of GGML's type.
+    shape
+        Its shape, rows first.
+    begin_bytes, size_bytes
+        Its place in the file.
+    """
+
+    name: str
+    block_format: str
+    shape: tuple[int, ...]
+    begin_bytes: int
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class GgufSummary(HeaderSummary):
+    """What a GGUF file holds.
+
+    Attributes
+    ----------
+    architecture
+        The model's architecture, as llama.cpp names it.
+    places
+        The place of each tensor.
+    """
+
+    architecture: str
+    places: tuple[GgufTensor, ...]
 
 
 @dataclass
@@ -85,7 +124,7 @@ class _Header:
             raise ModelFileError(f"a string in its header is no UTF-8: {error}") from error
 
 
-def check_gguf(path: Path) -> HeaderSummary:
+def check_gguf(path: Path) -> GgufSummary:
     """Check the header of a GGUF file and return what the file holds.
 
     Parameters
@@ -95,7 +134,7 @@ def check_gguf(path: Path) -> HeaderSummary:
 
     Returns
     -------
-    HeaderSummary
+    GgufSummary
         The dtypes are names of GGML's types.
 
     Raises
@@ -122,9 +161,28 @@ def check_gguf(path: Path) -> HeaderSummary:
             )
         for _ in range(entries):
             _read_entry(header)
-        summary = _read_tensors(header, tensors)
+        architecture = header.scalars.get("general.architecture")
+        if not isinstance(architecture, str):
+            raise ModelFileError("its header does not name the architecture")
+        summary = _read_tensors(header, tensors, architecture)
     _check_blocks(header, summary)
     return summary
+
+
+def summarise_places(architecture: str, places: tuple[GgufTensor, ...]) -> GgufSummary:
+    """Return what a GGUF file with some tensors holds.
+
+    Parameters
+    ----------
+    architecture : str
+        The model's architecture.
+    places : tuple of GgufTensor
+        The tensors.
+    """
+    dtypes = {tensor.name: tensor.block_format for tensor in places}
+    elements = sum(prod(tensor.shape) for tensor in places)
+    largest_size = max((max(tensor.shape) for tensor in places), default=0)
+    return GgufSummary(dtypes, elements, largest_size, architecture, places)
 
 
 def _read_entry(header: _Header) -> None:
@@ -164,13 +222,12 @@ def _skip_array(header: _Header, name: str) -> None:
         raise ModelFileError(f"{name!r:.80} in its header has elements of the unknown type {code}")
 
 
-def _read_tensors(header: _Header, count: int) -> HeaderSummary:
+def _read_tensors(header: _Header, count: int, architecture: str) -> GgufSummary:
     """Read the description of each tensor, and check that all lie in the file without overlap."""
     from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
-    places: list[tuple[int, int, str]] = []
-    dtypes: dict[str, str] = {}
-    elements = largest_size = 0
+    tensors: list[GgufTensor] = []
+    names: set[str] = set()
     alignment = header.scalars.get("general.alignment", DEFAULT_ALIGNMENT)
     if type(alignment) is not int or not 0 < alignment <= MAX_ALIGNMENT or alignment & (alignment - 1):
         raise ModelFileError(
@@ -178,7 +235,7 @@ def _read_tensors(header: _Header, count: int) -> HeaderSummary:
         )
     for _ in range(count):
         name = header.read_text(MAX_NAME_BYTES)
-        if name in dtypes:
+        if name in names:
             raise ModelFileError(f"its header repeats the tensor {name!r:.80}")
         dimensions = header.read_word()
         if not 1 <= dimensions <= MAX_DIMENSIONS:
@@ -192,41 +249,41 @@ def _read_tensors(header: _Header, count: int) -> HeaderSummary:
         block_elements, block_bytes = GGML_QUANT_SIZES[dtype]
         if shape[0] % block_elements or begin % alignment or not prod(shape):
             raise ModelFileError(f"tensor {name!r:.80} has a damaged shape or place")
-        places.append((begin, begin + prod(shape) // block_elements * block_bytes, name))
-        dtypes[name] = dtype.name
-        elements += prod(shape)
-        largest_size = max(largest_size, *shape)
-    payload_bytes = header.file_bytes - _align(header.file.tell(), alignment)
+        size_bytes = prod(shape) // block_elements * block_bytes
+        tensors.append(GgufTensor(name, dtype.name, tuple(shape[::-1]), begin, size_bytes))
+        names.add(name)
+    payload_begin = _align(header.file.tell(), alignment)
+    payload_bytes = header.file_bytes - payload_begin
     expected_begin = 0
-    for begin, end, name in sorted(places):
-        if begin != expected_begin:
+    for tensor in sorted(tensors, key=lambda tensor: (tensor.begin_bytes, tensor.size_bytes, tensor.name)):
+        if tensor.begin_bytes != expected_begin:
             raise ModelFileError(
-                f"tensor {name!r:.80} must begin at byte {expected_begin:,} of the data, got {begin:,}"
+                f"tensor {tensor.name!r:.80} must begin at byte {expected_begin:,} of the data, "
+                f"got {tensor.begin_bytes:,}"
             )
+        end = tensor.begin_bytes + tensor.size_bytes
         if end > payload_bytes:
-            raise ModelFileError(f"it is cut short: tensor {name!r:.80} lies behind its end")
+            raise ModelFileError(f"it is cut short: tensor {tensor.name!r:.80} lies behind its end")
         expected_begin = _align(end, alignment)
     if payload_bytes > expected_begin:
         raise ModelFileError(f"its tensors must have {payload_bytes:,} bytes, got {expected_begin:,}")
-    return HeaderSummary(dtypes, elements, largest_size)
+    places = tuple(replace(tensor, begin_bytes=payload_begin + tensor.begin_bytes) for tensor in tensors)
+    return summarise_places(architecture, places)
 
 
 def _align(size: int, alignment: int) -> int:
     return -(-size // alignment) * alignment
 
 
-def _check_blocks(header: _Header, summary: HeaderSummary) -> None:
+def _check_blocks(header: _Header, summary: GgufSummary) -> None:
     """Raise an error if the tensors are not those of the blocks that the header promises."""
-    architecture = header.scalars.get("general.architecture")
-    if not isinstance(architecture, str):
-        raise ModelFileError("its header does not name the architecture")
     known = _list_known_names()
     for name in summary.dtypes:
         if _SUFFIX.sub("", _BLOCK.sub(".blk.{bid}.", f".{name}").removeprefix(".")) not in known:
             raise ModelFileError(f"it has a tensor of an unknown name, {name!r:.80}")
     numbers = {int(match[1]) for match in map(_BLOCK.search, summary.dtypes) if match}
     blocks = max(numbers, default=-1) + 1
-    promised = header.scalars.get(f"{architecture}.block_count")
+    promised = header.scalars.get(f"{summary.architecture}.block_count")
     if promised != blocks or len(numbers) != blocks:
         raise ModelFileError(f"it must have the tensors of {promised!r:.40} blocks, got those of {len(numbers):,}")
 

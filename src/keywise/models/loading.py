@@ -16,8 +16,8 @@ from typing import Any
 from keywise.attention.targets import targets
 from keywise.errors import ModelError, OptionError
 from keywise.models.construction import limit_construction
-from keywise.models.folder import list_model_files, stage_files
-from keywise.models.gguf import convert_gguf
+from keywise.models.folder import CONFIG, MAX_PARTS, check_config, list_model_files, read_json, stage_files
+from keywise.models.gguf import GgufModel, convert_gguf
 from keywise.models.loading_report import check_loading
 from keywise.models.output_streams import discard_output
 from keywise.models.packed_linear import pack_linear_layers
@@ -28,12 +28,14 @@ from keywise.models.tokenizer_check import check_tokenizer
 from keywise.util.checks import check_bool
 from keywise.util.foreign_errors import translate_errors
 from keywise.util.optional_imports import require_modules
-from keywise.util.paths import locate_cache_folder
 from keywise.util.progress import Status
 
 # Larger models are loaded in bfloat16 and not packed, to save memory.
 MAX_SMALL_PARAMETERS = 1_000_000_000
 DTYPES = ("float32", "bfloat16")
+WEIGHTS = ("as-is", "expanded", "int4", "int8")
+# Formats of 4 and 8 bits with a scale per 32 weights, into which gguf converts numbers.
+_FORMATS = {"int4": "Q4_1", "int8": "Q8_0"}
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,11 @@ class LoadedModel:
     name : str
         A hub id, or the name of the model's folder or file.
     folder : pathlib.Path or None
-        The safetensors folder that it was loaded from; None for a model made in memory.
+        The folder that the tokenizer, and weights of safetensors, were loaded from; None for a model made in memory.
+    weights_file : pathlib.Path or None
+        The GGUF file that the weights were loaded from.
+    weights : str
+        Form of the weights: ``"as-is"``, ``"expanded"``, ``"int4"`` or ``"int8"``; see `load_model`.
 
     Examples
     --------
@@ -61,19 +67,23 @@ class LoadedModel:
     tokenizer: Any
     name: str
     folder: Path | None
+    weights_file: Path | None = None
+    weights: str = "as-is"
 
 
 def load_model(
     source: str | os.PathLike[str] | None = None,
     *,
     dtype: str | None = None,
+    weights: str | None = None,
     pack_linear: bool = False,
     cache_dir: str | os.PathLike[str] | None = None,
     status: Status | None = None,
 ) -> LoadedModel:
     """Load a language model and its tokenizer on the CPU.
 
-    A GGUF file is converted once to a folder of bfloat16 safetensors, which later calls reuse.
+    The weights of a GGUF file stay in its blocks: the model needs about as much memory as the file. The configuration
+    and the tokenizer of such a file are converted once to a folder, which later calls reuse.
 
     Parameters
     ----------
@@ -81,8 +91,12 @@ def load_model(
         A folder with safetensors, a ``.gguf`` file or a hub id. Default: see `find_model`.
     dtype : str, optional
         Data type of the computation, for any file: ``"float32"``, or ``"bfloat16"`` in half the memory.
-        Default: bfloat16 where the CPU multiplies it directly, and for models of over a billion parameters; otherwise
-        float32, which represents bfloat16 weights exactly.
+        Default: bfloat16 where the CPU multiplies it directly, and for models of over a billion parameters whose
+        weights are not in blocks; otherwise float32, which represents bfloat16 weights exactly.
+    weights : str, optional
+        Form of the weights of linear layers and embeddings. ``"as-is"``: as in the file, in blocks for a GGUF.
+        ``"expanded"``: as numbers of `dtype`. ``"int4"`` and ``"int8"``: in blocks of 32 weights with a scale (GGUF's
+        Q4_1 and Q8_0), to which other weights are rounded. Default: as-is.
     pack_linear : bool
         Whether the linear layers of a bfloat16 model of up to a billion parameters also store their weights in oneDNN's
         layout. Calls with few tokens are faster; the layers need their memory twice. See
@@ -99,9 +113,10 @@ def load_model(
     Raises
     ------
     ModelError
-        There is no model, it cannot be loaded safely, or it has no fast tokenizer.
+        There is no model, it cannot be loaded safely, it has no fast tokenizer, or a layer's size is no multiple of the
+        32 weights of a block.
     OptionError
-        `dtype` is not supported.
+        `dtype` or `weights` is not supported.
     DtypeError
         `pack_linear` is neither True nor False.
 
@@ -114,31 +129,41 @@ def load_model(
     """
     if dtype not in {None, *DTYPES}:
         raise OptionError("dtype", f"must be one of {', '.join(DTYPES)}", got=dtype)
+    if weights not in {None, *WEIGHTS}:
+        raise OptionError("weights", f"must be one of {', '.join(WEIGHTS)}", got=weights)
     check_bool("pack_linear", pack_linear)
     require_modules("hf", "torch", "transformers", "safetensors", "huggingface_hub")
     report = status or _ignore_status
     model_source = find_model(source)
-    folder = _prepare_folder(model_source, cache_dir, report)
-    report(f"Loading {model_source.name}")
-    return _load_folder(model_source.name, folder, dtype, pack_linear=pack_linear)
+    form = weights or "as-is"
+    if model_source.kind == "gguf" and model_source.path is not None:
+        gguf_model = convert_gguf(model_source.path, cache_dir, report)
+        report(f"Loading {model_source.name}")
+        loaded = _load_gguf(model_source.name, gguf_model, dtype, form)
+    else:
+        folder = _find_folder(model_source, report)
+        report(f"Loading {model_source.name}")
+        loaded = _load_folder(model_source.name, folder, dtype, form, pack_linear=pack_linear)
+    if not loaded.tokenizer.is_fast:
+        rule = "must have a fast tokenizer (tokenizer.json), which character offsets need"
+        raise ModelError("source", f"{rule}; {model_source.name!r} has none")
+    return loaded
 
 
 def _ignore_status(_line: str) -> None:
     """Do nothing with a status line."""
 
 
-def _prepare_folder(source: ModelSource, cache_dir: str | os.PathLike[str] | None, report: Status) -> Path:
-    """Return the safetensors folder of a model, downloaded or converted if necessary."""
-    if source.path is None:
-        refuse_offline(source.name)
-        report(f"Downloading {source.name} from the hub")
-        return download_model(source)
-    if source.kind == "gguf":
-        return convert_gguf(source.path, locate_cache_folder(cache_dir), report)
-    return source.path
+def _find_folder(source: ModelSource, report: Status) -> Path:
+    """Return the safetensors folder of a model, downloaded if necessary."""
+    if source.path is not None:
+        return source.path
+    refuse_offline(source.name)
+    report(f"Downloading {source.name} from the hub")
+    return download_model(source)
 
 
-def _load_folder(name: str, folder: Path, dtype: str | None, *, pack_linear: bool) -> LoadedModel:
+def _load_folder(name: str, folder: Path, dtype: str | None, weights: str, *, pack_linear: bool) -> LoadedModel:
     try:
         with (
             translate_errors(ModelFileError, ModelFileError),
@@ -148,22 +173,47 @@ def _load_folder(name: str, folder: Path, dtype: str | None, *, pack_linear: boo
         ):
             model = _load_weights(staged, headers)
             is_small = model.num_parameters() <= MAX_SMALL_PARAMETERS
-            model.to(_resolve_dtype(dtype, is_small=is_small)).eval()
+            if weights in _FORMATS:
+                from keywise.models.quantised import quantise_layers
+
+                quantise_layers(model, _FORMATS[weights])
+            model.to(_resolve_dtype(dtype, is_small=is_small or weights in _FORMATS)).eval()
             # Packing runs in torch, without the interpreter lock, while the tokenizer is loaded.
             with _pack_in_background(model) if pack_linear and is_small else nullcontext():
                 tokenizer = _load_tokenizer(staged)
     except ModelFileError as error:
-        raise ModelError(
-            "source",
-            f"{describe_model(name, folder)} cannot be loaded: {error}",
-            remedy="use a causal language model with safetensors weights that transformers knows without extra code",
-        ) from error
+        raise _refuse(describe_model(name, folder), error) from error
     _rename_folder(model, tokenizer, staged, folder)
-    if not tokenizer.is_fast:
-        raise ModelError(
-            "source", f"must have a fast tokenizer (tokenizer.json), which character offsets need; {name!r} has none"
-        )
-    return LoadedModel(model, tokenizer, name, folder)
+    return LoadedModel(model, tokenizer, name, folder, weights=weights)
+
+
+def _load_gguf(name: str, source: GgufModel, dtype: str | None, weights: str) -> LoadedModel:
+    from transformers import AutoConfig
+
+    from keywise.models.gguf_weights import build_gguf_model
+
+    is_small = weights != "expanded" or source.header.elements <= MAX_SMALL_PARAMETERS
+    try:
+        with translate_errors(ModelFileError, ModelFileError), quiet_transformers():
+            check_config(read_json(source.folder / CONFIG), max_parts=max(MAX_PARTS, source.header.largest_size))
+            config = AutoConfig.from_pretrained(source.folder, local_files_only=True, trust_remote_code=False)
+            with ThreadPoolExecutor(1) as executor:
+                tokenizer = executor.submit(_load_tokenizer, source.folder)
+                model = build_gguf_model(
+                    source.file,
+                    source.header,
+                    config,
+                    _resolve_dtype(dtype, is_small=is_small),
+                    block_format=weights if weights == "as-is" else _FORMATS.get(weights),
+                )
+                return LoadedModel(model, tokenizer.result(), name, source.folder, source.file, weights)
+    except ModelFileError as error:
+        raise _refuse(repr(str(source.file)), error) from error
+
+
+def _refuse(model: str, error: ModelFileError) -> ModelError:
+    remedy = "use a causal language model with safetensors or GGUF weights that transformers knows without extra code"
+    return ModelError("source", f"{model} cannot be loaded: {error}", remedy=remedy)
 
 
 def _load_weights(staged: Path, headers: HeaderSummary) -> Any:
