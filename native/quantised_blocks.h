@@ -16,6 +16,8 @@ struct UnpackedChunk {
   alignas(64) int8_t numbers[kChunkElements] = {};
   alignas(64) float scale[kChunkGroups] = {};
   alignas(64) float offset[kChunkGroups] = {};
+  // What all scales are whole multiples of; 0 in formats of 32 elements.
+  float unit = 0.0f;
 };
 
 static inline uint16_t read_half(const uint8_t* place) {
@@ -62,6 +64,8 @@ struct SmallFormat {
   static constexpr int kGroup = 32;
 };
 
+// The absolute values of a format's numbers are at most kLargestNumber.
+
 // 16 bytes hold the elements 0 .. 15 in their low halves and 16 .. 31 in their high ones. Two
 // vectors: one put together in memory would be read before it is complete.
 struct Nibbles {
@@ -90,6 +94,7 @@ static inline Bytes16 spread_fifth_bits(const uint8_t* place) {
 
 struct Q4_0 : SmallFormat {
   static constexpr int64_t kBytes = 18;
+  static constexpr float kLargestNumber = 8.0f;
   static constexpr bool kHasOffset = false;
   KEYWISE_INLINE static void unpack(const uint8_t* blocks, int64_t count, UnpackedChunk& chunk) {
     read_scales(blocks, kBytes, count, chunk.scale);
@@ -102,6 +107,7 @@ struct Q4_0 : SmallFormat {
 
 struct Q4_1 : SmallFormat {
   static constexpr int64_t kBytes = 20;
+  static constexpr float kLargestNumber = 15.0f;
   static constexpr bool kHasOffset = true;
   KEYWISE_INLINE static void unpack(const uint8_t* blocks, int64_t count, UnpackedChunk& chunk) {
     read_scales(blocks, kBytes, count, chunk.scale);
@@ -115,6 +121,7 @@ struct Q4_1 : SmallFormat {
 
 struct Q5_0 : SmallFormat {
   static constexpr int64_t kBytes = 22;
+  static constexpr float kLargestNumber = 16.0f;
   static constexpr bool kHasOffset = false;
   KEYWISE_INLINE static void unpack(const uint8_t* blocks, int64_t count, UnpackedChunk& chunk) {
     read_scales(blocks, kBytes, count, chunk.scale);
@@ -130,6 +137,7 @@ struct Q5_0 : SmallFormat {
 
 struct Q5_1 : SmallFormat {
   static constexpr int64_t kBytes = 24;
+  static constexpr float kLargestNumber = 31.0f;
   static constexpr bool kHasOffset = true;
   KEYWISE_INLINE static void unpack(const uint8_t* blocks, int64_t count, UnpackedChunk& chunk) {
     read_scales(blocks, kBytes, count, chunk.scale);
@@ -145,6 +153,7 @@ struct Q5_1 : SmallFormat {
 
 struct Q8_0 : SmallFormat {
   static constexpr int64_t kBytes = 34;
+  static constexpr float kLargestNumber = 128.0f;
   static constexpr bool kHasOffset = false;
   KEYWISE_INLINE static void unpack(const uint8_t* blocks, int64_t count, UnpackedChunk& chunk) {
     read_scales(blocks, kBytes, count, chunk.scale);
@@ -155,6 +164,7 @@ struct Q8_0 : SmallFormat {
 
 struct IQ4_NL : SmallFormat {
   static constexpr int64_t kBytes = 18;
+  static constexpr float kLargestNumber = 127.0f;
   static constexpr bool kHasOffset = false;
   alignas(16) static constexpr int8_t kTable[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
                                                     1,    13,   25,  38,  53,  69,  89,  113};
@@ -177,6 +187,7 @@ struct LargeFormat {
 
 // The scales and minima of the eight groups of Q4_K and Q5_K have 6 bits each.
 static inline void set_group_scales(const uint8_t* block, UnpackedChunk& chunk) {
+  chunk.unit = read_scale(block);
   uint32_t words[3];
   std::memcpy(words, block + 4, sizeof words);
   constexpr uint32_t kLowSix = 0x3f3f3f3f;
@@ -187,13 +198,14 @@ static inline void set_group_scales(const uint8_t* block, UnpackedChunk& chunk) 
   // Whole vectors are read: zeros follow.
   const uint64_t scales[2] = {uint64_t(last_scales) << 32 | (words[0] & kLowSix), 0};
   const uint64_t minima[2] = {uint64_t(last_minima) << 32 | (words[1] & kLowSix), 0};
-  multiply_scales(read_scale(block), reinterpret_cast<const int8_t*>(scales), 8, chunk.scale);
+  multiply_scales(chunk.unit, reinterpret_cast<const int8_t*>(scales), 8, chunk.scale);
   multiply_scales(-read_scale(block + 2), reinterpret_cast<const int8_t*>(minima), 8, chunk.offset);
 }
 
 struct Q4_K : LargeFormat {
   static constexpr int64_t kBytes = 144;
   static constexpr int kGroup = 32;
+  static constexpr float kLargestNumber = 15.0f;
   static constexpr bool kHasOffset = true;
   KEYWISE_INLINE static void unpack(const uint8_t* block, int64_t, UnpackedChunk& chunk) {
     set_group_scales(block, chunk);
@@ -208,6 +220,7 @@ struct Q4_K : LargeFormat {
 struct Q5_K : LargeFormat {
   static constexpr int64_t kBytes = 176;
   static constexpr int kGroup = 32;
+  static constexpr float kLargestNumber = 31.0f;
   static constexpr bool kHasOffset = true;
   KEYWISE_INLINE static void unpack(const uint8_t* block, int64_t, UnpackedChunk& chunk) {
     set_group_scales(block, chunk);
@@ -224,10 +237,11 @@ struct Q5_K : LargeFormat {
 struct Q6_K : LargeFormat {
   static constexpr int64_t kBytes = 210;
   static constexpr int kGroup = 16;
+  static constexpr float kLargestNumber = 32.0f;
   static constexpr bool kHasOffset = false;
   KEYWISE_INLINE static void unpack(const uint8_t* block, int64_t, UnpackedChunk& chunk) {
-    multiply_scales(read_scale(block + 208), reinterpret_cast<const int8_t*>(block + 192), 16,
-                    chunk.scale);
+    chunk.unit = read_scale(block + 208);
+    multiply_scales(chunk.unit, reinterpret_cast<const int8_t*>(block + 192), 16, chunk.scale);
     for (int half = 0; half < 2; ++half) {
       const Bytes32 low = load_bytes_of<Bytes32>(block + 64 * half);
       const Bytes32 next_low = load_bytes_of<Bytes32>(block + 64 * half + 32);
@@ -244,13 +258,15 @@ struct Q6_K : LargeFormat {
 struct Q2_K : LargeFormat {
   static constexpr int64_t kBytes = 84;
   static constexpr int kGroup = 16;
+  static constexpr float kLargestNumber = 3.0f;
   static constexpr bool kHasOffset = true;
   KEYWISE_INLINE static void unpack(const uint8_t* block, int64_t, UnpackedChunk& chunk) {
     const Bytes16 bytes = load_bytes_of<Bytes16>(block);
     int8_t numbers[2][kChunkGroups];
     store_numbers(numbers[0], bytes & 15);
     store_numbers(numbers[1], bytes >> 4);
-    multiply_scales(read_scale(block + 80), numbers[0], 16, chunk.scale);
+    chunk.unit = read_scale(block + 80);
+    multiply_scales(chunk.unit, numbers[0], 16, chunk.scale);
     multiply_scales(-read_scale(block + 82), numbers[1], 16, chunk.offset);
     for (int part = 0; part < 8; ++part) {
       const Bytes32 bits = load_bytes_of<Bytes32>(block + 16 + 32 * (part / 4));
@@ -262,6 +278,7 @@ struct Q2_K : LargeFormat {
 struct Q3_K : LargeFormat {
   static constexpr int64_t kBytes = 110;
   static constexpr int kGroup = 16;
+  static constexpr float kLargestNumber = 4.0f;
   static constexpr bool kHasOffset = false;
   KEYWISE_INLINE static void unpack(const uint8_t* block, int64_t, UnpackedChunk& chunk) {
     int8_t scales[kChunkGroups];
@@ -270,7 +287,8 @@ struct Q3_K : LargeFormat {
       const int high = block[104 + i % 4] >> 2 * (i / 4) & 3;
       scales[i] = int8_t((low | high << 4) - 32);
     }
-    multiply_scales(read_scale(block + 108), scales, 16, chunk.scale);
+    chunk.unit = read_scale(block + 108);
+    multiply_scales(chunk.unit, scales, 16, chunk.scale);
     const Bytes32 third_bits = load_bytes_of<Bytes32>(block);
     for (int part = 0; part < 8; ++part) {
       const Bytes32 bits = load_bytes_of<Bytes32>(block + 32 + 32 * (part / 4));

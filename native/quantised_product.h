@@ -2,8 +2,10 @@
 // the weights: each chunk of them is unpacked once into the first-level cache and multiplied there.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 #include <limits>
 
 #include "elements.h"
@@ -31,31 +33,34 @@ KEYWISE_INLINE void for_each_chunk(const QuantisedMatrix& matrix, int64_t row, U
 
 // ---- Inputs ----
 
-// Rounds a group of inputs; `sum` is that of the rounded ones. A group with a number that is not
-// finite makes every result NaN.
-static inline void round_group(const float* input, int count, int16_t* numbers, float& scale,
-                               float& sum) {
-  constexpr float kLargest = 32767.0f;
+// Returns the factor that brings some inputs into the range of +-limit, and its reciprocal in
+// `scale`: NaN where a number is not finite, so that every result is NaN.
+static inline float find_factor(const float* input, int count, float limit, float& scale) {
   Vec largest = zero();
   Vec products = zero();  // 0, or NaN after a number that is not finite
   for (int i = 0; i < count; i += kLanes) {
     largest = max(abs(load(input + i)), largest);
     products = mul_add(load(input + i), zero(), products);
   }
-  scale = reduce_max(largest) / kLargest + reduce_add(products);
+  scale = reduce_max(largest) / limit + reduce_add(products);
   // The reciprocal of a subnormal number can be infinite.
-  const bool has_numbers = scale >= std::numeric_limits<float>::min();
-  if (!has_numbers && !std::isnan(scale)) scale = 0.0f;
-  const Vec factor = broadcast(has_numbers ? 1.0f / scale : 0.0f);
+  if (scale >= std::numeric_limits<float>::min()) return 1.0f / scale;
+  if (!std::isnan(scale)) scale = 0.0f;
+  return 0.0f;
+}
+
+// Rounds some inputs times a factor and returns the sum of the integers.
+static inline float round_group(const float* input, int count, float factor, int16_t* numbers) {
   Vec total = zero();
   alignas(64) float rounded[32];
   for (int i = 0; i < count; i += kLanes) {
-    const Vec numbers_of_lanes = round_nearest(mul(load(input + i), factor));
-    store(rounded + i, numbers_of_lanes);
-    total = add(total, numbers_of_lanes);
+    const Vec integers = round_nearest(mul(load(input + i), broadcast(factor)));
+    store(rounded + i, integers);
+    total = add(total, integers);
   }
-  sum = scale * reduce_add(total);
-  for (int i = 0; i < count; ++i) numbers[i] = has_numbers ? int16_t(rounded[i]) : int16_t(0);
+  // Without numbers the factor is 0, and NaN times 0 no integer.
+  for (int i = 0; i < count; ++i) numbers[i] = factor > 0.0f ? int16_t(rounded[i]) : int16_t(0);
+  return reduce_add(total);
 }
 
 // Fills the rows of `to` from contiguous rows of inputs.
@@ -63,19 +68,23 @@ static void round_inputs(BlockFormat format, const void* inputs, Dtype dtype, in
                          const QuantisedInputs& to) {
   int group = 0;
   with_format(format, [&](auto blocks) { group = decltype(blocks)::kGroup; });
+  const int step = to.is_many ? int(kChunkElements) : group;
+  const float limit = to.is_many ? kLargestInput : 32767.0f;
   const int64_t row_bytes = columns * bytes_of(dtype);
-  for (int64_t row = 0; row < to.rows; ++row) {
-    const char* const input = static_cast<const char*>(inputs) + row * row_bytes;
-    for (int64_t chunk = 0; chunk < to.chunks; ++chunk) {
-      const int64_t place = row * to.chunks + chunk;
-      for (int i = 0; i < kChunkElements / group; ++i) {
-        const int64_t column = chunk * kChunkElements + i * group;
-        alignas(64) float numbers[32] = {};
-        for (int k = 0; k < group && column < columns; k += kLanes)
-          store(numbers + k, load_elements(input, dtype, column + k, kLanes));
-        round_group(numbers, group, to.numbers + place * kChunkElements + i * group,
-                    to.scale[place * kChunkGroups + i], to.sum[place * kChunkGroups + i]);
-      }
+  for (int64_t place = 0; place < to.rows * to.chunks; ++place) {
+    const char* const row = static_cast<const char*>(inputs) + place / to.chunks * row_bytes;
+    const int64_t first = place % to.chunks * kChunkElements;
+    alignas(64) float numbers[kChunkElements] = {};
+    for (int64_t k = 0; k < kChunkElements && first + k < columns; k += kLanes)
+      store(numbers + k, load_elements(row, dtype, first + k, kLanes));
+    float* const scale = to.scale + place * kChunkGroups;
+    float* const sum = to.sum + place * kChunkGroups;
+    for (int begin = 0; begin < kChunkElements; begin += step) {
+      float& own_scale = scale[begin / step];
+      const float factor = find_factor(numbers + begin, step, limit, own_scale);
+      for (int k = begin; k < begin + step; k += group)
+        sum[k / group] = own_scale * round_group(numbers + k, group, factor,
+                                                 to.numbers + place * kChunkElements + k);
     }
   }
 }
@@ -97,60 +106,184 @@ static void multiply_rows_by(const QuantisedProduct& product, int64_t first_row,
                              int64_t first_input) {
   constexpr int kGroup = Format::kGroup;
   constexpr int kGroups = int(kChunkElements / kGroup);
+  // One sum of one input would wait for itself.
+  constexpr int kSums = kInputs == 1 ? 2 : 1;
   const QuantisedInputs& inputs = product.inputs;
   UnpackedChunk chunk;
   for (int64_t row = first_row; row < last_row; ++row) {
-    Vec sums[kInputs][2];
+    Vec sums[kInputs][kSums];
     Vec offsets[kInputs];
-#pragma GCC unroll 4
-    for (int i = 0; i < kInputs; ++i) sums[i][0] = sums[i][1] = offsets[i] = zero();
+#pragma GCC unroll 8
+    for (int i = 0; i < kInputs; ++i) {
+      offsets[i] = zero();
+      for (int k = 0; k < kSums; ++k) sums[i][k] = zero();
+    }
     for_each_chunk<Format>(product.matrix, row, chunk, [&](int64_t number, int groups) {
-#pragma GCC unroll 4
+      const int16_t* numbers[kInputs];
+      alignas(64) float factor[kInputs][kChunkGroups];
+#pragma GCC unroll 8
       for (int i = 0; i < kInputs; ++i) {
         const int64_t place = (first_input + i) * inputs.chunks + number;
-        const int16_t* const numbers = inputs.numbers + place * kChunkElements;
-        const float* const input_scale = inputs.scale + place * kChunkGroups;
-        const float* const input_sum = inputs.sum + place * kChunkGroups;
-        alignas(64) float factor[kChunkGroups];
+        numbers[i] = inputs.numbers + place * kChunkElements;
 #pragma GCC unroll 4
         for (int k = 0; k < kGroups; k += kLanes) {
-          store(factor + k, mul(load(chunk.scale + k), load(input_scale + k)));
+          const int64_t group = place * kChunkGroups + k;
+          store(factor[i] + k, mul(load(chunk.scale + k), load(inputs.scale + group)));
           if (Format::kHasOffset)
-            offsets[i] = mul_add(load(chunk.offset + k), load(input_sum + k), offsets[i]);
+            offsets[i] = mul_add(load(chunk.offset + k), load(inputs.sum + group), offsets[i]);
         }
-        for (int k = 0; k < groups; k += 2) {
-          sums[i][0] = mul_add(broadcast(factor[k]),
-                               dot_int16<kGroup>(chunk.numbers + k * kGroup, numbers + k * kGroup),
-                               sums[i][0]);
-          if (k + 1 == groups) break;
-          sums[i][1] = mul_add(
-              broadcast(factor[k + 1]),
-              dot_int16<kGroup>(chunk.numbers + (k + 1) * kGroup, numbers + (k + 1) * kGroup),
-              sums[i][1]);
+      }
+      for (int k = 0; k < groups; k += kSums) {
+#pragma GCC unroll 2
+        for (int n = 0; n < kSums; ++n) {
+          if (n > 0 && k + n == groups) break;
+          const auto weights = load_weights<kGroup>(chunk.numbers + (k + n) * kGroup);
+#pragma GCC unroll 8
+          for (int i = 0; i < kInputs; ++i)
+            sums[i][n] =
+                mul_add(broadcast(factor[i][k + n]),
+                        dot_int16<kGroup>(weights, numbers[i] + (k + n) * kGroup), sums[i][n]);
         }
       }
     });
     for (int i = 0; i < kInputs; ++i) {
-      const float total = reduce_add(add(add(sums[i][0], sums[i][1]), offsets[i]));
+      Vec total = offsets[i];
+      for (int k = 0; k < kSums; ++k) total = add(total, sums[i][k]);
       write_element(product.output, product.dtype, (first_input + i) * product.matrix.rows + row,
-                    total);
+                    reduce_add(total));
     }
   }
 }
 
+// ---- Products of many rows ----
+
+// Returns the scale of a chunk in integers of at most kLargestWeight; NaN where a number of its
+// block is not finite.
+template <typename Format>
+static inline float find_scale(const UnpackedChunk& chunk, int groups) {
+  float largest = 0.0f;
+  float products = 0.0f;  // 0, or NaN after a number that is not finite
+  for (int k = 0; k < groups; ++k) {
+    largest = std::max(largest, std::fabs(chunk.scale[k]));
+    products += 0.0f * chunk.scale[k];
+  }
+  const float unit =
+      chunk.unit != 0.0f ? chunk.unit : largest * Format::kLargestNumber / kLargestWeight;
+  return unit + products;
+}
+
+// Unpacks some rows into integers of at most kLargestWeight with a scale per chunk. The groups of
+// large formats have integers for scales, so theirs are exact.
+template <typename Format>
+static void pack_rows(const QuantisedMatrix& matrix, int64_t first_row, int64_t last_row,
+                      int64_t chunks, const PackedRows& packed) {
+  constexpr int kGroup = Format::kGroup;
+  UnpackedChunk chunk;
+  for (int64_t row = first_row; row < last_row; ++row)
+    for_each_chunk<Format>(matrix, row, chunk, [&](int64_t number, int groups) {
+      const int64_t place = (row - first_row) * chunks + number;
+      int16_t* const numbers = packed.numbers + place * kChunkElements;
+      float& scale = packed.scale[place];
+      scale = find_scale<Format>(chunk, groups);
+      for (int k = 0; k < groups; ++k) {
+        const float multiplier = std::isfinite(1.0f / scale) ? chunk.scale[k] / scale : 0.0f;
+        write_int16(chunk.numbers + k * kGroup, kGroup, multiplier, numbers + k * kGroup);
+      }
+      for (int64_t n = groups * kGroup; n < kChunkElements; ++n) numbers[n] = 0;
+      if (Format::kHasOffset)
+        std::memcpy(packed.offset + place * kChunkGroups, chunk.offset, sizeof chunk.offset);
+    });
+}
+
+// Multiplies kRows packed rows by kInputs inputs.
+template <typename Format, int kRows, int kInputs>
+static inline void multiply_packed(const QuantisedProduct& product, const PackedRows& packed,
+                                   int64_t row, int64_t first_row, int64_t input) {
+  constexpr int kGroups = int(kChunkElements / Format::kGroup);
+  const QuantisedInputs& inputs = product.inputs;
+  const int64_t chunks = inputs.chunks;
+  const int64_t first_weights = (row - first_row) * chunks;
+  Vec totals[kRows][kInputs];
+  for (auto& of_row : totals)
+    for (Vec& total : of_row) total = zero();
+  for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+    const int64_t place = first_weights + chunk;
+    const int64_t input_place = input * chunks + chunk;
+    const int16_t* const weights = packed.numbers + place * kChunkElements;
+    const int16_t* const numbers = inputs.numbers + input_place * kChunkElements;
+    IntVec sums[kRows][kInputs];
+#pragma GCC unroll 2
+    for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 4
+      for (int i = 0; i < kInputs; ++i) sums[r][i] = int_zero();
+    // Unrolled further, the compiler sums in another order and runs out of registers.
+#pragma GCC unroll 1
+    for (int64_t k = 0; k < kChunkElements; k += kIntLanes) {
+      IntVec of_rows[kRows];
+#pragma GCC unroll 2
+      for (int r = 0; r < kRows; ++r)
+        of_rows[r] = load_int16(weights + r * chunks * kChunkElements + k);
+#pragma GCC unroll 4
+      for (int i = 0; i < kInputs; ++i) {
+        IntVec of_input = load_int16(numbers + i * chunks * kChunkElements + k);
+        keep_in_register(of_input);
+#pragma GCC unroll 2
+        for (int r = 0; r < kRows; ++r) sums[r][i] = add_products(sums[r][i], of_rows[r], of_input);
+      }
+    }
+    for (int r = 0; r < kRows; ++r)
+      for (int i = 0; i < kInputs; ++i) {
+        const int64_t groups = (input_place + i * chunks) * kChunkGroups;
+        const Vec factor = broadcast(packed.scale[place + r * chunks] * inputs.scale[groups]);
+        totals[r][i] = mul_add(factor, to_floats(sums[r][i]), totals[r][i]);
+        if (!Format::kHasOffset) continue;
+        const float* const offset = packed.offset + (place + r * chunks) * kChunkGroups;
+        for (int k = 0; k < kGroups; k += kLanes)
+          totals[r][i] = mul_add(load(offset + k), load(inputs.sum + groups + k), totals[r][i]);
+      }
+  }
+  for (int r = 0; r < kRows; ++r)
+    for (int i = 0; i < kInputs; ++i)
+      write_element(product.output, product.dtype, (input + i) * product.matrix.rows + row + r,
+                    reduce_add(totals[r][i]));
+}
+
+// Multiplies all packed rows by kInputs inputs, which stay in the first-level cache meanwhile.
+template <typename Format, int kInputs>
+static void multiply_panel(const QuantisedProduct& product, const PackedRows& packed,
+                           int64_t first_row, int64_t last_row, int64_t input) {
+  int64_t row = first_row;
+  for (; row + 2 <= last_row; row += 2)
+    multiply_packed<Format, 2, kInputs>(product, packed, row, first_row, input);
+  if (row < last_row) multiply_packed<Format, 1, kInputs>(product, packed, row, first_row, input);
+}
+
+// Computes some rows of the matrix for many inputs; each thread has `packed` of its own.
+template <typename Format>
+static void multiply_many(const QuantisedProduct& product, const PackedRows& packed,
+                          int64_t first_row, int64_t last_row) {
+  pack_rows<Format>(product.matrix, first_row, last_row, product.inputs.chunks, packed);
+  const int64_t inputs = product.inputs.rows;
+  int64_t input = 0;
+  for (; input + 4 <= inputs; input += 4)
+    multiply_panel<Format, 4>(product, packed, first_row, last_row, input);
+  for (; input < inputs; ++input)
+    multiply_panel<Format, 1>(product, packed, first_row, last_row, input);
+}
+
 // Computes some rows of the matrix for all inputs.
-static void multiply_rows(const QuantisedProduct& product, int64_t first_row, int64_t last_row) {
+static void multiply_rows(const QuantisedProduct& product, const PackedRows& packed,
+                          int64_t first_row, int64_t last_row) {
   with_format(product.matrix.format, [&](auto blocks) {
     using Format = decltype(blocks);
+    const int64_t inputs = product.inputs.rows;
+    if (product.inputs.is_many) return multiply_many<Format>(product, packed, first_row, last_row);
     int64_t input = 0;
-    for (; input + 4 <= product.inputs.rows; input += 4)
-      multiply_rows_by<Format, 4>(product, first_row, last_row, input);
-    if (input + 2 <= product.inputs.rows) {
+    for (; input + 8 <= inputs; input += 8)
+      multiply_rows_by<Format, 8>(product, first_row, last_row, input);
+    for (; input + 2 <= inputs; input += 2)
       multiply_rows_by<Format, 2>(product, first_row, last_row, input);
-      input += 2;
-    }
-    if (input < product.inputs.rows)
-      multiply_rows_by<Format, 1>(product, first_row, last_row, input);
+    if (input < inputs) multiply_rows_by<Format, 1>(product, first_row, last_row, input);
   });
 }
 

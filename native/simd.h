@@ -29,7 +29,11 @@
 //   combine_pairwise(sums)        kLanes / kPairwiseVectors results of pairwise_add become one
 //                                 vector: lane i is the sum of vector i
 //   widen_scale(bits)             a float16 as float32
-//   dot_int16<kCount>(a, b)       16 or 32 products of int8 and int16, summed into the lanes
+//   load_weights<kCount>(place)   16 or 32 int8 for dot_int16
+//   dot_int16(weights, inputs)    their products with as many int16, summed into the lanes
+//   IntVec, kIntLanes             a vector of int16, and int_zero, load_int16, to_floats
+//   add_products(sum, a, b)       sum + the products of neighbours, as int32
+//   write_int16(numbers, count, factor, to)  int8 times a factor, rounded, 16 at a time
 //   look_up(table, numbers, count)  replaces numbers of 0 .. 15 by the entries of a table
 // Optional: KEYWISE_HAS_COMPRESS and compress_store, KEYWISE_HAS_BF16_DOT and the functions of pairs
 // of bfloat16, both described below.
@@ -116,6 +120,15 @@ static inline Vec reduce_add_each(const Vec* vectors) {
   for (int i = 0; i < kLanes / kPairwiseVectors; ++i)
     sums[i] = pairwise_add(vectors + i * kPairwiseVectors);
   return combine_pairwise(sums);
+}
+
+// Loads a vector once: the compiler would read it again from memory for each of its uses.
+KEYWISE_INLINE void keep_in_register(IntVec& numbers) {
+#if defined(__x86_64__)
+  __asm__("" : "+x"(numbers));
+#else
+  (void)numbers;
+#endif
 }
 
 // Prefetches into the second-level cache: the first level waits for too few lines at a time to keep

@@ -153,8 +153,9 @@ struct Target {
   // Fills the rows of `to` from contiguous rows of inputs, for a product with a matrix of a format.
   void (*round_inputs)(BlockFormat format, const void* inputs, Dtype dtype, int64_t columns,
                        const QuantisedInputs& to);
-  // Computes some rows of the matrix for all inputs.
-  void (*multiply_rows)(const QuantisedProduct&, int64_t first_row, int64_t last_row);
+  // Computes some rows of the matrix for all inputs; `packed` has room for them if they are many.
+  void (*multiply_rows)(const QuantisedProduct&, const PackedRows& packed, int64_t first_row,
+                        int64_t last_row);
   // Writes the weights of some rows; `output` is the place of row 0.
   void (*dequantise_rows)(const QuantisedMatrix&, int64_t first_row, int64_t last_row, void* output,
                           Dtype dtype);

@@ -107,16 +107,27 @@ static inline Vec combine_pairwise(const Vec* t) {
 }
 
 static inline float widen_scale(uint16_t bits) { return _cvtsh_ss(bits); }
-// The products of `kCount` (16 or 32) int8 and int16, summed into the lanes.
+// 16 or 32 int8 as int16, and the products with as many int16, summed into the lanes.
 template <int kCount>
-static inline Vec dot_int16(const int8_t* weights, const int16_t* inputs) {
+struct Int16Weights {
+  __m256i numbers[kCount / 16];
+};
+template <int kCount>
+static inline Int16Weights<kCount> load_weights(const int8_t* place) {
+  Int16Weights<kCount> weights;
+  for (int i = 0; i < kCount / 16; ++i)
+    weights.numbers[i] =
+        _mm256_cvtepi8_epi16(_mm_load_si128(reinterpret_cast<const __m128i*>(place + 16 * i)));
+  return weights;
+}
+template <int kCount>
+static inline Vec dot_int16(const Int16Weights<kCount>& weights, const int16_t* inputs) {
   const auto multiply = [&](int i) {
-    const __m128i bytes = _mm_load_si128(reinterpret_cast<const __m128i*>(weights + i));
-    const __m256i numbers = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(inputs + i));
-    return _mm256_madd_epi16(_mm256_cvtepi8_epi16(bytes), numbers);
+    return _mm256_madd_epi16(weights.numbers[i],
+                             _mm256_loadu_si256(reinterpret_cast<const __m256i*>(inputs + 16 * i)));
   };
   if constexpr (kCount == 16) return _mm256_cvtepi32_ps(multiply(0));
-  return _mm256_cvtepi32_ps(_mm256_add_epi32(multiply(0), multiply(16)));
+  return _mm256_cvtepi32_ps(_mm256_add_epi32(multiply(0), multiply(kCount / 16 - 1)));
 }
 // Replaces numbers of 0 .. 15 by those of a table.
 static inline void look_up(const int8_t* table, int8_t* numbers, int64_t count) {
@@ -124,6 +135,28 @@ static inline void look_up(const int8_t* table, int8_t* numbers, int64_t count) 
   for (int64_t i = 0; i < count; i += 16) {
     __m128i* const place = reinterpret_cast<__m128i*>(numbers + i);
     _mm_store_si128(place, _mm_shuffle_epi8(entries, _mm_load_si128(place)));
+  }
+}
+
+// Vectors of int16, and sums of the products of neighbours as int32.
+typedef __m256i IntVec;
+static constexpr int kIntLanes = 16;
+static inline IntVec int_zero() { return _mm256_setzero_si256(); }
+static inline IntVec load_int16(const int16_t* place) {
+  return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(place));
+}
+static inline IntVec add_products(IntVec sum, IntVec a, IntVec b) {
+  return _mm256_add_epi32(sum, _mm256_madd_epi16(a, b));
+}
+static inline Vec to_floats(IntVec sum) { return _mm256_cvtepi32_ps(sum); }
+// Writes numbers times a factor as int16.
+static inline void write_int16(const int8_t* numbers, int count, float factor, int16_t* to) {
+  const auto multiply = [&](int i) {
+    return _mm256_cvtps_epi32(_mm256_mul_ps(load_int8(numbers + i), _mm256_set1_ps(factor)));
+  };
+  for (int i = 0; i < count; i += 16) {
+    const __m256i packed = _mm256_packs_epi32(multiply(i), multiply(i + 8));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + i), _mm256_permute4x64_epi64(packed, 0xd8));
   }
 }
 

@@ -114,18 +114,27 @@ static inline Vec combine_pairwise(const Vec* t) {
 }
 
 static inline float widen_scale(uint16_t bits) { return _cvtsh_ss(bits); }
-// The products of `kCount` (16 or 32) int8 and int16, summed into the lanes.
+// 16 or 32 int8 as int16, and the products with as many int16, summed into the lanes.
 template <int kCount>
-static inline Vec dot_int16(const int8_t* weights, const int16_t* inputs) {
+struct Int16Weights {
+  __m512i numbers;  // of 16, the first half
+};
+template <int kCount>
+static inline Int16Weights<kCount> load_weights(const int8_t* place) {
   if constexpr (kCount == 16) {
-    const __m128i bytes = _mm_load_si128(reinterpret_cast<const __m128i*>(weights));
+    const __m128i bytes = _mm_load_si128(reinterpret_cast<const __m128i*>(place));
+    return {_mm512_castsi256_si512(_mm256_cvtepi8_epi16(bytes))};
+  }
+  return {_mm512_cvtepi8_epi16(_mm256_load_si256(reinterpret_cast<const __m256i*>(place)))};
+}
+template <int kCount>
+static inline Vec dot_int16(const Int16Weights<kCount>& weights, const int16_t* inputs) {
+  if constexpr (kCount == 16) {
     const __m256i numbers = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(inputs));
-    const __m256i products = _mm256_madd_epi16(_mm256_cvtepi8_epi16(bytes), numbers);
+    const __m256i products = _mm256_madd_epi16(_mm512_castsi512_si256(weights.numbers), numbers);
     return _mm512_zextps256_ps512(_mm256_cvtepi32_ps(products));
   }
-  const __m256i bytes = _mm256_load_si256(reinterpret_cast<const __m256i*>(weights));
-  const __m512i numbers = _mm512_loadu_si512(inputs);
-  return _mm512_cvtepi32_ps(_mm512_madd_epi16(_mm512_cvtepi8_epi16(bytes), numbers));
+  return _mm512_cvtepi32_ps(_mm512_madd_epi16(weights.numbers, _mm512_loadu_si512(inputs)));
 }
 // Replaces numbers of 0 .. 15 by those of a table.
 static inline void look_up(const int8_t* table, int8_t* numbers, int64_t count) {
@@ -133,6 +142,24 @@ static inline void look_up(const int8_t* table, int8_t* numbers, int64_t count) 
   for (int64_t i = 0; i < count; i += 16) {
     __m128i* const place = reinterpret_cast<__m128i*>(numbers + i);
     _mm_store_si128(place, _mm_shuffle_epi8(entries, _mm_load_si128(place)));
+  }
+}
+
+// Vectors of int16, and sums of the products of neighbours as int32.
+typedef __m512i IntVec;
+static constexpr int kIntLanes = 32;
+static inline IntVec int_zero() { return _mm512_setzero_si512(); }
+static inline IntVec load_int16(const int16_t* place) { return _mm512_loadu_si512(place); }
+static inline IntVec add_products(IntVec sum, IntVec a, IntVec b) {
+  return _mm512_add_epi32(sum, _mm512_madd_epi16(a, b));
+}
+static inline Vec to_floats(IntVec sum) { return _mm512_cvtepi32_ps(sum); }
+// Writes numbers times a factor as int16.
+static inline void write_int16(const int8_t* numbers, int count, float factor, int16_t* to) {
+  for (int i = 0; i < count; i += 16) {
+    const Vec product = _mm512_mul_ps(load_int8(numbers + i), _mm512_set1_ps(factor));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + i),
+                        _mm512_cvtepi32_epi16(_mm512_cvtps_epi32(product)));
   }
 }
 

@@ -104,18 +104,50 @@ static inline Vec combine_pairwise(const Vec* t) {
 }
 
 static inline float widen_scale(uint16_t bits) { return widen_float16(bits); }
-// The products of `kCount` (16 or 32) int8 and int16, summed into the lanes.
+// 16 or 32 int8, and the products with as many int16, summed into the lanes.
 template <int kCount>
-static inline Vec dot_int16(const int8_t* weights, const int16_t* inputs) {
+struct Int16Weights {
+  const int8_t* numbers;
+};
+template <int kCount>
+static inline Int16Weights<kCount> load_weights(const int8_t* place) {
+  return {place};
+}
+template <int kCount>
+static inline Vec dot_int16(const Int16Weights<kCount>& weights, const int16_t* inputs) {
   int32_t sums[kLanes] = {};
   for (int i = 0; i < kCount; i += kLanes)
     for (int lane = 0; lane < kLanes; ++lane)
-      sums[lane] += int32_t(weights[i + lane]) * int32_t(inputs[i + lane]);
+      sums[lane] += int32_t(weights.numbers[i + lane]) * int32_t(inputs[i + lane]);
   return Vec{float(sums[0]), float(sums[1]), float(sums[2]), float(sums[3])};
 }
 // Replaces numbers of 0 .. 15 by those of a table.
 static inline void look_up(const int8_t* table, int8_t* numbers, int64_t count) {
   for (int64_t i = 0; i < count; ++i) numbers[i] = table[numbers[i]];
+}
+
+// Vectors of int16, and sums of the products of neighbours as int32.
+typedef VecInt IntVec;
+static constexpr int kIntLanes = 8;
+static inline IntVec int_zero() { return VecInt{0, 0, 0, 0}; }
+static inline IntVec load_int16(const int16_t* place) {
+  IntVec numbers;
+  __builtin_memcpy(&numbers, place, sizeof numbers);
+  return numbers;
+}
+static inline IntVec add_products(IntVec sum, IntVec a, IntVec b) {
+  // The lower and the upper half of each lane, with their signs.
+  return sum + ((a << 16) >> 16) * ((b << 16) >> 16) + (a >> 16) * (b >> 16);
+}
+static inline Vec to_floats(IntVec sum) {
+  return Vec{float(sum[0]), float(sum[1]), float(sum[2]), float(sum[3])};
+}
+// Writes numbers times a factor as int16.
+static inline void write_int16(const int8_t* numbers, int count, float factor, int16_t* to) {
+  for (int i = 0; i < count; ++i) {
+    const float product = float(numbers[i]) * factor;
+    to[i] = int16_t((product + kRoundingOffset) - kRoundingOffset);
+  }
 }
 
 }  // namespace keywise::KEYWISE_TARGET

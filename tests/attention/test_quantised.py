@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 
 import numpy as np
 import pytest
@@ -25,6 +26,8 @@ SCALES = {
     "Q6_K": (208,),
 }
 COLUMNS = (32, 256, 288, 576, 1536)
+# kManyRows of native/quantised.h.
+MANY = 32
 
 
 def make_blocks(block_format: str, rows: int, columns: int, seed: int = 0) -> np.ndarray:
@@ -47,19 +50,34 @@ def list_sizes() -> list[tuple[str, int]]:
     return [(name, size) for name in BLOCK_FORMATS for size in COLUMNS if size % BLOCK_FORMATS[name][1] == 0]
 
 
+def bound_error(rows: np.ndarray, weights: np.ndarray, *, is_many: bool, slack: float = 1e-5) -> np.ndarray:
+    """Return the largest error of each product: that of rounding the inputs, and of many rows the weights too."""
+    span = 256 if is_many else 32
+    step = spread_largest(rows, span) / (16383 if is_many else 32767)
+    bound = step @ np.abs(weights).T + slack
+    if is_many:
+        bound += np.abs(rows).astype(np.float64) @ (spread_largest(weights, span) / 4095).T
+    return bound
+
+
+def spread_largest(numbers: np.ndarray, span: int) -> np.ndarray:
+    """Return the largest absolute value among every `span` neighbours, for each number."""
+    padded = np.pad(np.abs(numbers).astype(np.float64), ((0, 0), (0, -numbers.shape[1] % span)))
+    largest = padded.reshape(len(numbers), -1, span).max(axis=2) if padded.size else padded
+    return largest.repeat(span, axis=1)[:, : numbers.shape[1]]
+
+
 @pytest.mark.parametrize(("block_format", "columns"), list_sizes())
 def test_products_are_those_of_the_weights(kernel: str, block_format: str, columns: int) -> None:
     matrix = QuantisedMatrix(make_blocks(block_format, 37, columns), block_format)
     weights = dequantise(matrix)
     generator = np.random.default_rng(1)
-    for count in (0, 1, 2, 3, 4, 5, 9):
+    for count in (0, 1, 2, 3, 4, 5, 9, MANY, MANY + 5):
         rows = generator.standard_normal((1, 1, count, columns)).astype(np.float32)
         if count:
             rows[0, 0, 0, 3] *= 1000.0  # one input that is much larger than its neighbours
         expected = rows[0, 0].astype(np.float64) @ weights.T
-        # Inputs have 16 bits: an error of half a step of the largest in 32 for each.
-        step = np.abs(rows[0, 0]).reshape(count, columns // 32, 32).max(axis=2).repeat(32, axis=1) / 32767
-        bound = step @ np.abs(weights).T + 1e-5
+        bound = bound_error(rows[0, 0], weights, is_many=count >= MANY)
         assert (np.abs(matrix.multiply(rows)[0, 0] - expected) <= bound).all()
         half = torch.from_numpy(rows).bfloat16()
         narrow = matrix.multiply(half)
@@ -81,32 +99,35 @@ def test_written_weights_are_those_of_gguf(kernel: str, block_format: str, colum
 @pytest.mark.parametrize("block_format", BLOCK_FORMATS)
 def test_results_have_the_same_bits_on_any_number_of_threads(kernel: str, block_format: str) -> None:
     matrix = QuantisedMatrix(make_blocks(block_format, 513, 512), block_format)
-    rows = np.random.default_rng(3).standard_normal((1, 1, 3, 512)).astype(np.float32)
-    results = []
-    for threads in (1, 2, 3, 7):
-        kw.set_num_threads(threads)
-        results.append(matrix.multiply(rows))
-    kw.set_num_threads(None)
-    assert all((result == results[0]).all() for result in results)
+    for count in (3, MANY + 2):
+        rows = np.random.default_rng(3).standard_normal((1, 1, count, 512)).astype(np.float32)
+        results = []
+        for threads in (1, 2, 3, 7):
+            kw.set_num_threads(threads)
+            results.append(matrix.multiply(rows))
+        kw.set_num_threads(None)
+        assert all((result == results[0]).all() for result in results)
 
 
 @pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
 def test_a_number_that_is_not_finite_reaches_its_row_only(kernel: str, number: float) -> None:
     matrix = QuantisedMatrix(make_blocks("Q4_K", 5, 256), "Q4_K")
-    rows = np.ones((1, 1, 2, 256), np.float32)
-    rows[0, 0, 1, 200] = number
-    result = matrix.multiply(rows)[0, 0]
-    assert np.isfinite(result[0]).all()
-    assert np.isnan(result[1]).all()
+    for count in (2, MANY):
+        rows = np.ones((1, 1, count, 256), np.float32)
+        rows[0, 0, 1, 200] = number
+        result = matrix.multiply(rows)[0, 0]
+        assert np.isfinite(np.delete(result, 1, axis=0)).all()
+        assert np.isnan(result[1]).all()
 
 
 def test_tiny_and_huge_inputs_stay_in_range(kernel: str) -> None:
     matrix = QuantisedMatrix(make_blocks("Q8_0", 4, 64), "Q8_0")
     weights = dequantise(matrix)
-    for size in (0.0, 1e-45, 1e-30, 1e30):
-        rows = np.full((1, 1, 1, 64), size, np.float32)
-        expected = weights.sum(axis=1) * rows[0, 0, 0, 0].astype(np.float64)
-        np.testing.assert_allclose(matrix.multiply(rows)[0, 0, 0], expected, rtol=1e-3, atol=1e-33)
+    for size, count in itertools.product((0.0, 1e-45, 1e-30, 1e30), (1, MANY)):
+        rows = np.full((1, 1, count, 64), size, np.float32)
+        expected = rows[0, 0].astype(np.float64) @ weights.T
+        bound = bound_error(rows[0, 0], weights, is_many=count >= MANY, slack=1e-33)
+        assert (np.abs(matrix.multiply(rows)[0, 0] - expected) <= bound).all()
 
 
 def test_copies_have_blocks_of_their_own() -> None:

@@ -24,9 +24,13 @@ def make_matrix(rows: int = 70, columns: int = 96, seed: int = 0) -> QuantisedMa
     return quantise("layer", weights, "Q8_0")
 
 
-@pytest.mark.parametrize("count", [0, 1, quantised.MAX_FEW_ROWS, quantised.MAX_FEW_ROWS + 1, 40])
+@pytest.mark.parametrize("count", [0, 1, quantised.MIN_TORCH_ROWS, 40])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_few_and_many_rows_give_the_product(monkeypatch: pytest.MonkeyPatch, count: int, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("by_torch", [True, False])
+def test_few_and_many_rows_give_the_product(
+    monkeypatch: pytest.MonkeyPatch, count: int, dtype: torch.dtype, by_torch: bool
+) -> None:
+    monkeypatch.setattr(quantised, "_multiplies_bfloat16", lambda: by_torch)
     monkeypatch.setattr(quantised, "BUFFER_BYTES", 96 * 4 * 16)  # several parts of the matrix
     monkeypatch.setattr(quantised, "_buffers", type(quantised._buffers)())
     matrix = make_matrix()
@@ -36,7 +40,7 @@ def test_few_and_many_rows_give_the_product(monkeypatch: pytest.MonkeyPatch, cou
     with torch.no_grad():
         output = layer(rows)
     assert output.shape == (2, count, 70)
-    tolerance = 1e-3 if dtype is torch.float32 else 0.15
+    tolerance = 1e-2 if dtype is torch.float32 else 0.15
     torch.testing.assert_close(output.double(), expected, rtol=tolerance, atol=tolerance)
 
 

@@ -82,8 +82,9 @@ class QuantisedMatrix:
     def multiply(self, inputs: Any) -> Any:
         """Return the product of some rows and the transpose of the matrix.
 
-        The rows are rounded to 16 bits with a scale per 16 or 32 numbers, and sums are float32. The result has the same
-        bits on any number of threads. A number that is not finite makes all results of its row NaN.
+        Up to 31 rows are rounded to 16 bits with a scale per 16 or 32 numbers. More rows are rounded to 15 bits with a
+        scale per 256 numbers, and weights of formats of 32 elements to 13 bits. Sums are float32. The result has the
+        same bits on any number of threads. A number that is not finite makes all results of its row NaN.
 
         Parameters
         ----------

@@ -1,11 +1,13 @@
 """Layers whose weights stay in the blocks of a GGUF file.
 
-A few rows are multiplied by the blocks themselves, which costs little more than reading them. For many rows, some rows
-of the matrix at a time become ordinary numbers in a buffer that all layers share, which torch multiplies.
+Rows are multiplied by the blocks themselves, which costs little more than reading them. Only where the CPU multiplies
+bfloat16 directly, and for gradients, some rows of the matrix at a time become ordinary numbers in a buffer that all
+layers share, which torch multiplies.
 """
 
 from __future__ import annotations
 
+import functools
 import threading
 from typing import Any, Final
 
@@ -17,8 +19,8 @@ from keywise.attention.quantised import BLOCK_FORMATS, QuantisedMatrix
 from keywise.errors import DtypeError, ModelError
 from keywise.models.safetensors_files import ModelFileError
 
-# Up to here unpacking the blocks for every four rows costs less than writing them out once: see docs/models.md.
-MAX_FEW_ROWS: Final = 12
+# From so many rows on, torch multiplies bfloat16 faster where the CPU has instructions for it.
+MIN_TORCH_ROWS: Final = 32
 # Weights that are written out at a time; they stay in the last cache until they are multiplied.
 BUFFER_BYTES: Final = 1 << 24
 
@@ -233,14 +235,20 @@ def view_bytes(tensor: torch.Tensor) -> NDArray[np.uint8]:
 def _multiply(input: torch.Tensor, matrix: QuantisedMatrix) -> torch.Tensor:
     if input.dtype not in _DTYPES:
         raise DtypeError("input", "must be of float32, bfloat16 or float16", got=input.dtype)
-    rows = input.reshape(-1, matrix.shape[1]).contiguous()
-    if len(rows) <= MAX_FEW_ROWS:
-        output = matrix.multiply(rows[None, None])[0, 0]
-    else:
-        output = rows.new_empty(len(rows), matrix.shape[0])
+    rows = input.reshape(1, 1, -1, matrix.shape[1]).contiguous()
+    count = rows.shape[2]
+    if count >= MIN_TORCH_ROWS and input.dtype is torch.bfloat16 and _multiplies_bfloat16():
+        output = rows.new_empty(count, matrix.shape[0])
         for begin, weights in _write_panels(matrix, rows.dtype):
-            torch.mm(rows, weights.t(), out=output[:, begin : begin + len(weights)])
+            torch.mm(rows[0, 0], weights.t(), out=output[:, begin : begin + len(weights)])
+    else:
+        output = matrix.multiply(rows)
     return output.view(*input.shape[:-1], matrix.shape[0])
+
+
+@functools.cache
+def _multiplies_bfloat16() -> bool:
+    return bool(torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def _write_panels(matrix: QuantisedMatrix, dtype: torch.dtype) -> Any:
