@@ -145,6 +145,22 @@ def memory(
             report(f"{result['backend']}: {result['peak_bytes'] / 1e9:.2f} GB")
 
 
+def quality(
+    text: Annotated[Path, typer.Argument(metavar="TEXT", help="A text file.")],
+    tokens: Annotated[int, typer.Option(min=2, help="Number of its tokens to read.")] = 20_000,
+    model: Model = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Number of threads. Default: all.")] = None,
+    json: Json = None,
+) -> None:
+    """Compare next-token distributions of a GGUF model in blocks, and of llama.cpp, with those of float32 numbers."""
+    from benchmarks.quality import measure
+
+    with record_run("quality", json, 4) as (run, report):
+        for result in measure(model, text, tokens, _check_threads(None if threads is None else [threads])[-1]):
+            run.add(result)
+            report(f"{result['way']}: KL {result['kl_nats']:.2e}, perplexity {result['perplexity']:.3f}")
+
+
 def cache(
     task: Annotated[
         list[str] | None, typer.Option(help="question, step, int8 or perplexity. Default: all four.")
@@ -352,6 +368,7 @@ COMMANDS = (
     (attention, ATTENTION_HELP),
     (model, None),
     (memory, None),
+    (quality, None),
     (cache, None),
     (evidence, None),
     (library, None),

@@ -18,17 +18,17 @@ constexpr int64_t kTaskBytes = 1 << 16;
 constexpr int64_t kRowStep = 16;
 
 int64_t add_inputs(BufferLayout layout, QuantisedInputs& inputs) {
-  const int64_t chunks = checked_multiply(inputs.rows, inputs.chunks);
-  layout.add(inputs.numbers, checked_multiply(chunks, kChunkElements));
-  layout.add(inputs.scale, checked_multiply(chunks, kChunkGroups));
-  layout.add(inputs.sum, checked_multiply(chunks, kChunkGroups));
+  const int64_t slices = checked_multiply(inputs.rows, inputs.slices);
+  layout.add(inputs.numbers, checked_multiply(slices, kSliceElements));
+  layout.add(inputs.scale, checked_multiply(slices, kSliceGroups));
+  layout.add(inputs.sum, checked_multiply(slices, kSliceGroups));
   return layout.bytes();
 }
 
-int64_t add_packed_rows(BufferLayout layout, PackedRows& packed, int64_t rows, int64_t chunks) {
-  layout.add(packed.numbers, rows * chunks * kChunkElements);
-  layout.add(packed.scale, rows * chunks);
-  layout.add(packed.offset, rows * chunks * kChunkGroups);
+int64_t add_packed_rows(BufferLayout layout, PackedRows& packed, int64_t rows, int64_t slices) {
+  layout.add(packed.numbers, rows * slices * kSliceElements);
+  layout.add(packed.scale, rows * slices);
+  layout.add(packed.offset, rows * slices * kSliceGroups);
   return layout.bytes();
 }
 
@@ -57,7 +57,7 @@ bool multiply_quantised(const QuantisedMatrix& matrix, const void* inputs, int64
   product.output = output;
   product.dtype = dtype;
   product.inputs.rows = count;
-  product.inputs.chunks = ceil_div(matrix.columns, kChunkElements);
+  product.inputs.slices = ceil_div(matrix.columns, kSliceElements);
   product.inputs.is_many = count >= kManyRows;
   const CallMemory memory(add_inputs(BufferLayout(), product.inputs));
   add_inputs(BufferLayout(memory.get()), product.inputs);
@@ -70,13 +70,13 @@ bool multiply_quantised(const QuantisedMatrix& matrix, const void* inputs, int64
                     [&](int64_t first, int64_t last) {
                       target.multiply_rows(product, PackedRows(), first, last);
                     });
-  const int64_t chunks = product.inputs.chunks;
-  const int64_t chunk_bytes = kChunkElements * int64_t(sizeof(int16_t));
-  const int64_t step = clamp(kPackedBytes / (chunks * chunk_bytes) / 2 * 2, 2, kMaxPackedRows);
+  const int64_t slices = product.inputs.slices;
+  const int64_t slice_bytes = kSliceElements * int64_t(sizeof(int16_t));
+  const int64_t step = clamp(kPackedBytes / (slices * slice_bytes) / 2 * 2, 2, kMaxPackedRows);
   return for_rows(matrix, step, threads, interrupted, [&](int64_t first, int64_t last) {
     PackedRows packed;
     task_scratch().place(
-        [&](BufferLayout layout) { return add_packed_rows(layout, packed, step, chunks); });
+        [&](BufferLayout layout) { return add_packed_rows(layout, packed, step, slices); });
     target.multiply_rows(product, packed, first, last);
   });
 }

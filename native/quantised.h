@@ -65,36 +65,36 @@ struct QuantisedMatrix {
   int64_t row_bytes = 0;
 };
 
-// Weights are unpacked a chunk of a row at a time: one block of 256, or eight of 32.
-constexpr int64_t kChunkElements = 256;
+// Weights are unpacked a slice of a row at a time: one block of 256, or eight of 32.
+constexpr int64_t kSliceElements = 256;
 // Groups of at least 16 elements share a scale.
-constexpr int64_t kChunkGroups = 16;
+constexpr int64_t kSliceGroups = 16;
 
-// Input rows as int16, padded with zeros to whole chunks. A few rows have a scale per group; many
-// have one per chunk, in the place of its first group.
+// Input rows as int16, padded with zeros to whole slices. A few rows have a scale per group; many
+// have one per slice, in the place of its first group.
 struct QuantisedInputs {
   int64_t rows = 0;
-  int64_t chunks = 0;
+  int64_t slices = 0;
   bool is_many = false;
-  int16_t* numbers = nullptr;  // [rows, chunks, kChunkElements]
-  float* scale = nullptr;      // [rows, chunks, kChunkGroups]
-  float* sum = nullptr;        // [rows, chunks, kChunkGroups] of the inputs of each group
+  int16_t* numbers = nullptr;  // [rows, slices, kSliceElements]
+  float* scale = nullptr;      // [rows, slices, kSliceGroups]
+  float* sum = nullptr;        // [rows, slices, kSliceGroups] of the inputs of each group
 };
 
 // From so many rows on, weights become int16 too, which makes their products cheaper.
 constexpr int64_t kManyRows = 32;
 
 // Of a product of many rows: rows of the matrix that are unpacked together, and where. The sums of
-// a chunk fit 32 bits: kLargestWeight x kLargestInput x kChunkElements / 8 lanes.
+// a slice fit 32 bits: kLargestWeight x kLargestInput x kSliceElements / 8 lanes.
 constexpr int64_t kPackedBytes = 1 << 17;
 constexpr int64_t kMaxPackedRows = 32;
 constexpr float kLargestWeight = 4095.0f;
 constexpr float kLargestInput = 16383.0f;
 
 struct PackedRows {
-  int16_t* numbers = nullptr;  // [rows, chunks, kChunkElements]
-  float* scale = nullptr;      // [rows, chunks]
-  float* offset = nullptr;     // [rows, chunks, kChunkGroups]
+  int16_t* numbers = nullptr;  // [rows, slices, kSliceElements]
+  float* scale = nullptr;      // [rows, slices]
+  float* offset = nullptr;     // [rows, slices, kSliceGroups]
 };
 
 // output[i, r] = sum of input[i, c] x weight[r, c] over c.

@@ -10,12 +10,12 @@
 
 namespace keywise::KEYWISE_TARGET {
 
-// A chunk of a row: weight = scale x number + offset, with a scale and an offset per group. Groups
+// A slice of a row: weight = scale x number + offset, with a scale and an offset per group. Groups
 // that a format or the end of a row does not have are 0.
-struct UnpackedChunk {
-  alignas(64) int8_t numbers[kChunkElements] = {};
-  alignas(64) float scale[kChunkGroups] = {};
-  alignas(64) float offset[kChunkGroups] = {};
+struct UnpackedSlice {
+  alignas(64) int8_t numbers[kSliceElements] = {};
+  alignas(64) float scale[kSliceGroups] = {};
+  alignas(64) float offset[kSliceGroups] = {};
   // What all scales are whole multiples of; 0 in formats of 32 elements.
   float unit = 0.0f;
 };
@@ -46,7 +46,7 @@ static inline void store_numbers(int8_t* place, Bytes bytes) {
 // The scales of up to eight blocks, which lie at a distance from each other.
 static inline void read_scales(const uint8_t* blocks, int64_t block_bytes, int64_t count,
                                float* scales) {
-  uint16_t bits[kChunkGroups] = {};
+  uint16_t bits[kSliceGroups] = {};
   for (int64_t i = 0; i < count; ++i) bits[i] = read_half(blocks + i * block_bytes);
   for (int i = 0; i < 8; i += kLanes) store(scales + i, load_float16(bits + i));
 }
@@ -96,11 +96,11 @@ struct Q4_0 : SmallFormat {
   static constexpr int64_t kBytes = 18;
   static constexpr float kLargestNumber = 8.0f;
   static constexpr bool kHasOffset = false;
-  KEYWISE_INLINE static void unpack(const uint8_t* blocks, int64_t count, UnpackedChunk& chunk) {
-    read_scales(blocks, kBytes, count, chunk.scale);
+  KEYWISE_INLINE static void unpack(const uint8_t* blocks, int64_t count, UnpackedSlice& slice) {
+    read_scales(blocks, kBytes, count, slice.scale);
     for (int64_t i = 0; i < count; ++i) {
       const Nibbles nibbles = unpack_nibbles(blocks + i * kBytes + 2);
-      store_nibbles(chunk.numbers + i * kElements, nibbles.low - 8, nibbles.high - 8);
+      store_nibbles(slice.numbers + i * kElements, nibbles.low - 8, nibbles.high - 8);
     }
   }
 };
@@ -109,12 +109,12 @@ struct Q4_1 : SmallFormat {
   static constexpr int64_t kBytes = 20;
   static constexpr float kLargestNumber = 15.0f;
   static constexpr bool kHasOffset = true;
-  KEYWISE_INLINE static void unpack(const uint8_t* blocks, int64_t count, UnpackedChunk& chunk) {
-    read_scales(blocks, kBytes, count, chunk.scale);
-    read_scales(blocks + 2, kBytes, count, chunk.offset);
+  KEYWISE_INLINE static void unpack(const uint8_t* blocks, int64_t count, UnpackedSlice& slice) {
+    read_scales(blocks, kBytes, count, slice.scale);
+    read_scales(blocks + 2, kBytes, count, slice.offset);
     for (int64_t i = 0; i < count; ++i) {
       const Nibbles nibbles = unpack_nibbles(blocks + i * kBytes + 4);
-      store_nibbles(chunk.numbers + i * kElements, nibbles.low, nibbles.high);
+      store_nibbles(slice.numbers + i * kElements, nibbles.low, nibbles.high);
     }
   }
 };
@@ -123,12 +123,12 @@ struct Q5_0 : SmallFormat {
   static constexpr int64_t kBytes = 22;
   static constexpr float kLargestNumber = 16.0f;
   static constexpr bool kHasOffset = false;
-  KEYWISE_INLINE static void unpack(const uint8_t* blocks, int64_t count, UnpackedChunk& chunk) {
-    read_scales(blocks, kBytes, count, chunk.scale);
+  KEYWISE_INLINE static void unpack(const uint8_t* blocks, int64_t count, UnpackedSlice& slice) {
+    read_scales(blocks, kBytes, count, slice.scale);
     for (int64_t i = 0; i < count; ++i) {
       const uint8_t* const block = blocks + i * kBytes;
       const Nibbles nibbles = unpack_nibbles(block + 6);
-      store_nibbles(chunk.numbers + i * kElements,
+      store_nibbles(slice.numbers + i * kElements,
                     (nibbles.low | spread_fifth_bits(block + 2)) - 16,
                     (nibbles.high | spread_fifth_bits(block + 4)) - 16);
     }
@@ -139,13 +139,13 @@ struct Q5_1 : SmallFormat {
   static constexpr int64_t kBytes = 24;
   static constexpr float kLargestNumber = 31.0f;
   static constexpr bool kHasOffset = true;
-  KEYWISE_INLINE static void unpack(const uint8_t* blocks, int64_t count, UnpackedChunk& chunk) {
-    read_scales(blocks, kBytes, count, chunk.scale);
-    read_scales(blocks + 2, kBytes, count, chunk.offset);
+  KEYWISE_INLINE static void unpack(const uint8_t* blocks, int64_t count, UnpackedSlice& slice) {
+    read_scales(blocks, kBytes, count, slice.scale);
+    read_scales(blocks + 2, kBytes, count, slice.offset);
     for (int64_t i = 0; i < count; ++i) {
       const uint8_t* const block = blocks + i * kBytes;
       const Nibbles nibbles = unpack_nibbles(block + 8);
-      store_nibbles(chunk.numbers + i * kElements, nibbles.low | spread_fifth_bits(block + 4),
+      store_nibbles(slice.numbers + i * kElements, nibbles.low | spread_fifth_bits(block + 4),
                     nibbles.high | spread_fifth_bits(block + 6));
     }
   }
@@ -155,10 +155,10 @@ struct Q8_0 : SmallFormat {
   static constexpr int64_t kBytes = 34;
   static constexpr float kLargestNumber = 128.0f;
   static constexpr bool kHasOffset = false;
-  KEYWISE_INLINE static void unpack(const uint8_t* blocks, int64_t count, UnpackedChunk& chunk) {
-    read_scales(blocks, kBytes, count, chunk.scale);
+  KEYWISE_INLINE static void unpack(const uint8_t* blocks, int64_t count, UnpackedSlice& slice) {
+    read_scales(blocks, kBytes, count, slice.scale);
     for (int64_t i = 0; i < count; ++i)
-      store_numbers(chunk.numbers + i * kElements, load_bytes_of<Bytes32>(blocks + i * kBytes + 2));
+      store_numbers(slice.numbers + i * kElements, load_bytes_of<Bytes32>(blocks + i * kBytes + 2));
   }
 };
 
@@ -168,10 +168,10 @@ struct IQ4_NL : SmallFormat {
   static constexpr bool kHasOffset = false;
   alignas(16) static constexpr int8_t kTable[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
                                                     1,    13,   25,  38,  53,  69,  89,  113};
-  KEYWISE_INLINE static void unpack(const uint8_t* blocks, int64_t count, UnpackedChunk& chunk) {
-    read_scales(blocks, kBytes, count, chunk.scale);
+  KEYWISE_INLINE static void unpack(const uint8_t* blocks, int64_t count, UnpackedSlice& slice) {
+    read_scales(blocks, kBytes, count, slice.scale);
     for (int64_t i = 0; i < count; ++i) {
-      int8_t* const numbers = chunk.numbers + i * kElements;
+      int8_t* const numbers = slice.numbers + i * kElements;
       const Nibbles nibbles = unpack_nibbles(blocks + i * kBytes + 2);
       store_nibbles(numbers, nibbles.low, nibbles.high);
       look_up(kTable, numbers, kElements);
@@ -186,8 +186,8 @@ struct LargeFormat {
 };
 
 // The scales and minima of the eight groups of Q4_K and Q5_K have 6 bits each.
-static inline void set_group_scales(const uint8_t* block, UnpackedChunk& chunk) {
-  chunk.unit = read_scale(block);
+static inline void set_group_scales(const uint8_t* block, UnpackedSlice& slice) {
+  slice.unit = read_scale(block);
   uint32_t words[3];
   std::memcpy(words, block + 4, sizeof words);
   constexpr uint32_t kLowSix = 0x3f3f3f3f;
@@ -198,8 +198,8 @@ static inline void set_group_scales(const uint8_t* block, UnpackedChunk& chunk) 
   // Whole vectors are read: zeros follow.
   const uint64_t scales[2] = {uint64_t(last_scales) << 32 | (words[0] & kLowSix), 0};
   const uint64_t minima[2] = {uint64_t(last_minima) << 32 | (words[1] & kLowSix), 0};
-  multiply_scales(chunk.unit, reinterpret_cast<const int8_t*>(scales), 8, chunk.scale);
-  multiply_scales(-read_scale(block + 2), reinterpret_cast<const int8_t*>(minima), 8, chunk.offset);
+  multiply_scales(slice.unit, reinterpret_cast<const int8_t*>(scales), 8, slice.scale);
+  multiply_scales(-read_scale(block + 2), reinterpret_cast<const int8_t*>(minima), 8, slice.offset);
 }
 
 struct Q4_K : LargeFormat {
@@ -207,12 +207,12 @@ struct Q4_K : LargeFormat {
   static constexpr int kGroup = 32;
   static constexpr float kLargestNumber = 15.0f;
   static constexpr bool kHasOffset = true;
-  KEYWISE_INLINE static void unpack(const uint8_t* block, int64_t, UnpackedChunk& chunk) {
-    set_group_scales(block, chunk);
+  KEYWISE_INLINE static void unpack(const uint8_t* block, int64_t, UnpackedSlice& slice) {
+    set_group_scales(block, slice);
     for (int i = 0; i < 4; ++i) {
       const Bytes32 nibbles = load_bytes_of<Bytes32>(block + 16 + 32 * i);
-      store_numbers(chunk.numbers + 64 * i, nibbles & 15);
-      store_numbers(chunk.numbers + 64 * i + 32, nibbles >> 4);
+      store_numbers(slice.numbers + 64 * i, nibbles & 15);
+      store_numbers(slice.numbers + 64 * i + 32, nibbles >> 4);
     }
   }
 };
@@ -222,14 +222,14 @@ struct Q5_K : LargeFormat {
   static constexpr int kGroup = 32;
   static constexpr float kLargestNumber = 31.0f;
   static constexpr bool kHasOffset = true;
-  KEYWISE_INLINE static void unpack(const uint8_t* block, int64_t, UnpackedChunk& chunk) {
-    set_group_scales(block, chunk);
+  KEYWISE_INLINE static void unpack(const uint8_t* block, int64_t, UnpackedSlice& slice) {
+    set_group_scales(block, slice);
     const Bytes32 fifth_bits = load_bytes_of<Bytes32>(block + 16);
     for (int i = 0; i < 4; ++i) {
       const Bytes32 nibbles = load_bytes_of<Bytes32>(block + 48 + 32 * i);
       const Bytes32 bits = fifth_bits >> 2 * i;
-      store_numbers(chunk.numbers + 64 * i, (nibbles & 15) | (bits & 1) << 4);
-      store_numbers(chunk.numbers + 64 * i + 32, nibbles >> 4 | (bits & 2) << 3);
+      store_numbers(slice.numbers + 64 * i, (nibbles & 15) | (bits & 1) << 4);
+      store_numbers(slice.numbers + 64 * i + 32, nibbles >> 4 | (bits & 2) << 3);
     }
   }
 };
@@ -239,14 +239,14 @@ struct Q6_K : LargeFormat {
   static constexpr int kGroup = 16;
   static constexpr float kLargestNumber = 32.0f;
   static constexpr bool kHasOffset = false;
-  KEYWISE_INLINE static void unpack(const uint8_t* block, int64_t, UnpackedChunk& chunk) {
-    chunk.unit = read_scale(block + 208);
-    multiply_scales(chunk.unit, reinterpret_cast<const int8_t*>(block + 192), 16, chunk.scale);
+  KEYWISE_INLINE static void unpack(const uint8_t* block, int64_t, UnpackedSlice& slice) {
+    slice.unit = read_scale(block + 208);
+    multiply_scales(slice.unit, reinterpret_cast<const int8_t*>(block + 192), 16, slice.scale);
     for (int half = 0; half < 2; ++half) {
       const Bytes32 low = load_bytes_of<Bytes32>(block + 64 * half);
       const Bytes32 next_low = load_bytes_of<Bytes32>(block + 64 * half + 32);
       const Bytes32 high = load_bytes_of<Bytes32>(block + 128 + 32 * half);
-      int8_t* const numbers = chunk.numbers + 128 * half;
+      int8_t* const numbers = slice.numbers + 128 * half;
       store_numbers(numbers, ((low & 15) | (high & 3) << 4) - 32);
       store_numbers(numbers + 32, ((next_low & 15) | (high & 12) << 2) - 32);
       store_numbers(numbers + 64, (low >> 4 | (high & 48)) - 32);
@@ -260,17 +260,17 @@ struct Q2_K : LargeFormat {
   static constexpr int kGroup = 16;
   static constexpr float kLargestNumber = 3.0f;
   static constexpr bool kHasOffset = true;
-  KEYWISE_INLINE static void unpack(const uint8_t* block, int64_t, UnpackedChunk& chunk) {
+  KEYWISE_INLINE static void unpack(const uint8_t* block, int64_t, UnpackedSlice& slice) {
     const Bytes16 bytes = load_bytes_of<Bytes16>(block);
-    int8_t numbers[2][kChunkGroups];
+    int8_t numbers[2][kSliceGroups];
     store_numbers(numbers[0], bytes & 15);
     store_numbers(numbers[1], bytes >> 4);
-    chunk.unit = read_scale(block + 80);
-    multiply_scales(chunk.unit, numbers[0], 16, chunk.scale);
-    multiply_scales(-read_scale(block + 82), numbers[1], 16, chunk.offset);
+    slice.unit = read_scale(block + 80);
+    multiply_scales(slice.unit, numbers[0], 16, slice.scale);
+    multiply_scales(-read_scale(block + 82), numbers[1], 16, slice.offset);
     for (int part = 0; part < 8; ++part) {
       const Bytes32 bits = load_bytes_of<Bytes32>(block + 16 + 32 * (part / 4));
-      store_numbers(chunk.numbers + 32 * part, bits >> 2 * (part % 4) & 3);
+      store_numbers(slice.numbers + 32 * part, bits >> 2 * (part % 4) & 3);
     }
   }
 };
@@ -280,21 +280,21 @@ struct Q3_K : LargeFormat {
   static constexpr int kGroup = 16;
   static constexpr float kLargestNumber = 4.0f;
   static constexpr bool kHasOffset = false;
-  KEYWISE_INLINE static void unpack(const uint8_t* block, int64_t, UnpackedChunk& chunk) {
-    int8_t scales[kChunkGroups];
+  KEYWISE_INLINE static void unpack(const uint8_t* block, int64_t, UnpackedSlice& slice) {
+    int8_t scales[kSliceGroups];
     for (int i = 0; i < 16; ++i) {
       const int low = i < 8 ? block[96 + i] & 15 : block[88 + i] >> 4;
       const int high = block[104 + i % 4] >> 2 * (i / 4) & 3;
       scales[i] = int8_t((low | high << 4) - 32);
     }
-    chunk.unit = read_scale(block + 108);
-    multiply_scales(chunk.unit, scales, 16, chunk.scale);
+    slice.unit = read_scale(block + 108);
+    multiply_scales(slice.unit, scales, 16, slice.scale);
     const Bytes32 third_bits = load_bytes_of<Bytes32>(block);
     for (int part = 0; part < 8; ++part) {
       const Bytes32 bits = load_bytes_of<Bytes32>(block + 32 + 32 * (part / 4));
       // An element whose third bit is not set is 4 less.
       const Bytes32 third = (third_bits >> part & 1) << 2;
-      store_numbers(chunk.numbers + 32 * part, ((bits >> 2 * (part % 4) & 3) | third) - 4);
+      store_numbers(slice.numbers + 32 * part, ((bits >> 2 * (part % 4) & 3) | third) - 4);
     }
   }
 };

@@ -1,5 +1,5 @@
 // Products of a few rows with a matrix in blocks, and dequantisation. A product is bound by reading
-// the weights: each chunk of them is unpacked once into the first-level cache and multiplied there.
+// the weights: each slice of them is unpacked once into the first-level cache and multiplied there.
 #pragma once
 
 #include <algorithm>
@@ -13,22 +13,22 @@
 
 namespace keywise::KEYWISE_TARGET {
 
-// Calls function(chunk, groups) for every chunk of a row.
+// Calls function(slice, groups) for every slice of a row.
 template <typename Format, typename Function>
-KEYWISE_INLINE void for_each_chunk(const QuantisedMatrix& matrix, int64_t row, UnpackedChunk& chunk,
+KEYWISE_INLINE void for_each_slice(const QuantisedMatrix& matrix, int64_t row, UnpackedSlice& slice,
                                    Function function) {
-  constexpr int64_t kBlocks = kChunkElements / Format::kElements;
-  constexpr int kGroups = int(kChunkElements / Format::kGroup);
-  const int64_t chunks = matrix.columns / kChunkElements;
+  constexpr int64_t kBlocks = kSliceElements / Format::kElements;
+  constexpr int kGroups = int(kSliceElements / Format::kGroup);
+  const int64_t slices = matrix.columns / kSliceElements;
   const uint8_t* blocks = matrix.data + row * matrix.row_bytes;
-  for (int64_t i = 0; i < chunks; ++i, blocks += kBlocks * Format::kBytes) {
-    Format::unpack(blocks, kBlocks, chunk);
+  for (int64_t i = 0; i < slices; ++i, blocks += kBlocks * Format::kBytes) {
+    Format::unpack(blocks, kBlocks, slice);
     function(i, kGroups);
   }
-  const int64_t rest = matrix.columns % kChunkElements;
+  const int64_t rest = matrix.columns % kSliceElements;
   if (rest == 0) return;
-  Format::unpack(blocks, rest / Format::kElements, chunk);
-  function(chunks, int(rest / Format::kGroup));
+  Format::unpack(blocks, rest / Format::kElements, slice);
+  function(slices, int(rest / Format::kGroup));
 }
 
 // ---- Inputs ----
@@ -68,23 +68,23 @@ static void round_inputs(BlockFormat format, const void* inputs, Dtype dtype, in
                          const QuantisedInputs& to) {
   int group = 0;
   with_format(format, [&](auto blocks) { group = decltype(blocks)::kGroup; });
-  const int step = to.is_many ? int(kChunkElements) : group;
+  const int step = to.is_many ? int(kSliceElements) : group;
   const float limit = to.is_many ? kLargestInput : 32767.0f;
   const int64_t row_bytes = columns * bytes_of(dtype);
-  for (int64_t place = 0; place < to.rows * to.chunks; ++place) {
-    const char* const row = static_cast<const char*>(inputs) + place / to.chunks * row_bytes;
-    const int64_t first = place % to.chunks * kChunkElements;
-    alignas(64) float numbers[kChunkElements] = {};
-    for (int64_t k = 0; k < kChunkElements && first + k < columns; k += kLanes)
+  for (int64_t place = 0; place < to.rows * to.slices; ++place) {
+    const char* const row = static_cast<const char*>(inputs) + place / to.slices * row_bytes;
+    const int64_t first = place % to.slices * kSliceElements;
+    alignas(64) float numbers[kSliceElements] = {};
+    for (int64_t k = 0; k < kSliceElements && first + k < columns; k += kLanes)
       store(numbers + k, load_elements(row, dtype, first + k, kLanes));
-    float* const scale = to.scale + place * kChunkGroups;
-    float* const sum = to.sum + place * kChunkGroups;
-    for (int begin = 0; begin < kChunkElements; begin += step) {
+    float* const scale = to.scale + place * kSliceGroups;
+    float* const sum = to.sum + place * kSliceGroups;
+    for (int begin = 0; begin < kSliceElements; begin += step) {
       float& own_scale = scale[begin / step];
       const float factor = find_factor(numbers + begin, step, limit, own_scale);
       for (int k = begin; k < begin + step; k += group)
         sum[k / group] = own_scale * round_group(numbers + k, group, factor,
-                                                 to.numbers + place * kChunkElements + k);
+                                                 to.numbers + place * kSliceElements + k);
     }
   }
 }
@@ -105,11 +105,11 @@ template <typename Format, int kInputs>
 static void multiply_rows_by(const QuantisedProduct& product, int64_t first_row, int64_t last_row,
                              int64_t first_input) {
   constexpr int kGroup = Format::kGroup;
-  constexpr int kGroups = int(kChunkElements / kGroup);
+  constexpr int kGroups = int(kSliceElements / kGroup);
   // One sum of one input would wait for itself.
   constexpr int kSums = kInputs == 1 ? 2 : 1;
   const QuantisedInputs& inputs = product.inputs;
-  UnpackedChunk chunk;
+  UnpackedSlice slice;
   for (int64_t row = first_row; row < last_row; ++row) {
     Vec sums[kInputs][kSums];
     Vec offsets[kInputs];
@@ -118,26 +118,27 @@ static void multiply_rows_by(const QuantisedProduct& product, int64_t first_row,
       offsets[i] = zero();
       for (int k = 0; k < kSums; ++k) sums[i][k] = zero();
     }
-    for_each_chunk<Format>(product.matrix, row, chunk, [&](int64_t number, int groups) {
+    for_each_slice<Format>(product.matrix, row, slice, [&](int64_t number, int groups) {
       const int16_t* numbers[kInputs];
-      alignas(64) float factor[kInputs][kChunkGroups];
+      alignas(64) float factor[kInputs][kSliceGroups];
 #pragma GCC unroll 8
       for (int i = 0; i < kInputs; ++i) {
-        const int64_t place = (first_input + i) * inputs.chunks + number;
-        numbers[i] = inputs.numbers + place * kChunkElements;
+        const int64_t place = (first_input + i) * inputs.slices + number;
+        numbers[i] = inputs.numbers + place * kSliceElements;
 #pragma GCC unroll 4
         for (int k = 0; k < kGroups; k += kLanes) {
-          const int64_t group = place * kChunkGroups + k;
-          store(factor[i] + k, mul(load(chunk.scale + k), load(inputs.scale + group)));
+          const int64_t group = place * kSliceGroups + k;
+          store(factor[i] + k, mul(load(slice.scale + k), load(inputs.scale + group)));
           if (Format::kHasOffset)
-            offsets[i] = mul_add(load(chunk.offset + k), load(inputs.sum + group), offsets[i]);
+            offsets[i] = mul_add(load(slice.offset + k), load(inputs.sum + group), offsets[i]);
         }
       }
+      keep_in_memory(&factor[0][0]);
       for (int k = 0; k < groups; k += kSums) {
 #pragma GCC unroll 2
         for (int n = 0; n < kSums; ++n) {
           if (n > 0 && k + n == groups) break;
-          const auto weights = load_weights<kGroup>(chunk.numbers + (k + n) * kGroup);
+          const auto weights = load_weights<kGroup>(slice.numbers + (k + n) * kGroup);
 #pragma GCC unroll 8
           for (int i = 0; i < kInputs; ++i)
             sums[i][n] =
@@ -157,41 +158,41 @@ static void multiply_rows_by(const QuantisedProduct& product, int64_t first_row,
 
 // ---- Products of many rows ----
 
-// Returns the scale of a chunk in integers of at most kLargestWeight; NaN where a number of its
+// Returns the scale of a slice in integers of at most kLargestWeight; NaN where a number of its
 // block is not finite.
 template <typename Format>
-static inline float find_scale(const UnpackedChunk& chunk, int groups) {
+static inline float find_scale(const UnpackedSlice& slice, int groups) {
   float largest = 0.0f;
   float products = 0.0f;  // 0, or NaN after a number that is not finite
   for (int k = 0; k < groups; ++k) {
-    largest = std::max(largest, std::fabs(chunk.scale[k]));
-    products += 0.0f * chunk.scale[k];
+    largest = std::max(largest, std::fabs(slice.scale[k]));
+    products += 0.0f * slice.scale[k];
   }
   const float unit =
-      chunk.unit != 0.0f ? chunk.unit : largest * Format::kLargestNumber / kLargestWeight;
+      slice.unit != 0.0f ? slice.unit : largest * Format::kLargestNumber / kLargestWeight;
   return unit + products;
 }
 
-// Unpacks some rows into integers of at most kLargestWeight with a scale per chunk. The groups of
+// Unpacks some rows into integers of at most kLargestWeight with a scale per slice. The groups of
 // large formats have integers for scales, so theirs are exact.
 template <typename Format>
 static void pack_rows(const QuantisedMatrix& matrix, int64_t first_row, int64_t last_row,
-                      int64_t chunks, const PackedRows& packed) {
+                      int64_t slices, const PackedRows& packed) {
   constexpr int kGroup = Format::kGroup;
-  UnpackedChunk chunk;
+  UnpackedSlice slice;
   for (int64_t row = first_row; row < last_row; ++row)
-    for_each_chunk<Format>(matrix, row, chunk, [&](int64_t number, int groups) {
-      const int64_t place = (row - first_row) * chunks + number;
-      int16_t* const numbers = packed.numbers + place * kChunkElements;
+    for_each_slice<Format>(matrix, row, slice, [&](int64_t number, int groups) {
+      const int64_t place = (row - first_row) * slices + number;
+      int16_t* const numbers = packed.numbers + place * kSliceElements;
       float& scale = packed.scale[place];
-      scale = find_scale<Format>(chunk, groups);
+      scale = find_scale<Format>(slice, groups);
       for (int k = 0; k < groups; ++k) {
-        const float multiplier = std::isfinite(1.0f / scale) ? chunk.scale[k] / scale : 0.0f;
-        write_int16(chunk.numbers + k * kGroup, kGroup, multiplier, numbers + k * kGroup);
+        const float multiplier = std::isfinite(1.0f / scale) ? slice.scale[k] / scale : 0.0f;
+        write_int16(slice.numbers + k * kGroup, kGroup, multiplier, numbers + k * kGroup);
       }
-      for (int64_t n = groups * kGroup; n < kChunkElements; ++n) numbers[n] = 0;
+      for (int64_t n = groups * kGroup; n < kSliceElements; ++n) numbers[n] = 0;
       if (Format::kHasOffset)
-        std::memcpy(packed.offset + place * kChunkGroups, chunk.offset, sizeof chunk.offset);
+        std::memcpy(packed.offset + place * kSliceGroups, slice.offset, sizeof slice.offset);
     });
 }
 
@@ -199,18 +200,18 @@ static void pack_rows(const QuantisedMatrix& matrix, int64_t first_row, int64_t 
 template <typename Format, int kRows, int kInputs>
 static inline void multiply_packed(const QuantisedProduct& product, const PackedRows& packed,
                                    int64_t row, int64_t first_row, int64_t input) {
-  constexpr int kGroups = int(kChunkElements / Format::kGroup);
+  constexpr int kGroups = int(kSliceElements / Format::kGroup);
   const QuantisedInputs& inputs = product.inputs;
-  const int64_t chunks = inputs.chunks;
-  const int64_t first_weights = (row - first_row) * chunks;
+  const int64_t slices = inputs.slices;
+  const int64_t first_weights = (row - first_row) * slices;
   Vec totals[kRows][kInputs];
   for (auto& of_row : totals)
     for (Vec& total : of_row) total = zero();
-  for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-    const int64_t place = first_weights + chunk;
-    const int64_t input_place = input * chunks + chunk;
-    const int16_t* const weights = packed.numbers + place * kChunkElements;
-    const int16_t* const numbers = inputs.numbers + input_place * kChunkElements;
+  for (int64_t slice = 0; slice < slices; ++slice) {
+    const int64_t place = first_weights + slice;
+    const int64_t input_place = input * slices + slice;
+    const int16_t* const weights = packed.numbers + place * kSliceElements;
+    const int16_t* const numbers = inputs.numbers + input_place * kSliceElements;
     IntVec sums[kRows][kInputs];
 #pragma GCC unroll 2
     for (int r = 0; r < kRows; ++r)
@@ -218,14 +219,14 @@ static inline void multiply_packed(const QuantisedProduct& product, const Packed
       for (int i = 0; i < kInputs; ++i) sums[r][i] = int_zero();
     // Unrolled further, the compiler sums in another order and runs out of registers.
 #pragma GCC unroll 1
-    for (int64_t k = 0; k < kChunkElements; k += kIntLanes) {
+    for (int64_t k = 0; k < kSliceElements; k += kIntLanes) {
       IntVec of_rows[kRows];
 #pragma GCC unroll 2
       for (int r = 0; r < kRows; ++r)
-        of_rows[r] = load_int16(weights + r * chunks * kChunkElements + k);
+        of_rows[r] = load_int16(weights + r * slices * kSliceElements + k);
 #pragma GCC unroll 4
       for (int i = 0; i < kInputs; ++i) {
-        IntVec of_input = load_int16(numbers + i * chunks * kChunkElements + k);
+        IntVec of_input = load_int16(numbers + i * slices * kSliceElements + k);
         keep_in_register(of_input);
 #pragma GCC unroll 2
         for (int r = 0; r < kRows; ++r) sums[r][i] = add_products(sums[r][i], of_rows[r], of_input);
@@ -233,11 +234,11 @@ static inline void multiply_packed(const QuantisedProduct& product, const Packed
     }
     for (int r = 0; r < kRows; ++r)
       for (int i = 0; i < kInputs; ++i) {
-        const int64_t groups = (input_place + i * chunks) * kChunkGroups;
-        const Vec factor = broadcast(packed.scale[place + r * chunks] * inputs.scale[groups]);
+        const int64_t groups = (input_place + i * slices) * kSliceGroups;
+        const Vec factor = broadcast(packed.scale[place + r * slices] * inputs.scale[groups]);
         totals[r][i] = mul_add(factor, to_floats(sums[r][i]), totals[r][i]);
         if (!Format::kHasOffset) continue;
-        const float* const offset = packed.offset + (place + r * chunks) * kChunkGroups;
+        const float* const offset = packed.offset + (place + r * slices) * kSliceGroups;
         for (int k = 0; k < kGroups; k += kLanes)
           totals[r][i] = mul_add(load(offset + k), load(inputs.sum + groups + k), totals[r][i]);
       }
@@ -262,7 +263,7 @@ static void multiply_panel(const QuantisedProduct& product, const PackedRows& pa
 template <typename Format>
 static void multiply_many(const QuantisedProduct& product, const PackedRows& packed,
                           int64_t first_row, int64_t last_row) {
-  pack_rows<Format>(product.matrix, first_row, last_row, product.inputs.chunks, packed);
+  pack_rows<Format>(product.matrix, first_row, last_row, product.inputs.slices, packed);
   const int64_t inputs = product.inputs.rows;
   int64_t input = 0;
   for (; input + 4 <= inputs; input += 4)
@@ -294,15 +295,15 @@ static void dequantise_rows(const QuantisedMatrix& matrix, int64_t first_row, in
   with_format(matrix.format, [&](auto blocks) {
     using Format = decltype(blocks);
     constexpr int kGroup = Format::kGroup;
-    UnpackedChunk chunk;
+    UnpackedSlice slice;
     for (int64_t row = first_row; row < last_row; ++row)
-      for_each_chunk<Format>(matrix, row, chunk, [&](int64_t number, int groups) {
-        const int64_t begin = row * matrix.columns + number * kChunkElements;
-        alignas(64) float weights[kChunkElements];
+      for_each_slice<Format>(matrix, row, slice, [&](int64_t number, int groups) {
+        const int64_t begin = row * matrix.columns + number * kSliceElements;
+        alignas(64) float weights[kSliceElements];
         float* const to = dtype == Dtype::float32 ? static_cast<float*>(output) + begin : weights;
         for (int k = 0; k < groups; ++k)
           for (int n = k * kGroup; n < (k + 1) * kGroup; ++n)
-            to[n] = chunk.scale[k] * float(chunk.numbers[n]) + chunk.offset[k];
+            to[n] = slice.scale[k] * float(slice.numbers[n]) + slice.offset[k];
         if (dtype == Dtype::float32) return;
         uint16_t* const narrow = static_cast<uint16_t*>(output) + begin;
         if (dtype == Dtype::bfloat16)

@@ -131,6 +131,11 @@ KEYWISE_INLINE void keep_in_register(IntVec& numbers) {
 #endif
 }
 
+// Stores an array before it is read again: a broadcast from memory takes no shuffle.
+KEYWISE_INLINE void keep_in_memory(const float* numbers) {
+  __asm__("" : : "r"(numbers) : "memory");
+}
+
 // Prefetches into the second-level cache: the first level waits for too few lines at a time to keep
 // the memory busy. Functions that prefetch and do nothing else must be inlined: GCC takes them for
 // functions without effects and drops the calls.

@@ -169,7 +169,7 @@ def test_a_folder_is_asked_and_what_cannot_be_read_is_passed_over(tmp_path: Path
     again = run("ask", "Who was the keeper?", f"{folder}/**/*.txt", "--threads", 1)
     assert again.exit_code == 0, again.stderr
     assert "Computed 0 tokens" in again.stderr
-    assert again.stderr.count("the default; a larger one answers better: see --model") == 1
+    assert again.stderr.count("the default; a larger one answers better: see --answer-model") == 1
 
 
 def test_a_folder_or_a_pattern_of_unreadable_files_is_refused(tmp_path: Path) -> None:

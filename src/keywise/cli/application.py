@@ -1,11 +1,12 @@
 """The application: every command under its name."""
 
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
 
 import keywise
-from keywise.cli import cache, library
+from keywise.cli import cache, library, models
 from keywise.cli.ask import ASK_EXAMPLES, ask
 from keywise.cli.check import CHECK_EXAMPLES, check
 from keywise.cli.command import Command
@@ -25,15 +26,16 @@ def make_application() -> typer.Typer:
     application.command("info", cls=Command)(show_info)
     application.command(cls=Command, epilog=TUNE_EXAMPLES)(tune)
 
-    library_commands = typer.Typer(no_args_is_help=True, help=library.HELP, epilog=library.EXAMPLES)
-    for name, command in library.COMMANDS.items():
-        library_commands.command(name, cls=Command)(command)
-    application.add_typer(library_commands, name="library")
-
-    cache_commands = typer.Typer(no_args_is_help=True, help=cache.HELP)
-    for name, command in cache.COMMANDS.items():
-        cache_commands.command(name, cls=Command)(command)
-    application.add_typer(cache_commands, name="cache")
+    groups: dict[str, tuple[dict[str, Callable[..., None]], str, str | None]] = {
+        "library": (library.COMMANDS, library.HELP, library.EXAMPLES),
+        "models": (models.COMMANDS, models.HELP, models.EXAMPLES),
+        "cache": (cache.COMMANDS, cache.HELP, None),
+    }
+    for group, (commands, help_text, examples) in groups.items():
+        subcommands = typer.Typer(no_args_is_help=True, help=help_text, epilog=examples)
+        for name, command in commands.items():
+            subcommands.command(name, cls=Command)(command)
+        application.add_typer(subcommands, name=group)
     return application
 
 

@@ -10,7 +10,7 @@ import keywise
 from keywise.cli.conversation import converse, make_page
 from keywise.cli.exits import FAILURE
 from keywise.cli.inputs import STANDARD_INPUT, read_sources, split_question
-from keywise.cli.options import AsJson, Dtype, MaxTokens, Model, Threads, Top, use_threads
+from keywise.cli.options import AnswerModelName, AsJson, Dtype, MaxTokens, Model, Threads, Top, use_threads
 from keywise.cli.output_file import check_output_file
 from keywise.cli.questions import ask_questions, read_questions
 from keywise.cli.replies import write_reply
@@ -34,6 +34,8 @@ Examples:
   keywise ask manual.pdf    (a conversation: ask at the prompt, /help lists its commands)
 
   keywise ask --questions questions.txt manual.pdf --json
+
+  keywise ask "What is the fee?" contract.pdf --answer-model qwen2.5-1.5b-instruct-q4_k_m.gguf
 
   pdftotext scan.pdf - | keywise ask "What is the fee?" -
 
@@ -73,6 +75,7 @@ def ask(  # noqa: PLR0917 - each is an argument or option of the command
         ),
     ] = None,
     model: Model = None,
+    answer_model: AnswerModelName = None,
     as_json: AsJson = False,
     html: Annotated[
         str | None, typer.Option(metavar="OUT", help="Also write a page with the documents shaded by evidence.")
@@ -141,6 +144,7 @@ def ask(  # noqa: PLR0917 - each is an argument or option of the command
     use_threads(threads)
     options = AskOptions(
         model=model,
+        answer_model=answer_model,
         dtype=dtype,
         keep=not no_cache,
         semantic=semantic,

@@ -16,6 +16,15 @@ AsJson = Annotated[
 Model = Annotated[
     str | None, typer.Option(help="Hub id, folder or .gguf file. Default: KEYWISE_MODEL, else the default model.")
 ]
+AnswerModelName = Annotated[
+    str | None,
+    typer.Option(
+        "--answer-model",
+        metavar="MODEL",
+        help="A larger model that words answers from the best sentences, which --model finds. Default: "
+        "KEYWISE_ANSWER_MODEL, else answers are quoted.",
+    ),
+]
 Dtype = Annotated[
     str | None,
     typer.Option(

@@ -37,8 +37,10 @@ class AskOptions:
     ----------
     model
         Name of the model; None for the default.
+    answer_model
+        Name of the model that words answers; None for that of the environment, or none.
     dtype
-        Its data type.
+        Data type of the model.
     windows
         Most windows of a long document to read for one question; 0 for all.
     keep
@@ -58,6 +60,7 @@ class AskOptions:
     """
 
     model: str | None = None
+    answer_model: str | None = None
     dtype: str | None = None
     windows: int = MAX_WINDOWS
     keep: bool = True
@@ -99,7 +102,7 @@ class Session:
         self._document: Document | None = None
         self._loaded, self._reader = self._load(options.model)
         if options.tells_model and options.model is None and find_model().origin != "KEYWISE_MODEL":
-            self.notify(f"Model: {self._loaded.name}, the default; a larger one answers better: see --model")
+            self.notify(f"Model: {self._loaded.name}, the default; a larger one answers better: see --answer-model")
 
     @property
     def model(self) -> str:
@@ -199,7 +202,15 @@ class Session:
                 model, dtype=options.dtype, pack_linear=True, cache_dir=self._conversions.name, status=self.notify
             )
         encode = SentenceEncoder().encode if options.semantic else options.semantic is None
-        return loaded, Reader(loaded, keep=options.keep, encode=encode, max_windows=options.windows, status=self.notify)
+        reader = Reader(
+            loaded,
+            keep=options.keep,
+            encode=encode,
+            answer_model=options.answer_model,
+            max_windows=options.windows,
+            status=self.notify,
+        )
+        return loaded, reader
 
     def _read(self, sources: Sequence[Source]) -> Document:
         with show_progress(self.notices, "Reading", "tokens") as progress:

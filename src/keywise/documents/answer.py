@@ -110,6 +110,8 @@ class Answer:
         The sentences that the answer was quoted from; the best sentence if it was written.
     confidence
         Probability that the model quotes exactly this answer; None if it was written or is a whole sentence.
+    answer_model
+        Name of the larger model that worded the answer; None if `model` quoted or wrote it.
 
     Examples
     --------
@@ -134,6 +136,7 @@ class Answer:
     read_windows: int = 1
     quote: str = ""
     confidence: float | None = None
+    answer_model: str | None = None
 
 
 @dataclass(frozen=True)
@@ -154,6 +157,8 @@ class AnswerText:
         The sentences that it was quoted from.
     confidence
         Probability that the model quotes exactly this text; None for a written text or a whole sentence.
+    model
+        Name of the larger model that worded it; None for the document's own.
     """
 
     text: str
@@ -162,6 +167,7 @@ class AnswerText:
     complete: bool
     quote: str = ""
     confidence: float | None = None
+    model: str | None = None
 
 
 def quote_answer(

@@ -6,7 +6,8 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import TYPE_CHECKING, Final
 
 from keywise.documents.ablation import Ablation, ablate_evidence
-from keywise.documents.answer import Answer, quote_answer, write_answer
+from keywise.documents.answer import Answer, AnswerText, is_yes_no_question, quote_answer, write_answer
+from keywise.documents.answer_model import word_answer
 from keywise.documents.follow_up import put_last
 from keywise.documents.ranking import Ranking, rank_document
 from keywise.documents.scoring import forward_question
@@ -184,16 +185,19 @@ class Document:
             ranking = put_last(ranking, told)
         window = ranking.window
         self._check_room(window, ranked_tokens, max_tokens)
+        text: AnswerText | None = None
         if quoted_sentences:
-            text = quote_answer(
-                model,
-                window.context,
-                tokens,
-                self.sources,
-                ranking.evidence,
-                sentences=quoted_sentences,
-                max_tokens=max_tokens,
-            )
+            ranking, text = self._word_answer(ranking, ranked_question)
+            if text is None:
+                text = quote_answer(
+                    model,
+                    window.context,
+                    tokens,
+                    self.sources,
+                    ranking.evidence,
+                    sentences=quoted_sentences,
+                    max_tokens=max_tokens,
+                )
             if on_token is not None:
                 on_token(text.text)
         else:
@@ -211,6 +215,7 @@ class Document:
             evidence=ranking.evidence,
             question=question,
             model=model.loaded.name,
+            answer_model=text.model,
             complete=text.complete,
             document_tokens=self.tokens,
             answer_tokens=text.tokens,
@@ -336,6 +341,13 @@ class Document:
         if len(self.windows) > 1:
             self.reader.report_missing(self._read_windows)
         return ranking
+
+    def _word_answer(self, ranking: Ranking, question: str) -> tuple[Ranking, AnswerText | None]:
+        """Word the answer by the reader's answering model; None without one, or if its answer is not in the text."""
+        answer_model = self.reader.answer_model
+        if answer_model is None or is_yes_no_question(question):
+            return ranking, None
+        return word_answer(answer_model, ranking, self.text_index, question)
 
     def _count_quoted_sentences(self, sentences: int | None) -> int:
         heads = self._model.heads

@@ -119,7 +119,7 @@ class Prompt:
         before, after = parts
         self.before_ids = self._tokenize(before, special=True)
         self._between_ids = self._tokenize(BEFORE_QUESTION, special=False)
-        self._after_ids = self._tokenize(after, special=True)
+        self.after_ids = self._tokenize(after, special=True)
         self.end_ids = _find_end_ids(loaded)
         self.answer_start_ids = self._tokenize(ANSWER_START, special=False)
 
@@ -175,8 +175,8 @@ class Prompt:
         start_ids = self.answer_start_ids if start_answer else []
         first = len(self._between_ids)
         last = first + len(question_ids)
-        answer_start = last + len(self._after_ids)
-        token_ids = [*self._between_ids, *question_ids, *self._after_ids, *start_ids]
+        answer_start = last + len(self.after_ids)
+        token_ids = [*self._between_ids, *question_ids, *self.after_ids, *start_ids]
         return QuestionTokens(question, token_ids, slice(first, last), slice(answer_start, len(token_ids)))
 
     def encode_text(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:

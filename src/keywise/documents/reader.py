@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Final
 
+from keywise.documents.answer_model import AnswerModel
 from keywise.documents.document import Document
 from keywise.documents.files import Readable, Source, collect_sources
 from keywise.documents.heads import SEMANTIC, Heads, find_heads, guess_heads
@@ -17,9 +19,10 @@ from keywise.documents.semantic import Encode
 from keywise.documents.store import SENTENCE_IDS, PrefillStore, StoredPrefill
 from keywise.documents.text_index import TextIndex
 from keywise.documents.windows import Window, count_sentence_tokens, cut_sources, prefill_windows, split_sentences
-from keywise.errors import OptionError
+from keywise.errors import ModelError, OptionError
 from keywise.models.loading import LoadedModel, load_model
 from keywise.models.sentence_encoder import find_default_encoder
+from keywise.models.sources import find_model
 from keywise.util.checks import check_int
 
 if TYPE_CHECKING:
@@ -30,6 +33,7 @@ RESERVED_TOKENS: Final = 256
 # Longest window of a document that does not fit into the model's context: short ones are read when they are needed.
 WINDOW_TOKENS: Final = 2048
 MAX_WINDOWS: Final = 8
+ANSWER_MODEL_VARIABLE: Final = "KEYWISE_ANSWER_MODEL"
 
 
 class Reader:
@@ -53,6 +57,10 @@ class Reader:
     heads
         The heads whose attention is evidence. Default: those tuned for the model (see `keywise tune`), else a guess
         from its depth.
+    answer_model
+        A larger model that words answers from the best sentences, as for `model`; loaded at the first question. Where
+        it has a billion parameters or more, the sentence that holds its answer moves to the top. None takes that of
+        ``KEYWISE_ANSWER_MODEL``; without one, answers are quoted by `model`.
     max_windows
         Most windows of a document longer than the model's context that are read for one question: those that its words
         rank first. 0 for all.
@@ -94,6 +102,7 @@ class Reader:
         encode: Encode | bool = True,
         cache_dir: str | os.PathLike[str] | None = None,
         heads: Heads | None = None,
+        answer_model: str | os.PathLike[str] | LoadedModel | None = None,
         max_windows: int = MAX_WINDOWS,
         status: Status | None = None,
     ) -> None:
@@ -114,10 +123,22 @@ class Reader:
         context_tokens: int | None = getattr(config, "max_position_embeddings", None)
         self.evidence_model = EvidenceModel(loaded, prompt, heads, context_tokens)
         self._encode = _find_encode(encode, heads, loaded.name)
+        self._answer_source = _find_answer_source(answer_model)
+        self._cache_dir = cache_dir
         self._report = status or _ignore
         self._store: PrefillStore | None = None
         if keep:
             self._store = PrefillStore(cache_dir, fingerprint=fingerprint, model=loaded.name, status=status)
+
+    @cached_property
+    def answer_model(self) -> AnswerModel | None:
+        """The model that words answers; None if the reader's model quotes them."""
+        source = self._answer_source
+        if source is None:
+            return None
+        if not isinstance(source, LoadedModel):
+            source = load_model(source, cache_dir=self._cache_dir, status=self._report)
+        return AnswerModel(source)
 
     @property
     def heads(self) -> Heads:
@@ -253,6 +274,21 @@ class Reader:
         """Most tokens of a document; None if the model has no limit."""
         max_document_tokens = self.evidence_model.max_document_tokens
         return None if max_document_tokens is None else max_document_tokens - RESERVED_TOKENS
+
+
+def _find_answer_source(
+    source: str | os.PathLike[str] | LoadedModel | None,
+) -> str | os.PathLike[str] | LoadedModel | None:
+    """Return the answering model of an argument, else of the environment; raise an error if it does not exist."""
+    argument = "answer_model"
+    if source is None:
+        argument, source = ANSWER_MODEL_VARIABLE, os.environ.get(ANSWER_MODEL_VARIABLE) or None
+    if source is not None and not isinstance(source, LoadedModel):
+        try:
+            find_model(source)
+        except ModelError as error:
+            raise ModelError(argument, error.describe("").strip()) from error
+    return source
 
 
 def _find_encode(encode: Encode | bool, heads: Heads, model: str) -> Encode | None:

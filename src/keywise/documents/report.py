@@ -34,6 +34,7 @@ _ANSWER_KEYS = (
     "text",
     "complete",
     "model",
+    "answer_model",
     "document_tokens",
     "reused_tokens",
     "answer_tokens",

@@ -63,6 +63,10 @@ class TextIndex:
         """Return a sentence by its number."""
         return self._texts[sentence]
 
+    def get_text_in_context(self, sentence: int) -> str:
+        """Return a sentence by its number, after its headings or the line that announces it."""
+        return " ".join(part for part in (self._contexts[sentence], self._texts[sentence]) if part)
+
     def score(self, question: str, sentences: NDArray[np.intp] | None = None) -> TextScores:
         """Return the scores of sentences for a question: float64 [sentences] each.
 

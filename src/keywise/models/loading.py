@@ -5,6 +5,7 @@ Nothing is unpickled, and no code that lies beside weights is run.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -69,6 +70,13 @@ class LoadedModel:
     folder: Path | None
     weights_file: Path | None = None
     weights: str = "as-is"
+
+    @property
+    def parameters(self) -> int:
+        """Number of weights, each counted once."""
+        matrices = {id(layer.matrix): layer.matrix for layer in self.model.modules() if hasattr(layer, "matrix")}
+        in_blocks = sum(math.prod(matrix.shape) for matrix in matrices.values())
+        return int(self.model.num_parameters() + in_blocks)
 
 
 def load_model(
