@@ -30,7 +30,7 @@ Dtype = Annotated[
     typer.Option(
         metavar="DTYPE",
         help="Data type of the model: float32, or bfloat16, which is faster on CPUs with bfloat16 instructions. "
-        "Default: bfloat16 on these CPUs and for models of over a billion parameters, else float32.",
+        "Default: bfloat16 on these CPUs, and for safetensors of over a billion parameters; else float32.",
     ),
 ]
 Top = Annotated[int, typer.Option(min=1, help="Number of sentences to show.")]

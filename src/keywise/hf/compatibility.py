@@ -221,6 +221,18 @@ def find_gguf_processor(architecture: str, config: Any) -> Any:
     return module.TENSOR_PROCESSORS.get(architecture, module.TensorProcessor)(config=config.to_dict())
 
 
+def keeps_rows(processor: Any) -> bool:
+    """Return whether a processor leaves each row of a matrix as it is, and only changes the order of the rows.
+
+    Parameters
+    ----------
+    processor
+        From `find_gguf_processor`.
+    """
+    # The last adds to norms only.
+    return type(processor).__name__ in {"TensorProcessor", "LlamaTensorProcessor", "Gemma2TensorProcessor"}
+
+
 def map_gguf_names(model: Any, processor: Any, expected: Collection[str]) -> dict[str, str]:
     """Return the name of a model's parameter for each tensor of a GGUF file.
 

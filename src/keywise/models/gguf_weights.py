@@ -6,10 +6,12 @@ ordinary numbers, in the way in which transformers reads GGUF files.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from keywise.attention.quantised import BLOCK_FORMATS, QuantisedMatrix
-from keywise.hf.compatibility import find_gguf_processor, map_gguf_names
+from keywise.hf.compatibility import find_gguf_processor, keeps_rows, map_gguf_names
 from keywise.models.construction import limit_construction
 from keywise.models.gguf_header import GgufSummary, GgufTensor
 from keywise.models.quantised import QuantisedEmbedding, expand, quantise, replace_layer
@@ -65,16 +67,26 @@ def build_gguf_model(
     """
     from transformers import AutoModelForCausalLM
 
-    with limit_construction(header), _without_memory():
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    processor = find_gguf_processor(header.architecture, config)
-    names = map_gguf_names(model, processor, [name for name in header.dtypes if not name.startswith(_IGNORED)])
-    loader = _Loader(path, model, processor, names, dtype, block_format)
     with ThreadPoolExecutor(torch.get_num_threads()) as executor:
-        for tensor, content in zip(header.places, executor.map(loader.read, header.places), strict=True):
+        # The file is read while transformers imports the model's code.
+        contents = executor.map(partial(_read_tensor, path), header.places)
+        with limit_construction(header), _without_memory():
+            model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+        processor = find_gguf_processor(header.architecture, config)
+        names = map_gguf_names(model, processor, [name for name in header.dtypes if not name.startswith(_IGNORED)])
+        loader = _Loader(model, processor, names, dtype, block_format)
+        for tensor, content in zip(header.places, contents, strict=True):
             loader.load(tensor, content)
     loader.finish()
     return model.eval()
+
+
+def _read_tensor(path: Path, tensor: GgufTensor) -> NDArray[np.uint8]:
+    """Return the bytes of a tensor [rows, bytes of a row]."""
+    content = np.fromfile(path, np.uint8, tensor.size_bytes, offset=tensor.begin_bytes)
+    if content.size != tensor.size_bytes:
+        raise ModelFileError(f"it is cut short: tensor {tensor.name!r:.80} lies behind its end")
+    return content.reshape(math.prod(tensor.shape[:-1]), -1)
 
 
 @contextmanager
@@ -94,7 +106,8 @@ def _without_memory() -> Iterator[None]:
 
 @dataclass
 class _Loader:
-    path: Path
+    """Puts tensors into a model."""
+
     model: Any
     processor: Any
     names: dict[str, str]
@@ -102,13 +115,6 @@ class _Loader:
     block_format: str | None
     # Parameters that are put together from several tensors, such as those of experts.
     parsed: dict[str, Any] = field(default_factory=lambda: {"tensors": {}})
-
-    def read(self, tensor: GgufTensor) -> NDArray[np.uint8]:
-        """Return the bytes of a tensor [rows, bytes of a row]."""
-        content = np.fromfile(self.path, np.uint8, tensor.size_bytes, offset=tensor.begin_bytes)
-        if content.size != tensor.size_bytes:
-            raise ModelFileError(f"it is cut short: tensor {tensor.name!r:.80} lies behind its end")
-        return content.reshape(-1, content.size // max(int(np.prod(tensor.shape[:-1])), 1))
 
     def load(self, tensor: GgufTensor, content: NDArray[np.uint8]) -> None:
         """Put a tensor into its place in the model."""
@@ -137,9 +143,9 @@ class _Loader:
             raise ModelFileError(
                 f"its tensor for {name!r:.80} must have the shape {expected}, got {tuple(weights.shape)}"
             )
-        setattr(
-            module, parameter_name, torch.nn.Parameter(weights.to(self.dtype), requires_grad=self.block_format is None)
-        )
+        # A model with blocks cannot be trained as a whole.
+        parameter = torch.nn.Parameter(weights.to(self.dtype), requires_grad=self.block_format is None)
+        setattr(module, parameter_name, parameter)
 
     def finish(self) -> None:
         """Tie the output layer to the embedding where the configuration says so; refuse a model that lacks weights."""
@@ -171,6 +177,8 @@ class _Loader:
 
     def _find_order(self, tensor: GgufTensor) -> NDArray[np.int64] | None:
         """Return which row of a matrix goes where; None if more than the order of the rows changes."""
+        if not keeps_rows(self.processor):
+            return None
         numbers = np.arange(tensor.shape[0], dtype=np.float64)
         order: NDArray[Any] = self._process(numbers[:, None], tensor.name).weights
         if order.shape != (len(numbers), 1) or not np.array_equal(np.sort(order[:, 0]), numbers):

@@ -107,8 +107,8 @@ def load_model(
         Q4_1 and Q8_0), to which other weights are rounded. Default: as-is.
     pack_linear : bool
         Whether the linear layers of a bfloat16 model of up to a billion parameters also store their weights in oneDNN's
-        layout. Calls with few tokens are faster; the layers need their memory twice. See
-        `keywise.models.packed_linear.pack_linear_layers`.
+        layout. Calls with few tokens are faster; the layers need their memory twice. Layers in blocks stay as they
+        are. See `keywise.models.packed_linear.pack_linear_layers`.
     cache_dir : path, optional
         Folder of converted models; default ``KEYWISE_CACHE_DIR``, else keywise's folder in the user's cache.
     status : callable, optional
