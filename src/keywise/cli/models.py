@@ -6,8 +6,6 @@ from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Column, Table
 
 import keywise
 from keywise.cli.options import AsJson, Dtype
@@ -80,21 +78,16 @@ def list_all(as_json: AsJson = False) -> None:
             {"models": [asdict(model) for model in models], "recommended": [asdict(each) for each in RECOMMENDED]}
         )
         return
-    console = Console()
-    here = Table(*(Column(name, overflow="fold") for name in ("here", "kind", "size", "from")), box=None)
+    write("here\n")
     for model in models:
-        size = "" if model.size_bytes is None else f"{model.size_bytes / 1e6:,.0f} MB"
-        here.add_row(replace_controls(model.name), model.kind, size, model.origin)
-    console.print(here)
+        size = "on the hub" if model.size_bytes is None else f"{model.size_bytes / 1e6:,.0f} MB"
+        write(f"  {replace_controls(model.name)}  ({model.origin}, {model.kind}, {size})\n")
     if not models:
-        write(f"none: {HOW_TO_GET_THE_DEFAULT}\n")
-    write("\n")
-    names = ("to get", "file", "size", "memory", "licence", "use")
-    table = Table(*(Column(name, overflow="fold") for name in names), box=None)
+        write(f"  none: {HOW_TO_GET_THE_DEFAULT}\n")
+    write("to get: hf download REPOSITORY FILE --local-dir .\n")
     for each in RECOMMENDED:
-        table.add_row(each.repository, each.file, each.size, each.memory, each.licence, each.use)
-    console.print(table)
-    write("\nGet one with `hf download REPOSITORY FILE --local-dir .`; name it with --model or --answer-model.\n")
+        write(f"  {each.repository} {each.file}\n")
+        write(f"      {each.size}, {each.memory} of memory, licence {each.licence}; {each.use}\n")
 
 
 def show(
