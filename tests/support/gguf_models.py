@@ -19,6 +19,8 @@ def list_byte_letters():
 def write_gguf(path, seed=0, *, architecture="llama", block_format="F32", extra=None):
     """Write a tiny model with a byte-level tokenizer; matrices have the format, and other tensors are float32."""
     tokens = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *list_byte_letters(), "Ġt", "Ġth"]
+    if architecture.startswith("gemma"):
+        tokens.append("<unk>")  # older versions of transformers look for it
     generator = np.random.default_rng(seed)
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_name("tiny")
