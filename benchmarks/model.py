@@ -33,7 +33,10 @@ TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}
 LLAMA_TOLERANCE = 0.1
 """The same for llama.cpp, which rounds the inputs of layers to 8 bits."""
 
-LLAMA_NOTE = "All compute with the blocks of the model's GGUF file; llama.cpp rounds their inputs to 8 bits."
+LLAMA_NOTE = (
+    "llama.cpp computes with the blocks of the model's GGUF file and rounds their inputs to 8 bits; the others compute "
+    "with the form of the weights that `load_model` chose."
+)
 
 
 @dataclass(frozen=True)

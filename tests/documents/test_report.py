@@ -73,6 +73,7 @@ class Page(HTMLParser):
 def test_json_has_fixed_keys_and_the_values_of_the_answer():
     report = json.loads(json.dumps(to_json(ANSWER, top=2)))
     numbers = [
+        "answer_model",
         "document_tokens",
         "reused_tokens",
         "answer_tokens",
