@@ -164,6 +164,8 @@ def test_the_command_takes_an_answering_model(tmp_path: Path) -> None:
     done = run("ask", QUESTION, note, "--answer-model", model, "--no-cache", "--json", "--threads", 1)
     assert done.exit_code == 0, done.output
     assert f'"answer_model": "{model.stem}"' in done.stdout
+    done = run("ask", QUESTION, note, "--answer-model", model, "--no-cache", "--threads", 1)
+    assert "a larger one answers better" not in done.stderr
     done = run("ask", QUESTION, tmp_path / "light.md", "--answer-model", tmp_path / "gone.gguf")
     assert done.exit_code == 2
     assert "answer_model" in done.stderr or "--answer-model" in done.stderr

@@ -101,7 +101,8 @@ class Session:
         self._conversions: tempfile.TemporaryDirectory[str] | None = None
         self._document: Document | None = None
         self._loaded, self._reader = self._load(options.model)
-        if options.tells_model and options.model is None and find_model().origin != "KEYWISE_MODEL":
+        is_default = options.model is None and find_model().origin != "KEYWISE_MODEL"
+        if options.tells_model and is_default and not self._reader.has_answer_model:
             self.notify(f"Model: {self._loaded.name}, the default; a larger one answers better: see --answer-model")
 
     @property

@@ -130,6 +130,11 @@ class Reader:
         if keep:
             self._store = PrefillStore(cache_dir, fingerprint=fingerprint, model=loaded.name, status=status)
 
+    @property
+    def has_answer_model(self) -> bool:
+        """Whether a second model words answers; it is loaded at the first question."""
+        return self._answer_source is not None
+
     @cached_property
     def answer_model(self) -> AnswerModel | None:
         """The model that words answers; None if the reader's model quotes them."""
