@@ -29,7 +29,7 @@ Examples:
 
 @dataclass(frozen=True)
 class RecommendedModel:
-    """A model to get: its repository on the hub, its file there, about its size and memory, its licence and its use."""
+    """A model to get: repository on the hub, file there, rough size and estimated memory, licence and use."""
 
     repository: str
     file: str
@@ -87,7 +87,7 @@ def list_all(as_json: AsJson = False) -> None:
     write("to get: hf download REPOSITORY FILE --local-dir .\n")
     for each in RECOMMENDED:
         write(f"  {each.repository} {each.file}\n")
-        write(f"      {each.size}, {each.memory} of memory, licence {each.licence}; {each.use}\n")
+        write(f"      about {each.size}, about {each.memory} of memory, licence {each.licence}; {each.use}\n")
 
 
 def show(

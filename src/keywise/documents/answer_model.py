@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 READ_SENTENCES: Final = 5
 WITH_PREVIOUS: Final = 2
 ANSWER_TOKENS: Final = 48
-# Smaller models word answers that are wrong more often than the order of the sentences: see docs/evidence.md.
+# Measured for one model of 1.5 billion (docs/evidence.md); smaller ones do not change the ranking.
 MIN_LARGE_PARAMETERS: Final = 1_000_000_000
 # A sentence holds an answer if it has this share of the answer's words.
 MIN_WORD_SHARE: Final = 0.6

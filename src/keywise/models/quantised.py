@@ -19,7 +19,7 @@ from keywise.attention.quantised import BLOCK_FORMATS, QuantisedMatrix
 from keywise.errors import DtypeError, ModelError
 from keywise.models.safetensors_files import ModelFileError
 
-# From so many rows on, torch multiplies bfloat16 faster where the CPU has instructions for it.
+# From so many rows on, torch multiplies bfloat16 where the CPU has instructions for it. Not measured on such a CPU.
 MIN_TORCH_ROWS: Final = 32
 # Weights that are written out at a time; they stay in the last cache until they are multiplied.
 BUFFER_BYTES: Final = 1 << 24
