@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 if TYPE_CHECKING:
+    from keywise.documents.document import Document
     from keywise.documents.evidence import Evidence
     from keywise.documents.ranking import Ranking
 
