@@ -170,13 +170,15 @@ def test_page_marks_nothing_if_no_sentence_answers():
 
 
 def test_page_shows_the_structure_of_a_document():
-    text = "# Fees\n\nThe **fee** rose.\n\n* one\n* two\n\n| year | fee |\n| --- | --- |\n| 1862 | 3 |\n\n```\nx = 1\n```\n"
+    table = "| year | fee |\n| --- | --- |\n| 1862 | 3 |"
+    text = f"# Fees\n\nThe **fee** rose.\n\n* one\n* two\n\n{table}\n\n```\nx = 1\n```\n"
     source = read_content(text.encode(), "fees.md")
     page = to_html(Answer("rose", [], "What?", "m", True, 9, 2), [source])
     tags = re.sub(r' [a-z-]+="[^"]*"', "", page.partition('<div class="text">')[2].partition("</section>")[0])
     assert tags.replace("<span>", "").replace("</span>", "") == (
-        "<h3>Fees</h3><p>The fee rose.</p><ul><li>one</li><li>two</li></ul><div><table><tr><th>year</th><th>fee</th></tr>"
-        "<tr><td>1862</td><td>3</td></tr></table></div><pre>x = 1</pre></div>"
+        "<h3>Fees</h3><p>The fee rose.</p><ul><li>one</li><li>two</li></ul>"
+        "<div><table><tr><th>year</th><th>fee</th></tr><tr><td>1862</td><td>3</td></tr></table></div>"
+        "<pre>x = 1</pre></div>"
     )
     spans = [(int(start), int(end)) for start, end in re.findall(r'data-start="(\d+)" data-end="(\d+)"', page)]
     assert spans == list(source.sentences)

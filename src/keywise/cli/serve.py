@@ -71,7 +71,9 @@ def serve(  # noqa: PLR0917 - each is an argument or option of the command
     ] = MAX_WINDOWS,
     data_dir: Annotated[
         str | None,
-        typer.Option(help="Folder of kept documents and conversations. Default: KEYWISE_DATA_DIR, else the user's data."),
+        typer.Option(
+            help="Folder of kept documents and conversations. Default: KEYWISE_DATA_DIR, else the user's data."
+        ),
     ] = None,
     allow_host: Annotated[
         list[str] | None, typer.Option(help="A name under which this server is reached; may be repeated.")

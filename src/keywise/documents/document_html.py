@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
 from typing import TYPE_CHECKING
 
@@ -54,7 +54,7 @@ def read_style() -> str:
     return files("keywise.documents").joinpath("document.css").read_text("utf-8")
 
 
-def make_element(tag: str, attributes: dict[str, object], *children: object) -> Markup:
+def make_element(tag: str, attributes: Mapping[str, object], *children: object) -> Markup:
     """Return an element; children that are not `Markup` are escaped, and so are attributes.
 
     Parameters
@@ -223,6 +223,4 @@ class DocumentRenderer:
 def _join(parts: Iterable[object], separator: str = "") -> Markup:
     from markupsafe import Markup  # noqa: PLC0415 - optional
 
-    return Markup(separator).join(
-        part if isinstance(part, Markup) else replace_controls(str(part)) for part in parts
-    )
+    return Markup(separator).join(part if isinstance(part, Markup) else replace_controls(str(part)) for part in parts)

@@ -128,7 +128,13 @@ class AnsweringService:
     """
 
     def __init__(
-        self, reader: Reader, store: DocumentStore, limits: Limits, *, documents: Sequence[str] = (), library: Library | None = None
+        self,
+        reader: Reader,
+        store: DocumentStore,
+        limits: Limits,
+        *,
+        documents: Sequence[str] = (),
+        library: Library | None = None,
     ) -> None:
         self.reader = reader
         self.store = store
@@ -158,7 +164,8 @@ class AnsweringService:
         if not question.text.strip():
             raise ApiError(400, "The last message must have a question in it.", "messages", "empty_question")
         if len(question.text) > self.limits.question_characters:
-            message = f"A question must have at most {self.limits.question_characters:,} characters; send a long text as a document."
+            rule = f"A question must have at most {self.limits.question_characters:,} characters"
+            message = f"{rule}; send a long text as a document."
             raise ApiError(400, message, "messages", "context_length_exceeded")
         if not 1 <= question.max_tokens <= self.limits.answer_tokens:
             message = f"It must be between 1 and {self.limits.answer_tokens:,}, got {question.max_tokens}."
@@ -309,7 +316,9 @@ class AnsweringService:
             if window.context.is_prefilled:
                 window_tokens = len(window.context.document.token_ids)
                 tokens += window_tokens
-                cached += window_tokens if cached_before[id(window)] else min(window.context.reused_tokens, window_tokens)
+                cached += (
+                    window_tokens if cached_before[id(window)] else min(window.context.reused_tokens, window_tokens)
+                )
         return tokens, cached
 
     def _release_oldest(self) -> None:
@@ -395,5 +404,3 @@ def _find_told(document: Document, resolved: str, context: Sequence[Turn]) -> li
         matching = (item for item in evidence if answer in " ".join(item.text.split()))
         found += [item for item in [next(matching, None)] if item is not None and item not in found]
     return found
-
-

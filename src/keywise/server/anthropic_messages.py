@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Annotated, Any, Final, Literal
 
@@ -26,7 +26,7 @@ from keywise.server.request_parts import (
 )
 from keywise.server.service import PING, Service, collect, decode_file, encode_event, respond_with_events
 
-_NEUTRAL: Final = {
+_NEUTRAL: Final[dict[str, tuple[Any, ...]]] = {
     "tools": (None, []),
     "tool_choice": (None, {"type": "none"}, {"type": "auto"}),
     "thinking": (None, {"type": "disabled"}),
@@ -102,7 +102,7 @@ def make_router(service: Service) -> APIRouter:
         question = await _read_question(service, body, reader)
         service.answering.check_question(question)
         unused = [name for name in _WITHOUT_EFFECT if sent.get(name) is not None]
-        message = MessageShape(service.answering.model_name, unused, has_citations=reader.has_citations)
+        message = MessageShape(service.answering.model_name, unused, reader)
         if not body.stream:
             return message.make_response(await collect(request, service.stream(question)))
         return respond_with_events(_make_events(service, question, message))
@@ -146,11 +146,14 @@ class DocumentReader:
     ----------
     has_citations : bool
         Whether the documents ask for citations; true without documents, for those of the server.
+    titles : dict
+        The titles that the client gave to documents, by their identifiers.
     """
 
     def __init__(self, service: Service) -> None:
         self._service = service
         self._asked: list[bool] = []
+        self.titles: dict[str, str | None] = {}
 
     @property
     def has_citations(self) -> bool:
@@ -175,6 +178,7 @@ class DocumentReader:
                 texts.append(block.text or "")
             elif block.type == "document":
                 documents.append(await self._read_document(block, place))
+                self.titles[documents[-1]] = block.title
             else:
                 message = f"This server reads texts and documents, not blocks of the type {block.type!r}."
                 raise ApiError(400, message, place, "unsupported_content")
@@ -213,13 +217,13 @@ class MessageShape:
         Name of the model.
     unused
         Parts of the request that did not change the answer.
-    has_citations
-        Whether its blocks have citations.
+    reader
+        What read the documents of the request.
     """
 
-    def __init__(self, model: str, unused: list[str], *, has_citations: bool) -> None:
+    def __init__(self, model: str, unused: list[str], reader: DocumentReader) -> None:
         self._unused = unused
-        self._has_citations = has_citations
+        self._reader = reader
         self._common = {"id": f"msg_{secrets.token_hex(12)}", "type": "message", "role": "assistant", "model": model}
 
     def begin(self) -> dict[str, Any]:
@@ -243,14 +247,14 @@ class MessageShape:
 
     def make_blocks(self, reply: Reply) -> list[dict[str, Any]]:
         """Return the text in blocks, each with the citations of its sentences."""
-        citations = make_citations(reply) if self._has_citations else []
+        citations = make_citations(reply) if self._reader.has_citations else []
         if not citations:
             return [{"type": "text", "text": reply.answer.text, "citations": None}]
         blocks = []
         position = 0
         for text, _ in split_by_sources(reply.answer):
             position += len(text)
-            own = [describe_location(each) for each in citations if each.answer_end == position]
+            own = [describe_location(each, self._reader.titles) for each in citations if each.answer_end == position]
             blocks.append({"type": "text", "text": text, "citations": own or None})
         return blocks
 
@@ -272,12 +276,20 @@ class MessageShape:
         }
 
 
-def describe_location(citation: Citation) -> dict[str, Any]:
-    """Return a citation of a page, or of characters where the document has no pages."""
+def describe_location(citation: Citation, titles: dict[str, str | None]) -> dict[str, Any]:
+    """Return a citation of a page, or of characters where the document has no pages.
+
+    Parameters
+    ----------
+    citation
+        The citation.
+    titles
+        The titles that the client gave to documents, by their identifiers.
+    """
     common = {
         "cited_text": citation.cited_text,
         "document_index": citation.document_index,
-        "document_title": citation.document_title,
+        "document_title": titles.get(citation.document_id or "", citation.document_title),
         "file_id": citation.document_id,
     }
     first, end = citation.pages
@@ -287,11 +299,11 @@ def describe_location(citation: Citation) -> dict[str, Any]:
     return {"type": "char_location", **common, "start_char_index": item.start, "end_char_index": item.end}
 
 
-async def _make_events(service: Service, question: Question, message: MessageShape) -> AsyncIterator[bytes]:
+async def _make_events(service: Service, question: Question, message: MessageShape) -> AsyncGenerator[bytes, None]:
     yield encode_event({"type": "message_start", "message": message.begin()}, "message_start")
     blocks = BlockWriter()
     try:
-        async with aclosing(service.stream(question)) as events:  # type: ignore[type-var]
+        async with aclosing(service.stream(question)) as events:
             async for event in events:
                 if isinstance(event, Delta):
                     blocks.add_text(event.text)
@@ -323,8 +335,8 @@ def _write_end(blocks: BlockWriter, message: MessageShape, reply: Reply) -> list
 class BlockWriter:
     """Writes the events of text blocks.
 
-    Which words have which sources is known at the end alone. Text is shown at once in a first block; where the answer has
-    several blocks, nothing can be shown before they are known, so only an answer that came in one part is split.
+    The sources of the words are known at the end. An answer that comes in several parts is one block, which has all
+    citations; an answer that comes in one part has a block for each change of sources.
     """
 
     def __init__(self) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from starlette.exceptions import HTTPException
+
 from keywise.errors import FormatError, KeywiseError, ModelError
 
 _OPENAI_TYPES: Final = {
@@ -24,7 +26,7 @@ _ANTHROPIC_TYPES: Final = {
 }
 
 
-class ApiError(Exception):
+class ApiError(HTTPException):
     """Report a request that cannot be served.
 
     Parameters
@@ -45,7 +47,8 @@ class ApiError(Exception):
     """
 
     def __init__(self, status: int, message: str, param: str | None = None, code: str | None = None) -> None:
-        super().__init__(message)
+        # FastAPI passes on errors of this kind alone while it reads a request.
+        super().__init__(status, message)
         self.status = status
         self.message = message
         self.param = param

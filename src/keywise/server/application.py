@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
@@ -39,7 +39,7 @@ def make_application(service: Service) -> Any:
     """
 
     @asynccontextmanager
-    async def run(_application: FastAPI) -> AsyncIterator[None]:
+    async def run(_application: FastAPI) -> AsyncGenerator[None, None]:
         reading = asyncio.create_task(_read_documents(service))
         yield
         reading.cancel()
@@ -66,7 +66,7 @@ async def _read_documents(service: Service) -> None:
     documents = service.store.select_kept(service.answering.documents)
     if not documents:
         return
-    async with aclosing(service.run(lambda job: service.answering.read(documents, job))) as events:  # type: ignore[type-var]
+    async with aclosing(service.run(lambda job: service.answering.read(documents, job))) as events:
         async for _ in events:
             pass
 

@@ -91,7 +91,8 @@ def compute_attention(service: Service, body: AttentionRequest, job: Job) -> dic
     queries = tokens if body.queries is None else min(body.queries, tokens)
     numbers = layers * heads * (tokens + queries * (1 + 2 * body.top_k))
     if numbers > limits.attention_numbers:
-        message = f"The answer would have {numbers:,} numbers, at most {limits.attention_numbers:,}: choose layers, heads or queries."
+        rule = f"The answer must have at most {limits.attention_numbers:,} numbers, not {numbers:,}"
+        message = f"{rule}: choose layers, heads or fewer queries."
         raise ApiError(400, message, "queries", "answer_too_long")
     job.check()
     with (

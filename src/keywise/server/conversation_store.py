@@ -116,7 +116,7 @@ class ConversationStore:
             raise OptionError("data_dir", rule, got=str(folder), remedy=str(error.strerror)) from error
         self._conversations = {record.id: record for record in records if record is not None}
 
-    def list(self) -> list[Conversation]:
+    def list_conversations(self) -> list[Conversation]:
         """Return all conversations, the newest first."""
         with self._lock:
             return sorted(self._conversations.values(), key=lambda each: -each.created_at)
@@ -194,7 +194,7 @@ class ConversationStore:
             raise ApiError(404, "There is no such answer here.", "turn", "turn_not_found")
         try:
             return decode_turn(json.loads((self._folder / f"{conversation_id}-{number}.turn").read_bytes()))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise ApiError(410, "The file of this answer is damaged: ask again.", "turn", "turn_damaged") from None
 
     def read_turns(self, conversation_id: str) -> list[KeptTurn]:
@@ -284,8 +284,6 @@ def _read_record(path: Path) -> Conversation | None:
         fields = json.loads(path.read_bytes())
         if fields.pop("version") != VERSION or not _ID.fullmatch(fields["id"]) or path.stem != fields["id"]:
             return None
-        return Conversation(
-            **{**fields, "documents": tuple(fields["documents"]), "titles": tuple(fields["titles"])}
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return Conversation(**{**fields, "documents": tuple(fields["documents"]), "titles": tuple(fields["titles"])})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None

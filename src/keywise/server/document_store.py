@@ -94,11 +94,13 @@ class DocumentStore:
             sweep_unfinished(folder)
             records = [read_record(path) for path in folder.glob("*.json")]
         except OSError as error:
-            raise OptionError("data_dir", "must be a folder that can be written", got=str(folder), remedy=str(error.strerror)) from error
+            raise OptionError(
+                "data_dir", "must be a folder that can be written", got=str(folder), remedy=str(error.strerror)
+            ) from error
         self._documents = {record.id: record for record in records if record is not None}
         self._remove_leftovers()
 
-    def list(self) -> list[StoredDocument]:
+    def list_documents(self) -> list[StoredDocument]:
         """Return all documents, the newest first."""
         with self._lock:
             return sorted(self._documents.values(), key=lambda each: (-each.created_at, each.name))
@@ -217,7 +219,8 @@ class DocumentStore:
 
     def _check_length(self, name: str, source: Source) -> None:
         if len(source.text) > self._limits.characters:
-            message = f"The text of {name!r} must have at most {self._limits.characters:,} characters, got {len(source.text):,}."
+            limit, length = self._limits.characters, len(source.text)
+            message = f"The text of {name!r} must have at most {limit:,} characters, got {length:,}."
             raise ApiError(413, message, "file", "file_too_large")
 
     def _write(self, document: StoredDocument, content: bytes, text: bytes) -> None:
@@ -240,7 +243,9 @@ class DocumentStore:
         try:
             content = path.read_bytes()
         except OSError as error:
-            raise FormatError("file_id", f"must be whole, but {document.name!r} cannot be read", remedy="upload it again") from error
+            raise FormatError(
+                "file_id", f"must be whole, but {document.name!r} cannot be read", remedy="upload it again"
+            ) from error
         if hashlib.sha256(content).hexdigest() != sha256:
             raise FormatError("file_id", f"must be whole, but {document.name!r} is damaged", remedy="upload it again")
         return content
@@ -293,7 +298,7 @@ def read_record(path: Path) -> StoredDocument | None:
             return None
         sizes = tuple((int(width), int(height)) for width, height in fields.pop("page_sizes"))
         return StoredDocument(**{**fields, "page_sizes": sizes, "warnings": tuple(fields["warnings"])})
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
 
 

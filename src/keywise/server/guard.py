@@ -6,6 +6,7 @@ import asyncio
 import hmac
 import ipaddress
 import json
+from collections.abc import MutableMapping
 from typing import Any, Final
 from urllib.parse import parse_qs
 
@@ -26,7 +27,7 @@ _SAFETY_HEADERS: Final = {
     b"permissions-policy": b"camera=(), microphone=(), geolocation=()",
 }
 
-Scope = dict[str, Any]
+Scope = MutableMapping[str, Any]
 
 
 class Guard:
@@ -98,7 +99,9 @@ class Guard:
         if origin is not None:
             if origin in self._settings.allowed_origins or origin == f"{scope['scheme']}://{headers.get('host', '')}":
                 return
-            raise ApiError(403, f"The origin {origin!r} may not use this server; see --allow-origin.", "Origin", "origin_refused")
+            raise ApiError(
+                403, f"The origin {origin!r} may not use this server; see --allow-origin.", "Origin", "origin_refused"
+            )
         site = headers.get("sec-fetch-site", "none")
         follows_link = headers.get("sec-fetch-mode") == "navigate" and scope["method"] == "GET"
         if site not in {"none", "same-origin"} and not (follows_link and headers.get("sec-fetch-dest") == "document"):
@@ -112,7 +115,7 @@ class Guard:
         candidates = [headers.get("x-api-key", ""), _find_cookie(headers.get("cookie", ""))]
         if scheme.lower() == "bearer":
             candidates.append(bearer.strip())
-        if not any([equal_tokens(candidate, token) for candidate in candidates]):
+        if not any(equal_tokens(candidate, token) for candidate in candidates):
             message = "This server needs its token: send it as `Authorization: Bearer TOKEN`, or open /?token=TOKEN."
             raise ApiError(401, message, None, "invalid_api_key")
 
@@ -122,7 +125,7 @@ class Guard:
         if not token or scope["path"] != "/" or scope["method"] != "GET":
             return False
         query = parse_qs(scope["query_string"].decode("latin-1"))
-        if not any([equal_tokens(given, token) for given in query.get("token", [])]):
+        if not any(equal_tokens(given, token) for given in query.get("token", [])):
             return False
         cookie = f"{TOKEN_COOKIE}={token}; HttpOnly; SameSite=Strict; Path=/"
         headers = [(b"location", b"/"), (b"set-cookie", cookie.encode()), (b"content-length", b"0")]
@@ -215,9 +218,7 @@ async def send_error(error: ApiError, scope: Scope, send: Any) -> None:
 
 def is_anthropic(scope: Scope) -> bool:
     """Return whether a request is one of Anthropic's API."""
-    return scope["path"].startswith("/v1/messages") or any(
-        name == b"anthropic-version" for name, _ in scope["headers"]
-    )
+    return scope["path"].startswith("/v1/messages") or any(name == b"anthropic-version" for name, _ in scope["headers"])
 
 
 async def _send_preflight(headers: dict[str, str], send: Any) -> None:

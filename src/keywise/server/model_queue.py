@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -108,7 +108,7 @@ class ModelQueue:
         """Number of jobs that run or wait."""
         return len(self._jobs)
 
-    async def stream(self, function: Callable[[Job], Result]) -> AsyncIterator[Event]:
+    async def stream(self, function: Callable[[Job], Result]) -> AsyncGenerator[Event, None]:
         """Run a function of a job in the model's thread and yield what it tells; last `Finished` with its result.
 
         A consumer that stops early cancels the job.

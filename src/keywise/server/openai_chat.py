@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Annotated, Any, Final, Literal
 
@@ -30,7 +30,7 @@ from keywise.server.request_parts import (
 from keywise.server.service import PING, Service, collect, encode_event, find_base, respond_with_events
 
 # Values that ask for nothing, for fields that are not supported.
-_NEUTRAL: Final = {
+_NEUTRAL: Final[dict[str, tuple[Any, ...]]] = {
     "n": (None, 1),
     "logprobs": (None, False),
     "top_logprobs": (None, 0),
@@ -249,25 +249,25 @@ class ChatCompletion:
 
     def make_end(self, reply: Reply, *, has_usage: bool, has_sources: bool) -> list[bytes]:
         """Return the last chunks of a stream: citations, the reason of the end, usage, the extension."""
-        extension = {"keywise": make_extension(reply, unused=self._unused)}
+        extension = make_extension(reply, unused=self._unused)
         chunks = [self.make_chunk({"annotations": self.make_annotations(reply)})]
         if has_sources:
             chunks += [self.make_chunk(None, event=event) for event in make_source_events(reply, self._base)]
         if has_usage:
             chunks.append(self.make_chunk({}, get_finish_reason(reply), usage=None))
-            chunks.append(self.make_chunk(None, usage=make_usage(reply), **extension))
+            chunks.append(self.make_chunk(None, usage=make_usage(reply), keywise=extension))
         else:
-            chunks.append(self.make_chunk({}, get_finish_reason(reply), **extension))
+            chunks.append(self.make_chunk({}, get_finish_reason(reply), keywise=extension))
         return chunks
 
 
 def _stream(
     service: Service, question: Question, completion: ChatCompletion, *, has_usage: bool, has_sources: bool
 ) -> Response:
-    async def make_chunks() -> AsyncIterator[bytes]:
+    async def make_chunks() -> AsyncGenerator[bytes, None]:
         yield completion.make_chunk({"role": "assistant", "content": ""})
         try:
-            async with aclosing(service.stream(question)) as events:  # type: ignore[type-var]
+            async with aclosing(service.stream(question)) as events:
                 async for event in events:
                     if isinstance(event, Delta):
                         yield completion.make_chunk({"content": event.text})

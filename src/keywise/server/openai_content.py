@@ -82,7 +82,9 @@ async def _read_file(service: Service, part: ContentPart, place: str) -> str:
     if isinstance(file_id, str):
         return service.store.get(file_id).id
     if not isinstance(data, str):
-        raise ApiError(400, "A file must have a file_id, or a filename and file_data in base64.", place, "invalid_value")
+        raise ApiError(
+            400, "A file must have a file_id, or a filename and file_data in base64.", place, "invalid_value"
+        )
     if not isinstance(name, str) or not name:
         raise ApiError(400, "A file must have a filename: its suffix tells the format.", place, "invalid_value")
     return (await service.add_document(name, decode_file(data, place))).id

@@ -42,13 +42,15 @@ def make_router(service: Service) -> APIRouter:
     @router.post("/v1/files")
     async def upload_file(file: UploadFile, purpose: Annotated[str, Form()] = "user_data") -> dict[str, Any]:
         if purpose not in PURPOSES:
-            raise ApiError(400, f"It must be one of {', '.join(PURPOSES)}, got {purpose!r}.", "purpose", "invalid_value")
+            raise ApiError(
+                400, f"It must be one of {', '.join(PURPOSES)}, got {purpose!r}.", "purpose", "invalid_value"
+            )
         content = await read_upload(service, file)
         return describe_file(await service.add_document(file.filename or "", content, origin=UPLOADED))
 
     @router.get("/v1/files")
     async def list_files() -> dict[str, Any]:
-        files = [describe_file(document) for document in service.store.list()]
+        files = [describe_file(document) for document in service.store.list_documents()]
         first, last = (files[0]["id"], files[-1]["id"]) if files else (None, None)
         return {"object": "list", "data": files, "has_more": False, "first_id": first, "last_id": last}
 
@@ -88,7 +90,7 @@ def describe_model(name: str, started: int, *, for_anthropic: bool) -> dict[str,
     """Return the model as one of the APIs describes it."""
     if for_anthropic:
         created = datetime.fromtimestamp(started, UTC).isoformat()
-        return {"type": "model", "id": name, "display_name": name, "created_at": created}
+        return {"type": "model", "id": name, "display_name": name, "created_at": created, "lifecycle": "active"}
     return {"id": name, "object": "model", "created": started, "owned_by": "keywise"}
 
 

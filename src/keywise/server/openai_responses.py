@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Annotated, Any, Final
@@ -31,7 +31,7 @@ from keywise.server.request_parts import (
 )
 from keywise.server.service import PING, Service, collect, encode_event, respond_with_events
 
-_NEUTRAL: Final = {
+_NEUTRAL: Final[dict[str, tuple[Any, ...]]] = {
     "tools": (None, []),
     "tool_choice": (None, "none", "auto"),
     "background": (None, False),
@@ -138,7 +138,9 @@ class PastResponses:
         """
         past = self._responses.get(response_id)
         if past is None:
-            message = f"There is no response {response_id!r} here; the server keeps the last {self._limit} while it runs."
+            message = (
+                f"There is no response {response_id!r} here; the server keeps the last {self._limit} while it runs."
+            )
             raise ApiError(400, message, "previous_response_id", "previous_response_not_found")
         return past
 
@@ -338,7 +340,7 @@ class EventWriter:
         return encode_event({"type": kind, "sequence_number": self._number, **fields}, kind)
 
 
-async def _make_events(service: Service, question: Question, response: ResponseShape) -> AsyncIterator[bytes]:
+async def _make_events(service: Service, question: Question, response: ResponseShape) -> AsyncGenerator[bytes, None]:
     writer = EventWriter()
     place = {"item_id": response.item_id, "output_index": 0, "content_index": 0}
     yield writer.write("response.created", response=response.begin())
@@ -346,7 +348,7 @@ async def _make_events(service: Service, question: Question, response: ResponseS
     yield writer.write("response.output_item.added", output_index=0, item=response.make_item(None))
     yield writer.write("response.content_part.added", **place, part=response.make_part("", []))
     try:
-        async with aclosing(service.stream(question)) as events:  # type: ignore[type-var]
+        async with aclosing(service.stream(question)) as events:
             async for event in events:
                 if isinstance(event, Delta):
                     yield writer.write("response.output_text.delta", **place, delta=event.text, logprobs=[])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import asdict, replace
 from importlib.resources import files
@@ -35,7 +35,7 @@ _TYPES: Final = {".js": "text/javascript", ".css": "text/css", ".svg": "image/sv
 class NewConversation(RequestModel):
     """Documents of a new conversation; none for those of the server."""
 
-    documents: Annotated[list[str], Field(max_length=64)] = []
+    documents: Annotated[tuple[str, ...], Field(max_length=64, strict=False)] = ()
 
 
 class NewQuestion(RequestModel):
@@ -64,7 +64,7 @@ def _add_static_files(router: APIRouter) -> None:
     texts = {entry.name: entry.read_text("utf-8") for entry in folder.iterdir() if entry.is_file()}
     texts["document.css"] = read_style()
 
-    @router.get("/")
+    @router.api_route("/", methods=["GET", "HEAD"])
     async def show_page() -> Response:
         return Response(texts["index.html"], media_type="text/html")
 
@@ -84,8 +84,8 @@ def _add_documents(router: APIRouter, service: Service) -> None:
             "model": answering.model_name,
             "library": None if answering.library is None else answering.library.path,
             "default_documents": answering.documents,
-            "documents": [_describe_document(each) for each in service.store.list()],
-            "conversations": [asdict(each) for each in service.conversations.list() if each.turns],
+            "documents": [_describe_document(each) for each in service.store.list_documents()],
+            "conversations": [asdict(each) for each in service.conversations.list_conversations() if each.turns],
         }
 
     @router.post("/api/documents")
@@ -124,7 +124,7 @@ def _add_conversations(router: APIRouter, service: Service) -> None:
 
     @router.post("/api/conversations")
     async def create(body: NewConversation) -> dict[str, Any]:
-        documents = service.answering.choose_documents(Question("", documents=tuple(body.documents)))
+        documents = service.answering.choose_documents(Question("", documents=body.documents))
         titles = tuple(service.store.get(each).name for each in documents)
         return asdict(conversations.create(documents, titles))
 
@@ -165,10 +165,10 @@ def _add_conversations(router: APIRouter, service: Service) -> None:
         return {"ablations": _describe_ablations(turn)}
 
 
-async def _answer(service: Service, conversation_id: str, question: Question) -> AsyncIterator[bytes]:
+async def _answer(service: Service, conversation_id: str, question: Question) -> AsyncGenerator[bytes, None]:
     """Yield the events of an answer, and keep it."""
     try:
-        async with aclosing(service.stream(question)) as events:  # type: ignore[type-var]
+        async with aclosing(service.stream(question)) as events:
             async for event in events:
                 if not isinstance(event, Finished):
                     yield _encode(event)
@@ -183,10 +183,10 @@ async def _answer(service: Service, conversation_id: str, question: Question) ->
         yield encode_event(error.to_openai(), "error")
 
 
-async def _report(events: AsyncIterator[Event], name: str) -> AsyncIterator[bytes]:
+async def _report(events: AsyncGenerator[Event, None], name: str) -> AsyncGenerator[bytes, None]:
     """Yield the events of a job, its result under a name."""
     try:
-        async with aclosing(events) as told:  # type: ignore[type-var]
+        async with aclosing(events) as told:
             async for event in told:
                 yield encode_event(event.result, name) if isinstance(event, Finished) else _encode(event)
     except ApiError as error:

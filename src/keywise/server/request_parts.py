@@ -119,7 +119,7 @@ def make_sampling(
         A value is out of range.
     """
     sampling = Sampling(
-        1.0 if not temperature else temperature,
+        temperature if temperature else 1.0,
         1.0 if top_p is None else top_p,
         0 if top_k is None else top_k,
         seed,

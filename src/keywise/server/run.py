@@ -143,7 +143,7 @@ def find_address(settings: ServerSettings, listener: socket.socket) -> str:
     listener
         Its socket.
     """
-    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(settings.host, settings.host)  # noqa: S104 - compared only
+    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(settings.host, settings.host)
     if ":" in host and not host.startswith("["):
         host = f"[{host}]"
     return f"http://{host}:{listener.getsockname()[1]}/"

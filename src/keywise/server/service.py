@@ -6,7 +6,7 @@ import asyncio
 import base64
 import binascii
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -69,7 +69,9 @@ class Service:
         """
         name = self.answering.model_name
         if model != name:
-            raise ApiError(404, f"There is no model {model!r} here; this server has {name!r}.", "model", "model_not_found")
+            raise ApiError(
+                404, f"There is no model {model!r} here; this server has {name!r}.", "model", "model_not_found"
+            )
 
     async def add_document(self, name: str, content: bytes, *, origin: str = SENT) -> StoredDocument:
         """Convert a file and keep it, without holding up other requests.
@@ -85,7 +87,7 @@ class Service:
             except KeywiseError as error:
                 raise convert_error(error) from error
 
-    async def stream(self, question: Question) -> AsyncIterator[Event]:
+    async def stream(self, question: Question) -> AsyncGenerator[Event, None]:
         """Answer a question and yield what happens; last `Finished` with a `Reply`.
 
         Raises
@@ -97,7 +99,7 @@ class Service:
             async for event in events:
                 yield event
 
-    async def run(self, function: Callable[[Job], Any]) -> AsyncIterator[Event]:
+    async def run(self, function: Callable[[Job], Any]) -> AsyncGenerator[Event, None]:
         """Run a function in the model's thread and yield what happens; errors become those of the APIs.
 
         Raises
@@ -106,14 +108,14 @@ class Service:
             It fails.
         """
         try:
-            async with aclosing(self.queue.stream(function)) as events:  # type: ignore[type-var]
+            async with aclosing(self.queue.stream(function)) as events:
                 async for event in events:
                     yield event
         except KeywiseError as error:
             raise convert_error(error) from error
 
 
-async def collect(request: Request, events: AsyncIterator[Event]) -> Any:
+async def collect(request: Request, events: AsyncGenerator[Event, None]) -> Any:
     """Return the result of a job, or stop it when its client leaves.
 
     Raises
@@ -125,7 +127,7 @@ async def collect(request: Request, events: AsyncIterator[Event]) -> Any:
     """
 
     async def wait_for_result() -> Any:
-        async with aclosing(events) as told:  # type: ignore[type-var]
+        async with aclosing(events) as told:
             async for event in told:
                 if isinstance(event, Finished):
                     return event.result
@@ -160,7 +162,7 @@ async def _wait_for_leave(request: Request) -> None:
         pass
 
 
-def respond_with_events(chunks: AsyncIterator[bytes]) -> EventSourceResponse:
+def respond_with_events(chunks: AsyncGenerator[bytes, None]) -> EventSourceResponse:
     """Return a response of server-sent events.
 
     Parameters
@@ -169,8 +171,8 @@ def respond_with_events(chunks: AsyncIterator[bytes]) -> EventSourceResponse:
         The events, encoded; closed when the client leaves.
     """
 
-    async def send() -> AsyncIterator[bytes]:
-        async with aclosing(chunks) as all_chunks:  # type: ignore[type-var]
+    async def send() -> AsyncGenerator[bytes, None]:
+        async with aclosing(chunks) as all_chunks:
             async for chunk in all_chunks:
                 yield chunk
 
@@ -178,12 +180,12 @@ def respond_with_events(chunks: AsyncIterator[bytes]) -> EventSourceResponse:
 
 
 def encode_event(data: Any, event: str | None = None) -> bytes:
-    """Return a server-sent event with JSON as its data.
+    r"""Return a server-sent event with JSON as its data.
 
     Examples
     --------
     >>> encode_event({"a": 1}, "note")
-    b'event: note\\ndata: {"a": 1}\\n\\n'
+    b'event: note\ndata: {"a": 1}\n\n'
     """
     return format_sse_event(data_str=json.dumps(data), event=event)
 

@@ -115,7 +115,9 @@ class ServerSettings:
     def __post_init__(self) -> None:
         if not self.token and not is_loopback(self.host):
             remedy = "others could read your documents: name a secret with --token"
-            raise OptionError("host", "must be an address of this machine, such as 127.0.0.1", got=self.host, remedy=remedy)
+            raise OptionError(
+                "host", "must be an address of this machine, such as 127.0.0.1", got=self.host, remedy=remedy
+            )
         if self.token and (not self.token.isascii() or not self.token.isprintable() or " " in self.token):
             raise OptionError("token", "must be of ASCII characters without spaces")
         for origin in self.allowed_origins:
