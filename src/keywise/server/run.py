@@ -89,8 +89,16 @@ def add_files(store: DocumentStore, paths: Sequence[str], status: Status) -> lis
     FormatError
         A named file cannot be read, or no file can be read.
     """
-    if not paths:
-        return []
+    try:
+        return _add_files(store, paths, status) if paths else []
+    except ApiError as error:
+        raise FormatError("files", f"must be documents that can be kept: {error.message}") from error
+    except FormatError as error:
+        error.argument = "files"  # as the command names the paths
+        raise
+
+
+def _add_files(store: DocumentStore, paths: Sequence[str], status: Status) -> list[str]:
     found = find_files(paths)
     for name, reason in found.passed_over.items():
         status(f"Passed over {name!r}: {reason}")
@@ -100,7 +108,7 @@ def add_files(store: DocumentStore, paths: Sequence[str], status: Status) -> lis
             documents.append(store.add(os.path.basename(path), read_bytes(path), origin=NAMED).id)
         except (FormatError, ApiError) as error:
             if path in found.named:
-                raise FormatError("files", f"must be documents that can be read: {error}") from error
+                raise
             status(f"Passed over {path!r}: {error}")
     if not documents:
         raise FormatError("files", "must name a document that can be read", got=list(paths))
