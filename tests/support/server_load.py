@@ -17,7 +17,28 @@ from typing import Any
 
 from tests.support.server import LIGHTHOUSE, ServerProcess, send
 
-NAMES = "Ann Bea Cid Dan Eve Fay Gus Hal Ida Jon Kim Lou Mia Ned Oda Pam Rex Sue Tom Una".split()
+NAMES = [
+    "Ann",
+    "Bea",
+    "Cid",
+    "Dan",
+    "Eve",
+    "Fay",
+    "Gus",
+    "Hal",
+    "Ida",
+    "Jon",
+    "Kim",
+    "Lou",
+    "Mia",
+    "Ned",
+    "Oda",
+    "Pam",
+    "Rex",
+    "Sue",
+    "Tom",
+    "Una",
+]
 
 
 @dataclass

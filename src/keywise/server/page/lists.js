@@ -32,7 +32,7 @@ export function showLists({ openDocument, openConversation }) {
       else state.selected.delete(item.id);
       find("begin").disabled = state.selected.size === 0 && state.library === null;
     });
-    const notes = [item.pages ? `${item.pages} pages` : null, ...item.warnings].filter(Boolean).join("; ");
+    const notes = [item.pages ? `${item.pages} ${item.pages === 1 ? "page" : "pages"}` : null, ...item.warnings].filter(Boolean).join("; ");
     const button = make(
       "button",
       { type: "button", class: "open", "aria-current": String(state.opened === item.id), onclick: () => open(item) },

@@ -5,6 +5,7 @@ import { request } from "./requests.js";
 import { activate, scrollToRank, showDocuments } from "./viewer.js";
 
 const SHOWN_SENTENCES = 5;
+const LEAST_SHARE = 0.005;
 
 // Returns an article for a question whose answer is still to come.
 export function addQuestion(question) {
@@ -81,7 +82,8 @@ function makeAnswer(turn, open, jump) {
 }
 
 function makeSources(turn, cited, jump) {
-  const items = turn.sentences.slice(0, SHOWN_SENTENCES).map((sentence) => {
+  const shown = turn.sentences.filter(({ rank, share }) => share >= LEAST_SHARE || cited.has(rank));
+  const items = shown.slice(0, SHOWN_SENTENCES).map((sentence) => {
     const percent = `${(100 * sentence.share).toFixed(1)}%`;
     const meter = make("meter", { value: String(sentence.share), "aria-hidden": "true" });
     const button = make(
