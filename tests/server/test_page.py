@@ -1,4 +1,4 @@
-"""The page in a browser: files, answers, marks, PDF pages, keyboard, colours, widths, accessibility, hostile documents."""
+"""The page in a browser: answers and marks, PDF pages, keyboard, colours, widths, accessibility, hostile documents."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ PDF = write_pages(
 )
 HOSTILE_HTML = b"""<html><head><script>window.hacked = 1</script></head><body onload="window.hacked = 2">
 <p>The keeper was Ann Low. <img src=x onerror="window.hacked = 3"></p>
-<p>She wrote &lt;script&gt;window.hacked = 4&lt;/script&gt; and &lt;img src=x onerror="window.hacked = 5"&gt; in the book.</p>
+<p>She wrote &lt;script&gt;window.hacked = 4&lt;/script&gt; and &lt;img src=x onerror="window.hacked = 5"&gt;
+in the book.</p>
 <svg onload="window.hacked = 6"></svg></body></html>"""
 HOSTILE_NOTE = b"""The keeper was Ann Low.
 

@@ -7,6 +7,7 @@ import signal
 import socket
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -97,10 +98,8 @@ def upload_async(server: ServerProcess, name: str, text: str) -> threading.Threa
     body = f"{head}{text}\r\n--cut--\r\n".encode()
 
     def post() -> None:
-        try:
+        with suppress(OSError):  # the server was killed
             send(server, "POST", "/v1/files", body, content_type="multipart/form-data; boundary=cut")
-        except OSError:
-            pass  # the server was killed
 
     thread = threading.Thread(target=post)
     thread.start()

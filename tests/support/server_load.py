@@ -17,28 +17,7 @@ from typing import Any
 
 from tests.support.server import LIGHTHOUSE, ServerProcess, send
 
-NAMES = [
-    "Ann",
-    "Bea",
-    "Cid",
-    "Dan",
-    "Eve",
-    "Fay",
-    "Gus",
-    "Hal",
-    "Ida",
-    "Jon",
-    "Kim",
-    "Lou",
-    "Mia",
-    "Ned",
-    "Oda",
-    "Pam",
-    "Rex",
-    "Sue",
-    "Tom",
-    "Una",
-]
+NAMES = ("Ann", "Bea", "Dan", "Eve", "Fay", "Gus", "Ida", "Jon", "Kim", "Lou")
 
 
 @dataclass

@@ -322,16 +322,17 @@ class AnsweringService:
         return tokens, cached
 
     def _release_oldest(self) -> None:
-        """Drop the longest unused documents while too many tokens are in memory; the last one stays."""
-        while len(self._prefilled) > 1 and self._count_prefilled() > self.limits.prefilled_tokens:
+        """Drop the longest unused documents while too many are in memory; the last one stays, without its windows."""
+        while len(self._prefilled) > 1 and not self._fits():
             self._prefilled.popitem(last=False)
-        for document in list(self._prefilled.values()):
-            if len(document.windows) > 1 and self._count_prefilled() > self.limits.prefilled_tokens:
+        if not self._fits():
+            for document in self._prefilled.values():
                 for window in document.windows:
                     window.context.release()
 
-    def _count_prefilled(self) -> int:
-        return sum(document.read_tokens for document in self._prefilled.values())
+    def _fits(self) -> bool:
+        tokens = sum(document.read_tokens for document in self._prefilled.values())
+        return len(self._prefilled) <= self.limits.prefilled_documents and tokens <= self.limits.prefilled_tokens
 
 
 def make_unique(name: str, names: set[str]) -> str:

@@ -43,8 +43,8 @@ class Limits:
         Number of responses that `previous_response_id` can name; the oldest are forgotten.
     waiting_requests
         Number of requests that wait for the model.
-    prefilled_tokens
-        Tokens of the documents whose keys and values stay in memory; the longest unused leave first.
+    prefilled_documents, prefilled_tokens
+        Number of documents whose keys and values stay in memory, and their tokens; the longest unused leave first.
     answer_tokens
         Longest answer.
     attention_tokens
@@ -66,6 +66,7 @@ class Limits:
     conversations: int = 500
     responses: int = 500
     waiting_requests: int = 256
+    prefilled_documents: int = 16
     prefilled_tokens: int = 16_384
     answer_tokens: int = 2048
     attention_tokens: int = 2048
