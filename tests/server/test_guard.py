@@ -152,7 +152,7 @@ def test_the_token_of_an_address_becomes_a_cookie_that_scripts_cannot_read() -> 
     settings = ServerSettings(token="secret")
     status, headers, _ = ask(settings, path="/", query="token=secret")
     assert (status, headers["location"]) == (303, "/")
-    assert headers["set-cookie"] == "keywise_token=secret; HttpOnly; SameSite=Strict; Path=/"
+    assert headers["set-cookie"] == "keywise_token=secret; HttpOnly; SameSite=Lax; Path=/"
     assert ask(settings, path="/", query="token=other")[0] == 401
     assert ask(settings, path="/v1/models", query="token=secret")[0] == 401
 

@@ -214,6 +214,7 @@ class AnsweringService:
             A document cannot be read.
         """
         key = tuple(documents)
+        self._forget_removed()
         document = self._prefilled.pop(key, None)
         if document is None:
             sources = self.load_sources(documents)
@@ -272,7 +273,7 @@ class AnsweringService:
             question.text,
             ranked_as=resolved if context else None,
             told=told,
-            max_tokens=question.max_tokens,
+            max_tokens=self._limit_answer(document, resolved, question.max_tokens),
             sentences=question.sentences,
             sampling=question.sampling,
             stop=question.stop,
@@ -290,16 +291,19 @@ class AnsweringService:
             asked = [AskedDocument(each, self.store.get(each).name) for each in documents]
         return Reply(answer, asked, document.sources, prompt_tokens, cached_tokens, read_answer, passages)
 
-    def forget(self, document_id: str) -> None:
-        """Drop a removed document from memory.
-
-        Parameters
-        ----------
-        document_id
-            Its identifier.
-        """
-        for key in [key for key in self._prefilled if document_id in key]:
+    def _forget_removed(self) -> None:
+        """Drop documents from memory that are kept no more."""
+        for key in [key for key in self._prefilled if self.store.select_kept(key) != key]:
             del self._prefilled[key]
+
+    def _limit_answer(self, document: Document, question: str, max_tokens: int) -> int:
+        """Return how long an answer may be: a client's limit is often larger than what fits into the context."""
+        model = self.reader.evidence_model
+        if model.max_document_tokens is None:
+            return max_tokens
+        question_tokens = len(model.prompt.encode_question(question, start_answer=True).token_ids)
+        document_tokens = max(len(window.context.document.token_ids) for window in document.windows)
+        return max(1, min(max_tokens, model.max_document_tokens - document_tokens - question_tokens))
 
     def _choose_passages(self, question: str) -> list[Passage]:
         library = self.library

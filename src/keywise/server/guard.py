@@ -47,8 +47,9 @@ class Guard:
 
     async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:
         """Serve a request, or refuse it."""
-        if scope["type"] != "http":
+        if scope["type"] == "lifespan":
             await self._application(scope, receive, send)
+        if scope["type"] != "http":
             return
         headers = _collect_headers(scope)
         origin = headers.get("origin")
@@ -127,7 +128,7 @@ class Guard:
         query = parse_qs(scope["query_string"].decode("latin-1"))
         if not any(equal_tokens(given, token) for given in query.get("token", [])):
             return False
-        cookie = f"{TOKEN_COOKIE}={token}; HttpOnly; SameSite=Strict; Path=/"
+        cookie = f"{TOKEN_COOKIE}={token}; HttpOnly; SameSite=Lax; Path=/"
         headers = [(b"location", b"/"), (b"set-cookie", cookie.encode()), (b"content-length", b"0")]
         await send({"type": "http.response.start", "status": 303, "headers": headers})
         await send({"type": "http.response.body", "body": b""})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from datetime import UTC, datetime
 from typing import Annotated, Any, Final
@@ -62,7 +63,8 @@ def make_router(service: Service) -> APIRouter:
     async def get_content(file_id: str) -> Response:
         # Never the type of the file: a browser must not show it as a page.
         headers = {"content-disposition": "attachment"}
-        return Response(service.store.read_content(file_id), media_type="application/octet-stream", headers=headers)
+        content = await asyncio.to_thread(service.store.read_content, file_id)
+        return Response(content, media_type="application/octet-stream", headers=headers)
 
     @router.delete("/v1/files/{file_id}")
     async def remove_file(file_id: str) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import asdict, replace
 from importlib.resources import files
 from typing import Annotated, Any, Final
@@ -17,7 +17,7 @@ from keywise.documents.places import Places
 from keywise.documents.report import split_by_sources
 from keywise.documents.shading import NO_SHADING, is_supported, make_shading
 from keywise.documents.view import make_view
-from keywise.errors import KeywiseError
+from keywise.errors import FormatError, KeywiseError
 from keywise.server.answering import Question, Reply
 from keywise.server.api_errors import ApiError, convert_error
 from keywise.server.conversation_store import KeptTurn, PageMarks, list_ablations
@@ -131,8 +131,8 @@ def _add_conversations(router: APIRouter, service: Service) -> None:
     @router.get("/api/conversations/{conversation_id}")
     async def show(conversation_id: str) -> dict[str, Any]:
         conversation = conversations.get(conversation_id)
-        turns = conversations.read_turns(conversation_id)
-        sources = _load_sources(service, conversation.documents)
+        turns = await asyncio.to_thread(conversations.read_turns, conversation_id)
+        sources = await asyncio.to_thread(_load_sources, service, conversation.documents)
         return {**asdict(conversation), "turns": [describe_turn(turn, sources) for turn in turns]}
 
     @router.delete("/api/conversations/{conversation_id}")
@@ -181,6 +181,9 @@ async def _answer(service: Service, conversation_id: str, question: Question) ->
                 yield encode_event({"number": number, **described, **tokens}, "answer")
     except ApiError as error:
         yield encode_event(error.to_openai(), "error")
+    except OSError as error:
+        kept = ApiError(507, f"The answer cannot be kept: {error.strerror}.", None, "cannot_be_kept")
+        yield encode_event(kept.to_openai(), "error")
 
 
 async def _report(events: AsyncGenerator[Event, None], name: str) -> AsyncGenerator[bytes, None]:
@@ -207,10 +210,11 @@ async def _make_turn(service: Service, reply: Reply) -> KeptTurn:
     if not reply.passages and is_supported(reply.read_answer):
         for number, (document, source) in enumerate(zip(reply.documents, reply.sources, strict=True)):
             if document.id is not None and service.store.get(document.id).page_sizes:
-                async with service.conversions:
-                    marks[number] = await asyncio.to_thread(
-                        service.pictures.mark, document.id, source, reply.read_answer.evidence
-                    )
+                evidence = reply.read_answer.evidence
+                # A page that cannot be drawn has no boxes; its text is shown.
+                with suppress(FormatError):
+                    async with service.conversions:
+                        marks[number] = await asyncio.to_thread(service.pictures.mark, document.id, source, evidence)
     return KeptTurn(reply.read_answer, tuple(reply.sources) if reply.passages else (), marks)
 
 

@@ -86,6 +86,9 @@ class Service:
                 return await asyncio.to_thread(self.store.add, name, content, origin=origin)
             except KeywiseError as error:
                 raise convert_error(error) from error
+            except OSError as error:
+                message = f"The document cannot be kept: {error.strerror}."
+                raise ApiError(507, message, "file", "cannot_be_kept") from error
 
     async def stream(self, question: Question) -> AsyncGenerator[Event, None]:
         """Answer a question and yield what happens; last `Finished` with a `Reply`.

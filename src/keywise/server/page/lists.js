@@ -14,7 +14,9 @@ export async function loadState() {
 }
 
 export function showLists({ openDocument, openConversation }) {
-  const documents = state.documents.map((item) => makeDocumentRow(item, openDocument));
+  // Documents that came inside a request of a client are found by their addresses alone.
+  const listed = state.documents.filter((item) => item.origin !== "sent");
+  const documents = listed.map((item) => makeDocumentRow(item, openDocument));
   find("documents").replaceChildren(...documents);
   const conversations = state.conversations.map((item) => makeConversationRow(item, openConversation));
   find("conversations").replaceChildren(...conversations);
