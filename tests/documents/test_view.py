@@ -72,5 +72,5 @@ def test_two_tones() -> None:
     assert [shading.describe_tone(number) for number in (1, 2, 3, 4)] == ["context", "cited", "cited", None]
     assert find_cited_ranks(answer) == [2, 3]
     unsupported = Answer("b c", evidence, "What?", "m", True, 9, 2, words=words, no_answer_share=0.51)
-    assert make_shading(unsupported).strengths == {}
+    assert make_shading(unsupported).marked == frozenset()
     assert find_cited_ranks(unsupported) == []

@@ -176,7 +176,7 @@ def _ask_one(session: Session, question: str, *, as_json: bool, html: str | None
         session.notify(f"Wrote {os.path.abspath(html)}")
 
 
-def _open_library(path: str) -> keywise.Library:
+def _open_library(path: str) -> "keywise.Library":
     try:
         return keywise.Library.open(path)
     except KeywiseError as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -62,7 +62,7 @@ class PageImage:
     marks: tuple[Mark, ...]
 
 
-def picture_pages(source: Source, evidence: Sequence[Evidence]) -> list[PageImage]:
+def picture_pages(source: Source, evidence: Sequence[Evidence], cited: Collection[int] = ()) -> list[PageImage]:
     """Return the pages of a PDF that hold one of the best sentences; none for another file.
 
     The file is read again. If it changed since `source` was read, no page is shown, because the places may be others.
@@ -73,6 +73,8 @@ def picture_pages(source: Source, evidence: Sequence[Evidence]) -> list[PageImag
         The file, as `keywise.documents.read_file` read it.
     evidence
         Ranked sentences of all files, best first.
+    cited
+        Ranks of sentences that are marked however far down they are ranked.
 
     Raises
     ------
@@ -81,7 +83,7 @@ def picture_pages(source: Source, evidence: Sequence[Evidence]) -> list[PageImag
     """
     if Path(source.name).suffix.lower() != ".pdf" or not source.file_sha256:
         return []
-    boxes = _select_boxes(source.name, evidence)
+    boxes = _select_boxes(source.name, evidence, cited)
     if not boxes:
         return []
     content = read_bytes(source.name)
@@ -90,7 +92,9 @@ def picture_pages(source: Source, evidence: Sequence[Evidence]) -> list[PageImag
     return _render_boxes(content, source.name, boxes)
 
 
-def mark_pages(content: bytes, source: Source, evidence: Sequence[Evidence]) -> list[PageImage]:
+def mark_pages(
+    content: bytes, source: Source, evidence: Sequence[Evidence], cited: Collection[int] = ()
+) -> list[PageImage]:
     """Return the pages of a PDF that hold one of the best sentences, as `picture_pages` does.
 
     Parameters
@@ -101,23 +105,26 @@ def mark_pages(content: bytes, source: Source, evidence: Sequence[Evidence]) -> 
         The document.
     evidence
         Ranked sentences of all documents, best first.
+    cited
+        Ranks of sentences that are marked however far down they are ranked.
 
     Raises
     ------
     FormatError
         The file cannot be read.
     """
-    boxes = _select_boxes(source.name, evidence)
+    boxes = _select_boxes(source.name, evidence, cited)
     return _render_boxes(content, source.name, boxes) if boxes else []
 
 
 _Boxes = dict[int, list[tuple[int, float, float, float, float]]]
 
 
-def _select_boxes(name: str, evidence: Sequence[Evidence]) -> _Boxes:
+def _select_boxes(name: str, evidence: Sequence[Evidence], cited: Collection[int]) -> _Boxes:
     """Return the boxes of the best sentences by page, each with the rank of its sentence."""
     least_share = MIN_RELATIVE_SHARE * max((item.share for item in evidence), default=0.0)
-    shown = [item for item in evidence[:PICTURED_SENTENCES] if 0 < item.share >= least_share]
+    best = [item for item in evidence[:PICTURED_SENTENCES] if 0 < item.share >= least_share]
+    shown = [*best, *(item for item in evidence if item.rank in cited and item not in best)]
     boxes: _Boxes = {}
     for item in shown:
         for box in item.boxes if item.source == name else ():

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from keywise.documents.document_html import read_style, render_documents
 from keywise.documents.page_images import picture_pages
 from keywise.documents.places import Places
-from keywise.documents.shading import is_supported, make_shading
+from keywise.documents.shading import find_cited_ranks, is_supported, make_shading
 from keywise.documents.view import make_view
 from keywise.errors import FormatError
 from keywise.util.atomic_write import atomic_write
@@ -357,7 +357,7 @@ def to_html(answer: Answer, sources: Sequence[Source]) -> str:
     from markupsafe import Markup  # noqa: PLC0415
 
     shading = make_shading(answer)
-    pictures = {source.name: picture_pages(source, answer.evidence) for source in sources}
+    pictures = {source.name: picture_pages(source, answer.evidence, find_cited_ranks(answer)) for source in sources}
     views = [make_view(source, shading, pictures[source.name]) for source in sources]
     places = Places(sources)
     largest_share = max((item.share for item in answer.evidence), default=0.0) or 1.0

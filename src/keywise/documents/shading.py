@@ -12,7 +12,6 @@ if TYPE_CHECKING:
 LIKELY_NO_ANSWER_SHARE: Final = 0.5
 MIN_RELATIVE_SHARE: Final = 0.02
 """A sentence with less of the best sentence's share is not marked."""
-STRENGTHS: Final = 10
 
 
 @dataclass(frozen=True)
@@ -25,27 +24,27 @@ class Shading:
         Evidence by the name of its source and its first character.
     cited
         Ranks of the sentences that the answer's words come from.
-    strengths
-        For each marked rank the share relative to the best one, from 1 to 10.
+    marked
+        Ranks of all sentences that are marked.
 
     Examples
     --------
-    >>> Shading({}, frozenset(), {}).describe_tone(1) is None
+    >>> Shading({}, frozenset(), frozenset()).describe_tone(1) is None
     True
     """
 
     evidence: dict[tuple[str, int], Evidence]
     cited: frozenset[int]
-    strengths: dict[int, int]
+    marked: frozenset[int]
 
     def describe_tone(self, rank: int) -> str | None:
         """Return ``"cited"``, ``"context"``, or None for a sentence that is not marked."""
-        if rank not in self.strengths:
+        if rank not in self.marked:
             return None
         return "cited" if rank in self.cited else "context"
 
 
-NO_SHADING: Final = Shading({}, frozenset(), {})
+NO_SHADING: Final = Shading({}, frozenset(), frozenset())
 
 
 def is_supported(answer: Answer) -> bool:
@@ -98,16 +97,12 @@ def make_shading(answer: Answer) -> Shading:
     >>> from keywise.documents import Answer, AnswerWord, Evidence
     >>> rain = Evidence("It rains.", 0, 9, "note", 1.0, 1.0, 1.0, 1.0, 0.4, 1.0, 1.0, None, None, 1)
     >>> shading = make_shading(Answer("rains", [rain], "What?", "m", True, 9, 2, words=[AnswerWord(0, 5, (1,))]))
-    >>> shading.describe_tone(1), shading.strengths
-    ('cited', {1: 10})
+    >>> shading.describe_tone(1), sorted(shading.marked)
+    ('cited', [1])
     """
     evidence = {(item.source, item.start): item for item in answer.evidence}
     cited = frozenset(find_cited_ranks(answer))
     largest_share = max((item.share for item in answer.evidence), default=0.0)
-    strengths: dict[int, int] = {}
-    if is_supported(answer) and largest_share > 0:
-        for item in answer.evidence:
-            relative = item.share / largest_share
-            if item.share > 0 and (relative >= MIN_RELATIVE_SHARE or item.rank in cited):
-                strengths[item.rank] = max(1, round(STRENGTHS * relative))
-    return Shading(evidence, cited, strengths)
+    likely = [item for item in answer.evidence if item.share > 0 and item.share >= MIN_RELATIVE_SHARE * largest_share]
+    marked = cited.union(item.rank for item in likely) if is_supported(answer) else cited
+    return Shading(evidence, cited, marked)

@@ -210,11 +210,12 @@ async def _make_turn(service: Service, reply: Reply) -> KeptTurn:
     if not reply.passages and is_supported(reply.read_answer):
         for number, (document, source) in enumerate(zip(reply.documents, reply.sources, strict=True)):
             if document.id is not None and service.store.get(document.id).page_sizes:
-                evidence = reply.read_answer.evidence
                 # A page that cannot be drawn has no boxes; its text is shown.
                 with suppress(FormatError):
                     async with service.conversions:
-                        marks[number] = await asyncio.to_thread(service.pictures.mark, document.id, source, evidence)
+                        marks[number] = await asyncio.to_thread(
+                            service.pictures.mark, document.id, source, reply.read_answer
+                        )
     return KeptTurn(reply.read_answer, tuple(reply.sources) if reply.passages else (), marks)
 
 

@@ -5,16 +5,16 @@ from __future__ import annotations
 import base64
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from keywise.documents.conversion import render_pages
 from keywise.documents.page_images import Mark, PageImage, mark_pages
+from keywise.documents.shading import find_cited_ranks
 from keywise.server.api_errors import ApiError
 
 if TYPE_CHECKING:
-    from keywise.documents import Evidence, Source
+    from keywise.documents import Answer, Source
     from keywise.server.document_store import DocumentStore
 
 KEPT_PICTURES: Final = 128
@@ -62,7 +62,7 @@ class PagePictures:
             self._keep(document_id, number, picture)
         return picture
 
-    def mark(self, document_id: str, source: Source, evidence: Sequence[Evidence]) -> dict[int, tuple[Mark, ...]]:
+    def mark(self, document_id: str, source: Source, answer: Answer) -> dict[int, tuple[Mark, ...]]:
         """Return the places of the best sentences on the pages of a PDF, and keep these pages as pictures.
 
         Parameters
@@ -71,15 +71,16 @@ class PagePictures:
             Identifier of the document.
         source
             Its text.
-        evidence
-            Ranked sentences of all documents that were asked, best first.
+        answer
+            The answer; its evidence names the text.
 
         Raises
         ------
         FormatError
             A page cannot be drawn.
         """
-        images = mark_pages(self._store.read_content(document_id), source, evidence)
+        content = self._store.read_content(document_id)
+        images = mark_pages(content, source, answer.evidence, find_cited_ranks(answer))
         for image in images:
             self._keep(document_id, image.number, base64.b64decode(image.address.partition(",")[2]))
         return {image.number: image.marks for image in images}
