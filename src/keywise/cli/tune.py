@@ -11,7 +11,7 @@ from keywise.cli.options import AsJson, Dtype, Model
 from keywise.cli.output_file import check_output_file
 from keywise.cli.terminal import show_progress, write, write_json
 from keywise.documents import Reader
-from keywise.documents.heads import locate_own_heads
+from keywise.documents.heads import describe_architecture, locate_own_heads
 from keywise.documents.squad import load_squad
 from keywise.documents.tune import choose_heads, observe_questions, select_all_heads
 from keywise.models import fingerprint
@@ -87,7 +87,9 @@ def tune(  # noqa: PLR0917 - each is an option of the command
     if path is None:
         path = locate_own_heads(model_fingerprint)
         path.parent.mkdir(parents=True, exist_ok=True)
-    heads.save(path, model=loaded.name, weights=model_fingerprint["weights"])
+    heads.save(
+        path, model=loaded.name, weights=model_fingerprint["weights"], architecture=describe_architecture(config)
+    )
     if as_json:
         write_json({"file": str(path), "questions": answered, "heads": asdict(heads)})
         return

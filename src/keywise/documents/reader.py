@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 from keywise.documents.answer_model import AnswerModel
 from keywise.documents.document import Document
 from keywise.documents.files import Readable, Source, collect_sources
-from keywise.documents.heads import SEMANTIC, Heads, find_heads, guess_heads
+from keywise.documents.heads import SEMANTIC, Heads, describe_architecture, find_heads, find_related_heads, guess_heads
 from keywise.documents.model import EvidenceModel
 from keywise.documents.prefill import PrefilledContext
 from keywise.documents.prompt import DocumentTokens, Prompt
@@ -115,9 +115,13 @@ class Reader:
         fingerprint = keywise.models.fingerprint(
             loaded.model, loaded.tokenizer, folder=loaded.folder, weights_file=loaded.weights_file, cache_dir=cache_dir
         )
+        config = loaded.model.config.get_text_config()
         if heads is None:
             heads = find_heads(fingerprint, cache_dir)
-        config = loaded.model.config.get_text_config()
+        if heads is None:
+            heads = find_related_heads(describe_architecture(config), cache_dir)
+            if heads is not None and status is not None:
+                status(f"No heads are tuned for {loaded.name}: using those tuned on {heads.tuned_on}")
         if heads is None:
             heads = guess_heads(config.num_hidden_layers, config.num_attention_heads)
         context_tokens: int | None = getattr(config, "max_position_embeddings", None)
