@@ -79,6 +79,8 @@ static void round_inputs(BlockFormat format, const void* inputs, Dtype dtype, in
       store(numbers + k, load_elements(row, dtype, first + k, kLanes));
     float* const scale = to.scale + place * kSliceGroups;
     float* const sum = to.sum + place * kSliceGroups;
+    // Whole vectors of sums are read: those of groups that a format does not have must be numbers.
+    std::fill(sum, sum + kSliceGroups, 0.0f);
     for (int begin = 0; begin < kSliceElements; begin += step) {
       float& own_scale = scale[begin / step];
       const float factor = find_factor(numbers + begin, step, limit, own_scale);

@@ -137,6 +137,7 @@ def test_every_changed_byte_is_detected(tmp_path: Path) -> None:
         {"answer_odds": {"attention": {"bias": 0.0}}},
         {"answer_sentences": True},
         {"tuned_on": 7},
+        {"moves_sentences": 1},
     ],
 )
 def test_entries_out_of_bounds_are_refused(tmp_path: Path, changes: dict[str, object]) -> None:

@@ -78,6 +78,8 @@ class Heads:
         Number of sentences that an answer is quoted from; 0 if the model writes it from the whole document.
     tuned_on
         The data that the heads were tuned on; None for a guess from the model's depth.
+    moves_sentences
+        Whether the model's answers may change the order of the sentences; None if that was not measured.
 
     Examples
     --------
@@ -92,6 +94,7 @@ class Heads:
     answer_odds: Mapping[str, Mapping[str, float]]
     answer_sentences: int
     tuned_on: str | None
+    moves_sentences: bool | None = None
 
     @property
     def layers(self) -> list[int]:
@@ -343,8 +346,8 @@ def _make_heads(fields: dict[str, Any]) -> Heads:
         ranking: {feature: _check_number(values[feature]) for feature in RANKINGS[ranking]}
         for ranking, values in fields["powers"].items()
     }
-    tuned_on = fields["tuned_on"]
-    if not groups["matching"] or not isinstance(tuned_on, str | None):
+    tuned_on, moves_sentences = fields["tuned_on"], fields["moves_sentences"]
+    if not groups["matching"] or not isinstance(tuned_on, str | None) or not isinstance(moves_sentences, bool | None):
         raise ValueError("no matching heads, or damaged text")
     return Heads(
         **groups,
@@ -356,6 +359,7 @@ def _make_heads(fields: dict[str, Any]) -> Heads:
         },
         answer_sentences=_check_count(fields["answer_sentences"]),
         tuned_on=tuned_on,
+        moves_sentences=moves_sentences,
     )
 
 

@@ -18,6 +18,7 @@ from keywise.attention.quantised import BLOCK_FORMATS
 from keywise.attention.targets import targets
 from keywise.errors import ModelError, OptionError
 from keywise.models.construction import limit_construction
+from keywise.models.fingerprints import fingerprint
 from keywise.models.folder import CONFIG, MAX_PARTS, check_config, list_model_files, read_json, stage_files
 from keywise.models.gguf import GgufModel, convert_gguf
 from keywise.models.loading_report import check_loading
@@ -79,6 +80,18 @@ class LoadedModel:
         matrices = {id(layer.matrix): layer.matrix for layer in self.model.modules() if hasattr(layer, "matrix")}
         in_blocks = sum(math.prod(matrix.shape) for matrix in matrices.values())
         return int(self.model.num_parameters() + in_blocks)
+
+    def fingerprint(self, cache_dir: str | os.PathLike[str] | None = None) -> dict[str, str]:
+        """Return the digests of `keywise.models.fingerprint` for this model, its tokenizer and its files.
+
+        Parameters
+        ----------
+        cache_dir : path, optional
+            Where digests of files are stored.
+        """
+        return fingerprint(
+            self.model, self.tokenizer, folder=self.folder, weights_file=self.weights_file, cache_dir=cache_dir
+        )
 
 
 def load_model(
