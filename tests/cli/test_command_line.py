@@ -36,6 +36,24 @@ def same_threads_afterwards():
     kw.set_num_threads(None)
 
 
+HIDDEN = ("faiss", "jax", "lance", "matplotlib", "onnx", "onnxruntime", "openvino", "pyarrow", "ray")
+HIDE_AND_RUN = f"""
+import sys
+for name in {HIDDEN}:
+    sys.modules[name] = None
+from keywise.cli import main
+sys.exit(main())
+"""
+
+
+@needs_model
+def test_a_question_needs_no_module_of_other_extras():
+    command = [sys.executable, "-c", HIDE_AND_RUN, "ask", QUESTION, str(LIGHTHOUSE), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["answer"]
+
+
 def run_process(*arguments):
     return subprocess.run(
         [*PROCESS, *map(str, arguments)],
