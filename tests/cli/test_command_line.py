@@ -51,7 +51,7 @@ def test_a_question_needs_no_module_of_other_extras():
     command = [sys.executable, "-c", HIDE_AND_RUN, "ask", QUESTION, str(LIGHTHOUSE), "--json"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["answer"]
+    assert json.loads(done.stdout)["text"]
 
 
 def run_process(*arguments):
