@@ -51,7 +51,11 @@ def test_a_question_needs_no_module_of_other_extras():
     command = [sys.executable, "-c", HIDE_AND_RUN, "ask", QUESTION, str(LIGHTHOUSE), "--json"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["text"]
+    answer = json.loads(done.stdout)
+    assert answer["text"]
+    assert answer["computed_with"]["threads"] >= 1
+    (model,) = answer["computed_with"]["models"]
+    assert (model["name"], model["weights"]) == (answer["model"], "as-is")
 
 
 def run_process(*arguments):
