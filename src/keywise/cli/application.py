@@ -11,6 +11,7 @@ from keywise.cli.ask import ASK_EXAMPLES, ask
 from keywise.cli.check import CHECK_EXAMPLES, check
 from keywise.cli.command import Command
 from keywise.cli.info import show_info
+from keywise.cli.serve import SERVE_EXAMPLES, serve
 from keywise.cli.terminal import write
 from keywise.cli.tune import TUNE_EXAMPLES, tune
 
@@ -24,6 +25,7 @@ def make_application() -> typer.Typer:
     application.command(cls=Command, epilog=ASK_EXAMPLES)(ask)
     application.command(cls=Command, epilog=CHECK_EXAMPLES)(check)
     application.command("info", cls=Command)(show_info)
+    application.command(cls=Command, epilog=SERVE_EXAMPLES)(serve)
     application.command(cls=Command, epilog=TUNE_EXAMPLES)(tune)
 
     groups: dict[str, tuple[dict[str, Callable[..., None]], str, str | None]] = {
