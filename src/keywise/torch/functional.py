@@ -12,7 +12,7 @@ from keywise.attention.stats import AttentionStats
 from keywise.attention.stats_request import StatsRequest
 from keywise.errors import DtypeError, OptionError, ShapeError
 from keywise.torch.arguments import cast_for_autocast, check_inputs, check_tensor
-from keywise.torch.operators import attention
+from keywise.torch.operators import run_attention
 from keywise.torch.settings import split_settings
 
 
@@ -176,15 +176,18 @@ def compute_attention(
         transposed_output=transposed_output,
         stats=stats,
     )
-    output, lse, entropy, top_keys, top_weights, top_mass, key_mass, segment_mass = attention(
+    output, lse, entropy, top_keys, top_weights, top_mass, key_mass, segment_mass = run_attention(
         query, key, value, *tensors, *numbers
     )
     if stats is None:
         return output
     first, last = stats.queries or (0, query.shape[2])
-    if torch.compiler.is_compiling():
-        # A compiled function returns gradients of all its results, of zeros for those that a loss does not use.
-        top_weights, top_mass = top_weights.detach(), top_mass.detach()
+    # A compiled function has gradients of all its results, zeros for those that a loss does not use.
+    if lse.requires_grad and not torch.compiler.is_compiling():
+        top_weights, top_mass = (
+            _NotDifferentiable.apply(tensor, lse, name)
+            for name, tensor in (("top_weights", top_weights), ("top_mass", top_mass))
+        )
     return AttentionStats(
         output=output,
         lse=lse[:, :, first:last],
@@ -195,6 +198,31 @@ def compute_attention(
         key_mass=key_mass if stats.key_mass else None,
         segment_mass=None if tensors.segments is None else segment_mass,
     )
+
+
+class _NotDifferentiable(torch.autograd.Function):  # type: ignore[misc]  # torch has no types here
+    """Raise an error in the backward pass of a tensor that has no gradient, where torch would ignore it."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(tensor: Any, _anchor: Any, _name: str) -> Any:
+        return tensor.view_as(tensor)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.name = inputs[2]
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Any) -> Any:
+        if gradient is None:
+            return None, None, None
+        raise OptionError(
+            ctx.name,
+            "must not enter a loss, because the choice of the heaviest keys is not differentiable",
+            remedy=f"use {ctx.name}.detach(), or a loss on lse, entropy, key_mass or segment_mass",
+        )
 
 
 def scaled_dot_product_attention(

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from keywise.attention.stats_request import MAX_PADDED_TOP_K
-from keywise.errors import OptionError, TargetError
+from keywise.errors import TargetError
 from keywise.torch import batching, engine
 from keywise.torch.settings import Numbers, SideTensors
 
@@ -34,7 +34,6 @@ _BACKWARD_SCHEMA = (
 _SIDE_COUNT = len(SideTensors._fields)
 _INPUT_COUNT = 3 + _SIDE_COUNT + len(Numbers._fields)
 _OUTPUT_NAMES = ("output", "lse", "entropy", "top_keys", "top_weights", "top_mass", "key_mass", "segment_mass")
-_NOT_DIFFERENTIABLE = ("top_weights", "top_mass")
 _GRADIENT_COUNT = 5
 _BACKWARD_TENSORS = 12
 
@@ -136,26 +135,20 @@ def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...
     # Saved tensors are checked: an in-place change of one before the backward pass is an error of torch.
     ctx.save_for_backward(*inputs[: 3 + _SIDE_COUNT], output[0], output[1], output[2], output[7])
     ctx.numbers = inputs[3 + _SIDE_COUNT :]
+    ctx.mark_non_differentiable(*output[3:6])
     # Statistics that a loss does not use have no gradient, which saves their terms.
     ctx.set_materialize_grads(False)
 
 
 def _propagate(ctx: Any, *gradients: Any) -> tuple[Any, ...]:
     by_name = dict(zip(_OUTPUT_NAMES, gradients, strict=True))
-    for name in _NOT_DIFFERENTIABLE:
-        if by_name[name] is not None:
-            raise OptionError(
-                name,
-                "must not enter a loss, because the choice of the heaviest keys is not differentiable",
-                remedy=f"use {name}.detach(), or a loss on lse, entropy, key_mass or segment_mass",
-            )
     *inputs, output, lse, entropy, segment_mass = ctx.saved_tensors
     needed = ctx.needs_input_grad[:_GRADIENT_COUNT]
     no_gradients = (None,) * (_INPUT_COUNT - _GRADIENT_COUNT)
     wanted = tuple(by_name[name] for name in ("output", "lse", "entropy", "key_mass", "segment_mass"))
     if all(gradient is None for gradient in wanted):
         return (None,) * _INPUT_COUNT
-    results = attention_backward(
+    results = run_backward(
         *wanted, *inputs[:3], output, lse, entropy, segment_mass, *inputs[3:], *ctx.numbers, list(needed)
     )
     returned = (result if needs else None for result, needs in zip(results, needed, strict=True))
@@ -174,14 +167,61 @@ attention.register_autograd(_propagate, setup_context=_save_for_backward)
 attention_backward.register_autograd(_refuse_second_derivative)
 
 
-# ---- vmap ----
+# ---- torch.func ----
 
 
-@attention.register_vmap  # type: ignore[untyped-decorator]
-def _batch_attention(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Any, Any]:
-    return batching.batch_forward(attention, info.batch_size, in_dims, arguments)
+class _Attention(torch.autograd.Function):  # type: ignore[misc]  # torch has no types here
+    """The forward operator under transforms of torch.func, which cannot see the gradient of a custom operator."""
+
+    @staticmethod
+    def forward(*arguments: Any) -> Any:
+        return attention(*arguments)
+
+    setup_context = staticmethod(_save_for_backward)
+    backward = staticmethod(_propagate)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Any, Any]:
+        return batching.batch_forward(run_attention, info.batch_size, in_dims, arguments)
 
 
-@attention_backward.register_vmap  # type: ignore[untyped-decorator]
-def _batch_backward(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Any, Any]:
-    return batching.batch_backward(attention_backward, info.batch_size, in_dims, arguments)
+class _AttentionBackward(torch.autograd.Function):  # type: ignore[misc]  # torch has no types here
+    """The backward operator under transforms of torch.func."""
+
+    @staticmethod
+    def forward(*arguments: Any) -> Any:
+        return attention_backward(*arguments)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        pass
+
+    backward = staticmethod(_refuse_second_derivative)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Any, Any]:
+        return batching.batch_backward(run_backward, info.batch_size, in_dims, arguments)
+
+
+def run_attention(*arguments: Any) -> Any:
+    """Call the forward operator, also under transforms of ``torch.func``.
+
+    Parameters
+    ----------
+    *arguments
+        Those of `attention`.
+    """
+    has_transforms = torch._C._are_functorch_transforms_active()
+    return _Attention.apply(*arguments) if has_transforms else attention(*arguments)
+
+
+def run_backward(*arguments: Any) -> Any:
+    """Call the backward operator, also under transforms of ``torch.func``.
+
+    Parameters
+    ----------
+    *arguments
+        Those of `attention_backward`.
+    """
+    has_transforms = torch._C._are_functorch_transforms_active()
+    return _AttentionBackward.apply(*arguments) if has_transforms else attention_backward(*arguments)

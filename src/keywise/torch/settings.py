@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import torch
 
-from keywise.attention.checks import as_integer_array
 from keywise.attention.mask import Mask
 from keywise.attention.stats_request import StatsRequest
 from keywise.errors import DtypeError, OptionError
@@ -213,13 +212,18 @@ def _read_segments(stats: StatsRequest) -> tuple[Any, int]:
     if stats.segment_ids is None:
         return None, -1
     ids = _as_integer_tensor("segment_ids", stats.segment_ids)
-    return ids, int(ids.max()) + 1 if ids.numel() else 0
+    if not ids.numel():
+        return ids, 0
+    # The largest number of a list is known while a graph is traced.
+    is_list = isinstance(stats.segment_ids, (list, tuple))
+    return ids, int(max(stats.segment_ids) if is_list else ids.max()) + 1
 
 
 def _as_integer_tensor(name: str, value: Any) -> Any:
-    if value is None or isinstance(value, torch.Tensor):
-        return value
-    return torch.from_numpy(as_integer_array(name, value).copy())
+    tensor = _as_tensor(name, value)
+    if tensor is not None and (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool):
+        raise DtypeError(name, f"must have integers as elements, got dtype {tensor.dtype}")
+    return tensor
 
 
 def _as_tensor(name: str, value: Any) -> Any:
