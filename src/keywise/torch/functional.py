@@ -139,6 +139,7 @@ def compute_attention(
     dropout_p: float = 0.0,
     transposed_output: bool = False,
     stats: StatsRequest | None = None,
+    has_stats_gradients: bool = True,
 ) -> Any:
     """Compute attention by the custom operators, with the options that layers of models need.
 
@@ -152,6 +153,8 @@ def compute_attention(
         Return the output as [B, Q, Hq, Dv].
     stats : StatsRequest, optional
         Which statistics to compute, and for which queries.
+    has_stats_gradients : bool
+        Whether a loss may use the statistics.
 
     Returns
     -------
@@ -175,6 +178,7 @@ def compute_attention(
         dropout_p=dropout_p,
         transposed_output=transposed_output,
         stats=stats,
+        has_stats_gradients=has_stats_gradients and stats is not None,
     )
     output, lse, entropy, top_keys, top_weights, top_mass, key_mass, segment_mass = run_attention(
         query, key, value, *tensors, *numbers

@@ -18,7 +18,7 @@ _SIDE_TENSORS = (
 _NUMBERS = (
     "bool causal, bool upper_left, SymInt left, SymInt right, SymInt keep_first, float? scale, float? softcap, "
     "float dropout_p, bool transposed_output, bool has_stats, SymInt top_k, bool key_mass, SymInt first_query, "
-    "SymInt last_query, SymInt segment_count, bool has_bounds"
+    "SymInt last_query, SymInt segment_count, bool has_bounds, bool has_stats_gradients"
 )
 _FORWARD_SCHEMA = (
     f"(Tensor query, Tensor key, Tensor value, {_SIDE_TENSORS}, {_NUMBERS}) -> "
@@ -28,7 +28,7 @@ _FORWARD_SCHEMA = (
 _BACKWARD_SCHEMA = (
     "(Tensor? output_gradient, Tensor? lse_gradient, Tensor? entropy_gradient, Tensor? key_mass_gradient, "
     "Tensor? segment_mass_gradient, Tensor query, Tensor key, Tensor value, Tensor output, Tensor lse, "
-    f"Tensor entropy, Tensor segment_mass, {_SIDE_TENSORS}, {_NUMBERS}, bool[] needs) -> "
+    f"Tensor? entropy, Tensor? segment_mass, {_SIDE_TENSORS}, {_NUMBERS}, bool[] needs) -> "
     "(Tensor query_gradient, Tensor key_gradient, Tensor value_gradient, Tensor bias_gradient, Tensor sinks_gradient)"
 )
 _SIDE_COUNT = len(SideTensors._fields)
@@ -132,10 +132,19 @@ def _make_fake_gradients(*arguments: Any) -> tuple[Any, ...]:
 
 
 def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
+    tensors, numbers = _split(inputs[3:])
+    attended, lse, entropy, *top, key_mass, segment_mass = output
+    if numbers.has_stats_gradients:
+        ctx.mark_non_differentiable(*top)
+    else:
+        ctx.mark_non_differentiable(lse, entropy, *top, key_mass, segment_mass)
+        # Under gradient checkpointing, a call that is repeated without a record of statistics must save the same.
+        entropy, segment_mass = None, None
+        tensors = tensors._replace(query_weights=None, segments=None)
+        numbers = numbers._replace(has_stats=False)
+    ctx.numbers = numbers
     # Saved tensors are checked: an in-place change of one before the backward pass is an error of torch.
-    ctx.save_for_backward(*inputs[: 3 + _SIDE_COUNT], output[0], output[1], output[2], output[7])
-    ctx.numbers = inputs[3 + _SIDE_COUNT :]
-    ctx.mark_non_differentiable(*output[3:6])
+    ctx.save_for_backward(*inputs[:3], *tensors, attended, lse, entropy, segment_mass)
     # Statistics that a loss does not use have no gradient, which saves their terms.
     ctx.set_materialize_grads(False)
 

@@ -75,6 +75,8 @@ class Numbers(NamedTuple):
         Number of segments; -1 without segments.
     has_bounds
         Whether `SideTensors.segments` holds bounds and not ids.
+    has_stats_gradients
+        Whether a loss may use the statistics; if not, none of them is kept for the backward pass.
     """
 
     causal: bool = False
@@ -93,6 +95,7 @@ class Numbers(NamedTuple):
     last_query: int = -1
     segment_count: int = -1
     has_bounds: bool = False
+    has_stats_gradients: bool = True
 
 
 def split_settings(
@@ -106,6 +109,7 @@ def split_settings(
     dropout_p: float,
     transposed_output: bool,
     stats: StatsRequest | None,
+    has_stats_gradients: bool,
 ) -> tuple[SideTensors, Numbers]:
     """Return the settings of a call as tensors and numbers.
 
@@ -119,6 +123,8 @@ def split_settings(
         As in `SideTensors` and `Numbers`.
     stats : StatsRequest or None
         The statistics to compute.
+    has_stats_gradients : bool
+        As in `Numbers`.
 
     Raises
     ------
@@ -152,6 +158,7 @@ def split_settings(
         softcap=None if softcap is None else float(softcap),
         dropout_p=float(dropout_p),
         transposed_output=transposed_output,
+        has_stats_gradients=has_stats_gradients,
     )
     if stats is None:
         return tensors, numbers
