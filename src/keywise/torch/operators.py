@@ -135,7 +135,8 @@ def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...
     tensors, numbers = _split(inputs[3:])
     attended, lse, entropy, *top, key_mass, segment_mass = output
     if numbers.has_stats_gradients:
-        ctx.mark_non_differentiable(*top)
+        absent = (statistic for statistic in (key_mass, segment_mass) if statistic.dim() == 1)
+        ctx.mark_non_differentiable(*top, *absent)
     else:
         ctx.mark_non_differentiable(lse, entropy, *top, key_mass, segment_mass)
         # Under gradient checkpointing, a call that is repeated without a record of statistics must save the same.

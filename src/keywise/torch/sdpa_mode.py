@@ -104,8 +104,6 @@ def explain_passing_on(args: Any, kwargs: Any) -> str | None:
     names = ("query", "key", "value")
     named = dict(zip(names, args, strict=False)) | {name: kwargs[name] for name in names if name in kwargs}
     tensors = {name: tensor for name, tensor in named.items() if isinstance(tensor, torch.Tensor)}
-    if torch.overrides.has_torch_function(tuple(tensors.values())):
-        return "a tensor has operations of its own"
     if torch.jit.is_tracing():
         return "the call is traced by torch.jit.trace"
     for name, tensor in tensors.items():
@@ -114,12 +112,19 @@ def explain_passing_on(args: Any, kwargs: Any) -> str | None:
             reason = f"{name} has dtype torch.float64"
         if reason is None and tensor.shape[-1:] == (0,):
             reason = f"{name} has a head_dim of 0"
+        if reason is None and not torch.compiler.is_compiling() and _has_own_operations(tensor):
+            reason = f"{name} has operations of its own"
         if reason is not None:
             return reason
     # Outside of dual levels no tensor has a tangent.
     if torch.autograd.forward_ad._current_level >= 0:
         return "forward-mode differentiation is active"
     return None
+
+
+def _has_own_operations(tensor: Any) -> bool:
+    kind = type(tensor)
+    return kind is not torch.Tensor and kind.__torch_function__ is not torch._C._disabled_torch_function_impl
 
 
 def _is_float64_supported() -> bool:
