@@ -280,7 +280,12 @@ def make_bad_calls():
         "groups": ((x, x.expand(3, 2, 3, 4)[:, :1], x[:, :0]), {"enable_gqa": True}, kw.ShapeError, "value must have"),
         "width": ((x, x[..., :3], x), {}, kw.ShapeError, "key must have the query's head_dim 4"),
         "tokens": ((x, x[:, :, :2], x), {}, kw.ShapeError, "value must have the key's heads and tokens"),
-        "mask dtype": ((x, x, x), {"attn_mask": torch.ones(3, 3, dtype=torch.int64)}, kw.DtypeError, "attn_mask must be"),
+        "mask dtype": (
+            (x, x, x),
+            {"attn_mask": torch.ones(3, 3, dtype=torch.int64)},
+            kw.DtypeError,
+            "attn_mask must be",
+        ),
         "mask shape": ((x, x, x), {"attn_mask": torch.ones(2, 3)}, kw.ShapeError, r"attn_mask must broadcast to"),
         "mask and causal": (
             (x, x, x),

@@ -158,9 +158,9 @@ def test_vmap_of_sinks_and_of_masks_with_fewer_axes_is_a_loop():
 
 def test_vmap_draws_different_dropout_for_each_item():
     x = draw(1, 2, 9, 8)
-    outputs = torch.vmap(
-        lambda query: kt.attend(query, query, query, dropout_p=0.5), randomness="different"
-    )(torch.stack([x, x]))
+    outputs = torch.vmap(lambda query: kt.attend(query, query, query, dropout_p=0.5), randomness="different")(
+        torch.stack([x, x])
+    )
     assert not torch.equal(outputs[0], outputs[1])
 
 
@@ -168,9 +168,9 @@ def test_the_jacobian_is_that_of_torch():
     query, key, value, _ = (tensor.detach() for tensor in make_inputs())
     options = {"enable_gqa": True}
     actual = torch.func.jacrev(lambda q: kt.scaled_dot_product_attention(q, key, value, **options))(query)
-    expected = torch.func.jacrev(
-        lambda q: torch.nn.functional.scaled_dot_product_attention(q, key, value, **options)
-    )(query)
+    expected = torch.func.jacrev(lambda q: torch.nn.functional.scaled_dot_product_attention(q, key, value, **options))(
+        query
+    )
     assert_close(actual, expected, **TOLERANCE)
 
 

@@ -119,9 +119,7 @@ def forward(  # noqa: PLR0917  (transformers calls it this way)
             is_decoder = getattr(module, "is_causal", True) if is_causal is None else is_causal
             first_query = max(keys - queries, 0) if is_decoder else 0
             first_key = 0
-        plan = collector.plan_call(
-            module, queries=queries, keys=keys, first_query=first_query, first_key=first_key
-        )
+        plan = collector.plan_call(module, queries=queries, keys=keys, first_query=first_query, first_key=first_key)
     if collector is None or plan is None:
         return compute(), None
     return collector.add(plan, compute(stats=plan.request, is_differentiable=collector.is_differentiable)), None

@@ -102,8 +102,7 @@ def check_traced_keywords(module: Any, keywords: dict[str, Any]) -> None:
 
 
 def _may_change_result(layer_class: type, name: str) -> bool:
-    # mypy takes classes for something that cannot be hashed.
-    return name in REFUSED_KEYWORDS or _reads_keyword(layer_class, name) or not _is_model_keyword(name)  # type: ignore[arg-type]
+    return name in REFUSED_KEYWORDS or _reads_keyword(layer_class, name) or not _is_model_keyword(name)
 
 
 def make_keyword_error(module: Any, name: str, value: Any) -> ModelError:

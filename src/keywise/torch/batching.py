@@ -20,9 +20,7 @@ _BACKWARD_GRADIENTS = 5
 Operator = Callable[..., tuple[Any, ...]]
 
 
-def batch_forward(
-    operator: Operator, size: int, in_dims: Sequence[Any], arguments: Sequence[Any]
-) -> tuple[Any, Any]:
+def batch_forward(operator: Operator, size: int, in_dims: Sequence[Any], arguments: Sequence[Any]) -> tuple[Any, Any]:
     """Run the forward operator over a mapped axis.
 
     Parameters
@@ -54,9 +52,7 @@ def batch_forward(
     return _unmerge(results, size)
 
 
-def batch_backward(
-    operator: Operator, size: int, in_dims: Sequence[Any], arguments: Sequence[Any]
-) -> tuple[Any, Any]:
+def batch_backward(operator: Operator, size: int, in_dims: Sequence[Any], arguments: Sequence[Any]) -> tuple[Any, Any]:
     """Run the backward operator over a mapped axis.
 
     Parameters
@@ -140,9 +136,7 @@ def _unmerge(results: tuple[Any, ...], size: int) -> tuple[Any, Any]:
     return unmerged, tuple(None if absent else 0 for absent in is_absent)
 
 
-def _run_per_item(
-    operator: Operator, size: int, in_dims: Sequence[Any], arguments: Sequence[Any]
-) -> tuple[Any, Any]:
+def _run_per_item(operator: Operator, size: int, in_dims: Sequence[Any], arguments: Sequence[Any]) -> tuple[Any, Any]:
     items = []
     for index in range(size):
         selected = [

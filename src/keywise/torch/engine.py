@@ -171,10 +171,11 @@ def _make_mask(query: Any, tensors: SideTensors, numbers: Numbers) -> Mask | Non
     if numbers.upper_left and numbers.causal:
         # Query i stands at key position i if the sequence ends after the last query.
         lengths = [query.shape[2]] * query.shape[0]
-    has_window = numbers.left != -1 or numbers.right != -1
+    left, right = (None if side == -1 else side for side in (numbers.left, numbers.right))
+    has_window = left is not None or right is not None
     mask = Mask(
         causal=numbers.causal,
-        window=tuple(None if side == -1 else side for side in (numbers.left, numbers.right)) if has_window else None,
+        window=(left, right) if has_window else None,
         lengths=lengths,
         starts=tensors.starts,
         keep_first=numbers.keep_first,

@@ -111,7 +111,7 @@ def attention_stats(
     >>> query.grad.shape
     torch.Size([1, 1, 3, 8])
     """
-    return compute_attention(
+    stats: AttentionStats = compute_attention(
         query,
         key,
         value,
@@ -123,6 +123,7 @@ def attention_stats(
         dropout_p=dropout_p,
         stats=StatsRequest(top_k, segment_bounds, segment_ids, query_weights),
     )
+    return stats
 
 
 def compute_attention(
@@ -229,7 +230,7 @@ class _NotDifferentiable(torch.autograd.Function):  # type: ignore[misc]  # torc
         )
 
 
-def scaled_dot_product_attention(
+def scaled_dot_product_attention(  # noqa: PLR0917  (torch orders the arguments)
     query: Any,
     key: Any,
     value: Any,
@@ -319,7 +320,9 @@ def _broadcast_leading_axes(query: Any, key: Any, value: Any, *, enable_gqa: boo
         return tuple(torch.broadcast_shapes(*leads))
     except RuntimeError as error:
         shapes = ", ".join(str(list(tensor.shape)) for tensor in (query, key, value))
-        raise ShapeError("query", f"must broadcast with key and value in all but two axes, got shapes {shapes}") from error
+        raise ShapeError(
+            "query", f"must broadcast with key and value in all but two axes, got shapes {shapes}"
+        ) from error
 
 
 def _read_mask(attn_mask: Any, scores: tuple[Any, ...]) -> tuple[Any, Any]:
@@ -330,7 +333,9 @@ def _read_mask(attn_mask: Any, scores: tuple[Any, ...]) -> tuple[Any, Any]:
         raise DtypeError("attn_mask", f"must be a torch.Tensor, got a {type(attn_mask).__name__}")
     if attn_mask.dtype != torch.bool and not attn_mask.is_floating_point():
         raise DtypeError(
-            "attn_mask", f"must be boolean (True = may attend) or of floats, got {attn_mask.dtype}", remedy="use .bool()"
+            "attn_mask",
+            f"must be boolean (True = may attend) or of floats, got {attn_mask.dtype}",
+            remedy="use .bool()",
         )
     shape = tuple(attn_mask.shape)
     sizes = zip(reversed(shape), reversed(scores), strict=False)

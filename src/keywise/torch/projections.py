@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import torch
@@ -315,34 +316,34 @@ def _read_masks(
     dtype: Any,
 ) -> tuple[Mask, Any]:
     """Return the visible keys and the bias of both masks; appended keys are visible to every query."""
-    batch, heads, queries, keys = shape
-    visible: list[Any] = []
-    biases: list[Any] = []
-    for name, mask in (("key_padding_mask", key_padding_mask), ("attn_mask", attn_mask)):
-        if mask is None or (is_causal and name == "attn_mask"):
-            continue
-        if mask.dtype != torch.bool and not mask.is_floating_point():
-            raise DtypeError(name, f"must be boolean (True = hidden) or of floats, got {mask.dtype}")
-        expected = [(batch, keys)] if name == "key_padding_mask" else [(queries, keys), (batch * heads, queries, keys)]
-        if tuple(mask.shape) not in expected:
-            choices = " or ".join(str(list(sizes)) for sizes in expected)
-            raise ShapeError(name, f"must have shape {choices}, got {list(mask.shape)}")
-        if extra_keys:
-            mask = functional.pad(mask, (0, extra_keys))
-        if name == "key_padding_mask":
-            mask = mask[:, None, None, :]
-        else:
-            mask = mask[None, None] if mask.dim() == 2 else mask.unflatten(0, (batch, heads))
-        (visible if mask.dtype == torch.bool else biases).append(mask)
-    allowed = None
-    for mask in visible:
-        allowed = ~mask if allowed is None else allowed & ~mask
-    bias = None
-    for mask in biases:
-        bias = mask if bias is None else bias + mask
+    masks = []
+    if key_padding_mask is not None:
+        masks.append(_check_mask("key_padding_mask", key_padding_mask, shape, extra_keys))
+    if attn_mask is not None and not is_causal:
+        masks.append(_check_mask("attn_mask", attn_mask, shape, extra_keys))
+    hidden = [mask for mask in masks if mask.dtype == torch.bool]
+    allowed = ~functools.reduce(torch.logical_or, hidden) if hidden else None
+    floats = [mask for mask in masks if mask.dtype != torch.bool]
+    bias = functools.reduce(torch.add, floats) if floats else None
     if bias is not None and bias.dtype not in (torch.float32, dtype):
         bias = bias.to(dtype)
     return Mask(causal=is_causal, allowed=allowed), bias
+
+
+def _check_mask(name: str, mask: Any, shape: tuple[int, int, int, int], extra_keys: int) -> Any:
+    """Return one of the two masks with 4 axes; the appended keys are visible."""
+    batch, heads, queries, keys = shape
+    if mask.dtype != torch.bool and not mask.is_floating_point():
+        raise DtypeError(name, f"must be boolean (True = hidden) or of floats, got {mask.dtype}")
+    is_padding = name == "key_padding_mask"
+    expected = [(batch, keys)] if is_padding else [(queries, keys), (batch * heads, queries, keys)]
+    if tuple(mask.shape) not in expected:
+        choices = " or ".join(str(list(sizes)) for sizes in expected)
+        raise ShapeError(name, f"must have shape {choices}, got {list(mask.shape)}")
+    padded = functional.pad(mask, (0, extra_keys)) if extra_keys else mask
+    if is_padding:
+        return padded[:, None, None, :]
+    return padded[None, None] if padded.dim() == 2 else padded.unflatten(0, (batch, heads))
 
 
 def _request_weights(keys: int, device: Any) -> StatsRequest:

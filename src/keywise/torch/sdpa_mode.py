@@ -72,7 +72,7 @@ class SdpaMode(TorchFunctionMode):  # type: ignore[misc]  # torch has no types h
         return (function if reason is not None else replacement)(*args, **kwargs)
 
 
-_REPLACEMENTS = {
+_REPLACEMENTS: dict[Any, Any] = {
     functional.scaled_dot_product_attention: scaled_dot_product_attention,
     # Inside of this function the mode is off, so the attention in it would not be seen.
     functional.multi_head_attention_forward: multi_head_attention_forward,
@@ -162,14 +162,13 @@ def sdpa() -> Iterator[SdpaReport]:
         yield report
 
 
-class _ThreadModes(threading.local):
-    """The modes that `enable` started in this thread."""
+class _ThreadMode(threading.local):
+    """The mode that `enable` started in this thread."""
 
-    def __init__(self) -> None:
-        self.active: list[SdpaMode] = []
+    mode: SdpaMode | None = None
 
 
-_enabled = _ThreadModes()
+_enabled = _ThreadMode()
 
 
 def enable() -> SdpaReport:
@@ -194,11 +193,11 @@ def enable() -> SdpaReport:
     >>> keywise.torch.disable().served
     1
     """
-    if _enabled.active:
+    if _enabled.mode is not None:
         raise OptionError("enable", "must not be called twice in a thread", remedy="call keywise.torch.disable() first")
     mode = SdpaMode(SdpaReport())
     mode.__enter__()
-    _enabled.active.append(mode)
+    _enabled.mode = mode
     return mode.report
 
 
@@ -222,13 +221,12 @@ def disable() -> SdpaReport:
     >>> keywise.torch.disable()
     SdpaReport(served=0, passed_on=Counter())
     """
-    if not _enabled.active:
+    mode = _enabled.mode
+    if mode is None:
         raise OptionError("disable", "must follow enable() in the same thread", remedy="call keywise.torch.enable()")
-    mode = _enabled.active[-1]
     if torch.overrides._get_current_function_mode() is not mode:
-        raise OptionError(
-            "disable", "must be called outside of torch function modes that were entered since enable()"
-        )
-    _enabled.active.pop()
+        raise OptionError("disable", "must be called outside of torch function modes that were entered since enable()")
+    _enabled.mode = None
     mode.__exit__(None, None, None)
-    return mode.report
+    report: SdpaReport = mode.report
+    return report
