@@ -1,4 +1,4 @@
-"""Models of transformers that train on keywise: gradients, checkpointing, dropout, LoRA, Trainer, losses on statistics."""
+"""Models of transformers that train on keywise: gradients, checkpointing, dropout, trainers, losses on statistics."""
 
 from __future__ import annotations
 
