@@ -168,6 +168,9 @@ static unsigned write_results(const Problem& problem, const Task& task, const St
     else
       write_output(problem, task.item, head, token, values, denominator.inverse);
     state.inverse[row] = denominator.inverse;
+    if (problem.query_lse)
+      problem.query_lse[(task.item * problem.query_heads + head) * problem.queries + token] =
+          compute_lse(problem, denominator, softmax);
     const int64_t index = statistics_index(problem, task, row);
     if (index >= 0)
       write_row_statistics(problem, index, denominator, softmax,

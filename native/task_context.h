@@ -44,6 +44,21 @@ struct KeyBlock {
   int64_t first_range = 0;  // first segment range that meets the block
 };
 
+// The batch item, query head and query of a row.
+struct RowPlace {
+  int64_t item = 0;
+  int64_t head = 0;
+  int64_t token = 0;
+};
+
+static inline RowPlace find_place(const Task& task, int64_t row, int64_t group) {
+  return {task.item, task.query_head(row, group), task.token(row, group)};
+}
+
+static inline RowPlace find_place(const TaskContext& context, int64_t row) {
+  return find_place(context.task, row, context.group);
+}
+
 // Rows of a task that are computed together.
 struct Tile {
   int64_t first_row = 0;

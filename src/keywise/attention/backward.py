@@ -13,12 +13,12 @@ from keywise.attention.call import AttentionCall, make_call
 from keywise.attention.checks import as_float_array
 from keywise.attention.dropout import Dropout
 from keywise.attention.gradients import INPUTS, BackwardCall, Gradients, StatsGradients
-from keywise.attention.operation import compute_call
+from keywise.attention.operation import compute_call, round_sinks
 from keywise.attention.problem import resolve_problem
 from keywise.attention.stats import AttentionStats
 from keywise.attention.stats_request import StatsRequest
-from keywise.attention.targets import REFERENCE, choose_target
-from keywise.errors import DtypeError, OptionError, ShapeError, TargetError
+from keywise.attention.targets import REFERENCE, choose_target, get_num_threads
+from keywise.errors import DtypeError, OptionError, ShapeError
 
 __all__ = ["Dropout", "Forward", "Gradients", "StatsGradients", "StatsRequest", "attend_backward", "attend_forward"]
 
@@ -279,21 +279,26 @@ def _evaluate(call: AttentionCall, backward: BackwardCall, bias: Any, wanted: fr
 
 
 def _convert(call: AttentionCall, gradients: dict[str, Any], bias: Any, sinks: Any) -> Gradients:
-    """Return gradients in the library and dtype of their arguments."""
-    query_like = as_host_array("query", call.inputs.query_array).like
+    """Return gradients in the library and dtype of their arguments.
+
+    Kernels return those of query, key and value so, and those of bias and sinks in float32 and the query's library.
+    """
+    query = as_host_array("query", call.inputs.query_array)
     results: dict[str, Any] = {}
     for name, gradient in gradients.items():
-        if name not in {"bias", "sinks"}:
-            is_result = not isinstance(gradient, np.ndarray) or gradient.dtype != np.float64
-            results[name] = gradient if is_result else to_library(round_to(gradient, call.inputs.dtype), query_like)
+        dtype, like, shape = query.dtype, query.like, None
+        if name in {"bias", "sinks"}:
+            argument = bias if name == "bias" else sinks
+            dtype = "float64" if query.dtype == "float64" else "float32"
+            if not isinstance(argument, (list, tuple)):
+                array = as_host_array(name, argument)
+                dtype, like, shape = array.dtype, array.like, array.data.shape
+        array = as_host_array(name, gradient)
+        if array.dtype == dtype and type(array.like) is type(like):
+            results[name] = gradient if shape is None else gradient.reshape(shape)
             continue
-        argument = bias if name == "bias" else sinks
-        if isinstance(argument, (list, tuple)):
-            dtype, like = ("float64" if call.inputs.dtype == "float64" else "float32"), query_like
-        else:
-            array = as_host_array(name, argument)
-            dtype, like = array.dtype, array.like
-        results[name] = to_library(np.ascontiguousarray(round_to(gradient, dtype)), like)
+        data = array.data if array.dtype == dtype else round_to(array.floats(np.float64), dtype)
+        results[name] = to_library(np.ascontiguousarray(data if shape is None else data.reshape(shape)), like)
     return Gradients(**results)
 
 
@@ -301,4 +306,32 @@ def _compute(
     call: AttentionCall, backward: BackwardCall, bias: Any, wanted: frozenset[str], target: str
 ) -> dict[str, Any]:
     """Return the wanted gradients by a kernel."""
-    raise TargetError("query", f"must be computed by the reference, got target {target}", remedy="use keywise.using")
+    inputs, mask, bias_scores, sinks, scale, softcap, _, stats, dropout = call
+    gradients = backward.stats_gradients
+    shape = _find_bias_shape(bias) if "bias" in wanted else None
+    return native.attend_backward(
+        inputs,
+        mask.native,
+        None if stats is None else stats.native,
+        None if bias_scores is None else bias_scores.data,
+        None if sinks is None else round_sinks(sinks),
+        scale,
+        softcap or 0.0,
+        None if dropout is None else dropout.native,
+        native.SavedResults(
+            backward.output_gradient.data,
+            backward.output.data,
+            backward.lse,
+            entropy=backward.entropy,
+            segment_mass=backward.segment_mass,
+            lse_gradient=gradients.lse,
+            entropy_gradient=gradients.entropy,
+            key_mass_gradient=gradients.key_mass,
+            segment_mass_gradient=gradients.segment_mass,
+        ),
+        sorted(wanted),
+        None if shape is None else [1] * (4 - len(shape)) + list(shape),
+        target,
+        get_num_threads(),
+        native.is_interruptible(),
+    )

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from keywise.attention.arrays import Array
+from keywise.attention.native import DropoutPlan
 from keywise.attention.sizes import Sizes
 from keywise.errors import DtypeError, OptionError
 from keywise.util.checks import check_float, check_int
@@ -57,6 +58,11 @@ class Dropout(NamedTuple):
     def factor(self) -> float:
         """The factor of weights that stay."""
         return 0.0 if self.probability == 1.0 else 1.0 / (1.0 - self.probability)
+
+    @property
+    def native(self) -> DropoutPlan:
+        """The dropout in the form that the kernels read."""
+        return DropoutPlan(self.seed, self.offset, min(self.threshold, _MAX_RANDOM - 1), self.factor)
 
 
 def check_dropout(dropout: Any, sizes: Any) -> Dropout | None:

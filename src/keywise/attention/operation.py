@@ -14,7 +14,6 @@ from keywise.attention.problem import resolve_problem
 from keywise.attention.stats import AttentionStats
 from keywise.attention.stats_request import StatsRequest
 from keywise.attention.targets import REFERENCE, choose_target, get_num_threads
-from keywise.errors import TargetError
 
 __all__ = [
     "Chunks",
@@ -322,10 +321,6 @@ def compute_call(
             return result.convert(
                 problem, transposed_output=transposed_output, partial=partial, for_training=for_training
             )
-    if for_training or dropout is not None:
-        raise TargetError(
-            "query", f"must be computed by the reference, got target {target}", remedy="use keywise.using"
-        )
     return native.attend(
         inputs,
         mask.native,
@@ -334,9 +329,11 @@ def compute_call(
         None if sinks is None else round_sinks(sinks),
         scale,
         softcap or 0.0,
+        None if dropout is None else dropout.native,
         first_key,
         transposed_output,
         partial,
+        for_training,
         target,
         get_num_threads(),
         native.is_interruptible(),
