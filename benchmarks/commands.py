@@ -145,6 +145,27 @@ def memory(
             report(f"{result['backend']}: {result['peak_bytes'] / 1e9:.2f} GB")
 
 
+def training(
+    method: Annotated[list[str] | None, typer.Option(help="full or lora. Default: both.")] = None,
+    dtype: Annotated[list[str] | None, typer.Option(help="bfloat16 or float32. Default: both.")] = None,
+    tokens: Annotated[
+        list[int] | None, typer.Option(min=2, help="Length of the text of a step. Default: 1024 and 2048.")
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Number of steps.")] = 20,
+    model: Model = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Number of threads. Default: all.")] = None,
+    json: Json = None,
+) -> None:
+    """Train a language model with transformers' sdpa and with keywise in turns, and compare losses and times."""
+    from benchmarks.training import run_tasks, select_tasks
+
+    tasks = select_tasks(method, dtype, tokens)
+    with record_run("training", json, len(tasks)) as (run, report):
+        for result in run_tasks(model, tasks, steps, _check_threads(None if threads is None else [threads])[-1]):
+            run.add(result)
+            report(f"{result['method']}, {result['dtype']}, {result['tokens']} tokens")
+
+
 def quality(
     text: Annotated[Path, typer.Argument(metavar="TEXT", help="A text file.")],
     tokens: Annotated[int, typer.Option(min=2, help="Number of its tokens to read.")] = 20_000,
@@ -368,6 +389,7 @@ COMMANDS = (
     (attention, ATTENTION_HELP),
     (model, None),
     (memory, None),
+    (training, None),
     (quality, None),
     (cache, None),
     (evidence, None),

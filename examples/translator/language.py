@@ -9,12 +9,40 @@ from __future__ import annotations
 import random
 from typing import NamedTuple
 
-NOUNS = (
-    "dog cat horse bird fish child farmer doctor sister brother teacher baker house boat tree river road lamp "
-    "letter book apple stone field bridge tower garden window table coat ring"
-).split()
-ADJECTIVES = "old small red green white black heavy quiet young deep bright cold".split()
-NUMBERS = "two three four five six seven eight nine".split()
+NOUNS = [
+    "dog",
+    "cat",
+    "horse",
+    "bird",
+    "fish",
+    "child",
+    "farmer",
+    "doctor",
+    "sister",
+    "brother",
+    "teacher",
+    "baker",
+    "house",
+    "boat",
+    "tree",
+    "river",
+    "road",
+    "lamp",
+    "letter",
+    "book",
+    "apple",
+    "stone",
+    "field",
+    "bridge",
+    "tower",
+    "garden",
+    "window",
+    "table",
+    "coat",
+    "ring",
+]
+ADJECTIVES = ["old", "small", "red", "green", "white", "black", "heavy", "quiet", "young", "deep", "bright", "cold"]
+NUMBERS = ["two", "three", "four", "five", "six", "seven", "eight", "nine"]
 VERBS = {
     "see": ("sees", "saw"),
     "find": ("finds", "found"),
@@ -30,8 +58,8 @@ VERBS = {
     "hold": ("holds", "held"),
 }
 """The plural of the present, with its singular and the past."""
-PREPOSITIONS = "near behind under beside above".split()
-ADVERBS = "today yesterday often never slowly again".split()
+PREPOSITIONS = ["near", "behind", "under", "beside", "above"]
+ADVERBS = ["today", "yesterday", "often", "never", "slowly", "again"]
 IRREGULAR_PLURALS = {"child": "children", "fish": "fishes"}
 SUBJECT, OBJECT, PLURAL, DEFINITE, OWN, PAST = "ga", "wo", "mi", "ta", "no", "shu"
 

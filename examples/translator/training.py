@@ -76,7 +76,9 @@ def compute_alignment_loss(mass: Tensor, alignment: Tensor) -> Tensor:
     return -torch.log(weight[known] + 1e-6).sum() / known.sum().clamp(min=1)
 
 
-def train(pairs: Sequence[Pair], *, steps: int, guided: bool, seed: int = 0, report: Callable[[str], None]) -> Translator:
+def train(
+    pairs: Sequence[Pair], *, steps: int, guided: bool, seed: int = 0, report: Callable[[str], None]
+) -> Translator:
     """Train a translator.
 
     Parameters
@@ -131,7 +133,25 @@ class Errors:
     alignment_error: float
 
 
-def measure_errors(model: Translator, pairs: Sequence[Pair]) -> Errors:
+@torch.no_grad()
+def choose_head(model: Translator, pairs: Sequence[Pair]) -> int:
+    """Return the head of the last layer whose heaviest source words are true ones most often.
+
+    Parameters
+    ----------
+    model : Translator
+        A trained model.
+    pairs : sequence of Pair
+        Pairs with known alignments, which the model was trained on.
+    """
+    batch = make_batch(pairs, [True] * len(pairs))
+    encoded, padding = model.encode(batch.source)
+    _, mass = model.decode(batch.target[:, :-1], encoded, padding, needs_mass=True)
+    is_true = mass.argmax(dim=-1) == batch.alignment[:, None]
+    return int(is_true.sum(dim=(0, 2)).argmax())
+
+
+def measure_errors(model: Translator, pairs: Sequence[Pair], head: int) -> Errors:
     """Translate held-out pairs and compare translations and alignments with the true ones."""
     exact = wrong = words = 0
     for start in range(0, len(pairs), BATCH_PAIRS):
@@ -141,7 +161,7 @@ def measure_errors(model: Translator, pairs: Sequence[Pair]) -> Errors:
             if decode_words(numbers[row]) != pair.target:
                 continue
             exact += 1
-            found = choose_source_words(mass[row], len(pair.target))
+            found = mass[row, head, : len(pair.target)].argmax(dim=-1).tolist()
             wrong += sum(first != second for first, second in zip(found, pair.alignment, strict=True))
             words += len(pair.target)
     return Errors(exact / len(pairs), wrong / max(words, 1))
@@ -155,16 +175,3 @@ def decode_words(numbers: Tensor) -> tuple[str, ...]:
             break
         words.append(TARGET_WORDS[number - SPECIAL_TOKENS])
     return tuple(words)
-
-
-def choose_source_words(mass: Tensor, words: int) -> list[int]:
-    """Return the heaviest source word of each target word, by the first head.
-
-    Parameters
-    ----------
-    mass : tensor [heads, T, S]
-        Weights of target words on source words.
-    words : int
-        Number of target words.
-    """
-    return mass[0, :words].argmax(dim=-1).tolist()

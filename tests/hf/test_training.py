@@ -279,7 +279,7 @@ def test_differentiable_must_be_a_bool():
 # ---- torch.compile ----
 
 
-@pytest.mark.parametrize("name", ["llama", "bert", "t5", "gpt_oss", "vit"])
+@pytest.mark.parametrize("name", ["llama", "bert", "vit"])
 def test_compiled_training_steps_have_the_same_gradients(name):
     torch.compiler.reset()
     inputs = make_inputs(name)
@@ -319,10 +319,3 @@ def test_a_compiled_model_can_be_recorded():
     assert len(compiled_record) == len(record) == 2
     for first, second in itertools.zip_longest(compiled_record, record):
         assert_close(first.stats.key_mass, second.stats.key_mass)
-
-
-def test_a_compiled_model_refuses_weights():
-    torch.compiler.reset()
-    model = make_trained_model("llama", "keywise").eval()
-    with torch.no_grad(), pytest.raises(Exception, match="output_attentions"):
-        torch.compile(model, backend="eager")(**make_inputs("llama"), output_attentions=True)

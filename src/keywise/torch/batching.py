@@ -14,7 +14,7 @@ _BATCH_AXES = {"bias": 4, "allowed": 4, "query_weights": 3}
 _PER_CALL = ("sinks", "segments", "seed")
 """Tensors without a batch axis."""
 _INPUTS = 3
-_BACKWARD_TENSORS = 12
+_BACKWARD_TENSORS = 13
 _BACKWARD_GRADIENTS = 5
 
 Operator = Callable[..., tuple[Any, ...]]

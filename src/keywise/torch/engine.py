@@ -29,8 +29,8 @@ def compute(query: Any, key: Any, value: Any, tensors: SideTensors, numbers: Num
     Returns
     -------
     tuple of tensor
-        Output, LSE of all queries, entropy, top keys, top weights, top mass, key mass and segment mass; those that
-        were not asked for have no elements.
+        Output, LSE of all queries, what rounding took from it, entropy, top keys, top weights, top mass, key mass and
+        segment mass; those that were not asked for have no elements.
 
     Raises
     ------
@@ -48,13 +48,14 @@ def compute(query: Any, key: Any, value: Any, tensors: SideTensors, numbers: Num
             transposed_output=numbers.transposed_output,
         )
         if result.stats is None:
-            return (result.output, result.lse, *make_absent_stats(query))
+            return (result.output, result.lse, result.lse_rest, *make_absent_stats(query))
         stats = result.stats
         others = (stats.key_mass, stats.segment_mass)
         absent = tuple(query.new_empty(0, dtype=get_stats_dtype(query.dtype)) for _ in others)
         return (
             result.output,
             result.lse,
+            result.lse_rest,
             stats.entropy,
             stats.top_keys,
             stats.top_weights,
@@ -81,7 +82,7 @@ def compute_gradients(
     inputs : sequence of tensor
         Query, key and value.
     results : sequence of tensor
-        Output, LSE, entropy and segment mass of the forward pass.
+        Output, LSE, its rest, entropy and segment mass of the forward pass.
     tensors, numbers
         Settings of the forward pass.
     needs : sequence of bool
@@ -94,7 +95,7 @@ def compute_gradients(
     """
     query, key, value = inputs
     output_gradient, lse_gradient, entropy_gradient, key_mass_gradient, segment_mass_gradient = gradients
-    output, lse, entropy, segment_mass = results
+    output, lse, lse_rest, entropy, segment_mass = results
     if output_gradient is None:
         output_gradient = torch.zeros_like(output)
     if numbers.transposed_output:
@@ -112,6 +113,7 @@ def compute_gradients(
             value,
             output=output,
             lse=lse,
+            lse_rest=lse_rest,
             **_make_options(query, tensors, numbers),
             stats=request,
             entropy=None if entropy_gradient is None else entropy,

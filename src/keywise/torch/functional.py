@@ -181,7 +181,7 @@ def compute_attention(
         stats=stats,
         has_stats_gradients=has_stats_gradients and stats is not None,
     )
-    output, lse, entropy, top_keys, top_weights, top_mass, key_mass, segment_mass = run_attention(
+    output, lse, _, entropy, top_keys, top_weights, top_mass, key_mass, segment_mass = run_attention(
         query, key, value, *tensors, *numbers
     )
     if stats is None:

@@ -22,20 +22,20 @@ _NUMBERS = (
 )
 _FORWARD_SCHEMA = (
     f"(Tensor query, Tensor key, Tensor value, {_SIDE_TENSORS}, {_NUMBERS}) -> "
-    "(Tensor output, Tensor lse, Tensor entropy, Tensor top_keys, Tensor top_weights, Tensor top_mass, "
+    "(Tensor output, Tensor lse, Tensor lse_rest, Tensor entropy, Tensor top_keys, Tensor top_weights, Tensor top_mass, "
     "Tensor key_mass, Tensor segment_mass)"
 )
 _BACKWARD_SCHEMA = (
     "(Tensor? output_gradient, Tensor? lse_gradient, Tensor? entropy_gradient, Tensor? key_mass_gradient, "
     "Tensor? segment_mass_gradient, Tensor query, Tensor key, Tensor value, Tensor output, Tensor lse, "
-    f"Tensor? entropy, Tensor? segment_mass, {_SIDE_TENSORS}, {_NUMBERS}, bool[] needs) -> "
+    f"Tensor lse_rest, Tensor? entropy, Tensor? segment_mass, {_SIDE_TENSORS}, {_NUMBERS}, bool[] needs) -> "
     "(Tensor query_gradient, Tensor key_gradient, Tensor value_gradient, Tensor bias_gradient, Tensor sinks_gradient)"
 )
 _SIDE_COUNT = len(SideTensors._fields)
 _INPUT_COUNT = 3 + _SIDE_COUNT + len(Numbers._fields)
-_OUTPUT_NAMES = ("output", "lse", "entropy", "top_keys", "top_weights", "top_mass", "key_mass", "segment_mass")
+_OUTPUT_NAMES = ("output", "lse", "lse_rest", "entropy", "top_keys", "top_weights", "top_mass", "key_mass", "segment_mass")
 _GRADIENT_COUNT = 5
-_BACKWARD_TENSORS = 12
+_BACKWARD_TENSORS = 13
 
 
 def _split(settings: tuple[Any, ...]) -> tuple[SideTensors, Numbers]:
@@ -59,7 +59,8 @@ def attention(query: Any, key: Any, value: Any, *settings: Any) -> tuple[Any, ..
     Returns
     -------
     tuple of tensor
-        The output, the LSE of all queries, and the other statistics; those that were not asked for have no elements.
+        The output, the LSE of all queries, what rounding took from it, and the other statistics; those that were not
+        asked for have no elements.
     """
     return engine.compute(query, key, value, *_split(settings))
 
@@ -72,9 +73,9 @@ def _make_fake_results(query: Any, key: Any, value: Any, *settings: Any) -> tupl
     shape = (batch, queries, heads, value_dim) if numbers.transposed_output else (batch, heads, queries, value_dim)
     exact = engine.get_stats_dtype(query.dtype)
     output = query.new_empty(shape)
-    lse = query.new_empty((batch, heads, queries), dtype=exact)
+    lse, lse_rest = (query.new_empty((batch, heads, queries), dtype=exact) for _ in range(2))
     if not numbers.has_stats:
-        return (output, lse, *engine.make_absent_stats(query))
+        return (output, lse, lse_rest, *engine.make_absent_stats(query))
     last_query = queries if numbers.last_query == -1 else numbers.last_query
     rows = (batch, heads, last_query - numbers.first_query)
     top_k = numbers.top_k
@@ -84,6 +85,7 @@ def _make_fake_results(query: Any, key: Any, value: Any, *settings: Any) -> tupl
     return (
         output,
         lse,
+        lse_rest,
         query.new_empty(rows, dtype=exact),
         query.new_empty((*rows, top_k), dtype=torch.int32),
         query.new_empty((*rows, top_k), dtype=exact),
@@ -104,14 +106,14 @@ def attention_backward(*arguments: Any) -> tuple[Any, ...]:
     ----------
     *arguments
         Gradients of output, LSE, entropy, key mass and segment mass (each may be None); query, key and value; output,
-        LSE, entropy and segment mass of the forward pass; the settings of `attention`; which of the results are needed.
+        LSE, its rest, entropy and segment mass of the forward pass; the settings of `attention`; which of the results are needed.
 
     Returns
     -------
     tuple of tensor
         Gradients of query, key, value, bias and sinks; those that are not needed have no elements.
     """
-    gradients, inputs, results = arguments[:5], arguments[5:8], arguments[8:12]
+    gradients, inputs, results = arguments[:5], arguments[5:8], arguments[8:13]
     return engine.compute_gradients(
         gradients, inputs, results, *_split(arguments[_BACKWARD_TENSORS:-1]), needs=arguments[-1]
     )
@@ -133,33 +135,33 @@ def _make_fake_gradients(*arguments: Any) -> tuple[Any, ...]:
 
 def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
     tensors, numbers = _split(inputs[3:])
-    attended, lse, entropy, *top, key_mass, segment_mass = output
+    attended, lse, lse_rest, entropy, *top, key_mass, segment_mass = output
     if numbers.has_stats_gradients:
         absent = (statistic for statistic in (key_mass, segment_mass) if statistic.dim() == 1)
-        ctx.mark_non_differentiable(*top, *absent)
+        ctx.mark_non_differentiable(lse_rest, *top, *absent)
     else:
-        ctx.mark_non_differentiable(lse, entropy, *top, key_mass, segment_mass)
+        ctx.mark_non_differentiable(lse, lse_rest, entropy, *top, key_mass, segment_mass)
         # Under gradient checkpointing, a call that is repeated without a record of statistics must save the same.
         entropy, segment_mass = None, None
         tensors = tensors._replace(query_weights=None, segments=None)
         numbers = numbers._replace(has_stats=False)
     ctx.numbers = numbers
     # Saved tensors are checked: an in-place change of one before the backward pass is an error of torch.
-    ctx.save_for_backward(*inputs[:3], *tensors, attended, lse, entropy, segment_mass)
+    ctx.save_for_backward(*inputs[:3], *tensors, attended, lse, lse_rest, entropy, segment_mass)
     # Statistics that a loss does not use have no gradient, which saves their terms.
     ctx.set_materialize_grads(False)
 
 
 def _propagate(ctx: Any, *gradients: Any) -> tuple[Any, ...]:
     by_name = dict(zip(_OUTPUT_NAMES, gradients, strict=True))
-    *inputs, output, lse, entropy, segment_mass = ctx.saved_tensors
+    *inputs, output, lse, lse_rest, entropy, segment_mass = ctx.saved_tensors
     needed = ctx.needs_input_grad[:_GRADIENT_COUNT]
     no_gradients = (None,) * (_INPUT_COUNT - _GRADIENT_COUNT)
     wanted = tuple(by_name[name] for name in ("output", "lse", "entropy", "key_mass", "segment_mass"))
     if all(gradient is None for gradient in wanted):
         return (None,) * _INPUT_COUNT
     results = run_backward(
-        *wanted, *inputs[:3], output, lse, entropy, segment_mass, *inputs[3:], *ctx.numbers, list(needed)
+        *wanted, *inputs[:3], output, lse, lse_rest, entropy, segment_mass, *inputs[3:], *ctx.numbers, list(needed)
     )
     returned = (result if needs else None for result, needs in zip(results, needed, strict=True))
     return (*returned, *no_gradients)
