@@ -66,8 +66,8 @@ struct Tile {
 };
 
 // Few rows use each key a few times only: packing it would cost more than converting it whenever it
-// is read. The same holds for so few keys that a panel would not be filled. A backward pass computes
-// the scores again from packed keys, and its weights are exact only if they are the same.
+// is read. The same holds for so few keys that a panel would not be filled. A backward pass
+// computes the scores again from packed keys, and its weights are exact only if they are the same.
 static inline bool scores_in_place(const Problem& problem, const Task& task) {
   if (task.packed || problem.query_lse) return false;
   const bool few_keys = task.rows() <= kTileRows && task.last_key - task.first_key <= kLanes;
