@@ -84,8 +84,8 @@ int64_t add_head(BufferLayout& layout, HeadBuffers& head, const BackwardProblem&
              checked_multiply(chunks, packed_chunk_floats(problem.value_dim)));
   layout.add(packed.query_rows, checked_multiply(rows, key_width(problem)));
   layout.add(packed.gradient_rows, checked_multiply(rows, problem.value_width()));
-  for (float** const terms :
-       {&packed.lse, &packed.shift, &packed.entropy_gradient, &packed.query_weight})
+  for (float** const terms : {&packed.lse, &packed.lse_rest, &packed.shift,
+                              &packed.entropy_gradient, &packed.query_weight})
     layout.add(*terms, rows);
   layout.add(packed.visible, rows);
   layout.add(packed.tile_visible, ceil_div(rows, target.tile_rows) + chunks);

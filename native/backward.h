@@ -21,7 +21,8 @@ struct BackwardProblem {
   Problem exchanged;
   Tensor output;               // [batch, query heads, queries, value_dim] in the problem's dtype
   const float* lse = nullptr;  // [batch, query heads, queries]
-  float scale = 1.0f;          // of the scores, as the caller gave it
+  const float* lse_rest = nullptr;  // what rounding took from it; may be null
+  float scale = 1.0f;               // of the scores, as the caller gave it
 
   // Statistics and gradients of them, for the queries of Statistics; null where the loss does not
   // use them. Gradients of key mass are [batch, query heads, keys].
@@ -60,6 +61,7 @@ struct GradientRows {
   float* query_rows = nullptr;        // [rows, key_width] unscaled
   float* gradient_rows = nullptr;     // [rows, value_width]
   float* lse = nullptr;               // [rows] 0 for a row without keys
+  float* lse_rest = nullptr;          // [rows]
   // [rows] LSE gradient - sum(P dP), without the terms of single keys
   float* shift = nullptr;
   float* entropy_gradient = nullptr;       // [rows]

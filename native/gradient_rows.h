@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstdint>
+#include <initializer_list>
 
 #include "backward.h"
 #include "elements.h"
@@ -87,9 +88,13 @@ static void compute_row_terms(const BackwardProblem& backward, const GradientRow
   const Statistics& statistics = problem.statistics;
   const int64_t head = place.item * problem.query_heads + place.head;
   const float lse = backward.lse[head * problem.queries + place.token];
-  rows.lse[row] = rows.shift[row] = rows.entropy_gradient[row] = rows.query_weight[row] = 0.0f;
+  for (float* const terms :
+       {rows.lse, rows.lse_rest, rows.shift, rows.entropy_gradient, rows.query_weight})
+    terms[row] = 0.0f;
   if (lse == -kInfinity) return;  // a row without keys
   rows.lse[row] = lse < kInfinity ? lse : __builtin_nanf("");
+  if (backward.lse_rest)
+    rows.lse_rest[row] = backward.lse_rest[head * problem.queries + place.token];
   float shift =
       -multiply_by_output(backward, place, rows.gradient_rows + row * problem.value_width());
   const int64_t index = gradient_statistics_index(problem, place);
@@ -142,6 +147,7 @@ static void add_key_mass_terms(GradientContext& context) {
         RowGradient terms;
         terms.unit = broadcast(problem.score_unit());
         terms.lse = broadcast(context.rows.lse[row]);
+        terms.lse_rest = broadcast(context.rows.lse_rest[row]);
         float* const weights = workspace.weights + r * kBlockKeys;
         compute_row_weights(terms, keys.begin, round_up(keys.end, kPanelKeys), nullptr, weights);
         const float* const gradient =

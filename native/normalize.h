@@ -27,7 +27,7 @@ static inline Denominator compute_denominator(const Problem& problem, int64_t he
   if (softmax.running_sum == 0.0f) return denominator;
   denominator.is_empty = false;
   const auto log_base2 = [&](float number) {
-    return problem.wants_statistics || problem.query_lse ? __builtin_log2f(number) : 0.0f;
+    return problem.wants_statistics ? __builtin_log2f(number) : 0.0f;
   };
   if (!problem.sinks) {
     denominator.inverse = 1.0f / softmax.running_sum;

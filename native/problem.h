@@ -147,8 +147,10 @@ struct Problem {
   float* running_max = nullptr;  // [batch, query heads, queries]
   float* running_sum = nullptr;  // [batch, query heads, queries]
   float* values = nullptr;       // [batch, query heads, queries, value_dim]
-  // [batch, query heads, queries] LSE of every query, where a backward pass needs it
+  // [batch, query heads, queries] LSE of every query, where a backward pass needs it, and what
+  // rounding took from it
   float* query_lse = nullptr;
+  float* query_lse_rest = nullptr;
 
   bool wants_statistics = false;
   Statistics statistics;

@@ -100,17 +100,6 @@ static void recompute_scores(const GradientContext& context, const GradientBlock
   }
 }
 
-// Computes V vectors of weights of a row; x becomes the logarithms of the weights in base 2.
-template <int V>
-KEYWISE_INLINE void recompute_weights(const float* scores, Vec unit, Vec lse, Vec* x,
-                                      Vec* weights) {
-  const Vec minus_lse = sub(zero(), lse);
-#pragma GCC unroll 16
-  for (int v = 0; v < V; ++v)
-    x[v] = mul(mul_add(load(scores + v * kLanes), unit, minus_lse), broadcast(kLog2e));
-  exp2_nonpositive<V>(x, weights);
-}
-
 // Weights below it count as 0: their products with infinite numbers would be NaN.
 static constexpr float kSmallestWeight = 0x1p-126f;
 
@@ -118,6 +107,7 @@ static constexpr float kSmallestWeight = 0x1p-126f;
 struct RowGradient {
   Vec unit;
   Vec lse;
+  Vec lse_rest;
   Vec shift;
   // Minus the gradient of the entropy times ln 2.
   Vec entropy_factor;
@@ -125,12 +115,25 @@ struct RowGradient {
   Vec limit;
 };
 
+// Computes V vectors of weights of a row; x becomes the logarithms of the weights in base 2.
+template <int V>
+KEYWISE_INLINE void recompute_weights(const RowGradient& row, const float* scores, Vec* x,
+                                      Vec* weights) {
+  const Vec minus_lse = sub(zero(), row.lse);
+#pragma GCC unroll 16
+  for (int v = 0; v < V; ++v) {
+    const Vec difference = mul_add(load(scores + v * kLanes), row.unit, minus_lse);
+    x[v] = mul(sub(difference, row.lse_rest), broadcast(kLog2e));
+  }
+  exp2_nonpositive<V>(x, weights);
+}
+
 template <int V, bool kExtra>
 KEYWISE_INLINE void compute_gradient_vectors(const RowGradient& row, const float* added,
                                              const float* factors, float* weights, float* scores) {
   Vec x[V];
   Vec p[V];
-  recompute_weights<V>(weights, row.unit, row.lse, x, p);
+  recompute_weights<V>(row, weights, x, p);
 #pragma GCC unroll 16
   for (int v = 0; v < V; ++v) {
     Vec gradient = load(scores + v * kLanes);
@@ -167,7 +170,7 @@ static void compute_row_weights(const RowGradient& row, int64_t begin, int64_t e
   for (int64_t j = begin; j < end; j += 2 * kLanes) {
     Vec x[2];
     Vec p[2];
-    recompute_weights<2>(weights + j, row.unit, row.lse, x, p);
+    recompute_weights<2>(row, weights + j, x, p);
     for (int v = 0; v < 2; ++v) {
       const int64_t place = j + v * kLanes;
       store(weights + place, factors ? mul(p[v], load(factors + place)) : p[v]);
@@ -240,6 +243,16 @@ static void add_bias_gradient(const GradientContext& context, const GradientBloc
   for (int64_t j = begin; j < end; ++j) keys[j] += scores[j];
 }
 
+// Multiplies gradients of scores by the derivatives of the softcap. That of a hidden score may be
+// NaN.
+static void multiply_by_slopes(const float* slopes, int64_t begin, int64_t end, float* scores) {
+  for (int64_t j = begin; j < end; j += kLanes) {
+    const Vec score = load(scores + j);
+    const Vec product = mul(score, load(slopes + j));
+    store(scores + j, if_less(abs(score), broadcast(kSmallestWeight), zero(), product));
+  }
+}
+
 // Computes weights and gradients of a tile of rows against some keys of a block: [rows][kBlockKeys]
 // each.
 static void compute_tile_gradients(const GradientContext& context, const GradientBlock& block,
@@ -263,6 +276,7 @@ static void compute_tile_gradients(const GradientContext& context, const Gradien
     RowGradient terms;
     terms.unit = broadcast(problem.score_unit());
     terms.lse = broadcast(context.rows.lse[row]);
+    terms.lse_rest = broadcast(context.rows.lse_rest[row]);
     terms.shift = broadcast(context.rows.shift[row]);
     terms.entropy_factor = broadcast(-kLn2 * context.rows.entropy_gradient[row]);
     terms.limit = broadcast(context.is_exact ? -kInfinity : kSmallestWeight);
@@ -283,11 +297,8 @@ static void compute_tile_gradients(const GradientContext& context, const Gradien
     if (!needs_scores) continue;
     if (context.sums.bias.sums)
       add_bias_gradient(context, block, row, keys.begin, keys.end, scores);
-    if (problem.softcap > 0.0f) {
-      const float* const slopes = workspace.slopes + r * kBlockKeys;
-      for (int64_t j = keys.begin; j < end; j += kLanes)
-        store(scores + j, mul(load(scores + j), load(slopes + j)));
-    }
+    if (problem.softcap > 0.0f)
+      multiply_by_slopes(workspace.slopes + r * kBlockKeys, keys.begin, end, scores);
   }
 }
 

@@ -151,9 +151,12 @@ nb::dict attend(const Inputs& inputs, const CheckedMask& mask, const StatsPlan* 
     set_partial(problem, sizes, results);
   else
     set_output(problem, sizes, transposed_output, results);
-  if (for_training)
+  if (for_training) {
     problem.query_lse =
         results.add_float32("query_lse", {sizes.batch, sizes.query_heads, sizes.queries});
+    problem.query_lse_rest =
+        results.add_float32("query_lse_rest", {sizes.batch, sizes.query_heads, sizes.queries});
+  }
   problem.wants_statistics = stats != nullptr;
   if (stats) problem.statistics = make_statistics(*stats, sizes, results);
 

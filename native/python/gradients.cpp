@@ -26,6 +26,7 @@ struct SavedResults {
   AnyInput<4> output_gradient;
   AnyInput<4> output;
   Input<float, 3> lse;
+  std::optional<Input<float, 3>> lse_rest;
   std::optional<Input<float, 3>> entropy;
   std::optional<Input<float, 4>> segment_mass;
   std::optional<Input<float, 3>> lse_gradient;
@@ -122,6 +123,7 @@ nb::dict attend_backward(const Inputs& inputs, const CheckedMask& mask, const St
       exchange_roles(backward.forward, make_tensor(saved.output_gradient), exchanged_chunks);
   backward.output = make_tensor(saved.output);
   backward.lse = saved.lse.data();
+  backward.lse_rest = find_data(saved.lse_rest);
   backward.entropy = find_data(saved.entropy);
   backward.segment_mass = find_data(saved.segment_mass);
   backward.lse_gradient = find_data(saved.lse_gradient);
@@ -150,8 +152,8 @@ void bind_gradients(nb::module_& module) {
       .def(
           "__init__",
           [](SavedResults* saved, AnyInput<4> output_gradient, AnyInput<4> output,
-             Input<float, 3> lse, std::optional<Input<float, 3>> entropy,
-             std::optional<Input<float, 4>> segment_mass,
+             Input<float, 3> lse, std::optional<Input<float, 3>> lse_rest,
+             std::optional<Input<float, 3>> entropy, std::optional<Input<float, 4>> segment_mass,
              std::optional<Input<float, 3>> lse_gradient,
              std::optional<Input<float, 3>> entropy_gradient,
              std::optional<Input<float, 3>> key_mass_gradient,
@@ -159,6 +161,7 @@ void bind_gradients(nb::module_& module) {
             new (saved) SavedResults{std::move(output_gradient),
                                      std::move(output),
                                      std::move(lse),
+                                     std::move(lse_rest),
                                      std::move(entropy),
                                      std::move(segment_mass),
                                      std::move(lse_gradient),
@@ -166,8 +169,8 @@ void bind_gradients(nb::module_& module) {
                                      std::move(key_mass_gradient),
                                      std::move(segment_mass_gradient)};
           },
-          "output_gradient"_a, "output"_a, "lse"_a, "entropy"_a = nb::none(),
-          "segment_mass"_a = nb::none(), "lse_gradient"_a = nb::none(),
+          "output_gradient"_a, "output"_a, "lse"_a, "lse_rest"_a = nb::none(),
+          "entropy"_a = nb::none(), "segment_mass"_a = nb::none(), "lse_gradient"_a = nb::none(),
           "entropy_gradient"_a = nb::none(), "key_mass_gradient"_a = nb::none(),
           "segment_mass_gradient"_a = nb::none());
   module.def("attend_backward", &attend_backward, "inputs"_a, "mask"_a, "stats"_a.none(),

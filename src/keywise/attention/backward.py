@@ -34,11 +34,15 @@ class Forward(NamedTuple):
         [B, Hq, Q] log-sum-exp of the scores of every query in nats, sinks included; float32, float64 for float64.
     stats
         Statistics, if they were requested; float64 for float64.
+    lse_rest
+        [B, Hq, Q] what rounding took from `lse`: with both, the backward pass computes weights again as exactly as the
+        forward pass did.
     """
 
     output: Any
     lse: Any
     stats: AttentionStats | None
+    lse_rest: Any
 
 
 def attend_forward(
@@ -88,8 +92,8 @@ def attend_forward(
     options = {"mask": mask, "bias": bias, "scale": scale, "softcap": softcap, "sinks": sinks}
     call = make_call(query, key, value, **options, stats=stats, dropout=dropout)
     results = compute_call(call, transposed_output=transposed_output, for_training=True)
-    lse = results.pop("query_lse")
-    return Forward(results["output"], lse, None if stats is None else AttentionStats(**results))
+    lse, lse_rest = results.pop("query_lse"), results.pop("query_lse_rest")
+    return Forward(results["output"], lse, None if stats is None else AttentionStats(**results), lse_rest)
 
 
 def attend_backward(
@@ -100,6 +104,7 @@ def attend_backward(
     *,
     output: Any,
     lse: Any,
+    lse_rest: Any = None,
     mask: Any = None,
     bias: Any = None,
     scale: float | None = None,
@@ -126,6 +131,8 @@ def attend_backward(
         As in `attend_forward`; `stats.top_k` does not matter.
     output, lse
         What `attend_forward` returned, the output as [B, Hq, Q, Dv] with any strides.
+    lse_rest
+        What `attend_forward` returned; without it, weights are as exact as `lse`.
     entropy, segment_mass
         Statistics of the forward pass; needed where `stats_gradients` has a gradient of them.
     stats_gradients
@@ -147,8 +154,8 @@ def attend_backward(
     >>> import numpy as np
     >>> from keywise.attention.backward import attend_backward, attend_forward
     >>> x = np.ones((1, 1, 2, 8), np.float32)
-    >>> output, lse, _ = attend_forward(x, x, x)
-    >>> attend_backward(x, x, x, x, output=output, lse=lse).value.ravel()[0]
+    >>> forward = attend_forward(x, x, x)
+    >>> attend_backward(x, x, x, x, output=forward.output, lse=forward.lse).value.ravel()[0]
     np.float32(1.0)
 
     References
@@ -167,6 +174,7 @@ def attend_backward(
         output_gradient,
         output=output,
         lse=lse,
+        lse_rest=lse_rest,
         entropy=entropy,
         segment_mass=segment_mass,
         gradients=stats_gradients or StatsGradients(),
@@ -195,6 +203,7 @@ def _make_backward_call(
     *,
     output: Any,
     lse: Any,
+    lse_rest: Any,
     entropy: Any,
     segment_mass: Any,
     gradients: StatsGradients,
@@ -234,6 +243,7 @@ def _make_backward_call(
         output_gradient=_check_rows(call, "output_gradient", output_gradient, shape),
         output=_check_rows(call, "output", output, shape),
         lse=_check_numbers(call, "lse", lse, (batch, heads, queries)),
+        lse_rest=None if lse_rest is None else _check_numbers(call, "lse_rest", lse_rest, (batch, heads, queries)),
         entropy=saved["entropy"],
         segment_mass=saved["segment_mass"],
         stats_gradients=StatsGradients(**checked),
@@ -322,6 +332,7 @@ def _compute(
             backward.output_gradient.data,
             backward.output.data,
             backward.lse,
+            lse_rest=backward.lse_rest,
             entropy=backward.entropy,
             segment_mass=backward.segment_mass,
             lse_gradient=gradients.lse,

@@ -59,8 +59,8 @@ class BackwardCall(NamedTuple):
     ----------
     output_gradient, output
         [B, Hq, Q, Dv] as the kernels read them, or NumPy in float64 for the definition.
-    lse
-        [B, Hq, Q].
+    lse, lse_rest
+        [B, Hq, Q]; the rest is what rounding took from the LSE, None where it is not known.
     entropy, segment_mass
         Statistics that the forward pass computed; None unless their gradient needs them.
     stats_gradients
@@ -70,6 +70,7 @@ class BackwardCall(NamedTuple):
     output_gradient: Any
     output: Any
     lse: Array
+    lse_rest: Array | None
     entropy: Array | None
     segment_mass: Array | None
     stats_gradients: StatsGradients

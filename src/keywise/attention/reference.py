@@ -77,7 +77,11 @@ class Result:
         single = np.float64 if for_training and problem.dtype == "float64" else np.float32
         if for_training:
             assert self.query_lse is not None
-            results["query_lse"] = to_library(self.query_lse.astype(single), like)
+            rounded = self.query_lse.astype(single)
+            with np.errstate(invalid="ignore"):
+                rest = np.where(np.isfinite(rounded), self.query_lse - rounded, 0.0)
+            results["query_lse"] = to_library(rounded, like)
+            results["query_lse_rest"] = to_library(rest.astype(single), like)
         if problem.stats is None:
             return results
         for name in _STATS_NAMES:

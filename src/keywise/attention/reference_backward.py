@@ -49,7 +49,7 @@ def evaluate_backward(problem: Problem, call: BackwardCall) -> GradientResult:
     >>> from keywise.attention.gradients import BackwardCall, StatsGradients
     >>> from keywise.attention.problem import make_problem
     >>> x = np.ones((1, 1, 2, 8))
-    >>> call = BackwardCall(x, x, np.zeros((1, 1, 2)), None, None, StatsGradients())
+    >>> call = BackwardCall(x, x, np.zeros((1, 1, 2)), None, None, None, StatsGradients())
     >>> evaluate_backward(make_problem(x, x, x), call).value.ravel()[0]
     np.float64(1.0)
     """
@@ -64,7 +64,7 @@ def evaluate_backward(problem: Problem, call: BackwardCall) -> GradientResult:
         mean = np.where(visible, weights * weight_gradient, 0.0).sum(axis=3, keepdims=True)
         lse_gradient = _widen(problem, call.stats_gradients.lse)[..., None]
         score_gradient = np.where(visible, weights * (weight_gradient - mean + lse_gradient), 0.0)
-        raw_gradient = score_gradient * _compute_softcap_slope(problem) * problem.scale
+        raw_gradient = np.where(visible, score_gradient * _compute_softcap_slope(problem) * problem.scale, 0.0)
     kept = np.where(visible, weights * softmax.dropout_factors, 0.0)
     hidden = softmax.hidden
     query = problem.query.floats(np.float64)
@@ -91,8 +91,8 @@ def _repeat_heads(problem: Problem, rows: Array) -> Array:
 
 def _sum_heads(problem: Problem, rows: Array) -> Array:
     """Return rows [B, Hq, N, D] summed over the query heads of each key head."""
-    batch, _, key_heads, *_ = problem.shape
-    return np.asarray(rows.reshape(batch, key_heads, -1, *rows.shape[2:]).sum(axis=2))
+    batch, query_heads, key_heads, *_ = problem.shape
+    return np.asarray(rows.reshape(batch, key_heads, query_heads // key_heads, *rows.shape[2:]).sum(axis=2))
 
 
 def _sum_queries(weights: Array, hidden: Array, rows: Array) -> Array:
