@@ -43,13 +43,24 @@ def compute_with_gradients(function, sample, dtype):
     return [tensor.double() for tensor in (output, *gradients)]
 
 
+def compute_plain_attention(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False):
+    """Compute attention by plain arithmetic in the dtype of the inputs; torch's own goes through float32 at times."""
+    assert not dropout_p
+    scores = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5
+    if is_causal:
+        scores = scores.masked_fill(~torch.ones(scores.shape[-2:], dtype=torch.bool).tril(), -torch.inf)
+    if attn_mask is not None:
+        scores = scores + attn_mask
+    return scores.softmax(-1) @ value
+
+
 def test_torch_has_samples():
     assert SAMPLE_COUNT >= 20
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("number", range(SAMPLE_COUNT))
-def test_errors_are_at_most_twice_those_of_torch(number, dtype):
+def test_errors_are_at_most_twice_those_of_plain_arithmetic(number, dtype):
     sample = list_samples(dtype)[number]
     actual = compute_with_gradients(kt.scaled_dot_product_attention, sample, dtype)
     if sample.kwargs.get("dropout_p"):
@@ -59,10 +70,12 @@ def test_errors_are_at_most_twice_those_of_torch(number, dtype):
         assert all(tensor.isfinite().all() for tensor in actual)
         return
     exact = compute_with_gradients(functional.scaled_dot_product_attention, sample, torch.float64)
-    plain = compute_with_gradients(functional.scaled_dot_product_attention, sample, dtype)
+    plain = compute_with_gradients(compute_plain_attention, sample, dtype)
+    # As in tests/support/judging.py: float32 rounds scores, and every result is a sum of terms that may cancel.
+    largest_score = float((sample.input.double() @ sample.args[0].double().transpose(-1, -2)).abs().max()) / 8**0.5
+    largest = max(float(tensor.detach().abs().max()) for tensor in exact)
+    floor = max(torch.finfo(dtype).eps, torch.finfo(torch.float32).eps * (4 + largest_score)) * largest
     for exact_tensor, plain_tensor, tensor in zip(exact, plain, actual, strict=True):
-        error = float((tensor - exact_tensor).abs().max())
-        limit = 2 * float((plain_tensor - exact_tensor).abs().max()) + torch.finfo(dtype).eps * float(
-            exact_tensor.abs().max()
-        )
-        assert error <= limit, f"sample {number}: {tuple(sample.input.shape)} {sample.kwargs}"
+        error = float((tensor - exact_tensor).detach().abs().max())
+        plain_error = float((plain_tensor - exact_tensor).detach().abs().max())
+        assert error <= 2 * plain_error + floor, f"sample {number}: {tuple(sample.input.shape)} {sample.kwargs}"
