@@ -49,7 +49,8 @@ def test_examples_of_pages_run(page: Path, monkeypatch: pytest.MonkeyPatch, tmp_
     """Run a page's blocks one after the other; later ones may use what earlier ones made."""
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     monkeypatch.chdir(tmp_path)
-    names: dict[str, object] = {"__name__": page.stem}
+    module = f"{page.stem}_page"  # a page may have the name of a package
+    names: dict[str, object] = {"__name__": module}
     for line, code in find_python_blocks(page):
         if ">>>" in code:
             test = doctest.DocTestParser().get_doctest(code, names, page.name, str(page), line)
@@ -58,6 +59,6 @@ def test_examples_of_pages_run(page: Path, monkeypatch: pytest.MonkeyPatch, tmp_
             names.update(test.globs)
         else:
             # Blank lines before the code make a traceback name the page's own line.
-            block = tmp_path / f"{page.stem}.py"
+            block = tmp_path / f"{module}.py"
             block.write_text("\n" * (line - 1) + code, encoding="utf-8")
-            names = runpy.run_path(str(block), init_globals=names, run_name=page.stem)
+            names = runpy.run_path(str(block), init_globals=names, run_name=module)
