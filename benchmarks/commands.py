@@ -103,6 +103,31 @@ def attention(
             report(f"{result.group}, {result.case.name}, {format_threads(result.threads)}: keywise {duration}")
 
 
+def backward(
+    only: Annotated[str, typer.Option(metavar="TEXT", help="Only cases whose name contains this.")] = "",
+    threads: Threads = None,
+    seconds: Annotated[
+        float, typer.Option(min=0.0, help="Time for the rounds of one case; at least 5 are run.")
+    ] = 10.0,
+    json: Json = None,
+) -> None:
+    """Time the forward and the backward pass of attention, compared with torch's.
+
+    Gradients are compared with torch's in float64 first. Both are timed in turns, in one process per number of
+    threads.
+    """
+    from benchmarks.backward import list_cases, run_cases
+
+    cases = [case for case in list_cases() if only in case.name]
+    if not cases:
+        raise OptionError("only", "must be part of the name of a case", got=only)
+    counts = _check_threads(threads)
+    with record_run("backward", json, len(cases) * len(counts)) as (run, report):
+        for result in run_cases(cases, counts, seconds):
+            run.add(result)
+            report(f"{result['name']}, {format_threads(result['threads'])}")
+
+
 def model(
     model: Model = None,
     task: Annotated[list[str] | None, typer.Option(help="prefill, decode or statistics. Default: all three.")] = None,
@@ -387,6 +412,7 @@ def _check_threads(threads: list[int] | None) -> list[int]:
 
 COMMANDS = (
     (attention, ATTENTION_HELP),
+    (backward, None),
     (model, None),
     (memory, None),
     (training, None),

@@ -19,8 +19,8 @@ namespace keywise {
 namespace {
 
 // How a backward pass is cut into tasks: each head into splits of its keys and, where there are few
-// other tasks, of its rows. It depends on sizes only, so results have the same bits on any number
-// of threads.
+// other tasks, of its rows. Splits depend on sizes only, so results have the same bits on any
+// number of threads; the number of heads that run at once decides no bit.
 struct BackwardSchedule {
   int64_t key_splits = 1;
   int64_t split_keys = 0;  // a multiple of a block
@@ -120,7 +120,8 @@ int64_t add_workspace(BufferLayout layout, GradientWorkspace& workspace, const P
   return layout.bytes();
 }
 
-BackwardSchedule make_backward_schedule(const BackwardProblem& backward, const Target& target) {
+BackwardSchedule make_backward_schedule(const BackwardProblem& backward, const Target& target,
+                                        int threads) {
   const Problem& problem = backward.forward;
   BackwardSchedule schedule;
   const int64_t heads = problem.batch * problem.key_heads;
@@ -140,8 +141,9 @@ BackwardSchedule make_backward_schedule(const BackwardProblem& backward, const T
   HeadBuffers head;
   BufferLayout layout;
   schedule.head_bytes = add_head(layout, head, backward, target, schedule);
-  const int64_t sufficient_heads = ceil_div(kMinGradientTasks, schedule.tasks_per_head());
-  const int64_t fitting_heads = kMaxGradientBytes / max(schedule.head_bytes, 1);
+  const int64_t sufficient_heads =
+      ceil_div(kGradientTasksPerThread * threads, schedule.tasks_per_head());
+  const int64_t fitting_heads = kGradientBytesPerThread * threads / schedule.head_bytes;
   schedule.heads_at_once = one_by_one ? 1 : min(max(fitting_heads, sufficient_heads), heads);
   const int64_t numbers =
       saturating_multiply(heads * problem.keys, problem.head_dim + problem.value_dim);
@@ -168,8 +170,11 @@ class BackwardTasks {
   }
 
   bool run(int64_t first_head, int64_t heads) {
-    if (!prepare(first_head, heads) || !compute(first_head, heads) || !write(first_head, heads))
-      return false;
+    const bool finished =
+        schedule_.tasks_per_head() == 1
+            ? run_whole(first_head, heads)
+            : prepare(first_head, heads) && compute(first_head, heads) && write(first_head, heads);
+    if (!finished) return false;
     for (int64_t head = 0; head < heads; ++head) {
       add_bias_sums(first_head + head, heads_[size_t(head)]);
       add_sink_sums(first_head + head, heads_[size_t(head)]);
@@ -222,13 +227,32 @@ class BackwardTasks {
     return workspace;
   }
 
+  // Heads of one task each: all steps of a head follow each other in one thread, so that what one
+  // writes is still in the thread's caches when the next reads it.
+  bool run_whole(int64_t first_head, int64_t heads) const {
+    return for_each(heads, [&](int64_t number) {
+      const int64_t head = first_head + number;
+      const HeadBuffers& buffers = heads_[size_t(number)];
+      for (int64_t chunk = 0; chunk < count_chunks(problem_); ++chunk)
+        prepare_chunk(head, buffers, chunk);
+      compute_task(head, buffers, 0, 0);
+      for (int64_t chunk = 0; chunk < count_chunks(problem_); ++chunk)
+        write_queries(head, buffers, chunk);
+      write_keys(head, buffers, 0);
+    });
+  }
+
   bool prepare(int64_t first_head, int64_t heads) const {
     const int64_t chunks = count_chunks(problem_);
     return for_each(heads * chunks, [&](int64_t index) {
       const int64_t head = index / chunks;
-      target_.prepare_gradient_rows(backward_, make_chunk_task(first_head + head, index % chunks),
-                                    heads_[size_t(head)].rows, place_workspace());
+      prepare_chunk(first_head + head, heads_[size_t(head)], index % chunks);
     });
+  }
+
+  void prepare_chunk(int64_t head, const HeadBuffers& buffers, int64_t chunk) const {
+    target_.prepare_gradient_rows(backward_, make_chunk_task(head, chunk), buffers.rows,
+                                  place_workspace());
   }
 
   bool compute(int64_t first_head, int64_t heads) const {
@@ -279,27 +303,31 @@ class BackwardTasks {
     return bias;
   }
 
-  bool write(int64_t first_head, int64_t heads) {
+  bool write(int64_t first_head, int64_t heads) const {
     const int64_t chunks = count_chunks(problem_);
-    if (backward_.query_gradient) {
-      const bool finished = for_each(heads * chunks, [&](int64_t index) {
-        const int64_t head = index / chunks;
-        const std::vector<float*>& sums = heads_[size_t(head)].query_sums;
-        target_.write_query_gradients(backward_, make_chunk_task(first_head + head, index % chunks),
-                                      sums.data(), int64_t(sums.size()));
-      });
-      if (!finished) return false;
-    }
-    if (!backward_.key_gradient && !backward_.value_gradient) return true;
+    const bool finished = for_each(heads * chunks, [&](int64_t index) {
+      const int64_t head = index / chunks;
+      write_queries(first_head + head, heads_[size_t(head)], index % chunks);
+    });
+    if (!finished) return false;
     return for_each(heads * schedule_.key_splits, [&](int64_t index) {
       const int64_t head = index / schedule_.key_splits;
-      const int64_t first_key = index % schedule_.key_splits * schedule_.split_keys;
-      const Task task = make_task(first_head + head, 0, rows_per_head(problem_), first_key,
-                                  min(first_key + schedule_.split_keys, problem_.keys));
-      const HeadBuffers& buffers = heads_[size_t(head)];
-      target_.write_key_gradients(backward_, task, buffers.key_sums.data(),
-                                  buffers.value_sums.data(), schedule_.row_splits);
+      write_keys(first_head + head, heads_[size_t(head)], index % schedule_.key_splits);
     });
+  }
+
+  void write_queries(int64_t head, const HeadBuffers& buffers, int64_t chunk) const {
+    if (backward_.query_gradient)
+      target_.write_query_gradients(backward_, make_chunk_task(head, chunk),
+                                    buffers.query_sums.data(), schedule_.key_splits);
+  }
+
+  void write_keys(int64_t head, const HeadBuffers& buffers, int64_t key_split) const {
+    const int64_t first_key = key_split * schedule_.split_keys;
+    const Task task = make_task(head, 0, rows_per_head(problem_), first_key,
+                                min(first_key + schedule_.split_keys, problem_.keys));
+    target_.write_key_gradients(backward_, task, buffers.key_sums.data(), buffers.value_sums.data(),
+                                schedule_.row_splits);
   }
 
   // Adds the sums of a head's tasks in order to the gradient of a bias without an element per query
@@ -382,7 +410,7 @@ bool run_backward(const BackwardProblem& given, const Target& target, int thread
   BackwardProblem backward = given;
   backward.scale = given.forward.scale;
   backward.forward = scale_queries(given.forward);
-  const BackwardSchedule schedule = make_backward_schedule(backward, target);
+  const BackwardSchedule schedule = make_backward_schedule(backward, target, threads);
   BackwardTasks tasks(backward, target, schedule, threads, interrupted);
   for (int64_t first = 0; first < heads; first += schedule.heads_at_once) {
     if (!tasks.run(first, min(schedule.heads_at_once, heads - first))) return false;

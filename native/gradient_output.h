@@ -15,10 +15,9 @@ namespace keywise::KEYWISE_TARGET {
 static void write_gradient(float* const* sums, int64_t sum_count, int64_t offset, int64_t dim,
                            float factor, Dtype dtype, void* gradient, int64_t first) {
   float* const total = sums[0] + offset;
-  for (int64_t i = 1; i < sum_count; ++i) {
-    const float* const more = sums[i] + offset;
-    for (int64_t d = 0; d < dim; ++d) total[d] += more[d];
-  }
+  for (int64_t i = 1; i < sum_count; ++i)
+    for (int64_t d = 0; d < dim; d += kLanes)
+      store(total + d, add(load(total + d), load(sums[i] + offset + d)));
   if (dtype == Dtype::float32) {
     float* const output = static_cast<float*>(gradient) + first;
     for (int64_t d = 0; d < dim; ++d) output[d] = total[d] * factor;

@@ -78,10 +78,13 @@ constexpr int64_t kMinHandedOutWork = 1 << 17;
 constexpr int64_t kGradientBlockRows = 48;
 // Rows that one task packs; a multiple of a query block.
 constexpr int64_t kGradientChunkRows = 240;
-// Tasks to aim for, so that any usual number of cores has work to the end although masks make tasks
-// unequal, and bytes of the heads that run at once.
+// Tasks of a call to aim for, so that any usual number of cores has work to the end although masks
+// make tasks unequal.
 constexpr int64_t kMinGradientTasks = 16;
-constexpr int64_t kMaxGradientBytes = 16 << 20;
+// As many heads run at once as have this many tasks or bytes per thread: each step waits for the
+// one before it, and what it wrote should still be in L2.
+constexpr int64_t kGradientTasksPerThread = 2;
+constexpr int64_t kGradientBytesPerThread = 2 << 20;
 // Rows of a head are split only where there are few other tasks, and into no fewer than these.
 constexpr int64_t kMinGradientSplitRows = 2 * kGradientChunkRows;
 
