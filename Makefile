@@ -86,7 +86,7 @@ sanitize: $(VENV)/dev ## run the C++ tests under the sanitizers of addresses, un
 	  build=build/sanitize/$${sanitizer%%,*}; \
 	  cmake -S . -B $$build -DCMAKE_BUILD_TYPE=Debug -DKEYWISE_SANITIZE=$$sanitizer $(CMAKE_PYTHON) > /dev/null && \
 	  cmake --build $$build --target native_tests --parallel && \
-	  $$build/schedule_test && $$build/quantised_test && $$build/attention_test || exit 1; \
+	  $$build/schedule_test && $$build/quantised_test && $$build/attention_test && $$build/backward_test || exit 1; \
 	done
 
 fuzz: $(VENV)/dev ## mutate files, texts and arrays and look for crashes; FUZZ names targets and options

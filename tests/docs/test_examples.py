@@ -64,7 +64,8 @@ def start_server(folder: Path) -> ServerProcess:
 
 
 def run_blocks(page: Path, tmp_path: Path, server: ServerProcess | None) -> None:
-    names: dict[str, object] = {"__name__": page.stem}
+    module = f"{page.stem}_page"  # a page may have the name of a package
+    names: dict[str, object] = {"__name__": module}
     for line, block_code in find_python_blocks(page):
         code = block_code if server is None else block_code.replace("http://127.0.0.1:7345", server.address)
         if ">>>" in code:
@@ -74,6 +75,6 @@ def run_blocks(page: Path, tmp_path: Path, server: ServerProcess | None) -> None
             names.update(test.globs)
         else:
             # Blank lines before the code make a traceback name the page's own line.
-            block = tmp_path / f"{page.stem}.py"
+            block = tmp_path / f"{module}.py"
             block.write_text("\n" * (line - 1) + code, encoding="utf-8")
-            names = runpy.run_path(str(block), init_globals=names, run_name=page.stem)
+            names = runpy.run_path(str(block), init_globals=names, run_name=module)
