@@ -1,7 +1,7 @@
 """`keywise serve`: a local server with a page and the APIs of language models."""
 
 import webbrowser
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,6 +15,9 @@ from keywise.models import SentenceEncoder
 from keywise.models.loading import load_model
 from keywise.util.optional_imports import require_modules
 from keywise.util.paths import locate_data_folder
+
+if TYPE_CHECKING:
+    from keywise import Library
 
 SERVE_EXAMPLES = """
 Examples:
@@ -130,7 +133,7 @@ def serve(  # noqa: PLR0917 - each is an argument or option of the command
         print_notice("stopped")
 
 
-def _open_library(path: str | None) -> "keywise.Library | None":
+def _open_library(path: str | None) -> "Library | None":
     if path is None:
         return None
     try:
