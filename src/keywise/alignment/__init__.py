@@ -1,0 +1,16 @@
+"""Word alignments: which source words a translation attends to, and when words are spoken.
+
+Importing this package loads neither torch nor transformers; they are imported by the first call that needs them.
+"""
+
+from keywise.alignment.align import align, find_heads
+from keywise.alignment.heads import AlignmentHead, AlignmentHeads
+from keywise.alignment.result import Alignment
+
+__all__ = [
+    "Alignment",
+    "AlignmentHead",
+    "AlignmentHeads",
+    "align",
+    "find_heads",
+]
