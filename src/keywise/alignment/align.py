@@ -26,6 +26,8 @@ from keywise.alignment.links import (
     list_links,
     score_words,
     select_links,
+)
+from keywise.alignment.links import (
     symmetrise as combine_links,
 )
 from keywise.alignment.result import Alignment
@@ -147,7 +149,7 @@ def get_sizes(model: Any) -> tuple[int, int]:
     model : transformers.PreTrainedModel
         An encoder-decoder or a causal language model.
     """
-    config = model.config.get_text_config(decoder=True)
+    config = model.config if model.config.is_encoder_decoder else model.config.get_text_config()
     layers = [getattr(config, name, None) for name in ("decoder_layers", "num_decoder_layers", "num_hidden_layers")]
     heads = [getattr(config, name, None) for name in ("decoder_attention_heads", "num_attention_heads")]
     return next(int(count) for count in layers if count), next(int(count) for count in heads if count)
@@ -172,9 +174,7 @@ def find_heads(loaded: LoadedModel) -> AlignmentHeads | None:
     >>> find_heads(load_model("Qwen2.5-0.5B-Instruct.gguf")).is_tuned  # doctest: +SKIP
     True
     """
-    digests = fingerprint(
-        loaded.model, loaded.tokenizer, folder=loaded.folder, weights_file=loaded.weights_file
-    )
+    digests = fingerprint(loaded.model, loaded.tokenizer, folder=loaded.folder, weights_file=loaded.weights_file)
     return find_tuned_heads(digests)
 
 
@@ -213,7 +213,8 @@ def align(
         ``alignment_heads`` of the model's generation config, else all heads are ranked on this pair without labels,
         and the result says that they are untuned.
     languages : (str, str), optional
-        Names of the languages, such as ``("English", "French")``, for the template of a causal language model.
+        Names of the languages, such as ``("English", "French")``, for the template of a causal language model, or
+        their codes for a tokenizer with several languages.
     reverse : True or (model, tokenizer), optional
         Also read the target as source: True for the same causal language model, or a model that translates in the
         other direction, whose heads are `heads.backward`.
@@ -252,8 +253,8 @@ def align(
     reader = PairReader(model, tokenizer, languages=languages, template=template, reverse=reverse)
     source_words, target_words = split_words("source", source, words), split_words("target", target, words)
     chosen = choose_heads(reader, source_words, target_words, heads)
-    forward, backward = reader.read(source_words, target_words, chosen)
-    return make_alignment(reader, source_words, target_words, chosen, forward, backward, symmetrise)
+    weights = reader.read(source_words, target_words, chosen)
+    return make_alignment(reader, source_words, target_words, chosen, weights, symmetrise=symmetrise)
 
 
 def choose_heads(
@@ -279,15 +280,17 @@ def choose_heads(
         A head is out of range, or there are none for the other direction.
     """
     layers, per_layer = get_sizes(reader.model)
-    named = getattr(reader.model.generation_config, "alignment_heads", None)
-    if heads is not None or named is not None:
-        argument = "heads" if heads is not None else "alignment_heads"
-        chosen = check_heads(argument, heads if heads is not None else named, layers=layers, heads_per_layer=per_layer)
+    argument = "heads"
+    if heads is None:
+        argument, heads = "alignment_heads", getattr(reader.model.generation_config, "alignment_heads", None)
+    if heads is not None:
+        chosen = check_heads(argument, heads, layers=layers, heads_per_layer=per_layer)
         if reader.goes_both_ways and not chosen.backward:
             raise OptionError("heads", "must have backward heads for reverse", remedy="tune them in both directions")
         return chosen
-    short = [Words(each.text, each.spans[:RANKED_WORDS]) for each in (source, target)]
-    return rank_heads([reader.read(*short, reader.list_all_heads())], reader.list_all_heads())
+    all_heads = reader.list_all_heads()
+    first_words = [Words(each.text, each.spans[:RANKED_WORDS]) for each in (source, target)]
+    return rank_heads([reader.read(first_words[0], first_words[1], all_heads)], all_heads)
 
 
 def make_alignment(
@@ -295,8 +298,8 @@ def make_alignment(
     source: Words,
     target: Words,
     heads: AlignmentHeads,
-    forward: Matrix,
-    backward: Matrix | None,
+    weights: tuple[Matrix, Matrix | None],
+    *,
     symmetrise: str = "score",
 ) -> Alignment:
     """Return the alignment of a pair from its weights.
@@ -309,11 +312,12 @@ def make_alignment(
         The words.
     heads : AlignmentHeads
         The heads of the weights.
-    forward, backward : float32 arrays
+    weights : (float32 array, float32 array or None)
         From `PairReader.read`.
     symmetrise : str
         As in `align`.
     """
+    forward, backward = weights
     if backward is None or symmetrise == "score":
         rule = heads.get_rule(FORWARD if backward is None else BOTH)
         scores = score_words(forward, backward, rule)
@@ -332,14 +336,14 @@ def make_alignment(
     dropped_target = _find_dropped(encoded.query_words, len(target.spans))
     is_link[:, list(dropped_source)] = False
     is_link[list(dropped_target)] = False
-    weights = np.asarray(forward.mean(0), np.float32)
+    mean = np.asarray(forward.mean(0), np.float32)
     return Alignment(
         source=source.words,
         target=target.words,
-        weights=weights,
+        weights=mean,
         scores=scores,
         links=list_links(is_link),
-        null=np.asarray(np.maximum(1 - weights.sum(1), 0), np.float32),
+        null=np.asarray(np.maximum(1 - mean.sum(1), 0), np.float32),
         heads=heads,
         dropped_source=dropped_source,
         dropped_target=dropped_target,

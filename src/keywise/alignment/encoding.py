@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -64,7 +65,8 @@ def encode_pair(
     source, target : Words
         The words.
     languages : (str, str), optional
-        Names of the two languages, for the template of a causal language model.
+        Names of the two languages for the template of a causal language model, or their codes for a tokenizer with
+        several languages.
     template : str, optional
         What a causal language model reads, with ``{source}`` before ``{target}``; default `DEFAULT_TEMPLATE`.
 
@@ -73,11 +75,12 @@ def encode_pair(
     ModelError
         The model has neither cross-attention nor causal attention.
     OptionError
-        The tokenizer drops every word of a text, a text is longer than the model's positions, or the template lacks a
-        place.
+        The tokenizer drops every word of a text or does not know a language, a text is longer than the model's
+        positions, or the template lacks a place.
     """
     if model.config.is_encoder_decoder:
-        pair = _encode_for_translation(model, tokenizer, source, target)
+        with use_languages(tokenizer, languages):
+            pair = _encode_for_translation(model, tokenizer, source, target)
     elif is_causal_model(model):
         pair = _encode_for_template(tokenizer, source, target, languages, template)
     else:
@@ -91,6 +94,52 @@ def encode_pair(
             raise OptionError(argument, "must have a word that the tokenizer keeps; it drops all of them")
     _check_lengths(model, pair)
     return pair
+
+
+@contextmanager
+def use_languages(tokenizer: Any, languages: tuple[str, str] | None) -> Iterator[None]:
+    """Set the languages of a tokenizer that has several inside the block; others have none to set.
+
+    Parameters
+    ----------
+    tokenizer : transformers tokenizer
+        The tokenizer.
+    languages : (str, str) or None
+        Codes of the source and the target language, as the tokenizer writes them; None for those that are set.
+
+    Raises
+    ------
+    OptionError
+        The tokenizer does not know a language.
+    """
+    if languages is None or not hasattr(tokenizer, "src_lang"):
+        yield
+        return
+    previous = tokenizer.src_lang, tokenizer.tgt_lang
+    try:
+        for name, language in zip(("src_lang", "tgt_lang"), languages, strict=True):
+            _set_language(tokenizer, name, language)
+        yield
+    finally:
+        tokenizer.src_lang, tokenizer.tgt_lang = previous
+
+
+def _set_language(tokenizer: Any, name: str, language: str) -> None:
+    known = [token for token in tokenizer.all_special_tokens if language in (token, token.strip("_"))]
+    if not known:
+        raise OptionError(
+            "languages",
+            f"must be codes that {type(tokenizer).__name__} knows",
+            got=language,
+            remedy=_list_codes(tokenizer),
+        )
+    setattr(tokenizer, name, language)
+
+
+def _list_codes(tokenizer: Any) -> str:
+    """Return some codes of a tokenizer, as advice."""
+    codes = [token.strip("_") for token in tokenizer.all_special_tokens if not token.startswith("<")]
+    return f"such as {', '.join(codes[:6])}" if codes else ""
 
 
 def is_causal_model(model: Any) -> bool:

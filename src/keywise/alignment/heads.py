@@ -63,7 +63,8 @@ class LinkRule:
     """How the weights of a pair's words become scores and links.
 
     Without coefficients a score is the mean weight of the heads. With coefficients it is the probability of a link:
-    the logistic function of the bias and the weighted features of `keywise.alignment.links.compute_features`.
+    the logistic function of the bias and the weighted features of `keywise.alignment.links.compute_features`. A second
+    logistic function of the same features and of the first one's scores around a pair corrects it.
 
     Attributes
     ----------
@@ -75,6 +76,10 @@ class LinkRule:
         One for each feature; empty for the mean.
     bias
         Added to the weighted features.
+    context_coefficients
+        One for each feature, and one for each of `keywise.alignment.links.compute_context`; empty for no second step.
+    context_bias
+        Added to the weighted features of the second step.
 
     Examples
     --------
@@ -87,6 +92,8 @@ class LinkRule:
     mutual_threshold: float = 0.1
     coefficients: tuple[float, ...] = ()
     bias: float = 0.0
+    context_coefficients: tuple[float, ...] = ()
+    context_bias: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -326,9 +333,14 @@ def _read_rules(values: Any) -> dict[str, LinkRule]:
             mutual_threshold=value["mutual_threshold"],
             coefficients=tuple(value["coefficients"]),
             bias=value["bias"],
+            context_coefficients=tuple(value["context_coefficients"]),
+            context_bias=value["context_bias"],
         )
-        numbers = (rule.threshold, rule.mutual_threshold, rule.bias, *rule.coefficients)
-        if direction not in DIRECTIONS or not all(type(number) is float and math.isfinite(number) for number in numbers):
+        limits = (rule.threshold, rule.mutual_threshold, rule.bias, rule.context_bias)
+        numbers = (*limits, *rule.coefficients, *rule.context_coefficients)
+        if direction not in DIRECTIONS or not all(
+            type(number) is float and math.isfinite(number) for number in numbers
+        ):
             raise ValueError(f"{direction!r:.40} has no rule of finite numbers")
         rules[direction] = rule
     return rules

@@ -90,6 +90,39 @@ def measure_distance(targets: int, sources: int) -> Matrix:
     return np.abs(target[:, None] - source).astype(np.float32)
 
 
+def compute_context(scores: Matrix) -> NDArray[np.float32]:
+    """Return features of each pair of words from the scores around it.
+
+    These are the mean scores of the two neighbours on both diagonals, in the row and in the column; the score beside
+    the largest of its column and of its row; the sums of the others in the column and in the row; and the score itself.
+
+    Parameters
+    ----------
+    scores : float32 array [target words, source words]
+        Scores.
+
+    Returns
+    -------
+    float32 array [9, target words, source words]
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> compute_context(np.eye(3, dtype=np.float32))[0].diagonal().tolist()
+    [0.5, 1.0, 0.5]
+    """
+    padded = np.pad(scores, 1)
+    neighbours = [
+        padded[:-2, :-2] + padded[2:, 2:],
+        padded[:-2, 2:] + padded[2:, :-2],
+        padded[:-2, 1:-1] + padded[2:, 1:-1],
+        padded[1:-1, :-2] + padded[1:-1, 2:],
+    ]
+    rivals = [scores / (scores.max(axis, keepdims=True) + _TINY) for axis in (0, 1)]
+    rivals += [scores.sum(axis, keepdims=True) - scores for axis in (0, 1)]
+    return np.stack([*(each / 2 for each in neighbours), *rivals, scores]).astype(np.float32)
+
+
 def score_words(forward: Matrix | None, backward: Matrix | None, rule: LinkRule) -> Matrix:
     """Return the score of each pair of words.
 
@@ -112,21 +145,29 @@ def score_words(forward: Matrix | None, backward: Matrix | None, rule: LinkRule)
     """
     if rule.coefficients:
         features = compute_features(forward, backward)
-        if len(rule.coefficients) != len(features):
-            raise OptionError(
-                "heads",
-                f"must have {len(features)} coefficients for their features",
-                got=len(rule.coefficients),
-                remedy="create them again with `keywise tune --alignments`",
-            )
-        log_odds = np.tensordot(np.array(rule.coefficients), features, 1) + rule.bias
-        return np.asarray(0.5 + 0.5 * np.tanh(0.5 * log_odds), np.float32)
+        scores = _apply_logistic(features, rule.coefficients, rule.bias)
+        if rule.context_coefficients:
+            features = np.concatenate([features, compute_context(scores)])
+            scores = _apply_logistic(features, rule.context_coefficients, rule.context_bias)
+        return scores
     means = []
     if forward is not None:
         means.append(normalise_rows(forward).mean(0))
     if backward is not None:
         means.append(normalise_rows(backward).mean(0).T)
     return np.asarray(means[0] if len(means) == 1 else np.sqrt(means[0] * means[1]), np.float32)
+
+
+def _apply_logistic(features: NDArray[np.float32], coefficients: Sequence[float], bias: float) -> Matrix:
+    if len(coefficients) != len(features):
+        raise OptionError(
+            "heads",
+            f"must have {len(features)} coefficients for their features",
+            got=len(coefficients),
+            remedy="create them again with `keywise tune --alignments`",
+        )
+    log_odds = np.tensordot(np.array(coefficients), features, 1) + bias
+    return np.asarray(0.5 + 0.5 * np.tanh(0.5 * log_odds), np.float32)
 
 
 def select_links(scores: Matrix, threshold: float, mutual_threshold: float) -> NDArray[np.bool_]:

@@ -32,8 +32,8 @@ def make_table(alignment: Alignment) -> RenderableType:
         The alignment.
     """
     require_modules("app", "rich")
-    from rich.table import Table  # noqa: PLC0415 - optional
-    from rich.text import Text  # noqa: PLC0415 - optional
+    from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=None, pad_edge=False)
     table.add_column("target")
@@ -98,7 +98,7 @@ def write_page(alignments: Sequence[Alignment], path: str | os.PathLike[str]) ->
 
 def _render(alignments: Sequence[Alignment], *, whole_page: bool) -> str:
     require_modules("app", "jinja2")
-    import jinja2  # noqa: PLC0415 - optional
+    import jinja2
 
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(files("keywise.alignment").joinpath(_TEMPLATE).read_text(encoding="utf-8"))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from keywise.alignment.heads import AlignmentHeads
 from keywise.alignment.links import Link, Matrix, format_pharaoh
+from keywise.alignment.report import make_matrix, make_table, write_page
 
 if TYPE_CHECKING:
     import numpy as np
@@ -108,8 +109,6 @@ class Alignment:
         --------
         >>> rich.print(alignment.table())  # doctest: +SKIP
         """
-        from keywise.alignment.report import make_table
-
         return make_table(self)
 
     def write_html(self, path: str | os.PathLike[str]) -> None:
@@ -129,11 +128,7 @@ class Alignment:
         --------
         >>> alignment.write_html("alignment.html")  # doctest: +SKIP
         """
-        from keywise.alignment.report import write_page
-
         write_page([self], path)
 
     def _repr_html_(self) -> str:
-        from keywise.alignment.report import make_matrix
-
         return make_matrix(self)

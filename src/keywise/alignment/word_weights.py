@@ -96,9 +96,7 @@ def _encode_source(model: Any, pair: EncodedPair) -> dict[str, Any]:
         return {"past_key_values": DynamicCache(config=model.config)}
     with torch.no_grad():
         encoded = model.get_encoder()(input_ids=torch.tensor([pair.encoder_ids]))
-    decoder_config = model.config.get_text_config(decoder=True)
-    caches = (DynamicCache(config=decoder_config), DynamicCache(config=decoder_config))
-    return {"encoder_outputs": encoded, "past_key_values": EncoderDecoderCache(*caches)}
+    return {"encoder_outputs": encoded, "past_key_values": EncoderDecoderCache(DynamicCache(), DynamicCache())}
 
 
 def _read_block(model: Any, ids: Any, options: dict[str, Any]) -> None:

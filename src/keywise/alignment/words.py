@@ -92,7 +92,7 @@ def split_words(argument: str, text: str | Sequence[str], rule: str = SPACE) -> 
 def _find_spans(text: str, rule: str) -> list[tuple[int, int]]:
     if rule == SPACE:
         return [match.span() for match in re.finditer(r"\S+", text)]
-    import regex  # noqa: PLC0415 - optional
+    import regex
 
     # A zero-width match between two words ends one and begins the next.
     cuts = [match.start() for match in regex.finditer(r"(?w)\b", text)]

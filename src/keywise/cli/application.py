@@ -7,6 +7,7 @@ import typer
 
 import keywise
 from keywise.cli import cache, library, models
+from keywise.cli.align import ALIGN_EXAMPLES, align
 from keywise.cli.ask import ASK_EXAMPLES, ask
 from keywise.cli.check import CHECK_EXAMPLES, check
 from keywise.cli.command import Command
@@ -23,6 +24,7 @@ def make_application() -> typer.Typer:
     application.callback()(define_common_options)
     application.command(cls=Command, epilog=ASK_EXAMPLES)(ask)
     application.command(cls=Command, epilog=CHECK_EXAMPLES)(check)
+    application.command(cls=Command, epilog=ALIGN_EXAMPLES)(align)
     application.command("info", cls=Command)(show_info)
     application.command(cls=Command, epilog=TUNE_EXAMPLES)(tune)
 

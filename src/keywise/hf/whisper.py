@@ -136,9 +136,7 @@ def _refuse_guessed_tokens(keywords: dict[str, Any], config: Any) -> None:
     """Raise an error for generation in which a step has several tokens, whose rows are not recorded."""
     for name in ("assistant_model", "prompt_lookup_num_tokens"):
         if keywords.get(name) is not None or getattr(config, name, None) is not None:
-            raise ModelError(
-                name, "cannot be combined with return_token_timestamps", remedy="leave one of them out"
-            )
+            raise ModelError(name, "cannot be combined with return_token_timestamps", remedy="leave one of them out")
 
 
 def _generate_with_fallback(original: Callable[..., Any], model: Any, *args: Any, **keywords: Any) -> Any:
@@ -163,7 +161,7 @@ def _record_rows(timing: _Timing, heads: Sequence[Sequence[int]]) -> Iterator[No
     timing.record = None
 
 
-def _extract_token_timestamps(
+def _extract_token_timestamps(  # noqa: PLR0917 - transformers calls it this way
     original: Callable[..., Any],
     model: Any,
     generate_outputs: Any,

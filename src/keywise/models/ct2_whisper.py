@@ -118,9 +118,7 @@ def build_ct2_whisper(file: Ct2File, config: Any, dtype: Any) -> Any:
 
     with torch.device("meta"):
         model = WhisperForConditionalGeneration(config)
-    tensors = {
-        name: torch.from_numpy(values).to(dtype) for name, values in _read_weights(file, config)
-    }
+    tensors = {name: torch.from_numpy(values).to(dtype) for name, values in _read_weights(file, config)}
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items() if name != "proj_out.weight"}
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     for name in sorted(expected.keys() | found.keys()):
@@ -219,7 +217,7 @@ def _make_config(sizes: _Sizes, ids: dict[str, int]) -> dict[str, Any]:
 
 def _make_generation_config(settings: dict[str, Any], sizes: _Sizes, ids: dict[str, int]) -> dict[str, Any]:
     end = ids["<|endoftext|>"]
-    config = {
+    config: dict[str, Any] = {
         "bos_token_id": end,
         "eos_token_id": end,
         "pad_token_id": end,
@@ -254,8 +252,10 @@ def _check_heads(heads: Any, sizes: _Sizes) -> list[list[int]]:
     """Return the alignment heads of a configuration, or raise."""
     limits = (sizes.decoder_layers, sizes.decoder_heads)
     for head in heads if isinstance(heads, list) else [None]:
-        is_pair = isinstance(head, list) and len(head) == len(limits) and all(type(number) is int for number in head)
-        if not is_pair or not all(0 <= number < limit for number, limit in zip(head, limits, strict=True)):
+        numbers = head if isinstance(head, list) and all(type(number) is int for number in head) else []
+        if len(numbers) != len(limits) or not all(
+            0 <= number < limit for number, limit in zip(numbers, limits, strict=True)
+        ):
             rule = f"must be pairs of a layer below {limits[0]} and a head below {limits[1]}"
             raise ModelFileError(f"alignment_heads of {CONFIG} {rule}, got {head!r:.80}")
     return list(heads)

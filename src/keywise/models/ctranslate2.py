@@ -1,6 +1,7 @@
 """Files of weights that CTranslate2 converts models to (``model.bin``): named arrays and aliases.
 
-The file is read as data: nothing in it is run. Format: ``ctranslate2/specs/model_spec.py`` of CTranslate2, versions 4 to 6.
+The file is read as data: nothing in it is run. ``ctranslate2/specs/model_spec.py`` of CTranslate2 writes it, in the
+versions 4 to 6.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from keywise.errors import OptionError, ShapeError
 from keywise.util.checks import check_int
 
+
 def warp_time(costs: NDArray[Any]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """Return the cheapest monotonic path through a matrix of costs.
 
