@@ -55,4 +55,6 @@ def make_tokenizer(*, language: str | None = None, end: str | None = "</s>") -> 
     special = [(name, vocabulary[name]) for name in (language, end) if name is not None]
     template = " ".join(name for name in (language, "$A", end) if name is not None)
     tokenizer.post_processor = TemplateProcessing(single=template, special_tokens=special)
-    return hf.PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", eos_token="</s>", pad_token="<pad>")
+    return hf.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="<unk>", eos_token="</s>", pad_token="<pad>"
+    )

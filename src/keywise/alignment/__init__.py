@@ -6,11 +6,16 @@ Importing this package loads neither torch nor transformers; they are imported b
 from keywise.alignment.align import align, find_heads
 from keywise.alignment.heads import AlignmentHead, AlignmentHeads
 from keywise.alignment.result import Alignment
+from keywise.alignment.speech import word_timestamps
+from keywise.alignment.transcript import TimedWord, Transcript
 
 __all__ = [
     "Alignment",
     "AlignmentHead",
     "AlignmentHeads",
+    "TimedWord",
+    "Transcript",
     "align",
     "find_heads",
+    "word_timestamps",
 ]

@@ -96,7 +96,9 @@ def align(  # noqa: PLR0917 - each is an option of the command
         for number, (source_words, target_words) in enumerate(read):
             chosen = choose_heads(reader, source_words, target_words, known)
             weights = reader.read(source_words, target_words, chosen)
-            alignments.append(make_alignment(reader, source_words, target_words, chosen, weights, symmetrise=symmetrise))
+            alignments.append(
+                make_alignment(reader, source_words, target_words, chosen, weights, symmetrise=symmetrise)
+            )
             progress(number + 1, len(read))
     if not alignments[0].heads.is_tuned:
         notices.print("keywise: the heads are untuned; see `keywise tune --alignments`", highlight=False)

@@ -40,13 +40,14 @@ class _Timing:
     ----------
     model : transformers.WhisperForConditionalGeneration
         The model.
-    collects_weights : bool
-        Whether the caller asks for attention weights too.
+    collects_weights, collects_scores : bool
+        Whether the caller asks for attention weights and for the scores of tokens.
     """
 
-    def __init__(self, model: Any, *, collects_weights: bool) -> None:
+    def __init__(self, model: Any, *, collects_weights: bool, collects_scores: bool) -> None:
         self.model = model
         self.collects_weights = collects_weights
+        self.collects_scores = collects_scores
         self.record: StatsRecord | None = None
         self._parts = [(part, part.config._attn_implementation) for part in list_parts(model)]
 
@@ -122,8 +123,13 @@ def _generate(original: Callable[..., Any], model: Any, *args: Any, **keywords: 
     others = arguments.get("kwargs", {})
     config = arguments.get("generation_config") or model.generation_config
     _refuse_guessed_tokens(others, config)
-    collects_weights = bool(others.get("output_attentions") or config.output_attentions)
-    timing = _Timing(model, collects_weights=collects_weights)
+    timing = _Timing(
+        model,
+        collects_weights=bool(others.get("output_attentions") or config.output_attentions),
+        # The fallback to other temperatures reads the scores.
+        collects_scores=bool(others.get("output_scores") or config.output_scores)
+        or arguments.get("logprob_threshold") is not None,
+    )
     token = _active_timing.set(timing)
     try:
         return original(model, *args, **keywords)
@@ -146,6 +152,7 @@ def _generate_with_fallback(original: Callable[..., Any], model: Any, *args: Any
     config = inspect.signature(original).bind(model, *args, **keywords).arguments["generation_config"]
     timing.restore_attention()
     config.output_attentions = timing.collects_weights
+    config.output_scores = timing.collects_scores
     with _record_rows(timing, config.alignment_heads):
         return original(model, *args, **keywords)
 
