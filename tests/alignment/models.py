@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 import transformers as hf
 from tokenizers import Tokenizer, pre_tokenizers
-from tokenizers.models import WordPiece
+from tokenizers.models import WordLevel, WordPiece
 from tokenizers.processors import TemplateProcessing
 
 from tests.support.models import ENCODER_DECODER, VOCABULARY, draw_weights, make_model
@@ -58,3 +59,43 @@ def make_tokenizer(*, language: str | None = None, end: str | None = "</s>") -> 
     return hf.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, unk_token="<unk>", eos_token="</s>", pad_token="<pad>"
     )
+
+
+DICTIONARY = {
+    "the": "la", "red": "rouge", "house": "maison", "old": "vieille", "white": "blanche", "stands": "reste",
+    "door": "porte", "closed": "close", "here": "ici", "still": "encore",
+}  # fmt: skip
+
+
+def make_dictionary_translator() -> tuple[Any, Any]:
+    """Build an encoder-decoder whose only cross-attention head attends from each word to its translation."""
+    names = ["<pad>", "<s>", "</s>", "<unk>", *DICTIONARY, *DICTIONARY.values()]
+    sizes = {**ENCODER_DECODER, "encoder_layers": 1, "decoder_layers": 1, "decoder_attention_heads": 1}
+    model = hf.MarianMTModel(hf.MarianConfig(**sizes, max_position_embeddings=64)).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            # Only embeddings, norms and the scores of cross-attention remain.
+            if "layer_norm" not in name:
+                parameter.zero_()
+        embeddings = model.model.shared.weight
+        embeddings[: len(names)] = torch.eye(len(names), embeddings.shape[1])
+        cross = model.model.decoder.layers[0].encoder_attn
+        cross.k_proj.weight.copy_(torch.eye(embeddings.shape[1]))
+        for source, target in DICTIONARY.items():
+            cross.q_proj.weight[names.index(source), names.index(target)] = 10.0
+    tokenizer = Tokenizer(WordLevel({name: number for number, name in enumerate(names)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.post_processor = TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 2)])
+    return model, hf.PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", eos_token="</s>")
+
+
+def draw_dictionary_pairs(count: int) -> list[tuple[list[str], list[str], list[tuple[int, int]]]]:
+    """Draw sentences, their translations in another order, and the links between their words."""
+    generator = np.random.default_rng(4)
+    pairs = []
+    for _ in range(count):
+        source = [str(word) for word in generator.permutation(list(DICTIONARY))[: generator.integers(3, 9)]]
+        order = [int(number) for number in generator.permutation(len(source))]
+        target = [DICTIONARY[source[number]] for number in order]
+        pairs.append((source, target, sorted((number, place) for place, number in enumerate(order))))
+    return pairs

@@ -12,7 +12,15 @@ from keywise.alignment.encoding import encode_pair
 from keywise.alignment.word_weights import record_word_weights
 from keywise.alignment.words import split_words
 from keywise.errors import DtypeError, ModelError, OptionError
-from tests.alignment.models import SOURCE, TARGET, TRANSLATORS, make_tokenizer, make_translator
+from tests.alignment.models import (
+    SOURCE,
+    TARGET,
+    TRANSLATORS,
+    draw_dictionary_pairs,
+    make_dictionary_translator,
+    make_tokenizer,
+    make_translator,
+)
 from tests.support.models import make_model
 
 TOLERANCE = 2e-6
@@ -181,3 +189,34 @@ def test_template_needs_source_before_target():
     with pytest.raises(OptionError) as raised:
         align(make_model("llama"), make_tokenizer(), SOURCE, TARGET, heads=[(0, 0)], template="{target} {source}")
     assert raised.value.argument == "template"
+
+
+def test_planted_dictionary_is_found_without_error():
+    model, tokenizer = make_dictionary_translator()
+    for source, target, links in draw_dictionary_pairs(20):
+        alignment = align(model, tokenizer, source, target, heads=[(0, 0)])
+        assert list(alignment.links) == links, (source, target)
+
+
+def test_memory_is_linear_in_rows_and_words():
+    """The rows of one block are as large for all layers together as the block is long."""
+    model, tokenizer = keywise.hf.use(make_model("llama")), make_tokenizer(end=None)
+    model.config.max_position_embeddings = 4096
+    source, target = split_words("source", ["the"] * 500), split_words("target", ["das"] * 500)
+    pair = encode_pair(model, tokenizer, source, target)
+    counts = {"source_words": 500, "target_words": 500}
+    largest = 0
+    add = keywise.hf.recording.StatsCollector.add
+
+    def watch(collector, plan, stats):
+        nonlocal largest
+        output = add(collector, plan, stats)
+        recorded = [each.stats for each in collector.record]
+        assert all(stats.key_mass is None for stats in recorded)
+        largest = max(largest, sum(stats.segment_mass.numel() for stats in recorded))
+        return output
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(keywise.hf.recording.StatsCollector, "add", watch)
+        record_word_weights(model, pair, [AlignmentHead(0, 1), AlignmentHead(1, 2)], **counts, block_tokens=64)
+    assert largest <= 2 * 65 * 500

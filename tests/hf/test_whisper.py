@@ -30,7 +30,7 @@ def generate(model, features, attention, **options):
         (1, SHORT, {"max_new_tokens": 20}),
         (3, SHORT, {"max_new_tokens": 20}),
         (2, SHORT, {"max_new_tokens": 12, "num_beams": 3}),
-        (2, SHORT, {"max_new_tokens": 12, "num_beams": 2, "num_return_sequences": 2}),
+        (1, SHORT, {"max_new_tokens": 12, "num_beams": 2, "num_return_sequences": 2}),
         (1, SHORT, {"max_new_tokens": 1}),
         (2, SHORT, {"max_new_tokens": 20, "return_timestamps": True}),
         (2, LONG, {"max_new_tokens": 20, "return_timestamps": True, "return_segments": True}),

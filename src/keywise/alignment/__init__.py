@@ -8,6 +8,7 @@ from keywise.alignment.heads import AlignmentHead, AlignmentHeads
 from keywise.alignment.result import Alignment
 from keywise.alignment.speech import word_timestamps
 from keywise.alignment.transcript import TimedWord, Transcript
+from keywise.alignment.translate import Translation, translate
 
 __all__ = [
     "Alignment",
@@ -15,7 +16,9 @@ __all__ = [
     "AlignmentHeads",
     "TimedWord",
     "Transcript",
+    "Translation",
     "align",
     "find_heads",
+    "translate",
     "word_timestamps",
 ]

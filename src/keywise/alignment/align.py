@@ -74,6 +74,7 @@ class PairReader:
         reverse: Any = None,
     ) -> None:
         self.model = model
+        self.languages = languages
         self.template = template
         self._forward = (model, tokenizer, languages)
         self._backward: tuple[Any, Any, Any] | None = None
@@ -93,6 +94,22 @@ class PairReader:
     def goes_both_ways(self) -> bool:
         """Whether pairs are also read from target to source."""
         return self._backward is not None
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """Number of the layers that lead from target to source, and of their query heads."""
+        return get_sizes(self.model)
+
+    def find_named_heads(self) -> AlignmentHeads | None:
+        """Return the ``alignment_heads`` of the model's generation config, or None.
+
+        Raises
+        ------
+        OptionError
+            One is out of range.
+        """
+        named = getattr(self.model.generation_config, "alignment_heads", None)
+        return None if named is None else check_heads("alignment_heads", named, *self.sizes)
 
     def encode(self, source: Words, target: Words) -> list[EncodedPair]:
         """Return the tokens of a pair, in one direction or both.
@@ -279,12 +296,8 @@ def choose_heads(
     OptionError
         A head is out of range, or there are none for the other direction.
     """
-    layers, per_layer = get_sizes(reader.model)
-    argument = "heads"
-    if heads is None:
-        argument, heads = "alignment_heads", getattr(reader.model.generation_config, "alignment_heads", None)
-    if heads is not None:
-        chosen = check_heads(argument, heads, layers=layers, heads_per_layer=per_layer)
+    chosen = reader.find_named_heads() if heads is None else check_heads("heads", heads, *reader.sizes)
+    if chosen is not None:
         if reader.goes_both_ways and not chosen.backward:
             raise OptionError("heads", "must have backward heads for reverse", remedy="tune them in both directions")
         return chosen

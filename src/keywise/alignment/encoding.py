@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from keywise.alignment.words import Words, encode_text, encode_words, find_special_tokens
@@ -78,20 +78,17 @@ def encode_pair(
         The tokenizer drops every word of a text or does not know a language, a text is longer than the model's
         positions, or the template lacks a place.
     """
+    start = encode_source(model, tokenizer, source, languages=languages, template=template)
     if model.config.is_encoder_decoder:
         with use_languages(tokenizer, languages):
-            pair = _encode_for_translation(model, tokenizer, source, target)
-    elif is_causal_model(model):
-        pair = _encode_for_template(tokenizer, source, target, languages, template)
+            tokens = encode_words(tokenizer, target, is_target=True)
     else:
-        raise ModelError(
-            "model",
-            f"must be an encoder-decoder or a causal language model, got {type(model).__name__}",
-            remedy="its attention does not lead from a target to a source",
-        )
-    for argument, words in (("source", pair.key_words), ("target", pair.query_words)):
-        if all(word == NO_WORD for word in words):
-            raise OptionError(argument, "must have a word that the tokenizer keeps; it drops all of them")
+        tokens = encode_words(tokenizer, target)
+    if not tokens.ids:
+        raise OptionError("target", "must have a word that the tokenizer keeps; it drops all of them")
+    pair = replace(
+        start, decoder_ids=(*start.decoder_ids, *tokens.ids), query_words=(*start.query_words, *tokens.owners)
+    )
     _check_lengths(model, pair)
     return pair
 
@@ -142,6 +139,52 @@ def _list_codes(tokenizer: Any) -> str:
     return f"such as {', '.join(codes[:6])}" if codes else ""
 
 
+def encode_source(
+    model: Any,
+    tokenizer: Any,
+    source: Words,
+    *,
+    languages: tuple[str, str] | None = None,
+    template: str | None = None,
+) -> EncodedPair:
+    """Return the tokens in front of a target that a model shall write; no query belongs to a word yet.
+
+    Parameters
+    ----------
+    model, tokenizer, source, languages, template
+        As in `encode_pair`.
+
+    Raises
+    ------
+    ModelError, OptionError
+        As in `encode_pair`.
+    """
+    if not model.config.is_encoder_decoder and not is_causal_model(model):
+        raise ModelError(
+            "model",
+            f"must be an encoder-decoder or a causal language model, got {type(model).__name__}",
+            remedy="its attention does not lead from a target to a source",
+        )
+    if model.config.is_encoder_decoder:
+        with use_languages(tokenizer, languages):
+            before, after = find_special_tokens(tokenizer)
+            tokens = encode_words(tokenizer, source)
+            prefix = list_decoder_prefix(model, tokenizer)
+        encoder_ids = (*before, *tokens.ids, *after)
+        decoder_ids = tuple(prefix)
+        key_words = (*_no_words(before), *tokens.owners, *_no_words(after))
+    else:
+        opening, between = _encode_template(tokenizer, languages, template)
+        tokens = encode_words(tokenizer, source)
+        encoder_ids, decoder_ids = (), (*opening, *tokens.ids, *between)
+        key_words = (*_no_words(opening), *tokens.owners)
+    if not tokens.ids:
+        raise OptionError("source", "must have a word that the tokenizer keeps; it drops all of them")
+    pair = EncodedPair(encoder_ids, decoder_ids, key_words, _no_words(decoder_ids))
+    _check_lengths(model, pair)
+    return pair
+
+
 def is_causal_model(model: Any) -> bool:
     """Return whether a model is a causal language model.
 
@@ -176,22 +219,10 @@ def list_decoder_prefix(model: Any, tokenizer: Any) -> list[int]:
     return [int(start), *find_special_tokens(tokenizer, is_target=True)[0]]
 
 
-def _encode_for_translation(model: Any, tokenizer: Any, source: Words, target: Words) -> EncodedPair:
-    before, after = find_special_tokens(tokenizer)
-    prefix = list_decoder_prefix(model, tokenizer)
-    source_tokens = encode_words(tokenizer, source)
-    target_tokens = encode_words(tokenizer, target, is_target=True)
-    return EncodedPair(
-        encoder_ids=(*before, *source_tokens.ids, *after),
-        decoder_ids=(*prefix, *target_tokens.ids),
-        key_words=(*_no_words(before), *source_tokens.owners, *_no_words(after)),
-        query_words=(*_no_words(prefix), *target_tokens.owners),
-    )
-
-
-def _encode_for_template(
-    tokenizer: Any, source: Words, target: Words, languages: tuple[str, str] | None, template: str | None
-) -> EncodedPair:
+def _encode_template(
+    tokenizer: Any, languages: tuple[str, str] | None, template: str | None
+) -> tuple[list[int], list[int]]:
+    """Return the tokens in front of the source, and those between source and target."""
     text = DEFAULT_TEMPLATE if template is None else template
     if text.count(_SOURCE) != 1 or text.count(_TARGET) != 1 or text.index(_SOURCE) > text.index(_TARGET):
         raise OptionError("template", f"must have {_SOURCE} once and {_TARGET} once behind it", got=template)
@@ -203,21 +234,9 @@ def _encode_for_template(
     introduction, middle = introduction.removesuffix(" "), rest.split(_TARGET)[0].removesuffix(" ")
     before = find_special_tokens(tokenizer)[0] + encode_text(tokenizer, introduction)
     between = encode_text(tokenizer, middle)
-    source_tokens = encode_words(tokenizer, source)
-    target_tokens = encode_words(tokenizer, target)
-    if not before and not between:
-        raise OptionError("template", "must have text in front of the target", got=template)
-    return EncodedPair(
-        encoder_ids=(),
-        decoder_ids=(*before, *source_tokens.ids, *between, *target_tokens.ids),
-        key_words=(*_no_words(before), *source_tokens.owners),
-        query_words=(
-            *_no_words(before),
-            *_no_words(source_tokens.ids),
-            *_no_words(between),
-            *target_tokens.owners,
-        ),
-    )
+    if not between:
+        raise OptionError("template", "must have text between source and target", got=template)
+    return before, between
 
 
 def _no_words(tokens: Sequence[int]) -> tuple[int, ...]:

@@ -199,7 +199,7 @@ class AlignmentHeads:
 
 
 def check_heads(
-    argument: str, heads: AlignmentHeads | Iterable[AlignmentHead | Sequence[int]], *, layers: int, heads_per_layer: int
+    argument: str, heads: AlignmentHeads | Iterable[AlignmentHead | Sequence[int]], layers: int, heads_per_layer: int
 ) -> AlignmentHeads:
     """Return the heads that a user names, or raise.
 

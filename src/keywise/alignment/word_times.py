@@ -16,8 +16,6 @@ from keywise.util.time_warping import filter_median, warp_time
 FRAME_SECONDS: Final = 0.02
 """Length of an encoder frame."""
 
-# Whisper attends to a sound about four frames after it; measured on speech with known times (docs/alignment.md).
-LATENESS_SECONDS: Final = 0.08
 MEDIAN_FRAMES: Final = 3
 
 _STEP_SECONDS: Final = 0.01
@@ -30,11 +28,66 @@ _MIN_PAUSE_SECONDS: Final = 0.06
 _PAUSE_DISTANCE_SECONDS: Final = 0.15
 _CHANGE_DISTANCE_SECONDS: Final = 0.03
 _MIN_WORD_SECONDS: Final = 0.02
+_MAX_CHANGE_DECIBELS: Final = 20.0
+_CANDIDATE_SECONDS: Final = np.linspace(-0.2, 0.2, 41)
+"""Latenesses that are compared."""
+# Weight of the assumption that heads are on time, as decibels per square second of a word.
+_PUNCTUALITY: Final = 200.0
+_ASSUMED_WORDS: Final = 10
 
 Energies = NDArray[np.float64]
 
 
-def time_words(weights: NDArray[np.float32], words: Sequence[SpokenWord], samples: Samples) -> list[TimedWord]:
+class Lateness:
+    """How much later than a sound the alignment heads attend to it.
+
+    It differs by model: the energy of the sound changes most at the edges of words, so the lateness is the shift of all
+    edges at which these changes are largest.
+
+    Parameters
+    ----------
+    seconds : float, optional
+        The lateness, where it is known; negative if the heads are early.
+
+    Examples
+    --------
+    >>> from keywise.alignment.word_times import Lateness
+    >>> Lateness(0.08).seconds, Lateness().seconds
+    (0.08, 0.0)
+    """
+
+    def __init__(self, seconds: float | None = None) -> None:
+        self._known = seconds
+        self._scores = -_PUNCTUALITY * _ASSUMED_WORDS * _CANDIDATE_SECONDS**2
+
+    @property
+    def seconds(self) -> float:
+        """The lateness, from all edges so far."""
+        if self._known is not None:
+            return self._known
+        return float(_CANDIDATE_SECONDS[int(self._scores.argmax())])
+
+    def add(self, edges: NDArray[np.float64], energies: Energies) -> None:
+        """Count the edges of words in.
+
+        Parameters
+        ----------
+        edges : float64 array [edges]
+            Seconds at which words begin by the heads.
+        energies : float64 array
+            From `measure_energy`.
+        """
+        floor = np.percentile(energies, 95) - _PAUSE_DECIBELS
+        changes = np.abs(np.diff(np.maximum(energies, floor), n=1, prepend=floor, append=floor))
+        changes = np.minimum(changes[1:] + changes[:-1], _MAX_CHANGE_DECIBELS)
+        smooth = np.convolve(changes, np.full(5, 0.2), "same")
+        steps = np.rint((edges[:, None] - _CANDIDATE_SECONDS) / _STEP_SECONDS).astype(int)
+        self._scores += smooth[np.clip(steps, 0, smooth.size - 1)].sum(0)
+
+
+def time_words(
+    weights: NDArray[np.float32], words: Sequence[SpokenWord], samples: Samples, lateness: Lateness
+) -> list[TimedWord]:
     """Return the times of words.
 
     The cheapest monotonic path through the mean weights of the heads has the frames of each token. Edges of words are
@@ -48,6 +101,8 @@ def time_words(weights: NDArray[np.float32], words: Sequence[SpokenWord], sample
         The words.
     samples : float32 array [samples]
         The sound.
+    lateness : Lateness
+        That of the heads; the edges of this sound are counted in.
 
     Returns
     -------
@@ -57,15 +112,18 @@ def time_words(weights: NDArray[np.float32], words: Sequence[SpokenWord], sample
     if not words:
         return []
     duration = samples.size / SAMPLING_RATE_HERTZ
+    energies = measure_energy(samples)
     token_starts = _find_token_starts(weights)
-    edges = np.clip(token_starts - LATENESS_SECONDS, 0.0, duration)
+    lateness.add(np.array([token_starts[word.first] for word in words[1:]]), energies)
+    edges = np.clip(token_starts - lateness.seconds, 0.0, duration)
     starts = np.array([edges[word.first] for word in words])
     ends = np.array([edges[word.last] for word in words])
     ends[-1] = duration
-    _move_edges(starts, ends, measure_energy(samples), duration)
+    _move_edges(starts, ends, energies, duration)
     timed = []
     for word, start, end in zip(words, starts, ends, strict=True):
-        confidence = _measure_confidence(weights[:, word.first : word.last], float(start), float(end))
+        rows = weights[:, word.first : word.last]
+        confidence = _measure_confidence(rows, float(start) + lateness.seconds, float(end) + lateness.seconds)
         timed.append(TimedWord(word.text.strip(), float(start), float(end), confidence))
     return timed
 
@@ -143,8 +201,7 @@ def _find_change(energies: Energies, edge: float) -> float:
 
 
 def _measure_confidence(weights: NDArray[np.float32], start: float, end: float) -> float:
-    """Return the share of a word's weights that lies in its time."""
-    first = round((start + LATENESS_SECONDS) / FRAME_SECONDS) - 1
-    last = round((end + LATENESS_SECONDS) / FRAME_SECONDS) + 1
+    """Return the share of a word's weights that lies between two times, a frame more on each side."""
+    first, last = round(start / FRAME_SECONDS) - 1, round(end / FRAME_SECONDS) + 1
     inside = float(weights[:, :, max(first, 0) : last].sum())
     return inside / max(float(weights.sum()), _FLOOR)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -11,6 +10,7 @@ from numpy.typing import NDArray
 
 from keywise.alignment.encoding import NO_WORD, EncodedPair
 from keywise.alignment.heads import INPUT, AlignmentHead
+from keywise.hf.generated_rows import group_heads
 from keywise.hf.recording import record_stats
 from keywise.hf.stats_spec import StatsSpec
 
@@ -73,11 +73,8 @@ def record_word_weights(
 
 
 def _make_spec(model: Any, pair: EncodedPair, heads: Sequence[AlignmentHead]) -> StatsSpec:
-    by_layer: dict[int, list[int]] = defaultdict(list)
-    for each in heads:
-        by_layer[each.layer].append(each.head)
     return StatsSpec(
-        heads=by_layer,
+        heads=group_heads((each.layer, each.head) for each in heads),
         queries=slice(pair.first_query, len(pair.decoder_ids)),
         segment_ids=np.array(pair.key_words),
         top_k=0,

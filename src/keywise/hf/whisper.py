@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -19,6 +18,7 @@ import numpy as np
 
 from keywise.errors import ModelError
 from keywise.hf.compatibility import set_attention
+from keywise.hf.generated_rows import group_heads, select_beams, stack_steps
 from keywise.hf.parts import ATTENTION_NAME, list_parts
 from keywise.hf.recording import record_stats
 from keywise.hf.stats_record import StatsRecord
@@ -69,21 +69,12 @@ class _Timing:
         tensor [B, heads, steps, frames]
             Row 0 belongs to the last token of the prompt.
         """
-        import torch
-
         if self.record is None:
             raise ModelError("return_token_timestamps", "must be recorded while the model generates")
-        steps: dict[int, dict[int, Any]] = defaultdict(dict)
-        for each in self.record:
-            if each.layer is not None:
-                steps[each.layer][each.step] = (each.heads, each.stats.key_mass)
+        rows = stack_steps(self.record, heads, "key_mass")
         # A fallback at another temperature begins anew.
         self.record._records.clear()
-        rows = []
-        for layer, head in heads:
-            of_layer = steps[layer]
-            rows.append(torch.stack([mass[:, numbers.index(head)] for numbers, mass in of_layer.values()], dim=1))
-        return torch.stack(rows, dim=1)
+        return rows
 
 
 def adapt_generation(module: Any) -> None:
@@ -160,10 +151,7 @@ def _generate_with_fallback(original: Callable[..., Any], model: Any, *args: Any
 @contextmanager
 def _record_rows(timing: _Timing, heads: Sequence[Sequence[int]]) -> Iterator[None]:
     """Record the rows of the alignment heads inside the block."""
-    by_layer: dict[int, list[int]] = defaultdict(list)
-    for layer, head in heads:
-        by_layer[int(layer)].append(int(head))
-    with record_stats(timing.model, heads=by_layer, kind="cross", queries=1, top_k=0) as timing.record:
+    with record_stats(timing.model, heads=group_heads(heads), kind="cross", queries=1, top_k=0) as timing.record:
         yield
     timing.record = None
 
@@ -196,27 +184,6 @@ def _extract_token_timestamps(  # noqa: PLR0917 - transformers calls it this way
             # No row belongs to the last token, which mostly is the end of the text.
             timestamps[number, prompt:] = torch.from_numpy(np.append(times, times[-1]))
     return timestamps.to(sequences.device)
-
-
-def select_beams(rows: Any, beam_indices: Any) -> Any:
-    """Return the rows of weights of the beams that were chosen in the end.
-
-    Parameters
-    ----------
-    rows : tensor [B * beams, heads, steps, keys]
-        Rows of every step.
-    beam_indices : int tensor [B, tokens]
-        The row of the batch that each token was generated from, -1 after the end; from ``generate``.
-
-    Returns
-    -------
-    tensor [B, heads, steps of the longest text, keys]
-    """
-    import torch
-
-    length = int((beam_indices != -1).sum(-1).max())
-    chosen = beam_indices[:, :length].clamp(min=0)
-    return torch.stack([rows[chosen[:, step], :, step] for step in range(min(length, rows.shape[2]))], dim=2)
 
 
 def _list_frames(num_frames: Any, sequences: int, frames: int) -> list[int]:
