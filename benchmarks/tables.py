@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from benchmarks import cache, compare_tables, documents, evidence, library, memory, model, quality
+from benchmarks import cache, compare_tables, documents, evidence, library, memory, model, quality, speech
 from benchmarks.attention_tables import format_attention_tables
 from benchmarks.results import Run, read_run, read_text_file, write_file
 from benchmarks.summaries import SUMMARIES, format_summary
@@ -36,6 +36,7 @@ FORMATTERS = {
     "model": model.format_tables,
     "memory": memory.format_tables,
     "quality": quality.format_tables,
+    "speech": speech.format_tables,
     "cache": cache.format_tables,
     "evidence": evidence.format_tables,
     "library": library.format_tables,

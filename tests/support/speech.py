@@ -19,7 +19,7 @@ HEADS = [[0, 1], [1, 0], [1, 3]]
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 SPECIAL = ("<|endoftext|>", "<|startoftranscript|>", "<|en|>", "<|fr|>", "<|translate|>", "<|transcribe|>")
 SPECIAL += ("<|startoflm|>", "<|startofprev|>", "<|nospeech|>", "<|notimestamps|>")
-END = 2 * len(LETTERS)
+END = 2 * len(LETTERS) + 1
 TIMES = END + len(SPECIAL)
 POSITIONS = 1500
 
@@ -128,9 +128,9 @@ def list_ct2_arrays(model: Any, dtype: str = "float16") -> dict[str, np.ndarray]
 
 def make_tokenizer_json() -> dict[str, Any]:
     """Return the tokenizer.json of a tokenizer of letters, without the tokens of times."""
-    vocabulary = {letter: number for number, letter in enumerate([*LETTERS, *(f"Ġ{letter}" for letter in LETTERS)])}
+    pieces = [*LETTERS, *(f"Ġ{letter}" for letter in LETTERS), "Ġ"]
+    vocabulary = {piece: number for number, piece in enumerate(pieces)}
     merges = [["Ġ", letter] for letter in LETTERS]
-    vocabulary["Ġ"] = len(vocabulary) + len(SPECIAL) + POSITIONS + 5
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     added = [{"id": END + number, "content": name, **flags} for number, name in enumerate(SPECIAL)]
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}

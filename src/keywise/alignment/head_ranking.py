@@ -54,7 +54,7 @@ def _choose(heads: Sequence[Any], scores: NDArray[np.floating[Any]], count: int)
 def _score_nearness(forward: Matrix) -> NDArray[np.floating[Any]]:
     """Return for each head the mean of a prior around the diagonal, beside what even weights have."""
     targets, sources = forward.shape[1:]
-    prior = np.exp2(-DIAGONAL_DECAY * measure_distance(targets, sources))
+    prior = np.power(2.0, -DIAGONAL_DECAY * measure_distance(targets, sources))
     shares = normalise_rows(forward)
     return np.asarray(((shares * prior).sum(2) / prior.mean(1)).mean(1))
 

@@ -30,7 +30,7 @@ _MIN_SAMPLES: Final = 400
 TASKS: Final = ("transcribe", "translate")
 # By alignment heads; measured on speech with known times (`python -m benchmarks speech`). Those of other models are
 # estimated from the sound.
-_KNOWN_LATENESS_SECONDS: Final = {
+_KNOWN_LATENESS_SECONDS: Final[dict[tuple[tuple[int, int], ...], float]] = {
     # tiny.en
     ((1, 0), (2, 0), (2, 5), (3, 0), (3, 1), (3, 2), (3, 3), (3, 4)): 0.08,
     # base
