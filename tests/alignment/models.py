@@ -78,7 +78,8 @@ def make_dictionary_translator() -> tuple[Any, Any]:
             if "layer_norm" not in name:
                 parameter.zero_()
         embeddings = model.model.shared.weight
-        embeddings[: len(names)] = torch.eye(len(names), embeddings.shape[1])
+        # Far above the sinusoidal positions, which are made anew when the model is loaded.
+        embeddings[: len(names)] = 50 * torch.eye(len(names), embeddings.shape[1])
         cross = model.model.decoder.layers[0].encoder_attn
         cross.k_proj.weight.copy_(torch.eye(embeddings.shape[1]))
         for source, target in DICTIONARY.items():

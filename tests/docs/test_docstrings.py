@@ -19,6 +19,7 @@ PACKAGES = (
     "keywise.cache.file",
     "keywise.hf",
     "keywise.models",
+    "keywise.alignment",
     "keywise.documents",
     "keywise.library",
     "keywise.diagnosis",

@@ -177,6 +177,10 @@ class AlignmentHeads:
         weights : str
             The model's digest: ``keywise.models.fingerprint(...)["weights"]``.
 
+        Returns
+        -------
+        pathlib.Path
+
         Raises
         ------
         FormatError

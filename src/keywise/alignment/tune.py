@@ -242,18 +242,30 @@ def _rate_thresholds(
 
 
 def _fit_rule(pairs: Sequence[GoldPair], forward: Sequence[int] | None, backward: Sequence[int] | None) -> LinkRule:
+    """Fit a logistic regression in two steps; the mean of the heads is kept where it is as good."""
     weights = [(_take(pair.forward, forward), _take(pair.backward, backward)) for pair in pairs]
     features = [compute_features(*each) for each in weights]
     coefficients, bias = _fit_logistic(features, pairs)
-    rule = LinkRule(coefficients=coefficients, bias=bias)
-    scores = [score_words(*each, rule) for each in weights]
-    both_steps = [np.concatenate([each, compute_context(score)]) for each, score in zip(features, scores, strict=True)]
+    first = LinkRule(coefficients=coefficients, bias=bias)
+    both_steps = [
+        np.concatenate([each, compute_context(score_words(*pair_weights, first))])
+        for each, pair_weights in zip(features, weights, strict=True)
+    ]
     context_coefficients, context_bias = _fit_logistic(both_steps, pairs)
-    rule = replace(rule, context_coefficients=context_coefficients, context_bias=context_bias)
+    logistic = replace(first, context_coefficients=context_coefficients, context_bias=context_bias)
+    fitted = [_fit_thresholds(rule, weights, pairs) for rule in (LinkRule(), logistic)]
+    return min(fitted, key=lambda each: each[0])[1]
+
+
+def _fit_thresholds(
+    rule: LinkRule, weights: Sequence[tuple[Any, Any]], pairs: Sequence[GoldPair]
+) -> tuple[float, LinkRule]:
+    """Return the lowest error rate of a rule, and the rule with the thresholds that have it."""
     scores = [score_words(*each, rule) for each in weights]
     limits = [(one, other) for one in _THRESHOLDS for other in _MUTUAL_THRESHOLDS if other < one]
-    threshold, mutual_threshold = min(limits, key=lambda each: _rate_thresholds(scores, pairs, *each))
-    return replace(rule, threshold=threshold, mutual_threshold=mutual_threshold)
+    rates = [_rate_thresholds(scores, pairs, *each) for each in limits]
+    best = int(np.argmin(rates))
+    return rates[best], replace(rule, threshold=limits[best][0], mutual_threshold=limits[best][1])
 
 
 def _fit_logistic(

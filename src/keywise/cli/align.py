@@ -12,6 +12,7 @@ from keywise.alignment.encoding import is_causal_model
 from keywise.alignment.pairs import load_pairs
 from keywise.alignment.report import write_page
 from keywise.alignment.words import SPACE, Words, split_words
+from keywise.cli.command import rename_argument
 from keywise.cli.options import AsJson, Dtype, Model, Threads, use_threads
 from keywise.cli.output_file import check_output_file
 from keywise.cli.terminal import show_progress, write, write_json
@@ -124,10 +125,12 @@ def load_reader(
     if reverse_model is not None and one_way:
         raise OptionError("reverse_model", "cannot be combined with --one-way")
     names = parse_languages(languages)
-    loaded = load_model(model, dtype=dtype, status=notify)
+    with rename_argument("source", "model"):
+        loaded = load_model(model, dtype=dtype, status=notify)
     reverse: Any = None
     if reverse_model is not None:
-        other = load_model(reverse_model, dtype=dtype, status=notify)
+        with rename_argument("source", "reverse_model"):
+            other = load_model(reverse_model, dtype=dtype, status=notify)
         reverse = (other.model, other.tokenizer)
     elif not one_way and is_causal_model(loaded.model):
         reverse = True

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from keywise.alignment.align import list_candidates
 from keywise.alignment.head_ranking import rank_heads
 from keywise.alignment.heads import AlignmentHeads, locate_own_heads
 from keywise.alignment.pairs import load_gold, load_pairs
@@ -39,7 +40,7 @@ def tune_alignments(
         raise OptionError("gold", f"must have {len(read)} lines, one for each pair", got=len(labels))
     notices = Console(stderr=True)
     loaded, reader = load_reader(notices, model, reverse_model, languages, dtype, one_way=one_way)
-    all_heads = reader.list_all_heads()
+    all_heads = list_candidates(reader) if labels is None else reader.list_all_heads()
     shown = read if labels is not None else read[:MAX_RANKED_PAIRS]
     with show_progress(notices, "Reading", "pairs") as progress:
         weights = []
