@@ -48,7 +48,7 @@ def make_tokenizer(*, language: str | None = None, end: str | None = "</s>") -> 
     """Make a tokenizer that splits words into letters and pairs of letters."""
     letters = sorted(set(SOURCE + TARGET) - {" "})
     pieces = [*letters, *(f"##{letter}" for letter in letters)]
-    words = ["<pad>", "<s>", "</s>", "<unk>", "the", "old", "##se", "Haus", "das", "##te", *pieces]
+    words = ["<pad>", "<s>", "</s>", "<unk>", "the", "old", "##se", "Haus", "das", *pieces]
     vocabulary = {word: number for number, word in enumerate(words)}
     assert len(vocabulary) <= VOCABULARY
     tokenizer = Tokenizer(WordPiece(vocabulary, unk_token="<unk>"))
@@ -62,7 +62,7 @@ def make_tokenizer(*, language: str | None = None, end: str | None = "</s>") -> 
 
 
 DICTIONARY = {
-    "the": "la", "red": "rouge", "house": "maison", "old": "vieille", "white": "blanche", "stands": "reste",
+    "the": "la", "red": "rouge", "house": "maison", "old": "vieille", "white": "blanche", "stands": "debout",
     "door": "porte", "closed": "close", "here": "ici", "still": "encore",
 }  # fmt: skip
 

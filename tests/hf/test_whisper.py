@@ -10,8 +10,9 @@ import transformers as hf
 import keywise.hf
 from keywise.errors import ModelError
 from keywise.hf.whisper import time_tokens
+from keywise.models import load_model
 from keywise.util.time_warping import filter_median, warp_time
-from tests.support.speech import END, make_features, make_whisper
+from tests.support.speech import END, make_features, make_whisper, write_ct2_folder
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
@@ -156,3 +157,23 @@ def test_tokens_begin_where_their_weights_do():
     for token, (start, end) in enumerate([(0, 6), (6, 15), (15, 24)]):
         weights[:, token, start:end] += 1
     assert time_tokens(weights, width=7).tolist() == [0, 6, 15]
+
+
+@pytest.mark.parametrize("options", [{}, {"chunk_length_s": 10, "batch_size": 2}])
+def test_pipeline_times_words_without_leaving_keywise(tmp_path, options):
+    loaded = load_model(write_ct2_folder(tmp_path / "tiny", make_whisper()), dtype="float32")
+    sound = np.random.default_rng(1).normal(size=25 * 16_000).astype(np.float32) * 0.1
+    results = []
+    for attention in ("eager", "keywise"):
+        loaded.model.set_attn_implementation(attention)
+        recognise = hf.pipeline(
+            "automatic-speech-recognition",
+            model=loaded.model,
+            tokenizer=loaded.tokenizer,
+            feature_extractor=loaded.processor.feature_extractor,
+        )
+        generate_options = {"max_new_tokens": 20}
+        results.append(recognise(sound.copy(), return_timestamps="word", generate_kwargs=generate_options, **options))
+    assert loaded.model.config._attn_implementation == "keywise"
+    assert results[1]["chunks"]
+    assert results[0] == results[1]

@@ -88,7 +88,7 @@ def stage_ct2_whisper(folder: Path) -> Iterator[tuple[Path, Ct2File]]:
             CONFIG: _make_config(sizes, ids),
             "generation_config.json": _make_generation_config(settings, sizes, ids),
             "preprocessor_config.json": _make_preprocessor_config(sizes),
-            "tokenizer_config.json": {"tokenizer_class": "WhisperTokenizer", "model_max_length": 1024},
+            "tokenizer_config.json": {"tokenizer_class": "WhisperTokenizer", "pad_token": "<|endoftext|>"},
             TOKENIZER: tokenizer,
         }
         for name, content in contents.items():
