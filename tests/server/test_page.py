@@ -66,8 +66,9 @@ def open_page(browser: Any, server: ServerProcess) -> Iterator[Callable[..., Any
     yield open_one
     for context in contexts:
         context.close()
-    # A file that the server refuses is such a line.
-    assert [line for line in problems if "a status of 400 (Bad Request)" not in line] == []
+    # Files that the server refuses, and documents that were removed, are such lines.
+    refused = ("a status of 400 (Bad Request)", "a status of 404 (Not Found)")
+    assert [line for line in problems if not any(status in line for status in refused)] == []
 
 
 def wait_until(page: Any, expression: str) -> None:
@@ -306,9 +307,12 @@ def test_a_file_that_cannot_be_read_is_explained(open_page: Any) -> None:
     assert "text recognition" in page.locator("#uploads [role=alert]").inner_text()
 
 
-def test_a_document_is_removed_after_a_question(open_page: Any) -> None:
+def test_a_document_is_removed_after_a_question_and_its_conversation_says_so(open_page: Any) -> None:
     page = open_page()
-    add_file(page, "gone.txt", b"The lamp is green.")
+    add_file(page, "gone.txt", b"The lamp of the tower is green. It rains.")
+    ask(page, "Which colour has the lamp?")
     page.on("dialog", lambda dialog: dialog.accept())
     page.get_by_role("button", name="Remove gone.txt").click()
     wait_until(page, "!document.querySelector('#documents').textContent.includes('gone.txt')")
+    page.locator("#conversations .open").first.click()
+    wait_until(page, "document.querySelector('#status').textContent.includes('There is no document')")

@@ -145,6 +145,7 @@ function listen() {
       find("question").focus();
     }
   });
+  window.addEventListener("unhandledrejection", (event) => tell(event.reason.message));
   listenToDrops();
 }
 
