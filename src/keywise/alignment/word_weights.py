@@ -195,6 +195,7 @@ def _add_words(sums: Weights, mass: Weights, begin: int, head: AlignmentHead, pa
 
 
 def _average(sums: Weights, pair: EncodedPair, target_words: int) -> Weights:
-    """Return sums over the tokens of target words as means."""
+    """Divide sums over the tokens of target words by their numbers, in place, and return them."""
     counts = np.bincount([word for word in pair.query_words if word != NO_WORD], minlength=target_words)
-    return np.asarray(sums / np.maximum(counts, 1)[:, None], np.float32)
+    sums /= np.maximum(counts, 1).astype(np.float32)[:, None]
+    return sums
