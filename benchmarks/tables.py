@@ -8,7 +8,19 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from benchmarks import cache, compare_tables, documents, evidence, library, memory, model, quality, speech
+from benchmarks import (
+    backward,
+    cache,
+    compare_tables,
+    documents,
+    evidence,
+    library,
+    memory,
+    model,
+    quality,
+    speech,
+    training,
+)
 from benchmarks.attention_tables import format_attention_tables
 from benchmarks.results import Run, read_run, read_text_file, write_file
 from benchmarks.summaries import SUMMARIES, format_summary
@@ -33,9 +45,11 @@ def _format_attention(runs: Sequence[Run]) -> str:
 
 FORMATTERS = {
     "attention": _format_attention,
+    "backward": backward.format_tables,
     "model": model.format_tables,
     "memory": memory.format_tables,
     "quality": quality.format_tables,
+    "training": training.format_tables,
     "speech": speech.format_tables,
     "cache": cache.format_tables,
     "evidence": evidence.format_tables,

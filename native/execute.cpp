@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cmath>
 #include <vector>
 
 #include "checked.h"
@@ -52,7 +51,7 @@ struct Context {
   // Calls work(0) .. work(count - 1) on the threads; returns false after an interruption.
   template <typename Work>
   bool for_each(int64_t count, const Work& work) const {
-    const int64_t per_handout = count_tasks_per_handout(schedule, count);
+    const int64_t per_handout = count_tasks_per_handout(schedule.work, count);
     const int useful_threads = schedule.work < kMinThreadedWork ? 1 : threads;
     const bool wakes = schedule.work >= kMinWakingWork;
     const auto run_handout = [&](int64_t number) {
@@ -292,42 +291,6 @@ bool run_heads(const Context& context) {
   return true;
 }
 
-// Throws unless every size, count and index of a call fits 64 bits: each is at most one of these
-// products, in whatever order its factors are multiplied.
-void check_sizes(const Problem& problem) {
-  constexpr int64_t kElementBytes = int64_t(sizeof(double));
-  const int64_t row_numbers = max(max(problem.head_dim, problem.value_dim),
-                                  max(problem.top_k(), problem.statistics.segments));
-  // Two lists of top keys, and room to rank them.
-  const int64_t row_width = checked_round_up(checked_multiply(row_numbers, 4), 4 * kPadFloats);
-  const int64_t row_bytes = checked_multiply(row_width, kElementBytes);
-  const int64_t heads = checked_multiply(problem.batch, problem.query_heads);
-  const int64_t keys = checked_round_up(problem.keys, kBlockKeys);
-  const int64_t queries = checked_round_up(problem.queries, kMaxTileRows);
-  checked_multiply(max(heads, 1), queries, row_bytes);
-  // Packed keys and values, key mass of every task, partials of every split.
-  checked_multiply(keys, row_bytes);
-  checked_multiply(max(heads, 1), keys, kMinTasks * kElementBytes);
-}
-
-// Moves the power of two of the scale, or of scale / softcap, to the queries. Larger ones stay:
-// queries might overflow.
-Problem scale_queries(const Problem& given) {
-  const DefaultFloatMode mode;
-  Problem problem = given;
-  const double size =
-      std::fabs(double(given.scale)) / (given.softcap > 0.0f ? double(given.softcap) : 1.0);
-  if (!(size < 1.0)) return problem;
-  if (size == 0.0) {
-    problem.query_scale = 0.0f;
-    return problem;
-  }
-  constexpr int kMinExponent = -126;
-  problem.query_scale = std::ldexp(1.0f, std::max(std::ilogb(size), kMinExponent));
-  problem.scale /= problem.query_scale;
-  return problem;
-}
-
 // Returns false when it was interrupted.
 bool run_once(const Problem& problem, const Target& target, int threads, Interrupted interrupted,
               std::atomic<unsigned>& ranges) {
@@ -356,6 +319,7 @@ bool repeat_out_of_range(const Problem& problem, const Target& target, int threa
   if (problem.stored_dtype == Dtype::float16) return true;
   Problem rescaled = problem;
   rescaled.wants_statistics = false;
+  rescaled.query_lse = nullptr;
   std::atomic<unsigned> unused{0};
   if (ranges & kAboveRange) {
     // Of at most 2^31 values the sum fits, and some such sums together.

@@ -7,6 +7,7 @@
 
 #include <cstdint>
 
+#include "dropout.h"
 #include "pack.h"
 #include "scores.h"
 #include "simd.h"
@@ -53,11 +54,18 @@ static void accumulate_tile(TaskContext& context, const KeyBlock& block, const T
   const bool is_scaled = context.problem.stored_dtype == Dtype::int8;
   const bool skips_hidden = must_skip_hidden_values(context, block, tile);
   const bool pairs = context.value_pairs && !skips_hidden;
-  // Weights of scaled values become pairs after the scales.
-  const float* weights = compute_tile_weights(context, block, tile, keys, pairs && !is_scaled);
+  const bool drops = context.problem.dropout.is_active;
+  // Weights that are scaled or dropped become pairs afterwards.
+  const bool changes = is_scaled || drops;
+  const float* weights = compute_tile_weights(context, block, tile, keys, pairs && !changes);
   if (context.scores.range_count) sum_segment_ranges(context, block, tile, keys);
-  if (is_scaled) scale_weights(context, block, tile, keys, weights, pairs);
-  if (is_scaled || pairs) weights = context.workspace.tile_weights;
+  if (drops) {
+    drop_weights(context, block, tile, keys, weights);
+    weights = context.workspace.tile_weights;
+  }
+  if (is_scaled) scale_weights(context, block, tile, keys, weights);
+  if (changes && pairs) pair_weights(context, tile, keys);
+  if (changes || pairs) weights = context.workspace.tile_weights;
   add_tile_values(context, block, tile, keys, weights, skips_hidden);
 }
 

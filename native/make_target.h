@@ -1,7 +1,10 @@
 // The functions of a target as a table, in one place for all targets.
 #pragma once
 
+#include "backward_task.h"
 #include "forward.h"
+#include "gradient_output.h"
+#include "gradient_rows.h"
 #include "key_mass.h"
 #include "limits.h"
 #include "merge.h"
@@ -24,6 +27,10 @@ static constexpr Target make_target(const char* name) {
   target.write_results = write_results;
   target.has_tiny_values = has_tiny_values;
   target.accumulate_key_mass = accumulate_key_mass;
+  target.prepare_gradient_rows = prepare_gradient_rows;
+  target.add_gradients = add_gradients;
+  target.write_query_gradients = write_query_gradients;
+  target.write_key_gradients = write_key_gradients;
   target.round_inputs = round_inputs;
   target.multiply_rows = multiply_rows;
   target.dequantise_rows = dequantise_rows;

@@ -18,7 +18,7 @@ static constexpr float kLn2 = 0.693147180559945309417f;
 struct Denominator {
   bool is_empty = true;
   float inverse = 0.0f;
-  float log_base2 = 0.0f;  // where statistics are wanted
+  float log_base2 = 0.0f;  // where the LSE is wanted
 };
 
 static inline Denominator compute_denominator(const Problem& problem, int64_t head,
@@ -47,6 +47,13 @@ static inline Denominator compute_denominator(const Problem& problem, int64_t he
   denominator.inverse = shrink / rest;
   denominator.log_base2 = sink + log_base2(rest);
   return denominator;
+}
+
+// Returns the LSE of a row, -inf for one without keys.
+static inline float compute_lse(const Problem& problem, const Denominator& denominator,
+                                const SoftmaxState& softmax) {
+  if (denominator.is_empty) return -kInfinity;
+  return softmax.running_max * problem.score_unit() + denominator.log_base2 * kLn2;
 }
 
 }  // namespace keywise::KEYWISE_TARGET

@@ -145,6 +145,30 @@ static void write_partial(const Problem& problem, int64_t row, const SoftmaxStat
   __builtin_memcpy(output, values, std::size_t(problem.value_dim) * sizeof(float));
 }
 
+// Writes the LSE of a row in two parts: a weight that is computed again from it is then as exact as
+// the first time.
+static void write_query_lse(const Problem& problem, int64_t head, int64_t index,
+                            const SoftmaxState& softmax) {
+  problem.query_lse_rest[index] = 0.0f;
+  problem.query_lse[index] = -kInfinity;
+  if (softmax.running_sum == 0.0f) return;  // a row without keys
+  double largest = double(softmax.running_max) * double(problem.score_unit());
+  double sum = double(softmax.running_sum);
+  if (problem.sinks) {
+    const double sink = double(problem.sinks[head]);
+    if (sink > largest) {
+      sum = sum * __builtin_exp(largest - sink) + 1.0;
+      largest = sink;
+    } else {
+      sum += __builtin_exp(sink - largest);
+    }
+  }
+  const double lse = largest + __builtin_log(sum);
+  problem.query_lse[index] = float(lse);
+  if (float(lse) - float(lse) == 0.0f)
+    problem.query_lse_rest[index] = float(lse - double(float(lse)));
+}
+
 static unsigned write_results(const Problem& problem, const Task& task, const State& state,
                               const ScoreBuffer* buffers, int64_t buffer_count) {
   const Statistics& statistics = problem.statistics;
@@ -168,6 +192,9 @@ static unsigned write_results(const Problem& problem, const Task& task, const St
     else
       write_output(problem, task.item, head, token, values, denominator.inverse);
     state.inverse[row] = denominator.inverse;
+    if (problem.query_lse)
+      write_query_lse(problem, head,
+                      (task.item * problem.query_heads + head) * problem.queries + token, softmax);
     const int64_t index = statistics_index(problem, task, row);
     if (index >= 0)
       write_row_statistics(problem, index, denominator, softmax,

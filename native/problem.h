@@ -65,6 +65,17 @@ struct MaskRules {
   int64_t allowed_stride[4] = {0, 0, 0, 0};
 };
 
+// Drops weights at random: a weight whose random number of 32 bits is below the threshold becomes
+// 0, and the others are multiplied by the factor. The number depends on the seed, the offset, the
+// batch item, the query head, the query and the key alone (dropout.h).
+struct Dropout {
+  bool is_active = false;
+  uint64_t seed = 0;
+  uint32_t offset = 0;
+  uint32_t threshold = 0;
+  float factor = 1.0f;
+};
+
 // Which statistics to compute for the queries first_query .. last_query - 1, and the contiguous
 // arrays that receive them.
 struct Statistics {
@@ -127,6 +138,7 @@ struct Problem {
   // the unscaled values left the range of float32. Only results out of range are written then.
   float value_scale = 1.0f;
   float softcap = 0.0f;  // 0 for none
+  Dropout dropout;       // of the weights that meet values; statistics are of those before it
   MaskRules visibility;
 
   // Either the output in the problem's dtype, or the partial in float32, contiguous.
@@ -135,6 +147,10 @@ struct Problem {
   float* running_max = nullptr;  // [batch, query heads, queries]
   float* running_sum = nullptr;  // [batch, query heads, queries]
   float* values = nullptr;       // [batch, query heads, queries, value_dim]
+  // [batch, query heads, queries] LSE of every query, where a backward pass needs it, and what
+  // rounding took from it
+  float* query_lse = nullptr;
+  float* query_lse_rest = nullptr;
 
   bool wants_statistics = false;
   Statistics statistics;
@@ -163,5 +179,12 @@ struct Problem {
   KEYWISE_INLINE int64_t group() const { return query_heads / key_heads; }
   KEYWISE_INLINE int64_t value_width() const { return round_up(value_dim, kPadFloats); }
 };
+
+// Throws unless every size, count and index of a call fits 64 bits.
+void check_sizes(const Problem& problem);
+
+// Returns the problem with the power of two of its scale, or of scale / softcap, moved to the
+// queries. Larger ones stay: queries might overflow.
+Problem scale_queries(const Problem& problem);
 
 }  // namespace keywise

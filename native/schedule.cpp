@@ -200,9 +200,9 @@ int64_t count_heads_at_once(const Schedule& schedule, const Problem& problem, in
   return min(max(fitting_heads, sufficient_heads), count_heads(problem));
 }
 
-int64_t count_tasks_per_handout(const Schedule& schedule, int64_t count) {
+int64_t count_tasks_per_handout(int64_t work, int64_t count) {
   const int64_t handout_count =
-      std::clamp<int64_t>(schedule.work / kMinHandedOutWork, min(kMinTasks, count), count);
+      std::clamp<int64_t>(work / kMinHandedOutWork, min(kMinTasks, count), count);
   return ceil_div(count, handout_count);
 }
 

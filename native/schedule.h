@@ -71,8 +71,8 @@ Schedule make_schedule(const Problem& problem, const Target& target);
 // there.
 int64_t count_heads_at_once(const Schedule& schedule, const Problem& problem, int threads);
 
-// Returns how many of `count` tasks are handed to a thread at a time: handing out each would take
-// longer than some do.
-int64_t count_tasks_per_handout(const Schedule& schedule, int64_t count);
+// Returns how many of `count` tasks with this work together are handed to a thread at a time:
+// handing out each would take longer than some do.
+int64_t count_tasks_per_handout(int64_t work, int64_t count);
 
 }  // namespace keywise

@@ -20,20 +20,19 @@
 
 namespace keywise::KEYWISE_TARGET {
 
-// Applies scale, softcap and bias to the scores [begin, end) of a row.
-static void transform_scores(const TaskContext& context, const KeyBlock& block, int64_t row,
-                             int64_t begin, int64_t end, float* scores) {
-  const Problem& problem = context.problem;
+// Applies scale, softcap and bias to the scores [begin, end) of a row against the keys from
+// first_key on. `block_bias` has room for a block. Where `slopes` is not null, it receives the
+// derivative of the softcap.
+static void transform_scores(const Problem& problem, const RowPlace& place, int64_t first_key,
+                             int64_t begin, int64_t end, float* block_bias, float* scores,
+                             float* slopes) {
   const Bias& bias = problem.bias;
-  float* const block_bias = context.workspace.block_row;
   if (bias.data) {
-    const int64_t bias_end = min(end, problem.keys - block.first_key);
-    const int64_t first = context.task.item * bias.stride[0] +
-                          context.task.query_head(row, context.group) * bias.stride[1] +
-                          context.task.token(row, context.group) * bias.stride[2];
+    const int64_t bias_end = min(end, problem.keys - first_key);
+    const int64_t first =
+        place.item * bias.stride[0] + place.head * bias.stride[1] + place.token * bias.stride[2];
     for (int64_t j = begin; j < bias_end; ++j)
-      block_bias[j] =
-          read_element(bias.data, bias.dtype, first + (block.first_key + j) * bias.stride[3]);
+      block_bias[j] = read_element(bias.data, bias.dtype, first + (first_key + j) * bias.stride[3]);
     for (int64_t j = bias_end; j < end; ++j) block_bias[j] = 0.0f;
   }
   const bool has_softcap = problem.softcap > 0.0f;
@@ -41,7 +40,11 @@ static void transform_scores(const TaskContext& context, const KeyBlock& block, 
   const Vec softcap = broadcast(problem.softcap);
   for (int64_t j = begin; j < end; j += kLanes) {
     Vec score = mul(load(scores + j), scale);
-    if (has_softcap) score = mul(softcap, compute_tanh(score));
+    if (has_softcap) {
+      score = compute_tanh(score);
+      if (slopes) store(slopes + j, sub(broadcast(1.0f), mul(score, score)));
+      score = mul(softcap, score);
+    }
     if (bias.data) score = add(score, load(block_bias + j));
     store(scores + j, score);
   }
@@ -167,7 +170,9 @@ static void compute_tile_scores(TaskContext& context, const KeyBlock& block, con
   const bool transforms = problem.transforms_scores();
   for (int64_t r = 0; r < tile.row_count; ++r, scores += kBlockKeys) {
     const int64_t row = tile.first_row + r;
-    if (transforms) transform_scores(context, block, row, panels.begin, panels.end, scores);
+    if (transforms)
+      transform_scores(problem, find_place(context, row), block.first_key, panels.begin, panels.end,
+                       workspace.block_row, scores, nullptr);
     if (hides || keys.end < panels.end)
       hide_invisible(workspace.visible[row], block.first_key, panels.begin, panels.end, scores);
     if (context.masks_by_key)

@@ -148,8 +148,7 @@ static void write_row_statistics(const Problem& problem, int64_t index,
   const Statistics& statistics = problem.statistics;
   const bool is_empty = denominator.is_empty;
   const float log_denominator = denominator.log_base2 * kLn2;
-  statistics.lse[index] =
-      is_empty ? -kInfinity : softmax.running_max * problem.score_unit() + log_denominator;
+  statistics.lse[index] = compute_lse(problem, denominator, softmax);
   statistics.entropy[index] =
       is_empty ? 0.0f
                : denominator.inverse *

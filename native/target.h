@@ -127,6 +127,12 @@ enum ValueRange : unsigned {
   kAllZero = 4,     // 0, or tiny numbers that were flushed
 };
 
+// Of a backward pass: backward.h.
+struct BackwardProblem;
+struct GradientRows;
+struct GradientWorkspace;
+struct GradientSums;
+
 // One instruction set. Its functions allocate nothing and throw nothing.
 struct Target {
   const char* name;
@@ -149,6 +155,18 @@ struct Target {
   // share; where `sums` is null, writes it to `mass`.
   void (*accumulate_key_mass)(const Problem&, const Task&, const State&, const ScoreBuffer&,
                               const Workspace&, double* sums, float* mass);
+
+  // Fills GradientRows for the rows of a task: one chunk of a head.
+  void (*prepare_gradient_rows)(const BackwardProblem&, const Task&, const GradientRows&,
+                                const GradientWorkspace&);
+  // Computes the sums of a task of a backward pass: some rows of a key head against some keys.
+  void (*add_gradients)(const BackwardProblem&, const Task&, const GradientRows&,
+                        const GradientWorkspace&, const GradientSums&);
+  // Write gradients from the sums of several tasks, which are added in order and overwritten.
+  void (*write_query_gradients)(const BackwardProblem&, const Task&, float* const* sums,
+                                int64_t sum_count);
+  void (*write_key_gradients)(const BackwardProblem&, const Task&, float* const* key_sums,
+                              float* const* value_sums, int64_t sum_count);
 
   // Fills the rows of `to` from contiguous rows of inputs, for a product with a matrix of a format.
   void (*round_inputs)(BlockFormat format, const void* inputs, Dtype dtype, int64_t columns,

@@ -44,6 +44,21 @@ struct KeyBlock {
   int64_t first_range = 0;  // first segment range that meets the block
 };
 
+// The batch item, query head and query of a row.
+struct RowPlace {
+  int64_t item = 0;
+  int64_t head = 0;
+  int64_t token = 0;
+};
+
+static inline RowPlace find_place(const Task& task, int64_t row, int64_t group) {
+  return {task.item, task.query_head(row, group), task.token(row, group)};
+}
+
+static inline RowPlace find_place(const TaskContext& context, int64_t row) {
+  return find_place(context.task, row, context.group);
+}
+
 // Rows of a task that are computed together.
 struct Tile {
   int64_t first_row = 0;
@@ -51,9 +66,10 @@ struct Tile {
 };
 
 // Few rows use each key a few times only: packing it would cost more than converting it whenever it
-// is read. The same holds for so few keys that a panel would not be filled.
-static inline bool scores_in_place(const Task& task) {
-  if (task.packed) return false;
+// is read. The same holds for so few keys that a panel would not be filled. A backward pass
+// computes the scores again from packed keys, and its weights are exact only if they are the same.
+static inline bool scores_in_place(const Problem& problem, const Task& task) {
+  if (task.packed || problem.query_lse) return false;
   const bool few_keys = task.rows() <= kTileRows && task.last_key - task.first_key <= kLanes;
   return task.rows() <= kMaxRowsInPlace || few_keys;
 }
@@ -67,7 +83,7 @@ static inline TaskContext make_context(const Problem& problem, const Task& task,
   context.key_pairs = uses_bf16_pairs(problem);
   context.key_depth = key_depth(problem, context.key_pairs);
   context.value_width = problem.value_width();
-  context.keys_in_place = scores_in_place(task);
+  context.keys_in_place = scores_in_place(problem, task);
   const int64_t max_tiles =
       problem.dtype == Dtype::float32 ? kMaxFloat32TilesInPlace : kMaxTilesInPlace;
   context.values_in_place = !task.packed && !problem.rescales_values() &&

@@ -71,6 +71,23 @@ constexpr int64_t kMinWakingWork = 1 << 21;
 // Tasks with less work than this are handed out several at a time.
 constexpr int64_t kMinHandedOutWork = 1 << 17;
 
+// ---- Gradients ----
+
+// Rows of a query block of the backward pass: many enough that sums of key gradients are loaded and
+// stored rarely, few enough that two matrices of rows x block keys stay in the second-level cache.
+constexpr int64_t kGradientBlockRows = 48;
+// Rows that one task packs; a multiple of a query block.
+constexpr int64_t kGradientChunkRows = 240;
+// Tasks of a call to aim for, so that any usual number of cores has work to the end although masks
+// make tasks unequal.
+constexpr int64_t kMinGradientTasks = 16;
+// As many heads run at once as have this many tasks or bytes per thread: each step waits for the
+// one before it, and what it wrote should still be in L2.
+constexpr int64_t kGradientTasksPerThread = 2;
+constexpr int64_t kGradientBytesPerThread = 2 << 20;
+// Rows of a head are split only where there are few other tasks, and into no fewer than these.
+constexpr int64_t kMinGradientSplitRows = 2 * kGradientChunkRows;
+
 // ---- Keys and values in place or packed ----
 
 // Rows that are scored against keys in place: up to this many the accumulators of four keys fit the

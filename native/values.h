@@ -22,10 +22,9 @@ static bool row_sees_key(const TaskContext& context, int64_t row, int64_t key) {
                   task.token(row, context.group), context.workspace.visible[row], key);
 }
 
-// Multiplies weights by the scales of int8 values, into Workspace::tile_weights, and pairs them
-// there.
+// Multiplies weights by the scales of int8 values, into Workspace::tile_weights.
 static void scale_weights(const TaskContext& context, const KeyBlock& block, const Tile& tile,
-                          const KeyRange& keys, const float* weights, bool pairs) {
+                          const KeyRange& keys, const float* weights) {
   float* const scaled = context.workspace.tile_weights;
   ChunkRows values;
   for (int64_t j = keys.begin; j < keys.end; j += values.count) {
@@ -36,7 +35,13 @@ static void scale_weights(const TaskContext& context, const KeyBlock& block, con
   for (int64_t r = 0; r < tile.row_count; ++r) {
     float* const row = scaled + r * kBlockKeys;
     for (int64_t j = keys.end; j < round_up(keys.end, kPanelKeys); ++j) row[j] = 0.0f;
-    if (!pairs) continue;
+  }
+}
+
+// Makes the weights in Workspace::tile_weights pairs of bfloat16, in place.
+static void pair_weights(const TaskContext& context, const Tile& tile, const KeyRange& keys) {
+  for (int64_t r = 0; r < tile.row_count; ++r) {
+    float* const row = context.workspace.tile_weights + r * kBlockKeys;
     for (int64_t j = keys.begin; j < keys.end; j += kPanelKeys)
       store(row + j / 2, to_pairs(load(row + j), load(row + j + kLanes)));
   }

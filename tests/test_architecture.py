@@ -104,6 +104,7 @@ LAZY_MODULES = {
     "hf/masks.py",
     "models/gguf_weights.py",
     "models/quantised.py",
+    *(get_relative_name(path) for path in MODULES if get_layer(path) == "torch"),
 }
 
 

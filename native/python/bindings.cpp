@@ -25,8 +25,10 @@
 #include "../inputs.h"
 #include "../team.h"
 #include "arrays.h"
+#include "calls.h"
 #include "find_target.h"
 #include "gil.h"
+#include "gradients.h"
 #include "matrices.h"
 
 namespace keywise::python {
@@ -45,14 +47,6 @@ const Target& find_target(const std::string& name) {
 namespace {
 
 using namespace nb::literals;
-
-template <typename T, int N>
-using Input = nb::ndarray<const T, nb::ndim<N>, nb::device::cpu>;
-
-template <typename Array>
-void copy_strides(const Array& array, int64_t* stride) {
-  for (size_t axis = 0; axis < array.ndim(); ++axis) stride[axis] = array.stride(axis);
-}
 
 // ---- Query, keys and values ----
 
@@ -88,68 +82,7 @@ std::tuple<int64_t, int64_t, int64_t, int64_t> scores_shape(const Sizes& s) {
   return {s.batch, s.query_heads, s.queries, s.keys};
 }
 
-// ---- Mask rules and statistics ----
-
-// A mask whose arrays are checked and broadcast. Without arrays it fits calls of any size.
-struct CheckedMask {
-  bool causal = false;
-  int64_t left = -1;
-  int64_t right = -1;
-  int64_t keep_first = 0;
-  std::optional<Input<int64_t, 1>> lengths;
-  std::optional<Input<int64_t, 1>> starts;
-  std::optional<Input<int32_t, 2>> documents;
-  std::optional<Input<bool, 4>> allowed;
-};
-
-// Which statistics a call computes, for which queries.
-struct StatsPlan {
-  int64_t top_k = 0;
-  bool key_mass = false;
-  int64_t first_query = 0;
-  int64_t last_query = 0;
-  std::optional<int64_t> segment_count;
-  std::optional<Input<int64_t, 2>> segment_ranges;
-  std::optional<Input<float, 3>> query_weights;
-};
-
-// Lengths and starts of a mask that has none.
-struct DefaultPositions {
-  std::vector<int64_t> lengths;
-  std::vector<int64_t> starts;
-};
-
-MaskRules make_mask_rules(const CheckedMask& mask, const Sizes& sizes, int64_t first_key,
-                          DefaultPositions& positions) {
-  MaskRules rules;
-  rules.causal = mask.causal;
-  rules.left = mask.left;
-  rules.right = mask.right;
-  rules.keep_first = mask.keep_first;
-  rules.first_key = first_key;
-  if (mask.lengths) {
-    rules.lengths = mask.lengths->data();
-  } else {
-    positions.lengths.assign(size_t(sizes.batch), checked_add(first_key, sizes.keys));
-    rules.lengths = positions.lengths.data();
-  }
-  if (mask.starts) {
-    rules.starts = mask.starts->data();
-  } else {
-    positions.starts.assign(size_t(sizes.batch), 0);
-    rules.starts = positions.starts.data();
-  }
-  if (mask.documents) {
-    rules.documents = mask.documents->data();
-    rules.positions = int64_t(mask.documents->shape(1));
-  }
-  if (mask.allowed) {
-    // Bytes: one that is neither 0 nor 1 is no bool of C++.
-    rules.allowed = reinterpret_cast<const uint8_t*>(mask.allowed->data());
-    copy_strides(*mask.allowed, rules.allowed_stride);
-  }
-  return rules;
-}
+// ---- Statistics ----
 
 Statistics make_statistics(const StatsPlan& plan, const Sizes& sizes, Results& results) {
   const int64_t batch = sizes.batch;
@@ -182,14 +115,6 @@ Statistics make_statistics(const StatsPlan& plan, const Sizes& sizes, Results& r
 
 // ---- One call ----
 
-Bias make_bias(const nb::ndarray<nb::ro, nb::ndim<4>, nb::device::cpu>& array, Dtype dtype) {
-  Bias bias;
-  bias.data = array.data();
-  bias.dtype = array.dtype() == nb::dtype<float>() ? Dtype::float32 : dtype;
-  copy_strides(array, bias.stride);
-  return bias;
-}
-
 void set_output(Problem& problem, const Sizes& sizes, bool transposed, Results& results) {
   int64_t outer = sizes.query_heads;
   int64_t inner = sizes.queries;
@@ -212,52 +137,26 @@ void set_partial(Problem& problem, const Sizes& sizes, Results& results) {
   problem.values = results.add_float32("values", {batch, heads, queries, sizes.value_dim});
 }
 
-// Returns whether a call is over in microseconds: giving the GIL away and taking it again would
-// take noticeable time, and gain little for others.
-bool is_short(const Sizes& sizes) {
-  constexpr double kMaxMultiplications = 1 << 18;
-  double count = double(sizes.head_dim) + double(sizes.value_dim);
-  // Results are written also where there are no keys or queries.
-  for (const int64_t size : {sizes.batch, sizes.query_heads, sizes.queries, sizes.keys})
-    count *= double(max(size, 1));
-  return count <= kMaxMultiplications;
-}
-
 nb::dict attend(const Inputs& inputs, const CheckedMask& mask, const StatsPlan* stats,
-                const std::optional<nb::ndarray<nb::ro, nb::ndim<4>, nb::device::cpu>>& bias,
-                const std::optional<Input<float, 1>>& sinks, std::optional<double> scale,
-                double softcap, int64_t first_key, bool transposed_output, bool partial,
+                const std::optional<AnyInput<4>>& bias, const std::optional<Input<float, 1>>& sinks,
+                std::optional<double> scale, double softcap, const DropoutPlan* dropout,
+                int64_t first_key, bool transposed_output, bool partial, bool for_training,
                 const std::string& target, int threads, bool interruptible) {
   const Sizes& sizes = inputs.sizes();
-  Problem problem;
-  problem.batch = sizes.batch;
-  problem.query_heads = sizes.query_heads;
-  problem.key_heads = sizes.key_heads;
-  problem.queries = sizes.queries;
-  problem.keys = sizes.keys;
-  problem.head_dim = sizes.head_dim;
-  problem.value_dim = sizes.value_dim;
-  problem.dtype = to_dtype(inputs.query().element);
-  problem.stored_dtype = inputs.stored_dtype();
-  problem.query.data = inputs.query().data;
-  std::copy_n(inputs.query().stride, 4, problem.query.stride);
-  problem.chunks = inputs.chunks().data();
-  problem.chunk_count = int64_t(inputs.chunks().size());
-  if (bias) problem.bias = make_bias(*bias, problem.dtype);
-  if (sinks) problem.sinks = sinks->data();
-  {
-    const DefaultFloatMode mode;
-    problem.scale = float(scale ? *scale : std::pow(double(sizes.head_dim), -0.5));
-    problem.softcap = float(softcap);
-  }
   DefaultPositions positions;
-  problem.visibility = make_mask_rules(mask, sizes, first_key, positions);
-
+  Problem problem =
+      make_problem(inputs, mask, bias, sinks, scale, softcap, dropout, first_key, positions);
   Results results(inputs.held_query(), partial);
   if (partial)
     set_partial(problem, sizes, results);
   else
     set_output(problem, sizes, transposed_output, results);
+  if (for_training) {
+    problem.query_lse =
+        results.add_float32("query_lse", {sizes.batch, sizes.query_heads, sizes.queries});
+    problem.query_lse_rest =
+        results.add_float32("query_lse_rest", {sizes.batch, sizes.query_heads, sizes.queries});
+  }
   problem.wants_statistics = stats != nullptr;
   if (stats) problem.statistics = make_statistics(*stats, sizes, results);
 
@@ -376,6 +275,10 @@ NB_MODULE(_native, module) {
           "top_k"_a, "key_mass"_a, "first_query"_a, "last_query"_a, "segment_count"_a = nb::none(),
           "segment_ranges"_a = nb::none(), "query_weights"_a = nb::none());
 
+  nb::class_<DropoutPlan>(module, "DropoutPlan", "Which weights a call drops.")
+      .def(nb::init<uint64_t, uint32_t, uint32_t, double>(), "seed"_a, "offset"_a, "threshold"_a,
+           "factor"_a);
+
   nb::class_<FloatModeContext>(
       module, "DefaultFloatMode",
       "A context in which the thread rounds to nearest and keeps subnormal numbers.")
@@ -397,10 +300,12 @@ NB_MODULE(_native, module) {
       "read_inputs", &read_inputs, "query"_a.none(), "keys"_a, "values"_a,
       "Read and check the arrays of a call; keys and values come in as many chunks as each other.");
   module.def("attend", &attend, "inputs"_a, "mask"_a, "stats"_a.none(), "bias"_a.none(),
-             "sinks"_a.none(), "scale"_a.none(), "softcap"_a, "first_key"_a, "transposed_output"_a,
-             "partial"_a, "target"_a, "threads"_a, "interruptible"_a,
-             "Run one call and return its results by name: the output or the partial, and the "
-             "statistics.");
+             "sinks"_a.none(), "scale"_a.none(), "softcap"_a, "dropout"_a.none(), "first_key"_a,
+             "transposed_output"_a, "partial"_a, "for_training"_a, "target"_a, "threads"_a,
+             "interruptible"_a,
+             "Run one call and return its results by name: the output or the partial, the "
+             "statistics, and for training the LSE of every query.");
+  bind_gradients(module);
   bind_matrices(module);
   module.def("environment", &environment, "name"_a,
              "Return a variable of the environment as it is now, or None.");

@@ -124,7 +124,7 @@ void check_threads(const SizedProblem& sized, const Schedule& schedule) {
     before = heads;
   }
   for (const int64_t count : {1, 2, 7, 8, 9, 1000}) {
-    const int64_t handout = count_tasks_per_handout(schedule, count);
+    const int64_t handout = count_tasks_per_handout(schedule.work, count);
     CHECK(handout >= 1);
     CHECK(handout <= count);
   }

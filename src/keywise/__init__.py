@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from keywise import documents as documents
     from keywise import hf as hf
     from keywise import models as models
+    from keywise import torch as torch
     from keywise.library import Library as Library
 
 __version__: str
@@ -56,13 +57,14 @@ __all__ = [
     "partial",
     "set_num_threads",
     "targets",
+    "torch",
     "using",
 ]
 
 
 def __getattr__(name: str) -> Any:
     # These modules need packages that are slow to import or not installed, so they are imported at first use.
-    if name in {"diagnosis", "documents", "hf", "models"}:
+    if name in {"diagnosis", "documents", "hf", "models", "torch"}:
         return importlib.import_module(f"keywise.{name}")
     if name == "Library":  # not in __all__: `from keywise import *` must not need Lance
         return importlib.import_module("keywise.library").Library

@@ -1,4 +1,4 @@
-"""Memory is linear in tokens for output and statistics together: nothing of size queries x keys is stored."""
+"""Memory is linear in tokens for output, statistics and gradients: nothing of size queries x keys is stored."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ CODE = """
 import resource, sys
 import numpy as np
 import keywise as kw
+from keywise.attention.backward import attend_backward, attend_forward
 
 def attend(tokens):
     x = np.random.default_rng(0).standard_normal((1, 1, tokens, 16)).astype(np.float32)
@@ -22,6 +23,9 @@ def attend(tokens):
     with kw.using(sys.argv[1]):
         if sys.argv[2] == "attend":
             kw.attend(x, x, x, mask=mask)
+        elif sys.argv[2] == "attend_backward":
+            forward = attend_forward(x, x, x, mask=mask)
+            attend_backward(x, x, x, x, output=forward.output, lse=forward.lse, mask=mask)
         else:
             kw.attention_stats(x, x, x, mask=mask, top_k=8, segment_bounds=list(range(0, tokens + 1, tokens // 64)))
 
@@ -34,7 +38,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in KiB on Linux only")
-@pytest.mark.parametrize("function", ["attend", "attention_stats"])
+@pytest.mark.parametrize("function", ["attend", "attention_stats", "attend_backward"])
 def test_peak_memory_is_linear(kernel: str, function: str) -> None:
     command = [sys.executable, "-c", CODE, kernel, function, str(TOKENS)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

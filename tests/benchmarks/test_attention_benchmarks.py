@@ -454,3 +454,16 @@ def test_damaged_and_earlier_files_are_refused(tmp_path: Path) -> None:
 def test_chosen_baselines_run_beside_keywise() -> None:
     jobs = plan_jobs(["decode"], threads=[1], baselines=["JAX"], only="N=8192")
     assert {job.backends for job in jobs} == {(KEYWISE, KEYWISE_STATISTICS, "JAX")}
+
+
+def test_backward_passes_are_checked_and_timed_beside_torch(tmp_path: Path) -> None:
+    results = tmp_path / "backward.json"
+    only = "full float32 B=1 H=9/3 Q=512 N=512 D=64"
+    arguments = ["backward", "--only", only, "--threads", "1", "--seconds", "0", "--json", str(results)]
+    done = CliRunner().invoke(make_application(), arguments)
+    assert done.exit_code == 0, done.output
+    run = read_run(results)
+    (result,) = run.results
+    assert 0 < result["relative_error"] < 2e-5
+    assert all(min(steps["backward"]) > 0 for steps in result["seconds"].values())
+    assert only in format_tables([run])

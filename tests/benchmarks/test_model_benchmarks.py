@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import cache, evidence, memory, model
+from benchmarks import cache, evidence, memory, model, training
 from benchmarks.backends import Backend
 from benchmarks.results import Run
 from benchmarks.tables import format_tables
@@ -39,6 +39,22 @@ def test_model_is_timed_once_its_logits_agree() -> None:
     assert "decoding after 12 tokens, ms/token" in text
     assert "| sdpa ÷ keywise | sdpa ÷ keywise with its cache |" in text
     assert "llama.cpp" in text
+
+
+@needs_model
+def test_training_has_equal_losses() -> None:
+    (task,) = training.select_tasks(["full"], ["float32"], [24])
+    (result,) = training._measure_task(None, task, 2, 1)
+    losses = result["losses"]
+    assert losses["sdpa"] == pytest.approx(losses["keywise"], rel=1e-4)
+    text = format_tables([Run("training", "python -m benchmarks training", results=[result])])
+    assert "| all weights, float32, 24 tokens, 1 thread | 2 |" in text
+
+
+def test_unknown_trainings_are_refused() -> None:
+    with pytest.raises(OptionError, match="method must be full or lora, got 'some'"):
+        training.select_tasks(["some"], None, None)
+    assert len(training.select_tasks(None, None, None)) == 8
 
 
 def test_model_that_disagrees_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ PACKAGES = (
     "keywise",
     "keywise.cache.file",
     "keywise.hf",
+    "keywise.torch",
     "keywise.models",
     "keywise.alignment",
     "keywise.documents",

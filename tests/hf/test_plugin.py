@@ -280,19 +280,8 @@ def test_attention_is_restored_after_temporary_use():
     assert model.config._attn_implementation == "eager"
 
 
-def test_dropout_in_training_is_refused():
+def test_inference_mode_needs_no_gradients():
     model = keywise.hf.use(make_model("llama"))
-    model.train()
-    for layer in model.model.layers:
-        layer.self_attn.attention_dropout = 0.1
-    with pytest.raises(keywise.ModelError, match=r"dropout must be 0 in LlamaAttention, got 0\.1; .*model\.eval"):
-        compute_logits(model, make_inputs("llama"))
-
-
-def test_gradients_are_refused():
-    model = keywise.hf.use(make_model("llama"))
-    with pytest.raises(keywise.ModelError, match=r"query must not require gradients .*torch\.no_grad\(\)"):
-        model(**make_inputs("llama"))
     with torch.inference_mode():
         assert model(**make_inputs("llama")).logits.isfinite().all()
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 
+from keywise.attention.dropout import compute_dropout_factors
 from keywise.attention.problem import Problem
 from keywise.attention.reference import Result, find_visible_keys
 
@@ -30,30 +31,58 @@ def attend_plainly(problem: Problem, dtype: torch.dtype, *, scale_first: bool) -
 
 
 def _attend_plainly(problem: Problem, dtype: torch.dtype, scale_first: bool) -> Result:
+    results = attend_tensors(problem, make_tensors(problem, dtype), dtype, scale_first)
+    return Result(**{name: tensor.to(torch.float64).numpy() for name, tensor in results.items()})
+
+
+def make_tensors(problem: Problem, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """Return query, key, value, bias and sinks as tensors in `dtype`, the bias in float32 and broadcast."""
+    arrays = {
+        "query": problem.query.floats("float64"),
+        "key": problem.key_floats("float64"),
+        "value": problem.value_floats("float64"),
+        "sinks": problem.sinks,
+    }
+    tensors = {name: torch.from_numpy(array.copy()).to(dtype) for name, array in arrays.items() if array is not None}
+    for name in ("key", "value"):
+        tensors[name] = tensors[name].nan_to_num(0, 0, 0)
+    if problem.bias is not None:
+        tensors["bias"] = torch.from_numpy(problem.bias.floats("float64").copy()).to(torch.float32)
+    return tensors
+
+
+def attend_tensors(
+    problem: Problem, tensors: dict[str, torch.Tensor], dtype: torch.dtype, scale_first: bool
+) -> dict[str, torch.Tensor]:
+    """Return the output and the statistics of a problem, with the gradients that autograd gives them."""
     group = problem.shape[1] // problem.shape[2]
     seen = torch.from_numpy(find_visible_keys(problem))
-    query, key, value = (
-        torch.from_numpy(numbers).to(dtype)
-        for numbers in (problem.query.floats("float64"), problem.key_floats("float64"), problem.value_floats("float64"))
-    )
-    key, value = (tensor.nan_to_num(0, 0, 0).repeat_interleave(group, dim=1) for tensor in (key, value))
+    query, key, value = (tensors[name] for name in ("query", "key", "value"))
+    key, value = (tensor.repeat_interleave(group, dim=1) for tensor in (key, value))
     if scale_first:
         score = _multiply(query * problem.scale, key.transpose(2, 3))
     else:
         score = _multiply(query, key.transpose(2, 3)) * problem.scale
     if problem.softcap is not None:
         score = problem.softcap * torch.tanh(score / problem.softcap)
-    if problem.bias is not None:
-        score = score + torch.from_numpy(problem.bias.floats("float64")).to(torch.float32)
+    if "bias" in tensors:
+        score = score + tensors["bias"]
     score = score.masked_fill(~seen, -torch.inf).to(dtype)
-    with_sinks = score
-    if problem.sinks is not None:
-        sinks = torch.from_numpy(problem.sinks).to(dtype)[None, :, None, None]
-        with_sinks = torch.cat([score, sinks.expand(*score.shape[:3], 1)], dim=3)
     empty = torch.isneginf(score).all(dim=3)
+    # A softmax of nothing but -inf has gradients of NaN.
+    score = score.masked_fill(empty[..., None], 0)
+    with_sinks = score
+    if "sinks" in tensors:
+        sinks = tensors["sinks"][None, :, None, None]
+        with_sinks = torch.cat([score, sinks.expand(*score.shape[:3], 1)], dim=3)
     weights = with_sinks.softmax(dim=3)[..., : score.shape[3]].masked_fill(empty[..., None], 0)
+    kept = weights
+    if problem.dropout is not None:
+        kept = weights * torch.from_numpy(compute_dropout_factors(problem.dropout, problem.shape)).to(dtype)
     lse = with_sinks.logsumexp(dim=3).masked_fill(empty, -torch.inf)
-    result = {"output": _multiply(weights, value), "lse": lse, "entropy": torch.special.entr(weights).sum(dim=3)}
+    # The derivative of entr is infinite at 0.
+    logarithm = weights.clamp_min(torch.finfo(dtype).tiny).log()
+    result = {"output": _multiply(kept, value), "lse": lse, "entropy": -(weights * logarithm).sum(dim=3)}
     request = problem.stats
     if request is not None:
         top = min(request.top_k, score.shape[3])
@@ -63,7 +92,8 @@ def _attend_plainly(problem: Problem, dtype: torch.dtype, scale_first: bool) -> 
         )
         result["key_mass"] = (weights * query_weights).sum(dim=2)
         if request.segment_count is not None:
-            result["segment_mass"] = torch.zeros((*weights.shape[:3], request.segment_count), dtype=dtype)
+            masses = [torch.zeros_like(lse)] * request.segment_count
             for begin, end, segment in request.segment_ranges.tolist():
-                result["segment_mass"][..., segment] += weights[..., begin:end].sum(dim=3)
-    return Result(**{name: tensor.to(torch.float64).numpy() for name, tensor in result.items()})
+                masses[segment] = masses[segment] + weights[..., begin:end].sum(dim=3)
+            result["segment_mass"] = torch.stack(masses, dim=3) if masses else torch.zeros((*lse.shape, 0), dtype=dtype)
+    return result

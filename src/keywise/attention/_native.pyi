@@ -2,6 +2,7 @@
 The kernels of keywise. Private: keywise.attention.native is the only caller.
 """
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import numpy
@@ -75,6 +76,11 @@ class StatsPlan:
 
     def __init__(self, top_k: int, key_mass: bool, first_query: int, last_query: int, segment_count: int | None = None, segment_ranges: Annotated[NDArray[numpy.int64], dict(shape=(None, None), device='cpu', writable=False)] | None = None, query_weights: Annotated[NDArray[numpy.float32], dict(shape=(None, None, None), device='cpu', writable=False)] | None = None) -> None: ...
 
+class DropoutPlan:
+    """Which weights a call drops."""
+
+    def __init__(self, seed: int, offset: int, threshold: int, factor: float) -> None: ...
+
 class DefaultFloatMode:
     """
     A context in which the thread rounds to nearest and keeps subnormal numbers.
@@ -96,9 +102,19 @@ def read_inputs(query: object | None, keys: tuple, values: tuple) -> Inputs | Re
     Read and check the arrays of a call; keys and values come in as many chunks as each other.
     """
 
-def attend(inputs: Inputs, mask: CheckedMask, stats: StatsPlan | None, bias: Annotated[NDArray, dict(shape=(None, None, None, None), device='cpu', writable=False)] | None, sinks: Annotated[NDArray[numpy.float32], dict(shape=(None,), device='cpu', writable=False)] | None, scale: float | None, softcap: float, first_key: int, transposed_output: bool, partial: bool, target: str, threads: int, interruptible: bool) -> dict:
+def attend(inputs: Inputs, mask: CheckedMask, stats: StatsPlan | None, bias: Annotated[NDArray, dict(shape=(None, None, None, None), device='cpu', writable=False)] | None, sinks: Annotated[NDArray[numpy.float32], dict(shape=(None,), device='cpu', writable=False)] | None, scale: float | None, softcap: float, dropout: DropoutPlan | None, first_key: int, transposed_output: bool, partial: bool, for_training: bool, target: str, threads: int, interruptible: bool) -> dict:
     """
-    Run one call and return its results by name: the output or the partial, and the statistics.
+    Run one call and return its results by name: the output or the partial, the statistics, and for training the LSE of every query.
+    """
+
+class SavedResults:
+    """Results of a forward pass, and gradients of its results."""
+
+    def __init__(self, output_gradient: Annotated[NDArray, dict(shape=(None, None, None, None), device='cpu', writable=False)], output: Annotated[NDArray, dict(shape=(None, None, None, None), device='cpu', writable=False)], lse: Annotated[NDArray[numpy.float32], dict(shape=(None, None, None), device='cpu', writable=False)], lse_rest: Annotated[NDArray[numpy.float32], dict(shape=(None, None, None), device='cpu', writable=False)] | None = None, entropy: Annotated[NDArray[numpy.float32], dict(shape=(None, None, None), device='cpu', writable=False)] | None = None, segment_mass: Annotated[NDArray[numpy.float32], dict(shape=(None, None, None, None), device='cpu', writable=False)] | None = None, lse_gradient: Annotated[NDArray[numpy.float32], dict(shape=(None, None, None), device='cpu', writable=False)] | None = None, entropy_gradient: Annotated[NDArray[numpy.float32], dict(shape=(None, None, None), device='cpu', writable=False)] | None = None, key_mass_gradient: Annotated[NDArray[numpy.float32], dict(shape=(None, None, None), device='cpu', writable=False)] | None = None, segment_mass_gradient: Annotated[NDArray[numpy.float32], dict(shape=(None, None, None, None), device='cpu', writable=False)] | None = None) -> None: ...
+
+def attend_backward(inputs: Inputs, mask: CheckedMask, stats: StatsPlan | None, bias: Annotated[NDArray, dict(shape=(None, None, None, None), device='cpu', writable=False)] | None, sinks: Annotated[NDArray[numpy.float32], dict(shape=(None,), device='cpu', writable=False)] | None, scale: float | None, softcap: float, dropout: DropoutPlan | None, saved: SavedResults, needs: Sequence[str], bias_shape: Sequence[int] | None, target: str, threads: int, interruptible: bool) -> dict:
+    """
+    Run one backward pass and return the gradients by name; that of the bias in its shape, of four axes.
     """
 
 class QuantisedMatrix:

@@ -160,7 +160,7 @@ def _convert_torch(name: str, tensor: Any, torch: Any) -> HostArray:
         raise TargetError(
             name,
             "must not require gradients: keywise.attend has no backward pass",
-            remedy=f"call inside torch.no_grad(), or pass {name}.detach()",
+            remedy=f"call keywise.torch.attend or keywise.torch.attention_stats, or pass {name}.detach()",
         )
     _refuse_transforms(name, tensor, torch)
     try:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from keywise.attention.arrays import FLOATS, Array, HostArray, as_element_aligned, as_host_array
 from keywise.attention.checks import broadcast, check_sinks
+from keywise.attention.dropout import Dropout, check_dropout
 from keywise.attention.native import Inputs, Refusal, read_inputs
 from keywise.attention.stats_request import ResolvedStats, StatsRequest, resolve_stats
 from keywise.attention.visibility import ALL_KEYS, ResolvedMask, resolve_mask
@@ -44,6 +45,8 @@ class AttentionCall(NamedTuple):
         Position of the first key.
     stats
         Which statistics to compute.
+    dropout
+        Which weights are dropped; None for none.
     """
 
     inputs: Inputs
@@ -54,6 +57,7 @@ class AttentionCall(NamedTuple):
     softcap: float | None
     first_key: int
     stats: ResolvedStats | None
+    dropout: Dropout | None
 
 
 def make_call(
@@ -68,6 +72,7 @@ def make_call(
     sinks: Any = None,
     first_key: int = 0,
     stats: StatsRequest | None = None,
+    dropout: Dropout | None = None,
 ) -> AttentionCall:
     """Check the arguments of attention and return them as one record.
 
@@ -79,6 +84,8 @@ def make_call(
         Position of the first key, as in `partial`.
     stats
         Which statistics to compute.
+    dropout
+        Which weights to drop.
 
     Raises
     ------
@@ -106,6 +113,7 @@ def make_call(
         None if softcap is None else _check_softcap(softcap, scale, inputs.head_dim),
         first_key,
         None if stats is None else resolve_stats(stats, inputs),
+        None if dropout is None else check_dropout(dropout, inputs),
     )
     # Twice as fast as the constructor, a noticeable saving in a small call.
     return tuple.__new__(AttentionCall, fields)

@@ -15,7 +15,16 @@ from keywise.attention.stats import AttentionStats
 from keywise.attention.stats_request import StatsRequest
 from keywise.attention.targets import REFERENCE, choose_target, get_num_threads
 
-__all__ = ["Chunks", "StatsRequest", "attend", "attention_stats", "compute_partial_with_stats", "partial", "run"]
+__all__ = [
+    "Chunks",
+    "StatsRequest",
+    "attend",
+    "attention_stats",
+    "compute_call",
+    "compute_partial_with_stats",
+    "partial",
+    "run",
+]
 
 
 def attend(
@@ -75,7 +84,7 @@ def attend(
     Vaswani et al., "Attention Is All You Need", 2017.
     """
     call = make_call(query, key, value, mask=mask, bias=bias, scale=scale, softcap=softcap, sinks=sinks)
-    return _compute(call)["output"]
+    return compute_call(call)["output"]
 
 
 def attention_stats(
@@ -129,7 +138,7 @@ def attention_stats(
     """
     stats = StatsRequest(top_k, segment_bounds, segment_ids, query_weights)
     call = make_call(query, key, value, mask=mask, bias=bias, scale=scale, softcap=softcap, sinks=sinks, stats=stats)
-    return AttentionStats(**_compute(call))
+    return AttentionStats(**compute_call(call))
 
 
 def partial(
@@ -179,7 +188,7 @@ def partial(
     Rabe and Staats, "Self-attention Does Not Need O(n^2) Memory", 2021.
     """
     call = make_call(query, key, value, mask=mask, bias=bias, scale=scale, softcap=softcap, first_key=first_key)
-    return Partial(**_compute(call, partial=True))
+    return Partial(**compute_call(call, partial=True))
 
 
 def compute_partial_with_stats(
@@ -224,7 +233,7 @@ def compute_partial_with_stats(
     """
     request = StatsRequest(top_k, key_mass=False)
     call = make_call(query, key, value, mask=mask, bias=bias, scale=scale, stats=request)
-    results = _compute(call, partial=True)
+    results = compute_call(call, partial=True)
     part = Partial(*(results.pop(name) for name in ("running_max", "running_sum", "values")))
     return part, AttentionStats(None, **results)
 
@@ -278,37 +287,67 @@ def run(
         first_key=first_key,
         stats=stats,
     )
-    results = _compute(call, transposed_output=transposed_output)
+    results = compute_call(call, transposed_output=transposed_output)
     return results["output"] if stats is None else AttentionStats(**results)
 
 
-def _compute(call: AttentionCall, *, transposed_output: bool = False, partial: bool = False) -> dict[str, Any]:
-    """Return the output or the partial of a call, and its statistics, by name."""
-    inputs, mask, bias, sinks, scale, softcap, first_key, stats = call
+def compute_call(
+    call: AttentionCall, *, transposed_output: bool = False, partial: bool = False, for_training: bool = False
+) -> dict[str, Any]:
+    """Compute the results of a call by name.
+
+    Parameters
+    ----------
+    call
+        Checked arguments.
+    transposed_output
+        Store the output as [B, Q, Hq, Dv].
+    partial
+        Return the partial in place of the output, and only NumPy arrays.
+    for_training
+        Return the LSE of every query as ``query_lse`` too.
+
+    Raises
+    ------
+    TargetError
+        No target computes the call.
+    """
+    inputs, mask, bias, sinks, scale, softcap, first_key, stats, dropout = call
     target = choose_target(inputs.dtype)
     if target == REFERENCE:
         problem = resolve_problem(call)
         with native.DefaultFloatMode():
             result = reference.evaluate(problem)
-            return result.convert(problem, transposed_output=transposed_output, partial=partial)
+            return result.convert(
+                problem, transposed_output=transposed_output, partial=partial, for_training=for_training
+            )
     return native.attend(
         inputs,
         mask.native,
         None if stats is None else stats.native,
         None if bias is None else bias.data,
-        None if sinks is None else _round_sinks(sinks),
+        None if sinks is None else round_sinks(sinks),
         scale,
         softcap or 0.0,
+        None if dropout is None else dropout.native,
         first_key,
         transposed_output,
         partial,
+        for_training,
         target,
         get_num_threads(),
         native.is_interruptible(),
     )
 
 
-def _round_sinks(sinks: Array) -> Array:
+def round_sinks(sinks: Array) -> Array:
+    """Return sinks in float32.
+
+    Parameters
+    ----------
+    sinks
+        [Hq] float64.
+    """
     # A score below float32's range takes no weight, as -inf does.
     with np.errstate(over="ignore"):
         return sinks.astype(np.float32)

@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from keywise.attention.arrays import Array, HostArray, as_readable_array
 from keywise.attention.call import AttentionCall, make_call
+from keywise.attention.dropout import Dropout
 from keywise.attention.sizes import Sizes
 from keywise.attention.stats_request import ResolvedStats, StatsRequest
 from keywise.attention.visibility import Visibility
@@ -43,7 +44,7 @@ class Problem(NamedTuple):
         Keys and values, one or more chunks in key order.
     shape
         (B, Hq, Hkv, Q, N, D, Dv).
-    bias, sinks, scale, softcap, first_key, stats
+    bias, sinks, scale, softcap, first_key, stats, dropout
         As in `AttentionCall`.
     visibility
         Which keys a query sees.
@@ -59,6 +60,7 @@ class Problem(NamedTuple):
     visibility: Visibility
     first_key: int
     stats: ResolvedStats | None
+    dropout: Dropout | None = None
 
     @property
     def dtype(self) -> str:
@@ -98,12 +100,13 @@ def make_problem(
     sinks: Any = None,
     first_key: int = 0,
     stats: StatsRequest | None = None,
+    dropout: Dropout | None = None,
 ) -> Problem:
     """Check the arguments of attention and return them as a problem.
 
     Parameters
     ----------
-    query, key, value, mask, bias, scale, softcap, sinks, first_key, stats
+    query, key, value, mask, bias, scale, softcap, sinks, first_key, stats, dropout
         As in `make_call`, with the same errors.
 
     Examples
@@ -114,7 +117,8 @@ def make_problem(
     5
     """
     options = {"mask": mask, "bias": bias, "scale": scale, "softcap": softcap, "sinks": sinks}
-    return resolve_problem(make_call(query, key, value, **options, first_key=first_key, stats=stats))
+    call = make_call(query, key, value, **options, first_key=first_key, stats=stats, dropout=dropout)
+    return resolve_problem(call)
 
 
 def resolve_problem(call: AttentionCall) -> Problem:
@@ -140,4 +144,5 @@ def resolve_problem(call: AttentionCall) -> Problem:
         visibility=call.mask.make_visibility(sizes, call.first_key),
         first_key=call.first_key,
         stats=call.stats,
+        dropout=call.dropout,
     )

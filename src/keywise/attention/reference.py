@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from keywise.attention.arrays import Array, round_to, to_library
+from keywise.attention.dropout import compute_dropout_factors
 from keywise.attention.problem import Problem
 from keywise.attention.stats_request import ResolvedStats
 
@@ -24,13 +25,15 @@ class Result:
     """The results of the definition in float64.
 
     `running_max`, `running_sum` and `values` are the partial, without sinks; `output` is values / running_sum, with
-    sinks. A query that may see no key has running_max -inf, running_sum 0, values 0, output 0, lse -inf.
+    sinks. `query_lse` is that of every query. A query that may see no key has running_max -inf, running_sum 0,
+    values 0, output 0, lse -inf.
     """
 
     output: Array
     running_max: Array | None = None
     running_sum: Array | None = None
     values: Array | None = None
+    query_lse: Array | None = None
     lse: Array | None = None
     entropy: Array | None = None
     top_keys: Array | None = None
@@ -39,7 +42,9 @@ class Result:
     key_mass: Array | None = None
     segment_mass: Array | None = None
 
-    def convert(self, problem: Problem, *, transposed_output: bool, partial: bool) -> dict[str, Any]:
+    def convert(
+        self, problem: Problem, *, transposed_output: bool, partial: bool, for_training: bool = False
+    ) -> dict[str, Any]:
         """Round the results and convert them to the query's library, as the kernels do.
 
         Parameters
@@ -50,6 +55,8 @@ class Result:
             Store the output as [B, Q, Hq, Dv].
         partial
             Return the partial in place of the output, and only NumPy arrays.
+        for_training
+            Return the LSE of every query too, and statistics of float64 inputs in float64.
 
         Returns
         -------
@@ -67,12 +74,20 @@ class Result:
             if transposed_output:
                 output = output.swapaxes(1, 2)
             results["output"] = to_library(np.ascontiguousarray(output), like)
+        single = np.float64 if for_training and problem.dtype == "float64" else np.float32
+        if for_training:
+            assert self.query_lse is not None
+            rounded = self.query_lse.astype(single)
+            with np.errstate(invalid="ignore"):
+                rest = np.where(np.isfinite(rounded), self.query_lse - rounded, 0.0)
+            results["query_lse"] = to_library(rounded, like)
+            results["query_lse_rest"] = to_library(rest.astype(single), like)
         if problem.stats is None:
             return results
         for name in _STATS_NAMES:
             array = getattr(self, name)
             if array is not None:
-                rounded = array.astype(np.int32 if name == "top_keys" else np.float32)
+                rounded = array.astype(np.int32 if name == "top_keys" else single)
                 results[name] = to_library(np.ascontiguousarray(rounded), like)
         return results
 
@@ -206,6 +221,83 @@ def evaluate(problem: Problem) -> Result:
     >>> reference.evaluate(make_problem(x, x, x)).running_sum.tolist()
     [[[2.0, 2.0]]]
     """
+    softmax = compute_softmax(problem)
+    exponential, share = softmax.exponential, softmax.share[..., None]
+    with np.errstate(invalid="ignore"):
+        kept = exponential if problem.dropout is None else exponential * softmax.dropout_factors
+    values = np.where(softmax.has_keys[..., None], sum_visible(kept, softmax.hidden, _group_values(problem)), 0.0)
+    output = np.where(softmax.has_keys[..., None], values * share, 0.0)
+    result = Result(
+        output=output,
+        running_max=softmax.running_max,
+        running_sum=softmax.running_sum,
+        values=values,
+        query_lse=softmax.lse,
+        lse=softmax.lse,
+    )
+    if problem.stats is None:
+        return result
+    queries = slice(problem.stats.first_query, problem.stats.last_query)
+    return _add_stats(problem.stats, result, softmax.weights[:, :, queries], softmax.score[:, :, queries], queries)
+
+
+@dataclass(frozen=True, eq=False)
+class Softmax:
+    """The softmax of a problem, with every score stored.
+
+    Attributes
+    ----------
+    score
+        [B, Hq, Q, N] -inf where the mask hides a key.
+    hidden
+        [B, Hq, Q, N] whether the mask or a bias of -inf hides a key.
+    exponential
+        [B, Hq, Q, N] exp(score - running max), 0 for hidden keys.
+    running_max, running_sum, lse
+        [B, Hq, Q] as in `Result`.
+    share
+        [B, Hq, Q] 1 / denominator, sinks included; 0 for a query without keys.
+    dropout_factors
+        [B, Hq, Q, N] or the number 1 without dropout.
+    """
+
+    score: Array
+    hidden: Array
+    exponential: Array
+    running_max: Array
+    running_sum: Array
+    lse: Array
+    share: Array
+    dropout_factors: Any
+
+    @property
+    def has_keys(self) -> Array:
+        """[B, Hq, Q] whether the query may see a key."""
+        return np.asarray(~np.isneginf(self.running_max))
+
+    @property
+    def weights(self) -> Array:
+        """[B, Hq, Q, N] the weights before dropout."""
+        with np.errstate(invalid="ignore"):
+            return np.where(self.hidden, 0.0, self.exponential * self.share[..., None])
+
+
+def compute_softmax(problem: Problem) -> Softmax:
+    """Compute the weights of a problem in float64.
+
+    Parameters
+    ----------
+    problem
+        The call.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from keywise.attention.problem import make_problem
+    >>> x = np.ones((1, 1, 2, 8))
+    >>> compute_softmax(make_problem(x, x, x)).weights.tolist()
+    [[[[0.5, 0.5], [0.5, 0.5]]]]
+    """
     score = compute_scores(problem)
     hidden = _find_hidden_keys(problem, score)
     running_max = score.max(axis=3, initial=-np.inf)
@@ -214,7 +306,6 @@ def evaluate(problem: Problem) -> Result:
     with np.errstate(invalid="ignore"):
         exponential = np.where(np.isneginf(score), 0.0, np.exp(score - finite_max[..., None]))
     running_sum = exponential.sum(axis=3)
-    values = np.where(has_keys[..., None], _sum_values(exponential, hidden, problem), 0.0)
     with np.errstate(divide="ignore"):
         lse = np.where(has_keys, running_max + np.log(running_sum), -np.inf)
     if problem.sinks is not None:
@@ -224,29 +315,70 @@ def evaluate(problem: Problem) -> Result:
     if problem.sinks is not None:
         with np.errstate(over="ignore"):
             denominator = denominator + np.exp(problem.sinks[:, None] - finite_max)
-    share = np.where(has_keys, 1.0 / denominator, 0.0)
-    output = np.where(has_keys[..., None], values * share[..., None], 0.0)
-    result = Result(output=output, running_max=running_max, running_sum=running_sum, values=values, lse=lse)
-    if problem.stats is None:
-        return result
-    queries = slice(problem.stats.first_query, problem.stats.last_query)
+    factors = 1.0 if problem.dropout is None else compute_dropout_factors(problem.dropout, problem.shape)
+    return Softmax(
+        score=score,
+        hidden=hidden,
+        exponential=exponential,
+        running_max=running_max,
+        running_sum=running_sum,
+        lse=lse,
+        share=np.where(has_keys, 1.0 / denominator, 0.0),
+        dropout_factors=factors,
+    )
+
+
+def compute_sink_weights(problem: Problem, softmax: Softmax) -> Array:
+    """Compute the weight of the sink of every query [B, Hq, Q].
+
+    Parameters
+    ----------
+    problem
+        A call with sinks.
+    softmax
+        Its softmax.
+    """
+    assert problem.sinks is not None
     with np.errstate(invalid="ignore"):
-        weights = np.where(hidden, 0.0, exponential * share[..., None])[:, :, queries]
-    return _add_stats(problem.stats, result, weights, score[:, :, queries], queries)
+        return np.where(softmax.has_keys, np.exp(problem.sinks[:, None] - softmax.lse), 0.0)
 
 
-def _sum_values(exponential: Array, hidden: Array, problem: Problem) -> Array:
-    """Sum exponential x value over the keys; hidden keys never add NaN."""
-    group = problem.shape[1] // problem.shape[2]
-    value = np.repeat(problem.value_floats(np.float64), group, axis=1)
-    finite = np.isfinite(value)
-    values = np.asarray(np.matmul(exponential, np.where(finite, value, 0.0)))
-    for item, head, key in np.argwhere(~finite.all(axis=3) & (~hidden).any(axis=2)):
-        nonfinite = np.where(finite[item, head, key], 0.0, value[item, head, key])
-        affected = ~hidden[item, head, :, key]
-        with np.errstate(invalid="ignore"):
-            values[item, head, affected] += exponential[item, head, affected, key, None] * nonfinite
-    return values
+def _group_values(problem: Problem) -> Array:
+    """Return the values [B, Hq, N, Dv], those of a key head repeated for its query heads."""
+    return np.repeat(problem.value_floats(np.float64), problem.shape[1] // problem.shape[2], axis=1)
+
+
+def sum_visible(weights: Array, hidden: Array, rows: Array) -> Array:
+    """Sum weight x row over the visible rows; a hidden row never adds NaN.
+
+    Parameters
+    ----------
+    weights
+        [B, H, M, N], 0 where hidden.
+    hidden
+        [B, H, M, N].
+    rows
+        [B, H, N, D].
+
+    Returns
+    -------
+    [B, H, M, D]
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> rows = np.array([[1.0], [np.nan]])[None, None]
+    >>> sum_visible(np.array([[[[0.5, 0.0]]]]), np.array([[[[False, True]]]]), rows).item()
+    0.5
+    """
+    finite = np.isfinite(rows)
+    with np.errstate(invalid="ignore"):
+        sums = np.asarray(np.matmul(weights, np.where(finite, rows, 0.0)))
+        for item, head, row in np.argwhere(~finite.all(axis=3) & (~hidden).any(axis=2)):
+            nonfinite = np.where(finite[item, head, row], 0.0, rows[item, head, row])
+            affected = ~hidden[item, head, :, row]
+            sums[item, head, affected] += weights[item, head, affected, row, None] * nonfinite
+    return sums
 
 
 def _add_stats(stats: ResolvedStats, result: Result, weights: Array, score: Array, queries: slice) -> Result:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from keywise.attention.operation import run
+from keywise.attention.stats_request import StatsRequest
 from keywise.errors import ModelError
 from keywise.hf.compatibility import is_collecting_weights
-from keywise.hf.joined import split_chunks
-from keywise.hf.keywords import check_keywords, make_keyword_error
+from keywise.hf.joined import JoinedTensor, get_dense, split_chunks
+from keywise.hf.keywords import check_keywords, check_traced_keywords, make_keyword_error
 from keywise.hf.mask_arguments import add_biases, is_causal_without_mask, read_mask
 from keywise.hf.masks import LazyMask
-from keywise.hf.recording import find_collector
+from keywise.hf.recording import find_collector, has_open_collectors
+from keywise.torch.functional import compute_attention
 
 
 def forward(  # noqa: PLR0917  (transformers calls it this way)
@@ -48,7 +52,7 @@ def forward(  # noqa: PLR0917  (transformers calls it this way)
         The result of `make_mask`, possibly changed by the model, or the user's own boolean or additive mask. None is
         causal attention aligned at the last key, or no mask where the layer is not causal.
     dropout : float
-        Must be 0.
+        Probability that a weight is set to 0.
     scaling : float, optional
         Factor of the scores; default 1/sqrt(D).
     is_causal : bool, optional
@@ -70,13 +74,18 @@ def forward(  # noqa: PLR0917  (transformers calls it this way)
     Raises
     ------
     ModelError
-        The call needs dropout, gradients, an integer mask, sparse attention or weights, which are not supported.
+        The call needs an integer mask, sparse attention or weights, which are not supported.
     """
     if torch.compiler.is_compiling():
-        others.update(position_bias=position_bias, softcap=softcap, s_aux=s_aux, sinks=sinks)
-        positional = (module, query, key, value, attention_mask, dropout, scaling, is_causal)
-        return _forward_untraced(*positional, **others)[0], None
-    _refuse_unsupported(module, dropout, others)
+        if not _is_traceable(key):
+            others.update(position_bias=position_bias, softcap=softcap, s_aux=s_aux, sinks=sinks)
+            positional = (module, query, key, value, attention_mask, dropout, scaling, is_causal)
+            return _forward_untraced(*positional, **others)[0], None
+        check_traced_keywords(module, others)
+    else:
+        if is_collecting_weights():
+            raise make_keyword_error(module, "output_attentions", True)
+        check_keywords(module, others)
     if s_aux is not None and sinks is not None:
         raise ModelError(
             "s_aux",
@@ -84,64 +93,95 @@ def forward(  # noqa: PLR0917  (transformers calls it this way)
             remedy="they are two names of one argument; pass one",
         )
     sinks = s_aux if sinks is None else sinks
-    _refuse_gradients(module, query=query, key=key, value=value, position_bias=position_bias, sinks=sinks)
     if query.shape[0] == 1:
         query = query.expand(key.shape[0], -1, -1, -1)
-    queries = query.shape[2]
-    keys = key.shape[2]
+    queries, keys = query.shape[2], key.shape[2]
     causal = is_causal_without_mask(module, is_causal)
-    batch = key.shape[0]
-    key, value = split_chunks(key, value)
-    mask, mask_bias = read_mask(module, attention_mask, causal=causal and queries > 1, shape=(batch, queries, keys))
-    arguments = {
+    mask, mask_bias = read_mask(
+        module, attention_mask, causal=causal and queries > 1, shape=(key.shape[0], queries, keys)
+    )
+    options = {
         "mask": mask,
         "bias": add_biases(position_bias, mask_bias, query.dtype),
         "scale": None if scaling is None else float(scaling),
         "softcap": softcap,
-        "sinks": None if sinks is None else sinks.detach(),
-        "transposed_output": True,
+        "sinks": sinks,
     }
-    collector = find_collector(module)
-    if collector is None:
-        return run(query, key, value, **arguments), None
-    if isinstance(attention_mask, LazyMask):
-        first_query = attention_mask.mask_layout.first_query
-        first_key = attention_mask.mask_layout.first_key
-    else:
-        # Without a layout, causal queries are the last positions and others the first.
-        is_decoder = getattr(module, "is_causal", True) if is_causal is None else is_causal
-        first_query = max(keys - queries, 0) if is_decoder else 0
-        first_key = 0
-    plan = collector.plan_call(module, queries=queries, keys=keys, first_query=first_query, first_key=first_key)
-    if plan is None:
-        return run(query, key, value, **arguments), None
-    return collector.add(plan, run(query, key, value, **arguments, stats=plan.request)), None
+    compute = _choose_computation(query, key, value, options, dropout)
+    collector = None if torch.compiler.is_compiling() else find_collector(module)
+    plan = None
+    if collector is not None:
+        if isinstance(attention_mask, LazyMask):
+            first_query = attention_mask.mask_layout.first_query
+            first_key = attention_mask.mask_layout.first_key
+        else:
+            # Without a layout, causal queries are the last positions and others the first.
+            is_decoder = getattr(module, "is_causal", True) if is_causal is None else is_causal
+            first_query = max(keys - queries, 0) if is_decoder else 0
+            first_key = 0
+        plan = collector.plan_call(module, queries=queries, keys=keys, first_query=first_query, first_key=first_key)
+    if collector is None or plan is None:
+        return compute(), None
+    return collector.add(plan, compute(stats=plan.request, is_differentiable=collector.is_differentiable)), None
 
 
-# torch.compile breaks the graph here: nothing inside can be traced.
-_forward_untraced = torch.compiler.disable(forward)
+def _choose_computation(
+    query: Any, key: Any, value: Any, options: dict[str, Any], dropout: float
+) -> Callable[..., Any]:
+    """Return the call that computes attention: in place for inference, by the custom operators for training."""
+    tensors = (query, key, value, options["bias"], options["sinks"])
+    has_gradient = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+    if not (has_gradient or dropout or torch.compiler.is_compiling()):
+        return functools.partial(_compute_in_place, query, key, value, options)
+    return functools.partial(_compute_for_training, query, key, value, options, dropout)
 
 
-def _refuse_unsupported(module: Any, dropout: float, others: dict[str, Any]) -> None:
-    if dropout:
+def _compute_in_place(
+    query: Any,
+    key: Any,
+    value: Any,
+    options: dict[str, Any],
+    *,
+    stats: StatsRequest | None = None,
+    is_differentiable: bool = False,
+) -> Any:
+    if is_differentiable:
         raise ModelError(
-            "dropout",
-            f"must be 0 in {type(module).__name__}",
-            got=dropout,
-            remedy="call model.eval() or set the config's dropout to 0",
+            "differentiable",
+            "must be False where attention has no gradient",
+            got=True,
+            remedy="leave torch.no_grad(), or checkpoint gradients with use_reentrant=False",
         )
-    if is_collecting_weights():
-        raise make_keyword_error(module, "output_attentions", True)
-    check_keywords(module, others)
+    key, value = split_chunks(key, value)
+    return run(query, key, value, **options, stats=stats, transposed_output=True)
 
 
-def _refuse_gradients(module: Any, **tensors: Any) -> None:
-    if not torch.is_grad_enabled():
-        return
-    for name, tensor in tensors.items():
-        if tensor is not None and tensor.requires_grad:
-            raise ModelError(
-                name,
-                f"must not require gradients in {type(module).__name__}",
-                remedy="call the model inside torch.no_grad(), or train it with another attention",
-            )
+def _compute_for_training(
+    query: Any,
+    key: Any,
+    value: Any,
+    options: dict[str, Any],
+    dropout: float,
+    *,
+    stats: StatsRequest | None = None,
+    is_differentiable: bool = False,
+) -> Any:
+    return compute_attention(
+        query,
+        get_dense(key),
+        get_dense(value),
+        **options,
+        dropout_p=float(dropout),
+        stats=stats,
+        has_stats_gradients=is_differentiable,
+        transposed_output=True,
+    )
+
+
+def _is_traceable(key: Any) -> bool:
+    """Return whether a compiled graph can hold this call: no record of statistics, and keys with storage."""
+    return not has_open_collectors() and not isinstance(key, JoinedTensor)
+
+
+# torch.compile breaks the graph here: neither records nor chunks of keys can be traced.
+_forward_untraced = torch.compiler.disable(forward)

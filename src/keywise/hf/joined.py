@@ -108,8 +108,15 @@ def split_chunks(key: Any, value: Any) -> tuple[Any, Any]:
     """
     if isinstance(key, JoinedTensor) and isinstance(value, JoinedTensor) and len(key.chunks) == len(value.chunks):
         return Chunks(key.chunks), Chunks(value.chunks)
-    return _get_dense(key), _get_dense(value)
+    return get_dense(key), get_dense(value)
 
 
-def _get_dense(tensor: Any) -> Any:
+def get_dense(tensor: Any) -> Any:
+    """Return keys or values as one ordinary tensor.
+
+    Parameters
+    ----------
+    tensor : tensor or JoinedTensor
+        Keys or values.
+    """
     return tensor.dense if isinstance(tensor, JoinedTensor) else tensor

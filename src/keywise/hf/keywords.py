@@ -75,8 +75,34 @@ def check_keywords(module: Any, keywords: dict[str, Any]) -> None:
     for name, value in keywords.items():
         if value is None or value is False or name in IGNORED_KEYWORDS:
             continue
-        if name in REFUSED_KEYWORDS or _reads_keyword(type(module), name) or not _is_model_keyword(name):  # type: ignore[arg-type]  # classes are hashable
+        if _may_change_result(type(module), name):
             raise make_keyword_error(module, name, value)
+
+
+def check_traced_keywords(module: Any, keywords: dict[str, Any]) -> None:
+    """Do what `check_keywords` does, while torch traces a graph.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        The attention layer.
+    keywords : dict
+        As in `check_keywords`.
+
+    Raises
+    ------
+    ModelError
+        A keyword is set that may change the result.
+    """
+    for name, value in keywords.items():
+        if value is None or value is False or name in IGNORED_KEYWORDS:
+            continue
+        if _may_change_result(type(module), name):
+            raise make_keyword_error(module, name, value)
+
+
+def _may_change_result(layer_class: type, name: str) -> bool:
+    return name in REFUSED_KEYWORDS or _reads_keyword(layer_class, name) or not _is_model_keyword(name)
 
 
 def make_keyword_error(module: Any, name: str, value: Any) -> ModelError:

@@ -19,10 +19,16 @@ def is_causal_without_mask(module: Any, option: bool | None) -> bool:
     option : bool or None
         The keyword ``is_causal`` of the call; None for the layer's own attribute.
     """
+    import torch
+
+    from keywise.hf.masks import is_eager_only_constant
+
     # Eager attention does not read is_causal, so models that are written for it alone may set it wrong.
     config = getattr(module, "config", None)
-    if config is not None and is_eager_only(type(config)):  # type: ignore[arg-type]  # classes are hashable
-        return False
+    if config is not None:
+        find = is_eager_only_constant if torch.compiler.is_compiling() else is_eager_only
+        if find(type(config)):  # type: ignore[arg-type]  # classes are hashable
+            return False
     return bool(getattr(module, "is_causal", True) if option is None else option)
 
 
@@ -85,11 +91,13 @@ def read_mask(
     # Models hide by the lowest number of the mask's dtype, or by the sum of two such numbers.
     hidden = attention_mask <= torch.finfo(attention_mask.dtype).min / 2
     bias = attention_mask.masked_fill(hidden, 0)
-    return Mask(allowed=~hidden), bias if bool(bias.any()) else None
+    # While a graph is traced there are no elements to look at.
+    has_bias = torch.compiler.is_compiling() or attention_mask.requires_grad or bool(bias.any())
+    return Mask(allowed=~hidden), bias if has_bias else None
 
 
 def add_biases(position_bias: Any, mask_bias: Any, dtype: Any) -> Any:
-    """Return the sum of two biases of the scores, without gradients.
+    """Return the sum of two biases of the scores.
 
     Parameters
     ----------
@@ -112,10 +120,10 @@ def add_biases(position_bias: Any, mask_bias: Any, dtype: Any) -> Any:
     import torch
 
     if position_bias is not None and mask_bias is not None:
-        return position_bias.detach().float() + mask_bias.float()
+        return position_bias.float() + mask_bias.float()
     bias = mask_bias if position_bias is None else position_bias
     if bias is None:
         return None
     if bias.dtype in (torch.float32, dtype):
-        return bias.detach()
-    return bias.detach().float()
+        return bias
+    return bias.float()

@@ -25,8 +25,14 @@ MaskFunction = Callable[..., Any]
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # torch has no types here
-def _is_eager_only_constant(config_class: type) -> bool:
-    """Return `is_eager_only`, as a constant of a compiled graph."""
+def is_eager_only_constant(config_class: type) -> bool:
+    """Return `is_eager_only`, as a constant of a compiled graph.
+
+    Parameters
+    ----------
+    config_class : type
+        The class of a model's configuration.
+    """
     return is_eager_only(config_class)
 
 
@@ -342,7 +348,11 @@ def make_mask(  # noqa: PLR0917  (transformers names and orders the arguments)
     """
     mask_function = masking_utils.causal_mask_function if mask_function is None else mask_function
     if torch.compiler.is_compiling():
-        is_additive = config is not None and _is_eager_only_constant(type(config))
+        is_additive = config is not None and is_eager_only_constant(type(config))
+        is_plain = mask_function is masking_utils.causal_mask_function and attention_mask is None and not is_additive
+        # Kernels skip the keys of a causal mask, but read all elements of a dense one.
+        if is_plain and isinstance(q_offset, int) and q_offset == 0 and q_length == kv_length and kv_offset == 0:
+            return None
         return (masking_utils.eager_mask if is_additive else masking_utils.sdpa_mask)(
             batch_size,
             q_length,

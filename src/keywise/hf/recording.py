@@ -43,13 +43,15 @@ def record_stats(
     key_mass: bool | None = None,
     kind: str | None = None,
     stop: bool | None = None,
+    differentiable: bool | None = None,
 ) -> Iterator[StatsRecord]:
     """Record the attention statistics of a model while the ``with`` block runs.
 
     Memory per call is linear in the number of tokens. Only this model is recorded, and only calls made in the thread
     (or task) that opened the block. A warning tells of calls in another thread, and of a block without any call. To
     record a thread, start it in the context of the block:
-    ``Thread(target=contextvars.copy_context().run, args=(model.generate, ids))``.
+    ``Thread(target=contextvars.copy_context().run, args=(model.generate, ids))``. With checkpointed gradients, call
+    ``backward()`` inside the block; the layers that run again in it are not recorded again.
 
     Parameters
     ----------
@@ -57,7 +59,7 @@ def record_stats(
         A model that attends with keywise: see `keywise.hf.use`.
     spec : StatsSpec, optional
         Which statistics to record; default all layers, heads and queries.
-    layers, heads, queries, top_k, segment_bounds, segment_ids, key_mass, kind, stop
+    layers, heads, queries, top_k, segment_bounds, segment_ids, key_mass, kind, stop, differentiable
         The fields of `StatsSpec`, instead of `spec`; None for the default of the field.
 
     Yields
@@ -102,6 +104,7 @@ def record_stats(
         "key_mass": key_mass,
         "kind": kind,
         "stop": stop,
+        "differentiable": differentiable,
     }
     collector = StatsCollector(
         model, _merge_fields(spec, {name: value for name, value in fields.items() if value is not None})
@@ -137,6 +140,11 @@ def _merge_fields(spec: StatsSpec | None, fields: dict[str, Any]) -> StatsSpec:
     return spec
 
 
+def has_open_collectors() -> bool:
+    """Return whether any model is being recorded, in whichever thread."""
+    return bool(_open_collectors)
+
+
 def find_collector(module: Any) -> StatsCollector | None:
     """Return the collector that records an attention layer now, or None.
 
@@ -158,6 +166,16 @@ def _count_missed_call(module: Any) -> None:
         for collector in _open_collectors:
             if module in collector.layer_names:
                 collector.missed_calls += 1
+
+
+def is_in_backward() -> bool:
+    """Return whether this thread runs a backward pass: a layer that is called there repeats an earlier call.
+
+    Checkpointed gradients compute activations again when they are needed.
+    """
+    import torch
+
+    return bool(torch._C._current_graph_task_id() != -1)
 
 
 class _StopModel(BaseException):
@@ -183,11 +201,14 @@ class CallPlan:
         The fields of `LayerStats` that identify the call.
     present_segments
         The segments that the request numbers 0, 1, ...; None without segments.
+    is_repeated
+        Whether the call repeats an earlier one, which is recorded already.
     """
 
     request: StatsRequest
     place: dict[str, Any]
     present_segments: Any
+    is_repeated: bool
 
 
 class StatsCollector:
@@ -228,6 +249,11 @@ class StatsCollector:
         existing = {number for number in numbers if number is not None}
         if self._layers - existing:
             raise OptionError("layers", f"must be among the model's {sorted(existing)}", got=sorted(self._layers))
+
+    @property
+    def is_differentiable(self) -> bool:
+        """Whether a loss may use the statistics."""
+        return self._spec.differentiable
 
     def check_attention(self) -> None:
         """Raise an error unless the model attends with keywise.
@@ -278,8 +304,10 @@ class StatsCollector:
         name = self.layer_names[module]
         layer = _find_layer_number(module, name)
         kind = "cross" if _CROSS_ATTENTION.search(name) else "self"
+        is_repeated = is_in_backward()
         step = self._calls[name]
-        self._calls[name] += 1
+        if not is_repeated:
+            self._calls[name] += 1
         first_query = self._locate_queries(name, kind, first_query)
         if not self._is_recorded(layer, kind):
             return None
@@ -305,6 +333,7 @@ class StatsCollector:
                 "first_key": first_key,
             },
             present_segments=present_segments,
+            is_repeated=is_repeated,
         )
 
     def _locate_queries(self, name: str, kind: str, first_query: int) -> int:
@@ -341,6 +370,8 @@ class StatsCollector:
             The layer does not have a head that the specification names.
         """
         output = stats.output
+        if plan.is_repeated:
+            return output
         stats = replace(stats, output=None, segment_mass=self._number_segments(plan, stats))
         heads, stats = _select_heads(stats, self._spec.select_heads(plan.place["layer"]), plan.place["name"])
         self.record._records.append(LayerStats(**plan.place, heads=heads, stats=stats))

@@ -43,6 +43,9 @@ class StatsSpec:
     stop : bool
         Whether to leave the ``with`` block as soon as every layer of `layers` was recorded. The model then returns no
         output, and a cache passed to it lacks the tokens in the layers that did not run.
+    differentiable : bool
+        Whether a loss may use the statistics: LSE, entropy, key mass and segment mass then have gradients, which needs
+        a call with gradients.
 
     Raises
     ------
@@ -70,6 +73,7 @@ class StatsSpec:
     key_mass: bool = True
     kind: str | None = None
     stop: bool = False
+    differentiable: bool = False
 
     def __post_init__(self) -> None:
         if isinstance(self.heads, Mapping):
@@ -86,6 +90,7 @@ class StatsSpec:
         check_int("top_k", self.top_k, minimum=0)
         check_bool("key_mass", self.key_mass)
         check_bool("stop", self.stop)
+        check_bool("differentiable", self.differentiable)
         if self.kind is not None:
             check_kind("kind", self.kind)
         if self.stop and not self.layers:

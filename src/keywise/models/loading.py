@@ -14,13 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from keywise.attention.quantised import BLOCK_FORMATS
 from keywise.attention.targets import targets
 from keywise.errors import ModelError, OptionError
 from keywise.models.construction import limit_construction
 from keywise.models.ctranslate2 import MODEL_FILE
+from keywise.models.fingerprints import fingerprint
 from keywise.models.folder import CONFIG, MAX_PARTS, check_config, list_model_files, read_json, stage_files
 from keywise.models.gguf import GgufModel, convert_gguf
 from keywise.models.loading_report import check_loading
+from keywise.models.memory import check_memory
 from keywise.models.output_streams import discard_output
 from keywise.models.packed_linear import pack_linear_layers
 from keywise.models.quiet_transformers import quiet_transformers
@@ -55,7 +58,7 @@ class LoadedModel:
     folder : pathlib.Path or None
         The folder that the tokenizer, and weights of safetensors, were loaded from; None for a model made in memory.
     weights_file : pathlib.Path or None
-        The GGUF file, or the file of CTranslate2, that the weights were loaded from.
+        The GGUF file, or its first part, or the file of CTranslate2, that the weights were loaded from.
     weights : str
         Form of the weights: ``"as-is"``, ``"expanded"``, ``"int4"`` or ``"int8"``; see `load_model`.
     processor : transformers.ProcessorMixin or None
@@ -81,6 +84,18 @@ class LoadedModel:
         matrices = {id(layer.matrix): layer.matrix for layer in self.model.modules() if hasattr(layer, "matrix")}
         in_blocks = sum(math.prod(matrix.shape) for matrix in matrices.values())
         return int(self.model.num_parameters() + in_blocks)
+
+    def fingerprint(self, cache_dir: str | os.PathLike[str] | None = None) -> dict[str, str]:
+        """Return the digests of `keywise.models.fingerprint` for this model, its tokenizer and its files.
+
+        Parameters
+        ----------
+        cache_dir : path, optional
+            Where digests of files are stored.
+        """
+        return fingerprint(
+            self.model, self.tokenizer, folder=self.folder, weights_file=self.weights_file, cache_dir=cache_dir
+        )
 
 
 def load_model(
@@ -126,8 +141,8 @@ def load_model(
     Raises
     ------
     ModelError
-        There is no model, it cannot be loaded safely, it has no fast tokenizer, or a layer's size is no multiple of the
-        32 weights of a block.
+        There is no model, it cannot be loaded safely, it needs more memory than is available, it has no fast tokenizer,
+        or a layer's size is no multiple of the 32 weights of a block.
     OptionError
         `dtype` or `weights` is not supported.
     DtypeError
@@ -183,10 +198,13 @@ def _load_folder(name: str, folder: Path, dtype: str | None, weights: str, *, pa
     try:
         with (
             translate_errors(ModelFileError, ModelFileError),
-            stage_files(list_model_files(folder)) as (staged, headers),
+            stage_files(files := list_model_files(folder)) as (staged, headers),
             translate_errors(ModelFileError, ModelFileError),
             quiet_transformers(),
         ):
+            number = _resolve_dtype(dtype, is_small=headers.elements <= MAX_SMALL_PARAMETERS)
+            file_bytes = sum(file.stat().st_size for file in files.weights.values())
+            check_memory(name, max(file_bytes, _count_bytes(headers.elements, weights, number)))
             model = _load_weights(staged, headers)
             is_small = model.num_parameters() <= MAX_SMALL_PARAMETERS
             if weights in _FORMATS:
@@ -235,23 +253,35 @@ def _load_gguf(name: str, source: GgufModel, dtype: str | None, weights: str) ->
 
     from keywise.models.gguf_weights import build_gguf_model
 
-    is_small = weights != "expanded" or source.header.elements <= MAX_SMALL_PARAMETERS
+    header = source.header
+    is_small = weights != "expanded" or header.elements <= MAX_SMALL_PARAMETERS
+    number = _resolve_dtype(dtype, is_small=is_small)
+    file_bytes = sum(tensor.size_bytes for tensor in header.places)
+    check_memory(name, file_bytes if weights == "as-is" else _count_bytes(header.elements, weights, number))
     try:
         with translate_errors(ModelFileError, ModelFileError), quiet_transformers():
-            check_config(read_json(source.folder / CONFIG), max_parts=max(MAX_PARTS, source.header.largest_size))
+            check_config(read_json(source.folder / CONFIG), max_parts=max(MAX_PARTS, header.largest_size))
             config = AutoConfig.from_pretrained(source.folder, local_files_only=True, trust_remote_code=False)
             with ThreadPoolExecutor(1) as executor:
                 tokenizer = executor.submit(_load_tokenizer, source.folder)
                 model = build_gguf_model(
-                    source.file,
-                    source.header,
+                    source.files,
+                    header,
                     config,
-                    _resolve_dtype(dtype, is_small=is_small),
+                    number,
                     block_format=weights if weights == "as-is" else _FORMATS.get(weights),
                 )
-                return LoadedModel(model, tokenizer.result(), name, source.folder, source.file, weights)
+                return LoadedModel(model, tokenizer.result(), name, source.folder, source.files[0], weights)
     except ModelFileError as error:
-        raise _refuse(repr(str(source.file)), error) from error
+        raise _refuse(repr(str(source.files[0])), error) from error
+
+
+def _count_bytes(elements: int, weights: str, number: Any) -> int:
+    """Return the memory of weights in a form."""
+    if weights in _FORMATS:
+        _, block_elements, block_bytes = BLOCK_FORMATS[_FORMATS[weights]]
+        return elements // block_elements * block_bytes
+    return elements * int(number.itemsize)
 
 
 def _refuse(model: str, error: ModelFileError) -> ModelError:

@@ -16,6 +16,7 @@ from typing import Literal
 from keywise.errors import ModelError
 from keywise.models.ctranslate2 import MODEL_FILE, is_ct2_folder
 from keywise.models.folder import CONFIG, INDEX, list_model_files, read_json
+from keywise.models.gguf_parts import list_gguf_parts, name_gguf_model
 from keywise.models.safetensors_files import ModelFileError
 from keywise.util.optional_imports import find_package_folders
 
@@ -207,7 +208,12 @@ def _resolve_name(name: str, origin: str) -> ModelSource:
     if os.path.isfile(path):
         if not is_gguf:
             raise ModelError(argument, "must be a .gguf file or a folder with safetensors", got=name)
-        return ModelSource(path.stem, "gguf", origin, path, path.stat().st_size)
+        try:
+            size_bytes = sum(part.stat().st_size for part in list_gguf_parts(path))
+        except ModelFileError as error:
+            remedy = "put all parts into one folder"
+            raise ModelError(argument, f"{str(path)!r} cannot be loaded: {error}", remedy=remedy) from error
+        return ModelSource(name_gguf_model(path), "gguf", origin, path, size_bytes)
     if is_gguf or not _HUB_ID.fullmatch(name):
         raise ModelError(
             argument,
