@@ -9,7 +9,7 @@ import torch
 import keywise.hf
 from keywise.alignment import AlignmentHead, AlignmentHeads, align
 from keywise.alignment.encoding import encode_pair
-from keywise.alignment.word_weights import record_word_weights
+from keywise.alignment.word_weights import record_packed_weights, record_word_weights
 from keywise.alignment.words import split_words
 from keywise.errors import DtypeError, ModelError, OptionError
 from tests.alignment.models import (
@@ -220,3 +220,29 @@ def test_memory_is_linear_in_rows_and_words():
         patch.setattr(keywise.hf.recording.StatsCollector, "add", watch)
         record_word_weights(model, pair, [AlignmentHead(0, 1), AlignmentHead(1, 2)], **counts, block_tokens=64)
     assert largest <= 2 * 65 * 500
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2", "mistral"])
+def test_directions_read_in_one_pass_equal_those_read_alone(name):
+    model, tokenizer = keywise.hf.use(make_model(name)), make_tokenizer(end=None)
+    source, target = split_words("source", SOURCE), split_words("target", "das alte Haus")
+    pairs = [encode_pair(model, tokenizer, source, target), encode_pair(model, tokenizer, target, source)]
+    heads = [HEADS[:2], HEADS[1:]]
+    packed = record_packed_weights(model, pairs, heads, [(5, 3), (3, 5)])
+    forward = record_word_weights(model, pairs[0], heads[0], source_words=5, target_words=3)
+    backward = record_word_weights(model, pairs[1], heads[1], source_words=3, target_words=5)
+    np.testing.assert_allclose(packed[0], forward, rtol=0, atol=TOLERANCE)
+    np.testing.assert_allclose(packed[1], backward, rtol=0, atol=TOLERANCE)
+
+
+def test_models_that_do_not_separate_packed_pairs_are_noticed(monkeypatch):
+    model, tokenizer = keywise.hf.use(make_model("llama")), make_tokenizer(end=None)
+    words = split_words("source", SOURCE), split_words("target", TARGET)
+    pairs = [encode_pair(model, tokenizer, *words), encode_pair(model, tokenizer, *words[::-1])]
+    forward = type(model).forward
+
+    def forget_positions(model, ids, position_ids=None, **options):
+        return forward(model, ids, **options)
+
+    monkeypatch.setattr(type(model), "forward", forget_positions)
+    assert record_packed_weights(model, pairs, [HEADS, HEADS], [(5, 5), (5, 5)]) is None

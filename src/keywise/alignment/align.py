@@ -31,7 +31,7 @@ from keywise.alignment.links import (
     symmetrise as combine_links,
 )
 from keywise.alignment.result import Alignment
-from keywise.alignment.word_weights import record_word_weights
+from keywise.alignment.word_weights import PACKED_TOKENS, record_packed_weights, record_word_weights
 from keywise.alignment.words import SPACE, Words, split_words
 from keywise.errors import ModelError, OptionError
 from keywise.hf.plugin import use_temporarily
@@ -142,6 +142,9 @@ class PairReader:
         backward : float32 array [heads, source words, target words], or None
         """
         encoded = self.encode(source, target)
+        packed = self._read_packed(source, target, encoded, heads)
+        if packed is not None:
+            return packed[0], packed[1]
         counts = {"source_words": len(source.spans), "target_words": len(target.spans)}
         with use_temporarily(self.model):
             forward = record_word_weights(self.model, encoded[0], heads.forward, **counts)
@@ -151,6 +154,17 @@ class PairReader:
         other = self._backward[0]
         with use_temporarily(other):
             return forward, record_word_weights(other, encoded[1], heads.backward, **counts)
+
+    def _read_packed(
+        self, source: Words, target: Words, encoded: list[EncodedPair], heads: AlignmentHeads
+    ) -> list[Matrix] | None:
+        """Read both directions in one pass, where one model reads both and they are short; None otherwise."""
+        is_one_model = self._backward is not None and self._backward[0] is self.model and is_causal_model(self.model)
+        if not is_one_model or sum(len(pair.decoder_ids) for pair in encoded) > PACKED_TOKENS:
+            return None
+        words = [(len(source.spans), len(target.spans)), (len(target.spans), len(source.spans))]
+        with use_temporarily(self.model):
+            return record_packed_weights(self.model, encoded, [heads.forward, heads.backward], words)
 
     def list_all_heads(self) -> AlignmentHeads:
         """Return all heads and rows of each direction."""
