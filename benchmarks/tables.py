@@ -8,11 +8,7 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-<<<<<<< HEAD
-from benchmarks import cache, compare_tables, documents, evidence, library, memory, model, quality, training
-=======
-from benchmarks import backward, cache, compare_tables, documents, evidence, library, memory, model, quality
->>>>>>> backward
+from benchmarks import backward, cache, compare_tables, documents, evidence, library, memory, model, quality, training
 from benchmarks.attention_tables import format_attention_tables
 from benchmarks.results import Run, read_run, read_text_file, write_file
 from benchmarks.summaries import SUMMARIES, format_summary

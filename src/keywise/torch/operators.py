@@ -22,8 +22,8 @@ _NUMBERS = (
 )
 _FORWARD_SCHEMA = (
     f"(Tensor query, Tensor key, Tensor value, {_SIDE_TENSORS}, {_NUMBERS}) -> "
-    "(Tensor output, Tensor lse, Tensor lse_rest, Tensor entropy, Tensor top_keys, Tensor top_weights, Tensor top_mass, "
-    "Tensor key_mass, Tensor segment_mass)"
+    "(Tensor output, Tensor lse, Tensor lse_rest, Tensor entropy, Tensor top_keys, Tensor top_weights, "
+    "Tensor top_mass, Tensor key_mass, Tensor segment_mass)"
 )
 _BACKWARD_SCHEMA = (
     "(Tensor? output_gradient, Tensor? lse_gradient, Tensor? entropy_gradient, Tensor? key_mass_gradient, "
@@ -33,7 +33,17 @@ _BACKWARD_SCHEMA = (
 )
 _SIDE_COUNT = len(SideTensors._fields)
 _INPUT_COUNT = 3 + _SIDE_COUNT + len(Numbers._fields)
-_OUTPUT_NAMES = ("output", "lse", "lse_rest", "entropy", "top_keys", "top_weights", "top_mass", "key_mass", "segment_mass")
+_OUTPUT_NAMES = (
+    "output",
+    "lse",
+    "lse_rest",
+    "entropy",
+    "top_keys",
+    "top_weights",
+    "top_mass",
+    "key_mass",
+    "segment_mass",
+)
 _GRADIENT_COUNT = 5
 _BACKWARD_TENSORS = 13
 
@@ -106,7 +116,8 @@ def attention_backward(*arguments: Any) -> tuple[Any, ...]:
     ----------
     *arguments
         Gradients of output, LSE, entropy, key mass and segment mass (each may be None); query, key and value; output,
-        LSE, its rest, entropy and segment mass of the forward pass; the settings of `attention`; which of the results are needed.
+        LSE, its rest, entropy and segment mass of the forward pass; the settings of `attention`; which of the results
+        are needed.
 
     Returns
     -------
