@@ -22,8 +22,8 @@ _NUMBERS = (
 )
 _FORWARD_SCHEMA = (
     f"(Tensor query, Tensor key, Tensor value, {_SIDE_TENSORS}, {_NUMBERS}) -> "
-    "(Tensor output, Tensor lse, Tensor lse_rest, Tensor entropy, Tensor top_keys, Tensor top_weights, Tensor top_mass, "
-    "Tensor key_mass, Tensor segment_mass)"
+    "(Tensor output, Tensor lse, Tensor lse_rest, Tensor entropy, Tensor top_keys, Tensor top_weights, "
+    "Tensor top_mass, Tensor key_mass, Tensor segment_mass)"
 )
 _BACKWARD_SCHEMA = (
     "(Tensor? output_gradient, Tensor? lse_gradient, Tensor? entropy_gradient, Tensor? key_mass_gradient, "
@@ -45,6 +45,7 @@ _OUTPUT_NAMES = (
     "segment_mass",
 )
 _GRADIENT_COUNT = 5
+_FIRST_INPUT = 5
 _BACKWARD_TENSORS = 13
 
 
@@ -72,6 +73,10 @@ def attention(query: Any, key: Any, value: Any, *settings: Any) -> tuple[Any, ..
         The output, the LSE of all queries, what rounding took from it, and the other statistics; those that were not
         asked for have no elements.
     """
+    return _compute(query, key, value, *settings)
+
+
+def _compute(query: Any, key: Any, value: Any, *settings: Any) -> tuple[Any, ...]:
     return engine.compute(query, key, value, *_split(settings))
 
 
@@ -116,14 +121,20 @@ def attention_backward(*arguments: Any) -> tuple[Any, ...]:
     ----------
     *arguments
         Gradients of output, LSE, entropy, key mass and segment mass (each may be None); query, key and value; output,
-        LSE, its rest, entropy and segment mass of the forward pass; the settings of `attention`; which of the results are needed.
+        LSE, its rest, entropy and segment mass of the forward pass; the settings of `attention`; which of the results
+        are needed.
 
     Returns
     -------
     tuple of tensor
         Gradients of query, key, value, bias and sinks; those that are not needed have no elements.
     """
-    gradients, inputs, results = arguments[:5], arguments[5:8], arguments[8:13]
+    return _compute_gradients(*arguments)
+
+
+def _compute_gradients(*arguments: Any) -> tuple[Any, ...]:
+    gradients, inputs = arguments[:_FIRST_INPUT], arguments[_FIRST_INPUT : _FIRST_INPUT + 3]
+    results = arguments[_FIRST_INPUT + 3 : _BACKWARD_TENSORS]
     return engine.compute_gradients(
         gradients, inputs, results, *_split(arguments[_BACKWARD_TENSORS:-1]), needs=arguments[-1]
     )
@@ -131,7 +142,7 @@ def attention_backward(*arguments: Any) -> tuple[Any, ...]:
 
 @attention_backward.register_fake  # type: ignore[untyped-decorator]
 def _make_fake_gradients(*arguments: Any) -> tuple[Any, ...]:
-    query, key, value = arguments[5:8]
+    query, key, value = arguments[_FIRST_INPUT : _FIRST_INPUT + 3]
     tensors, _ = _split(arguments[_BACKWARD_TENSORS:-1])
     sources = (query, key, value, tensors.bias, tensors.sinks)
     return tuple(
@@ -189,15 +200,19 @@ attention.register_autograd(_propagate, setup_context=_save_for_backward)
 attention_backward.register_autograd(_refuse_second_derivative)
 
 
-# ---- torch.func ----
+# ---- torch.func, and calls without a dispatcher ----
 
 
 class _Attention(torch.autograd.Function):  # type: ignore[misc]  # torch has no types here
-    """The forward operator under transforms of torch.func, which cannot see the gradient of a custom operator."""
+    """The forward pass where the custom operator would be in the way.
+
+    Transforms of torch.func cannot see the gradient of a custom operator, and its dispatch takes longer than a small
+    call of attention.
+    """
 
     @staticmethod
     def forward(*arguments: Any) -> Any:
-        return attention(*arguments)
+        return attention(*arguments) if _needs_operator(arguments[0]) else _compute(*arguments)
 
     setup_context = staticmethod(_save_for_backward)
     backward = staticmethod(_propagate)
@@ -208,7 +223,7 @@ class _Attention(torch.autograd.Function):  # type: ignore[misc]  # torch has no
 
 
 class _AttentionBackward(torch.autograd.Function):  # type: ignore[misc]  # torch has no types here
-    """The backward operator under transforms of torch.func."""
+    """The backward pass under transforms of torch.func, and where it is recorded for a second derivative."""
 
     @staticmethod
     def forward(*arguments: Any) -> Any:
@@ -225,25 +240,47 @@ class _AttentionBackward(torch.autograd.Function):  # type: ignore[misc]  # torc
         return batching.batch_backward(run_backward, info.batch_size, in_dims, arguments)
 
 
+def _needs_operator(query: Any) -> bool:
+    """Return whether a tracer, a mode or a tensor subclass has to see the call as an operator of torch."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or type(query) not in _PLAIN_TENSORS
+        or torch.jit.is_tracing()
+    )
+
+
+_PLAIN_TENSORS = (torch.Tensor, torch.nn.Parameter)
+
+
 def run_attention(*arguments: Any) -> Any:
-    """Call the forward operator, also under transforms of ``torch.func``.
+    """Compute attention by the operator, or without it where nobody has to see it.
 
     Parameters
     ----------
     *arguments
         Those of `attention`.
     """
-    has_transforms = torch._C._are_functorch_transforms_active()
-    return _Attention.apply(*arguments) if has_transforms else attention(*arguments)
+    if torch._C._are_functorch_transforms_active():
+        return _Attention.apply(*arguments)
+    if _needs_operator(arguments[0]):
+        return attention(*arguments)
+    if torch.is_grad_enabled():
+        return _Attention.apply(*arguments)
+    return _compute(*arguments)
 
 
 def run_backward(*arguments: Any) -> Any:
-    """Call the backward operator, also under transforms of ``torch.func``.
+    """Compute gradients by the operator, or without it where nobody has to see it.
 
     Parameters
     ----------
     *arguments
         Those of `attention_backward`.
     """
-    has_transforms = torch._C._are_functorch_transforms_active()
-    return _AttentionBackward.apply(*arguments) if has_transforms else attention_backward(*arguments)
+    if torch._C._are_functorch_transforms_active():
+        return _AttentionBackward.apply(*arguments)
+    # Gradients are enabled here if the backward pass itself is recorded.
+    if _needs_operator(arguments[_FIRST_INPUT]) or torch.is_grad_enabled():
+        return attention_backward(*arguments)
+    return _compute_gradients(*arguments)
