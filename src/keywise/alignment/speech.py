@@ -170,7 +170,7 @@ def word_timestamps(
                 if text is None:
                     tokens, used = _write(model, window, request, is_last=is_last)
                 else:
-                    tokens = encode_text(processor.tokenizer, f" {text.strip()}")
+                    tokens = _encode_known_text(model, processor.tokenizer, text, request)
                 weights = _record_rows(model, window, request, tokens, heads)
                 spoken = group_tokens(processor.tokenizer, tokens, code)
                 words += _shift(time_words(weights, spoken, part[:used], lateness), start / SAMPLING_RATE_HERTZ)
@@ -250,7 +250,7 @@ def _group_heads(model: Any) -> dict[int, list[int]]:
             "model", "must have alignment_heads in its generation config", remedy="set them, or load another"
         )
     sizes = model.config.decoder_layers, model.config.decoder_attention_heads
-    chosen = check_heads("alignment_heads", heads, *sizes)
+    chosen = check_heads("alignment_heads", heads, sizes)
     return group_heads((head.layer, head.head) for head in chosen.forward)
 
 
@@ -321,6 +321,15 @@ def cut_text(tokens: Sequence[int], first_time: int, end: int, *, is_last: bool)
         kept = list(tokens[: pairs[-1]])
         used = round((tokens[pairs[-1]] - first_time) * FRAME_SECONDS * SAMPLING_RATE_HERTZ)
     return [token for token in kept if token < end], used
+
+
+def _encode_known_text(model: Any, tokenizer: Any, text: str, request: _Request) -> list[int]:
+    """Return the tokens of a text that is known, or raise if the decoder has too few positions for it."""
+    tokens = encode_text(tokenizer, f" {text.strip()}")
+    limit = model.config.max_target_positions - len(request.list_prompt(model))
+    if len(tokens) > limit:
+        raise OptionError("text", f"must be at most {limit} tokens long", got=len(tokens), remedy="align it in parts")
+    return tokens
 
 
 def _record_rows(

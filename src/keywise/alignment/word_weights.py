@@ -20,7 +20,7 @@ BLOCK_TOKENS: Final = 256
 PACKED_TOKENS: Final = 1024
 """Tokens of pairs that are read in one pass."""
 
-# Weights across pairs that rounding explains, as a share of those inside.
+# Larger sums of weights across pairs are no rounding.
 _LEAK: Final = 1e-6
 
 Weights = NDArray[np.float32]
@@ -108,7 +108,7 @@ def record_packed_weights(
         [_number_segments(pair, int(offset)) for pair, offset in zip(pairs, offsets, strict=False)]
     )
     spec = StatsSpec(
-        heads=group_heads({(each.layer, each.head): None for of_pair in heads for each in of_pair}),
+        heads=group_heads((each.layer, each.head) for of_pair in heads for each in of_pair),
         segment_ids=segment_ids,
         top_k=0,
         key_mass=False,
@@ -128,7 +128,7 @@ def record_packed_weights(
             layer = layers[each.layer]
             mass = layer.stats.segment_mass[0, layer.heads.index(each.head), begin:end].float().numpy()
             own = mass[:, offset : offset + sources]
-            if mass.sum() - own.sum() > _LEAK * max(float(own.sum()), 1.0):
+            if float(mass[:, :offset].sum() + mass[:, offset + sources :].sum()) > _LEAK:
                 return None
             _add_words(sums[number], own, 0, each, pair)
         weights.append(_average(sums, pair, targets))
