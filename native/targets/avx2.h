@@ -129,6 +129,12 @@ static inline Vec dot_int16(const Int16Weights<kCount>& weights, const int16_t* 
   if constexpr (kCount == 16) return _mm256_cvtepi32_ps(multiply(0));
   return _mm256_cvtepi32_ps(_mm256_add_epi32(multiply(0), multiply(kCount / 16 - 1)));
 }
+template <int kGroup>
+static constexpr int kGroupsAtOnce = 1;
+template <int kGroup>
+static inline Vec load_factors(const float* place) {
+  return broadcast(*place);
+}
 // Replaces numbers of 0 .. 15 by those of a table.
 static inline void look_up(const int8_t* table, int8_t* numbers, int64_t count) {
   const __m128i entries = _mm_load_si128(reinterpret_cast<const __m128i*>(table));

@@ -114,34 +114,34 @@ static inline Vec combine_pairwise(const Vec* t) {
 }
 
 static inline float widen_scale(uint16_t bits) { return _cvtsh_ss(bits); }
-// 16 or 32 int8 as int16, and the products with as many int16, summed into the lanes.
+// 32 int8 as int16, and the products with as many int16, summed into the lanes: those of the first
+// 16 into the first half.
+template <int kGroup>
+static constexpr int kGroupsAtOnce = 32 / kGroup;
 template <int kCount>
-struct Int16Weights {
-  __m512i numbers;  // of 16, the first half
-};
-template <int kCount>
-static inline Int16Weights<kCount> load_weights(const int8_t* place) {
-  if constexpr (kCount == 16) {
-    const __m128i bytes = _mm_load_si128(reinterpret_cast<const __m128i*>(place));
-    return {_mm512_castsi256_si512(_mm256_cvtepi8_epi16(bytes))};
-  }
-  return {_mm512_cvtepi8_epi16(_mm256_load_si256(reinterpret_cast<const __m256i*>(place)))};
+static inline __m512i load_weights(const int8_t* place) {
+  static_assert(kCount == 32);
+  return _mm512_cvtepi8_epi16(_mm256_load_si256(reinterpret_cast<const __m256i*>(place)));
 }
 template <int kCount>
-static inline Vec dot_int16(const Int16Weights<kCount>& weights, const int16_t* inputs) {
-  if constexpr (kCount == 16) {
-    const __m256i numbers = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(inputs));
-    const __m256i products = _mm256_madd_epi16(_mm512_castsi512_si256(weights.numbers), numbers);
-    return _mm512_zextps256_ps512(_mm256_cvtepi32_ps(products));
-  }
-  return _mm512_cvtepi32_ps(_mm512_madd_epi16(weights.numbers, _mm512_loadu_si512(inputs)));
+static inline Vec dot_int16(__m512i weights, const int16_t* inputs) {
+  static_assert(kCount == 32);
+  return _mm512_cvtepi32_ps(_mm512_madd_epi16(weights, _mm512_loadu_si512(inputs)));
 }
-// Replaces numbers of 0 .. 15 by those of a table.
+template <int kGroup>
+static inline Vec load_factors(const float* place) {
+  if constexpr (kGroup == 32) return broadcast(*place);
+  return _mm512_mask_broadcastss_ps(broadcast(place[0]), 0xff00, _mm_load_ss(place + 1));
+}
+#define KEYWISE_HAS_BYTE_MASKS
+static inline __m128i spread_bits(uint16_t bits) { return _mm_maskz_set1_epi8(bits, 16); }
+// Replaces numbers of 0 .. 15, a multiple of 32 of them, by those of a table.
 static inline void look_up(const int8_t* table, int8_t* numbers, int64_t count) {
-  const __m128i entries = _mm_load_si128(reinterpret_cast<const __m128i*>(table));
-  for (int64_t i = 0; i < count; i += 16) {
-    __m128i* const place = reinterpret_cast<__m128i*>(numbers + i);
-    _mm_store_si128(place, _mm_shuffle_epi8(entries, _mm_load_si128(place)));
+  const __m256i entries =
+      _mm256_broadcastsi128_si256(_mm_load_si128(reinterpret_cast<const __m128i*>(table)));
+  for (int64_t i = 0; i < count; i += 32) {
+    __m256i* const place = reinterpret_cast<__m256i*>(numbers + i);
+    _mm256_store_si256(place, _mm256_shuffle_epi8(entries, _mm256_load_si256(place)));
   }
 }
 

@@ -121,6 +121,12 @@ static inline Vec dot_int16(const Int16Weights<kCount>& weights, const int16_t* 
       sums[lane] += int32_t(weights.numbers[i + lane]) * int32_t(inputs[i + lane]);
   return Vec{float(sums[0]), float(sums[1]), float(sums[2]), float(sums[3])};
 }
+template <int kGroup>
+static constexpr int kGroupsAtOnce = 1;
+template <int kGroup>
+static inline Vec load_factors(const float* place) {
+  return broadcast(*place);
+}
 // Replaces numbers of 0 .. 15 by those of a table.
 static inline void look_up(const int8_t* table, int8_t* numbers, int64_t count) {
   for (int64_t i = 0; i < count; ++i) numbers[i] = table[numbers[i]];

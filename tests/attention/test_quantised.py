@@ -152,3 +152,16 @@ def test_wrong_blocks_and_inputs_are_refused() -> None:
         matrix.write_weights(0, 5, np.zeros(1000, np.uint8), "float32")
     with pytest.raises(ValueError, match="the output must have room"):
         matrix.write_weights(0, 4, np.zeros(100, np.uint8), "float32")
+
+
+def test_a_product_does_not_depend_on_what_was_computed_before(kernel: str) -> None:
+    # Its inputs have fewer sums than those of the product before, which are not numbers.
+    before = QuantisedMatrix(make_blocks("Q2_K", 8, 256), "Q2_K")
+    matrix = QuantisedMatrix(make_blocks("Q4_1", 8, 256), "Q4_1")
+    for count in (1, MANY):
+        rows = np.ones((1, 1, count, 256), np.float32)
+        with kw.using(kernel):
+            expected = matrix.multiply(rows)
+            before.multiply(np.full_like(rows, np.nan))
+            np.testing.assert_array_equal(matrix.multiply(rows), expected)
+        assert np.isfinite(expected).all()

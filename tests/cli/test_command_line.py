@@ -36,6 +36,28 @@ def same_threads_afterwards():
     kw.set_num_threads(None)
 
 
+HIDDEN = ("faiss", "jax", "lance", "matplotlib", "onnx", "onnxruntime", "openvino", "pyarrow", "ray")
+HIDE_AND_RUN = f"""
+import sys
+for name in {HIDDEN}:
+    sys.modules[name] = None
+from keywise.cli import main
+sys.exit(main())
+"""
+
+
+@needs_model
+def test_a_question_needs_no_module_of_other_extras():
+    command = [sys.executable, "-c", HIDE_AND_RUN, "ask", QUESTION, str(LIGHTHOUSE), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert answer["text"]
+    assert answer["computed_with"]["threads"] >= 1
+    (model,) = answer["computed_with"]["models"]
+    assert (model["name"], model["weights"]) == (answer["model"], "as-is")
+
+
 def run_process(*arguments):
     return subprocess.run(
         [*PROCESS, *map(str, arguments)],

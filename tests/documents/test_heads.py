@@ -8,9 +8,18 @@ from importlib.resources import files
 from pathlib import Path
 
 import pytest
+from transformers import LlamaConfig
 
 from keywise.documents import Heads, Reader
-from keywise.documents.heads import ANSWER_WEIGHTS, RANKINGS, _encode, find_heads, locate_own_heads
+from keywise.documents.heads import (
+    ANSWER_WEIGHTS,
+    RANKINGS,
+    _encode,
+    describe_architecture,
+    find_heads,
+    find_related_heads,
+    locate_own_heads,
+)
 from keywise.errors import FormatError, MissingFileError, ModelError, OptionError
 from keywise.models import LoadedModel
 from tests.support.chat_models import make_byte_tokenizer, make_chat_model
@@ -23,18 +32,46 @@ WEIGHTS = "files: " + 64 * "a"
 
 
 def test_saved_heads_are_loaded_unchanged(tmp_path: Path) -> None:
-    path = HEADS.save(tmp_path / "heads.json", model="tiny", weights=WEIGHTS)
+    path = HEADS.save(tmp_path / "heads.json", model="tiny", weights=WEIGHTS, architecture="llama")
     assert Heads.load(path) == HEADS
     content = json.loads(path.read_text())
-    assert (content["format"], content["version"], content["weights"]) == ("keywise.heads", 3, [WEIGHTS])
+    assert (content["format"], content["version"], content["weights"]) == ("keywise.heads", 4, [WEIGHTS])
 
 
 def test_own_heads_of_a_model_are_found_by_its_weights(tmp_path: Path) -> None:
     path = locate_own_heads({"weights": WEIGHTS}, tmp_path)
     path.parent.mkdir(parents=True)
-    HEADS.save(path, model="tiny", weights=WEIGHTS)
+    HEADS.save(path, model="tiny", weights=WEIGHTS, architecture="llama")
     assert find_heads({"weights": WEIGHTS}, tmp_path) == HEADS
     assert find_heads({"weights": "files: " + 64 * "b"}, tmp_path) is None
+
+
+def test_a_model_without_heads_takes_those_of_a_relative(tmp_path: Path) -> None:
+    path = locate_own_heads({"weights": WEIGHTS}, tmp_path)
+    path.parent.mkdir(parents=True)
+    HEADS.save(path, model="tiny", weights=WEIGHTS, architecture="qwen2, 2 layers")
+    (path.parent / "damaged.json").write_bytes(b"{}")  # an error for its own model only
+    related = find_related_heads("qwen2, 2 layers", tmp_path)
+    assert related == replace(HEADS, tuned_on="a test, with the related model tiny")
+    assert find_related_heads("qwen2, 3 layers", tmp_path) is None
+
+
+def test_a_relative_of_the_default_model_takes_its_heads(tmp_path: Path) -> None:
+    config = LlamaConfig(hidden_size=576, num_hidden_layers=30, num_attention_heads=9, num_key_value_heads=3)
+    heads = find_related_heads(describe_architecture(config), tmp_path)
+    assert heads is not None
+    assert "SmolLM2-135M-Instruct" in str(heads.tuned_on)
+
+
+def test_a_reader_tells_that_it_takes_the_heads_of_a_relative(tmp_path: Path) -> None:
+    loaded = LoadedModel(make_chat_model(), make_byte_tokenizer(), "other", None)
+    path = locate_own_heads({"weights": WEIGHTS}, tmp_path)
+    path.parent.mkdir(parents=True)
+    HEADS.save(path, model="tiny", weights=WEIGHTS, architecture=describe_architecture(loaded.model.config))
+    lines: list[str] = []
+    reader = Reader(loaded, keep=False, cache_dir=tmp_path, status=lines.append)
+    assert reader.heads.matching == HEADS.matching
+    assert lines == ["No heads are tuned for other: using those tuned on a test, with the related model tiny"]
 
 
 def test_shipped_heads_are_found_and_complete(tmp_path: Path) -> None:
@@ -61,7 +98,7 @@ def test_heads_of_an_earlier_build_are_refused(tmp_path: Path) -> None:
 
 def write_checked(path: Path, **changes: object) -> Path:
     """Write a file of heads with other entries and a right checksum."""
-    content = json.loads(HEADS.save(path, model="tiny", weights=WEIGHTS).read_text())
+    content = json.loads(HEADS.save(path, model="tiny", weights=WEIGHTS, architecture="llama").read_text())
     content["heads"].update(changes)
     del content["sha256"]
     path.write_bytes(_encode(content))
@@ -69,7 +106,7 @@ def write_checked(path: Path, **changes: object) -> Path:
 
 
 def test_every_changed_byte_is_detected(tmp_path: Path) -> None:
-    path = HEADS.save(tmp_path / "heads.json", model="tiny", weights=WEIGHTS)
+    path = HEADS.save(tmp_path / "heads.json", model="tiny", weights=WEIGHTS, architecture="llama")
     content = path.read_bytes()
     for place in range(len(content)):
         for changed in (
@@ -100,6 +137,7 @@ def test_every_changed_byte_is_detected(tmp_path: Path) -> None:
         {"answer_odds": {"attention": {"bias": 0.0}}},
         {"answer_sentences": True},
         {"tuned_on": 7},
+        {"moves_sentences": 1},
     ],
 )
 def test_entries_out_of_bounds_are_refused(tmp_path: Path, changes: dict[str, object]) -> None:
@@ -110,7 +148,7 @@ def test_entries_out_of_bounds_are_refused(tmp_path: Path, changes: dict[str, ob
 def test_heads_of_another_model_are_refused(tmp_path: Path) -> None:
     path = locate_own_heads({"weights": "files: " + 64 * "b"}, tmp_path)
     path.parent.mkdir(parents=True)
-    HEADS.save(path, model="tiny", weights=WEIGHTS)
+    HEADS.save(path, model="tiny", weights=WEIGHTS, architecture="llama")
     with pytest.raises(FormatError, match="has heads of another model"):
         find_heads({"weights": "files: " + 64 * "b"}, tmp_path)
 
@@ -137,7 +175,7 @@ def test_a_model_that_fails_when_it_runs_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "7", "[" * 100_000, "[]", "{}", '{"version": 3, "heads": {"matching": 7}}', "\x00"]
+    "text", ["", "7", "[" * 100_000, "[]", "{}", '{"version": 4, "heads": {"matching": 7}}', "\x00"]
 )
 def test_damaged_files_of_heads_are_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "heads.json"
@@ -151,7 +189,7 @@ def test_files_of_any_depth_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "heads.json"
     # Python's reader of JSON goes a few levels deeper than its writer.
     for depth in range(600, 1000):
-        path.write_text('{"version": 3, "heads": {}, "more": ' + "[" * depth + "]" * depth + "}")
+        path.write_text('{"version": 4, "heads": {}, "more": ' + "[" * depth + "]" * depth + "}")
         with pytest.raises(FormatError, match="path must be a file of tuned heads"):
             Heads.load(path)
 
@@ -167,4 +205,4 @@ def test_missing_heads_and_folders_are_refused(tmp_path: Path) -> None:
     with pytest.raises(FormatError, match="path must name a file of tuned heads"):
         Heads.load(tmp_path)
     with pytest.raises(FormatError, match="path must name a file that can be written"):
-        HEADS.save(tmp_path / "gone" / "heads.json", model="tiny", weights=WEIGHTS)
+        HEADS.save(tmp_path / "gone" / "heads.json", model="tiny", weights=WEIGHTS, architecture="llama")

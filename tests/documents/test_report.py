@@ -1,5 +1,7 @@
 """Reports: JSON with fixed keys, a table of any text, a self-contained page that escapes everything."""
 
+import base64
+import hashlib
 import io
 import json
 import re
@@ -11,6 +13,7 @@ from rich.console import Console
 
 from keywise.documents import Ablation, Answer, AnswerWord, Evidence, Source
 from keywise.documents.blocks import Box
+from keywise.documents.files import read_content
 from keywise.documents.report import (
     list_sources,
     make_evidence_table,
@@ -57,7 +60,7 @@ class Page(HTMLParser):
         assert not [name for name in values if name.startswith("on")]
         if tag == "div":
             self.depth += self.open_text
-            if values.get("class") == "text":
+            if "text" in (values.get("class") or "").split():
                 self.open_text = True
                 self.texts.append("")
 
@@ -126,8 +129,11 @@ def test_page_escapes_its_input_and_loads_nothing():
     assert "@import" not in text
     assert "http:" not in text
     assert "https:" not in text
-    policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
+    style = re.search(r"<style>(.*)</style>", text, re.DOTALL)[1]
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+    policy = f"default-src 'none'; style-src 'sha256-{digest}'; img-src data:; base-uri 'none'; form-action 'none'"
     assert f'<meta http-equiv="Content-Security-Policy" content="{policy}">' in text
+    assert " style=" not in text
 
 
 def test_page_shows_the_documents_unchanged():
@@ -142,11 +148,40 @@ def test_page_replaces_control_and_bidirectional_characters():
     assert page.count("A \ufffdnaf dnoces\ufffd") >= 3
 
 
-def test_page_shades_by_share():
-    page = to_html(ANSWER, SOURCES)
-    marks = {item.rank: f'id="rank-{item.rank}" style="--strength: {item.share * 2}"' for item in ANSWER.evidence}
-    for item in ANSWER.evidence:
-        assert (marks[item.rank] in page) == (item.share > 0)
+def list_tones(page):
+    return {int(rank): tone for rank, tone in re.findall(r'<mark id="rank-(\d+)" class="sentence (\w+)"', page)}
+
+
+def test_page_marks_cited_sentences_strongly_and_others_with_a_share_faintly():
+    assert list_tones(to_html(ANSWER, SOURCES)) == dict.fromkeys([1, 2, 3, 4], "context")
+    cited = replace(ANSWER, words=[AnswerWord(0, 4, (2,))])
+    assert list_tones(to_html(cited, SOURCES)) == {1: "context", 2: "cited", 3: "context", 4: "context"}
+    shares = [0.9, 0.09, 0.01, 0.0, *[0.0] * (len(ANSWER.evidence) - 4)]
+    evidence = [replace(item, share=share) for item, share in zip(ANSWER.evidence, shares, strict=True)]
+    assert list_tones(to_html(replace(ANSWER, evidence=evidence), SOURCES)) == {1: "context", 2: "context"}
+    assert 'id="rank-3"' in to_html(replace(ANSWER, evidence=evidence), SOURCES)
+
+
+def test_page_marks_nothing_if_no_sentence_answers():
+    unsupported = replace(ANSWER, words=[AnswerWord(0, 4, (2,))], no_answer_share=0.6)
+    page = to_html(unsupported, SOURCES)
+    assert "<mark" not in page
+    assert page.count('href="#rank-1"') == 1, "the list of sentences still leads to them"
+
+
+def test_page_shows_the_structure_of_a_document():
+    table = "| year | fee |\n| --- | --- |\n| 1862 | 3 |"
+    text = f"# Fees\n\nThe **fee** rose.\n\n* one\n* two\n\n{table}\n\n```\nx = 1\n```\n"
+    source = read_content(text.encode(), "fees.md")
+    page = to_html(Answer("rose", [], "What?", "m", True, 9, 2), [source])
+    tags = re.sub(r' [a-z-]+="[^"]*"', "", page.partition('<div class="text">')[2].partition("</section>")[0])
+    assert tags.replace("<span>", "").replace("</span>", "") == (
+        "<h3>Fees</h3><p>The fee rose.</p><ul><li>one</li><li>two</li></ul>"
+        "<div><table><tr><th>year</th><th>fee</th></tr><tr><td>1862</td><td>3</td></tr></table></div>"
+        "<pre>x = 1</pre></div>"
+    )
+    spans = [(int(start), int(end)) for start, end in re.findall(r'data-start="(\d+)" data-end="(\d+)"', page)]
+    assert spans == list(source.sentences)
 
 
 def test_a_page_that_cannot_be_written_leaves_no_file(tmp_path):
@@ -269,8 +304,9 @@ def test_the_quoted_words_stand_out_in_their_sentence():
 
 def test_the_document_comes_first_on_a_phone_and_shading_is_printed():
     page = to_html(ANSWER, SOURCES)
-    assert page.index('<div class="text">') < page.index("<aside>")
+    assert page.index('<div class="text') < page.index("<aside>")
     assert not re.search(r"[ {]order:", page)
-    (printed,) = re.findall(r"^mark, .*print-color-adjust: exact; }$", page, re.MULTILINE)
-    assert ".box" in printed
+    (printed,) = re.findall(r"^.* print-color-adjust: exact; }$", page, re.MULTILINE)
+    assert ".sentence.cited" in printed
+    assert ".boxes" in printed
     assert "@media print" in page

@@ -110,6 +110,38 @@ def test_headers_out_of_bounds_are_refused(tmp_path: Path, parts: dict[str, Any]
         check_gguf(write(tmp_path / "model.gguf", **parts))
 
 
+def encode_split(part: int, parts: int, tensors: int) -> dict[str, bytes]:
+    numbers = {"split.no": (2, "<H", part), "split.count": (2, "<H", parts), "split.tensors.count": (5, "<i", tensors)}
+    return {
+        f"entry {name}": encode_entry(name, code, struct.pack(layout, number))
+        for name, (code, layout, number) in numbers.items()
+    }
+
+
+def write_parts(folder: Path, *, tensors: int = 2, norm: bytes | None = None) -> list[Path]:
+    """Write a tensor each to two parts; `norm` replaces the name of the second."""
+    output = norm or encode_tensor("output_norm.weight")
+    return [
+        write(folder / "1.gguf", payload=32, output=None, **encode_split(0, 2, tensors)),
+        write(folder / "2.gguf", payload=32, norm=None, output=output, **encode_split(1, 2, tensors)),
+    ]
+
+
+def test_parts_are_summarised_together(tmp_path: Path) -> None:
+    summary = check_gguf(*write_parts(tmp_path))
+    assert [(tensor.name, tensor.part) for tensor in summary.places] == [
+        ("blk.0.attn_norm.weight", 0),
+        ("output_norm.weight", 1),
+    ]
+
+
+def test_parts_that_contradict_each_other_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelFileError, match="must have 3 tensors, got 2"):
+        check_gguf(*write_parts(tmp_path, tensors=3))
+    with pytest.raises(ModelFileError, match="two of its parts have a tensor of the same name"):
+        check_gguf(*write_parts(tmp_path, norm=encode_tensor("blk.0.attn_norm.weight")))
+
+
 @pytest.mark.parametrize("cut", [lambda content: b"", lambda content: b"GGUF", lambda content: b"x" + content[1:]])
 def test_files_of_another_kind_are_refused(tmp_path: Path, cut: Callable[[bytes], bytes]) -> None:
     path = write(tmp_path / "model.gguf")

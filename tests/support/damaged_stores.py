@@ -196,7 +196,7 @@ def make_heads(path: Path) -> Heads:
     powers = {LEXICAL: {"matching": 1.5, "copying": 0.25, "previous": 0.5, "lexical": 1.25, "paragraph_lexical": 4.0}}
     matching, copying = ((3, 0), (4, 7), (11, 2)), ((5, 1),)
     heads = Heads(matching, copying, powers, {}, answer_sentences=1, tuned_on="questions.json, 10 questions")
-    heads.save(path, model="tiny", weights="files: 1f")
+    heads.save(path, model="tiny", weights="files: 1f", architecture="llama")
     return heads
 
 

@@ -16,13 +16,16 @@ def list_byte_letters():
     return [chr(byte) for byte in plain] + [chr(256 + i) for i in range(256 - len(plain))]
 
 
-def write_gguf(path, seed=0, *, architecture="llama", block_format="F32", extra=None):
-    """Write a tiny model with a byte-level tokenizer; matrices have the format, and other tensors are float32."""
+def write_gguf(path, seed=0, *, architecture="llama", block_format="F32", extra=None, tensors_per_part=0):
+    """Write a tiny model with a byte-level tokenizer; matrices have the format, and other tensors are float32.
+
+    With tensors_per_part, the file is split into parts, whose names are returned by `list_gguf_parts`.
+    """
     tokens = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *list_byte_letters(), "Ġt", "Ġth"]
     if architecture.startswith("gemma"):
         tokens.append("<unk>")  # older versions of transformers look for it
     generator = np.random.default_rng(seed)
-    writer = gguf.GGUFWriter(path, architecture)
+    writer = gguf.GGUFWriter(path, architecture, split_max_tensors=tensors_per_part)
     writer.add_name("tiny")
     writer.add_block_count(SHAPE["layers"])
     writer.add_context_length(64)

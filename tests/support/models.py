@@ -139,7 +139,11 @@ ENCODER_DECODERS = tuple(name for name, family in FAMILIES.items() if family.tak
 def make_model(name: str) -> Any:
     """Build a family's model with weights drawn so that attention is peaky and every optional part matters."""
     torch.manual_seed(7)
-    model = FAMILIES[name].build().eval()
+    return draw_weights(FAMILIES[name].build().eval(), name)
+
+
+def draw_weights(model: Any, name: str) -> Any:
+    """Draw a model's weights so that attention is peaky and every optional part matters, and return the model."""
     # T5 does not scale its scores: what makes the others peaky would leave it one-hot.
     attention = 1.0 if name == "t5" else 2.0
     with torch.no_grad():

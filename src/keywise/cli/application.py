@@ -7,11 +7,15 @@ import typer
 
 import keywise
 from keywise.cli import cache, library, models
+from keywise.cli.align import ALIGN_EXAMPLES, align
 from keywise.cli.ask import ASK_EXAMPLES, ask
 from keywise.cli.check import CHECK_EXAMPLES, check
 from keywise.cli.command import Command
 from keywise.cli.info import show_info
+from keywise.cli.serve import SERVE_EXAMPLES, serve
 from keywise.cli.terminal import write
+from keywise.cli.transcribe import TRANSCRIBE_EXAMPLES, transcribe
+from keywise.cli.translate import TRANSLATE_EXAMPLES, translate
 from keywise.cli.tune import TUNE_EXAMPLES, tune
 
 
@@ -23,7 +27,11 @@ def make_application() -> typer.Typer:
     application.callback()(define_common_options)
     application.command(cls=Command, epilog=ASK_EXAMPLES)(ask)
     application.command(cls=Command, epilog=CHECK_EXAMPLES)(check)
+    application.command(cls=Command, epilog=ALIGN_EXAMPLES)(align)
+    application.command(cls=Command, epilog=TRANSLATE_EXAMPLES)(translate)
+    application.command(cls=Command, epilog=TRANSCRIBE_EXAMPLES)(transcribe)
     application.command("info", cls=Command)(show_info)
+    application.command(cls=Command, epilog=SERVE_EXAMPLES)(serve)
     application.command(cls=Command, epilog=TUNE_EXAMPLES)(tune)
 
     groups: dict[str, tuple[dict[str, Callable[..., None]], str, str | None]] = {

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -19,6 +19,9 @@ from keywise.cli.terminal import print_notice, write, write_json
 from keywise.documents.reader import MAX_WINDOWS
 from keywise.documents.report import write_text_file
 from keywise.errors import KeywiseError, OptionError
+
+if TYPE_CHECKING:
+    from keywise import Library
 
 ASK_EXAMPLES = """
 Examples:
@@ -176,7 +179,7 @@ def _ask_one(session: Session, question: str, *, as_json: bool, html: str | None
         session.notify(f"Wrote {os.path.abspath(html)}")
 
 
-def _open_library(path: str) -> keywise.Library:
+def _open_library(path: str) -> "Library":
     try:
         return keywise.Library.open(path)
     except KeywiseError as error:

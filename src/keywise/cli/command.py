@@ -1,5 +1,7 @@
 """The class of every command, which reports errors of keywise."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import typer
@@ -18,6 +20,17 @@ def describe_option(argument: str) -> str:
     """Return the name on the command line of a Python argument that a conversation or a list of questions reports."""
     name = _OTHER_NAMES.get(argument, argument)
     return f"--{name.replace('_', '-')}" if name in _ASK_OPTIONS else name
+
+
+@contextmanager
+def rename_argument(name: str, new_name: str) -> Iterator[None]:
+    """Let errors inside the block name another argument, where a command has one of the same name."""
+    try:
+        yield
+    except KeywiseError as error:
+        if error.argument == name:
+            error.argument = new_name
+        raise
 
 
 class Command(TyperCommand):
@@ -40,7 +53,8 @@ class Command(TyperCommand):
 
     def _name_on_command_line(self, argument: str) -> str:
         """Return this command's name of an argument, such as ``--max-tokens`` or ``FILE``."""
-        name = _OTHER_NAMES.get(argument, argument)
+        names = {parameter.name for parameter in self.params}
+        name = argument if argument in names else _OTHER_NAMES.get(argument, argument)
         for parameter in self.params:
             if parameter.name != name:
                 continue

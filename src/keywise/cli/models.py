@@ -7,10 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
-import keywise
 from keywise.cli.options import AsJson, Dtype
 from keywise.cli.terminal import print_notice, write, write_json
-from keywise.documents.heads import find_heads
+from keywise.documents.heads import describe_architecture, find_heads, find_related_heads
 from keywise.models.loading import LoadedModel, load_model
 from keywise.models.sources import HOW_TO_GET_THE_DEFAULT, find_model, list_models
 from keywise.util.terminal_text import replace_controls
@@ -111,10 +110,7 @@ def show(
 def describe_model(loaded: LoadedModel) -> dict[str, Any]:
     """Return what a loaded model is."""
     config = loaded.model.config.get_text_config()
-    fingerprint = keywise.models.fingerprint(
-        loaded.model, loaded.tokenizer, folder=loaded.folder, weights_file=loaded.weights_file
-    )
-    heads = find_heads(fingerprint)
+    heads = find_heads(loaded.fingerprint()) or find_related_heads(describe_architecture(config))
     key_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     number_bytes = loaded.model.dtype.itemsize

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
+import keywise
 from keywise.cli.terminal import write
 from keywise.documents.report import (
     describe_doubt,
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from keywise.cli.session import AskOptions
-    from keywise.documents import Ablation, Answer, Document, Evidence, Source
+    from keywise.documents import Ablation, Answer, Document, Evidence, Reader, Source
 
 
 @dataclass(frozen=True)
@@ -66,8 +67,34 @@ class Reply:
         return find_quoted_sentence(self.answer)
 
     def to_json(self, options: AskOptions) -> dict[str, Any]:
-        """Return the answer as plain values."""
-        return to_json(self.reported, top=options.top, ablations=self.ablations, sources=self.sources)
+        """Return the answer as plain values, with how it was computed."""
+        answer = to_json(self.reported, top=options.top, ablations=self.ablations, sources=self.sources)
+        return {**answer, "computed_with": describe_computation(self.document.reader)}
+
+
+def describe_computation(reader: Reader) -> dict[str, Any]:
+    """Return the threads, and the dtype and the form of the weights of the models that were used.
+
+    Parameters
+    ----------
+    reader
+        The reader of the document.
+    """
+    models = [reader.evidence_model.loaded]
+    if reader.has_answer_model and reader.answer_model is not None:
+        models.append(reader.answer_model.loaded)
+    return {
+        "threads": keywise.get_num_threads(),
+        "models": [
+            {
+                "name": loaded.name,
+                "dtype": str(loaded.model.dtype).removeprefix("torch."),
+                "weights": loaded.weights,
+                "parameters": loaded.parameters,
+            }
+            for loaded in models
+        ],
+    }
 
 
 def write_reply(

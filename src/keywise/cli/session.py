@@ -13,7 +13,7 @@ from rich.console import Console
 from keywise.cli.replies import Reply
 from keywise.cli.terminal import show_progress
 from keywise.documents import Ablation, Document, Reader, Source
-from keywise.documents.follow_up import Turn, asks_for_detail, find_context, resolve_follow_up
+from keywise.documents.follow_up import Turn, find_context, resolve_follow_up, select_told
 from keywise.documents.reader import MAX_WINDOWS
 from keywise.errors import ModelError, OptionError
 from keywise.library.answer import choose_passages_for
@@ -22,7 +22,6 @@ from keywise.models.loading import LoadedModel, load_model
 from keywise.util.terminal_text import replace_controls
 
 if TYPE_CHECKING:
-    from keywise.documents import Evidence
     from keywise.library import Library
     from keywise.util.progress import Progress
 
@@ -155,7 +154,8 @@ class Session:
         resolved = resolve_follow_up(question, turns)
         passages = [] if self._library is None else choose_passages_for(self._library, resolved, self._loaded)
         document = self._read([passage.source for passage in passages]) if passages else self.read()
-        told = self._find_told(document, question, replies[len(replies) - len(context) :])
+        quoted = [reply.quoted for reply in replies[len(replies) - len(context) :] if reply.quoted is not None]
+        told = select_told(document, question, quoted)
         options = self.options
         with self._show_reading(document) as progress:
             answer = document.ask(
@@ -179,15 +179,6 @@ class Session:
         if not reply.answer.text:
             raise OptionError("answer", "must not be empty", got=reply.answer.text)
         return reply.document.ablate(reply.answer, top=ABLATED_SENTENCES)
-
-    def _find_told(self, document: Document, question: str, context: Sequence[Reply]) -> list[Evidence]:
-        """Return the sentences that told earlier answers, unless one answers the question by itself too."""
-        told = [reply.quoted for reply in context if reply.quoted is not None]
-        if not told or asks_for_detail(question):
-            return []
-        best = document.evidence(question)[0]
-        is_told = any((item.source, item.start) == (best.source, best.start) for item in told)
-        return [] if is_told else told
 
     def _load(self, model: str | None) -> tuple[LoadedModel, Reader]:
         options = self.options

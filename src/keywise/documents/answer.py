@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from keywise.documents.blocks import BlockKind
+from keywise.documents.generation import Sampling, StopTexts, make_token_chooser
 from keywise.documents.model import EvidenceModel, record_sentence_mass
 from keywise.documents.scoring import Continuation, SentenceMass, average_sentence_mass, forward_question
 from keywise.documents.spans import find_best_span
@@ -112,6 +113,8 @@ class Answer:
         Probability that the model quotes exactly this answer; None if it was written or is a whole sentence.
     answer_model
         Name of the larger model that worded the answer; None if `model` quoted or wrote it.
+    stopped_by
+        The text of `stop` that ended the answer; None if none did.
 
     Examples
     --------
@@ -137,6 +140,7 @@ class Answer:
     quote: str = ""
     confidence: float | None = None
     answer_model: str | None = None
+    stopped_by: str | None = None
 
 
 @dataclass(frozen=True)
@@ -159,6 +163,8 @@ class AnswerText:
         Probability that the model quotes exactly this text; None for a written text or a whole sentence.
     model
         Name of the larger model that worded it; None for the document's own.
+    stopped_by
+        The text that ended it; None if none did.
     """
 
     text: str
@@ -168,6 +174,17 @@ class AnswerText:
     quote: str = ""
     confidence: float | None = None
     model: str | None = None
+    stopped_by: str | None = None
+
+    def cut_at(self, stop: StopTexts) -> AnswerText:
+        """Return the text before the first of some texts that end it."""
+        found = stop.find(self.text)
+        if found is None:
+            return self
+        position, stopped_by = found
+        text = self.text[:position].rstrip()
+        words = [replace(word, end=min(word.end, len(text))) for word in self.words if word.start < len(text)]
+        return replace(self, text=text, words=words, complete=True, stopped_by=stopped_by)
 
 
 def quote_answer(
@@ -290,9 +307,11 @@ def write_answer(
     *,
     max_tokens: int,
     continuation: Continuation | None = None,
+    sampling: Sampling | None = None,
+    stop: StopTexts = StopTexts(),  # noqa: B008 - it cannot be changed
     on_token: Callable[[str], None] | None = None,
 ) -> AnswerText:
-    """Write an answer from the whole document by greedy decoding.
+    """Write an answer from the whole document, token by token.
 
     Parameters
     ----------
@@ -308,6 +327,10 @@ def write_answer(
         Longest answer, in tokens.
     continuation
         Where the model continues after the question; default runs the question.
+    sampling
+        How tokens are chosen; None for the most probable ones.
+    stop
+        Texts that end the answer.
     on_token
         Called with each new part of the answer's text.
     """
@@ -317,24 +340,32 @@ def write_answer(
         heads, null_mass = model.heads.copying, context.null_stats.copying
     else:
         heads, null_mass = model.heads.matching, context.null_stats.matching
-    cache, token = continuation.cache, continuation.next_token
+    choose_token = make_token_chooser(sampling)
+    cache = continuation.cache
+    token = choose_token(continuation.logits, [])
     token_ids: list[int] = []
     text_ends: list[int] = []
     masses: list[SentenceMass] = []
     emitted = 0
+    text = ""
     while token not in model.prompt.end_ids and len(token_ids) < max_tokens:
         token_ids.append(token)
         text = model.prompt.decode(token_ids)
         text_ends.append(len(text))
+        found = stop.find(text)
         # A character can take several tokens.
-        if on_token and not text.endswith(_REPLACEMENT_CHARACTER):
-            on_token(text[emitted:])
-            emitted = len(text)
+        safe_end = found[0] if found else stop.find_safe_end(text)
+        if on_token and safe_end > emitted and not text.endswith(_REPLACEMENT_CHARACTER):
+            on_token(text[emitted:safe_end])
+            emitted = safe_end
         logits, records = record_sentence_mass(model, cache, [token], context.segment_ids, stop=False)
         mass = average_sentence_mass(records, heads, context.document.sentences, slice(None))
         masses.append((mass - null_mass).sum(axis=0))
-        token = int(logits.argmax())
-    text = model.prompt.decode(token_ids)
+        if found:
+            break
+        token = choose_token(logits, token_ids)
+    if on_token and not stop.find(text) and emitted < len(text):
+        on_token(text[emitted:])
     leading_spaces = len(text) - len(text.lstrip())
 
     def find_sources(start: int, end: int) -> list[int]:
@@ -344,7 +375,7 @@ def write_answer(
 
     text = text.strip()
     complete = token in model.prompt.end_ids
-    return AnswerText(text, split_words(text, find_sources), len(token_ids), complete)
+    return AnswerText(text, split_words(text, find_sources), len(token_ids), complete).cut_at(stop)
 
 
 def split_words(text: str, find_sources: Callable[[int, int], Sequence[int]]) -> list[AnswerWord]:

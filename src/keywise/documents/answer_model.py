@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 READ_SENTENCES: Final = 5
 WITH_PREVIOUS: Final = 2
 ANSWER_TOKENS: Final = 48
-# Measured for one model of 1.5 billion (docs/evidence.md); smaller ones do not change the ranking.
-MIN_LARGE_PARAMETERS: Final = 1_000_000_000
+# Where `keywise tune` has not measured it: a model of 1.5 billion may move sentences, one of 0.5 billion must not.
+MIN_MOVING_PARAMETERS: Final = 1_000_000_000
 # A sentence holds an answer if it has this share of the answer's words.
 MIN_WORD_SHARE: Final = 0.6
 
@@ -74,13 +74,16 @@ class AnswerModel:
     ----------
     loaded
         The model; it must have a chat template.
+    moves_sentences
+        Whether its answers may change the order of the sentences, and its judgement the share of no answer. None: it
+        has a billion parameters or more.
 
     Attributes
     ----------
     loaded : LoadedModel
         The model.
-    is_large : bool
-        Whether its answers may change the order of the sentences, and its judgement the share of no answer.
+    moves_sentences : bool
+        Whether its answers may change the order of the sentences.
 
     Raises
     ------
@@ -88,12 +91,14 @@ class AnswerModel:
         It has no chat template, or does not attend by keywise.
     """
 
-    def __init__(self, loaded: LoadedModel) -> None:
+    def __init__(self, loaded: LoadedModel, *, moves_sentences: bool | None = None) -> None:
         import keywise.hf  # noqa: PLC0415 - importing this module must not load torch
 
         keywise.hf.use(loaded.model)
         self.loaded = loaded
-        self.is_large = loaded.parameters >= MIN_LARGE_PARAMETERS
+        if moves_sentences is None:
+            moves_sentences = loaded.parameters >= MIN_MOVING_PARAMETERS
+        self.moves_sentences = moves_sentences
         self._prompt = Prompt(loaded)
         self._yes_ids = [self._encode(word)[0] for word in _YES]
         self._no_ids = [self._encode(word)[0] for word in _NO]
@@ -186,13 +191,13 @@ def word_answer(
         The answer is None if its words do not stand in a sentence that the model read, or stand in a row of a table.
     """
     answer = answer_model.word_answer(question, choose_passages(ranking, text_index))
-    if answer_model.is_large:
+    if answer_model.moves_sentences:
         ranking = weigh_absence(ranking, answer.answered_share)
     holder = find_holder(answer.text, ranking.evidence[:READ_SENTENCES])
     # Of a row, which is short, a large model computes: it adds up cells and counts columns.
     if holder is None or holder.kind == BlockKind.TABLE_ROW:
         return ranking, None
-    if answer_model.is_large:
+    if answer_model.moves_sentences:
         ranking = move_first(ranking, holder)
         holder = ranking.evidence[0]
     words = split_words(answer.text, lambda _start, _end: [holder.rank])

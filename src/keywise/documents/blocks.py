@@ -417,3 +417,42 @@ def decode_blocks(data: Sequence[dict[str, Any]]) -> tuple[Block, ...]:
         own = {**fields, **tuples, "kind": BlockKind(fields["kind"]), "runs": runs, "boxes": boxes}
         blocks.append(Block(**own))
     return tuple(blocks)
+
+
+def encode_quotes(quotes: Sequence[Quote], blocks: Sequence[Block]) -> list[list[Any]]:
+    """Return sentences as plain data for JSON, each with the number of its block.
+
+    Parameters
+    ----------
+    quotes
+        The sentences, in order.
+    blocks
+        The blocks that they were made from.
+
+    Examples
+    --------
+    >>> block = Block(BlockKind.LINE, 0, 2, "ab")
+    >>> encode_quotes([Quote(0, 2, "ab", block)], [block])
+    [[0, 2, 'ab', 0, 0]]
+    """
+    numbers = {id(block): number for number, block in enumerate(blocks)}
+    return [[quote.begin, quote.end, quote.text, quote.text_begin, numbers[id(quote.block)]] for quote in quotes]
+
+
+def decode_quotes(data: Sequence[Sequence[Any]], blocks: Sequence[Block]) -> tuple[Quote, ...]:
+    """Return the sentences that `encode_quotes` encoded.
+
+    Parameters
+    ----------
+    data
+        From JSON.
+    blocks
+        The blocks, decoded.
+
+    Examples
+    --------
+    >>> block = Block(BlockKind.LINE, 0, 2, "ab")
+    >>> decode_quotes([[0, 2, "ab", 0, 0]], [block]) == (Quote(0, 2, "ab", block),)
+    True
+    """
+    return tuple(Quote(begin, end, text, blocks[number], text_begin) for begin, end, text, text_begin, number in data)

@@ -18,7 +18,7 @@ from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from typing import Any, Final
 
-from keywise.documents.blocks import decode_blocks
+from keywise.documents.blocks import decode_blocks, decode_quotes
 from keywise.documents.extract.extracted import Extracted
 from keywise.errors import FormatError, ModelError
 
@@ -32,7 +32,7 @@ WAITING_FACTOR: Final = 12
 """Wall-clock time allowed for a second on the CPU: other programs may be running."""
 
 
-def extract_blocks(content: bytes, format_name: str, label: str, name: str) -> Extracted:
+def extract_blocks(content: bytes, format_name: str, label: str, name: str, *, split: bool = False) -> Extracted:
     """Return the text and blocks of a file.
 
     Parameters
@@ -45,6 +45,8 @@ def extract_blocks(content: bytes, format_name: str, label: str, name: str) -> E
         What errors call the format, such as "PDF".
     name
         What errors call the file.
+    split
+        Whether to find the sentences in that process too, within its limits.
 
     Raises
     ------
@@ -54,8 +56,10 @@ def extract_blocks(content: bytes, format_name: str, label: str, name: str) -> E
     ModelError
         The process that converts cannot be started.
     """
-    data = _convert(content, format_name, label, name, {})
-    return Extracted(data["text"], decode_blocks(data["blocks"]), tuple(data["warnings"]))
+    data = _convert(content, format_name, label, name, {"task": "split" if split else "extract"})
+    blocks = decode_blocks(data["blocks"])
+    quotes = decode_quotes(data["quotes"], blocks) if split else None
+    return Extracted(data["text"], blocks, tuple(data["warnings"]), quotes)
 
 
 def render_pages(content: bytes, places: Mapping[int, Sequence[Sequence[float]]], name: str) -> list[dict[str, Any]]:
@@ -80,8 +84,28 @@ def render_pages(content: bytes, places: Mapping[int, Sequence[Sequence[float]]]
     FormatError
         The file is damaged, or needs more memory or time than a file of its size should.
     """
-    pictures: list[dict[str, Any]] = _convert(content, "pdf_pictures", "PDF", name, {"places": list(places.items())})
+    options = {"task": "render", "places": list(places.items())}
+    pictures: list[dict[str, Any]] = _convert(content, "pdf_pictures", "PDF", name, options)
     return pictures
+
+
+def measure_pages(content: bytes, name: str) -> list[tuple[int, int]]:
+    """Return the width and height of the pictures of all pages of a PDF, in pixels, in a process with the same limits.
+
+    Parameters
+    ----------
+    content
+        The file.
+    name
+        What errors call the file.
+
+    Raises
+    ------
+    FormatError
+        The file is damaged, or needs more memory or time than a file of its size should.
+    """
+    sizes = _convert(content, "pdf_pictures", "PDF", name, {"task": "measure"})
+    return [(width, height) for width, height in sizes]
 
 
 def _convert(content: bytes, format_name: str, label: str, name: str, options: Mapping[str, Any]) -> Any:

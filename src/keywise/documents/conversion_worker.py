@@ -12,8 +12,9 @@ from multiprocessing.connection import Connection
 from types import ModuleType
 from typing import Any
 
-from keywise.documents.blocks import encode_blocks
+from keywise.documents.blocks import encode_blocks, encode_quotes
 from keywise.documents.extract.extracted import Extracted, UnreadableFileError
+from keywise.documents.sentences import make_quotes
 from keywise.util.foreign_errors import translate_errors
 
 
@@ -39,7 +40,7 @@ def main() -> None:
         module = import_module(f"keywise.documents.extract.{request['format']}")
         set_limits(request["memory_bytes"], request["cpu_seconds"])
         try:
-            reply = convert(module, content, request.get("places"))
+            reply = convert(module, content, request["task"], request.get("places"))
         except MemoryError:
             reply = b"M"
         finally:
@@ -47,7 +48,7 @@ def main() -> None:
         connection.send_bytes(reply)
 
 
-def convert(module: ModuleType, content: bytes, places: Sequence[Any] | None = None) -> bytes:
+def convert(module: ModuleType, content: bytes, task: str = "extract", places: Sequence[Any] = ()) -> bytes:
     """Return one byte for the outcome, and what belongs to it in UTF-8.
 
     The outcomes are ``b"T"`` with the extracted text and blocks, or the pictures of pages, as JSON,
@@ -59,29 +60,39 @@ def convert(module: ModuleType, content: bytes, places: Sequence[Any] | None = N
         A module of `keywise.documents.extract`, with ``extract(content)`` or, for text, ``find_blocks(text)``.
     content
         The file; text is in UTF-8.
+    task
+        ``"extract"``, ``"split"`` to find the sentences too, ``"render"`` for pictures of pages, or ``"measure"`` for
+        their sizes.
     places
         For pictures: pairs of a page and its boxes, as for ``pdf_pictures.render``.
     """
     try:
         with translate_errors(DamagedFileError, MemoryError, UnreadableFileError):
-            if places is not None:
+            if task == "render":
                 return b"T" + json.dumps(module.render(content, dict(places))).encode()
-            extracted = _extract(module, content)
+            if task == "measure":
+                return b"T" + json.dumps(module.measure(content)).encode()
+            data = _extract(module, content, has_sentences=task == "split")
     except UnreadableFileError as error:
         return b"R" + str(error).encode("utf-8", "replace")
     except DamagedFileError as error:
         message = str(error).lower()
         # A library puts the error of its own part into another; libxml2 calls a failed allocation an unknown error.
         return b"M" if "memory" in message or "unknown error" in message else b"D"
-    data = {"text": extracted.text, "blocks": encode_blocks(extracted.blocks), "warnings": extracted.warnings}
     return b"T" + json.dumps(data).encode()
 
 
-def _extract(module: ModuleType, content: bytes) -> Extracted:
+def _extract(module: ModuleType, content: bytes, *, has_sentences: bool) -> dict[str, Any]:
     if hasattr(module, "extract"):
         extracted: Extracted = module.extract(content)
-        return extracted
-    return Extracted("", module.find_blocks(content.decode("utf-8", "surrogatepass")))
+    else:
+        extracted = Extracted("", module.find_blocks(content.decode("utf-8", "surrogatepass")))
+    blocks = extracted.blocks
+    data: dict[str, Any] = {"text": extracted.text, "blocks": encode_blocks(blocks), "warnings": extracted.warnings}
+    if has_sentences:
+        text = extracted.text or content.decode("utf-8", "surrogatepass")
+        data["quotes"] = encode_quotes(list(make_quotes(text, blocks)), blocks)
+    return data
 
 
 def set_limits(memory_bytes: int, cpu_seconds: int) -> None:

@@ -9,6 +9,7 @@ from keywise.documents.ablation import Ablation, ablate_evidence
 from keywise.documents.answer import Answer, AnswerText, is_yes_no_question, quote_answer, write_answer
 from keywise.documents.answer_model import word_answer
 from keywise.documents.follow_up import put_last
+from keywise.documents.generation import Sampling, StopTexts
 from keywise.documents.ranking import Ranking, rank_document
 from keywise.documents.scoring import forward_question
 from keywise.errors import DtypeError, OptionError
@@ -124,6 +125,8 @@ class Document:
         sentences: int | None = None,
         ranked_as: str | None = None,
         told: Collection[Evidence] = (),
+        sampling: Sampling | None = None,
+        stop: Sequence[str] = (),
         on_token: Callable[[str], None] | None = None,
         progress: Progress | None = None,
     ) -> Answer:
@@ -131,7 +134,7 @@ class Document:
 
         A small model locates sentences better than it phrases answers. With tuned heads it therefore reads the best
         sentences alone, and the answer is the span of them that it would most likely quote. With ``sentences=0`` it
-        writes the answer from the whole document by greedy decoding. Answers are deterministic.
+        writes the answer from the whole document. Answers are deterministic without `sampling`.
 
         Parameters
         ----------
@@ -147,6 +150,11 @@ class Document:
             the question itself. Default: the question.
         told
             Sentences that come last, because a conversation has told them.
+        sampling
+            How the tokens of a written answer are chosen; the answer is written then, not quoted. Default: always the
+            most probable token.
+        stop
+            Texts that end the answer, which does not include them.
         on_token
             Called with each new part of the answer's text.
         progress
@@ -162,7 +170,7 @@ class Document:
             The question is not a str, or a number is not an integer.
         OptionError
             The question is empty, a number is out of range, question and answer do not fit into the model's context
-            after the document, or `sentences` is above 0 and the model has no tuned heads.
+            after the document, or `sentences` is above 0 and the model has no tuned heads or `sampling` is given.
 
         Examples
         --------
@@ -170,7 +178,13 @@ class Document:
         'Ann Low'
         """
         model = self._model
+        if sampling is not None:
+            if sentences:
+                remedy = "a quoted answer is not sampled"
+                raise OptionError("sentences", "must be 0 with sampling", got=sentences, remedy=remedy)
+            sentences = 0
         quoted_sentences = self._count_quoted_sentences(sentences)
+        stop_texts = StopTexts(tuple(stop))
         max_tokens = check_int("max_tokens", max_tokens, minimum=1)
         tokens = self._encode_question(question, answer_tokens=max_tokens)
 
@@ -198,6 +212,7 @@ class Document:
                     sentences=quoted_sentences,
                     max_tokens=max_tokens,
                 )
+            text = text.cut_at(stop_texts)
             if on_token is not None:
                 on_token(text.text)
         else:
@@ -208,6 +223,8 @@ class Document:
                 ranking.ranks[window.sentences],
                 max_tokens=max_tokens,
                 continuation=ranking.continuation,
+                sampling=sampling,
+                stop=stop_texts,
                 on_token=on_token,
             )
         return Answer(
@@ -228,6 +245,7 @@ class Document:
             read_windows=ranking.read_windows,
             quote=text.quote or ranking.evidence[0].text,
             confidence=text.confidence,
+            stopped_by=text.stopped_by,
         )
 
     def ask_many(self, questions: Iterable[str], *, max_tokens: int = ANSWER_TOKENS) -> list[Answer]:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import IO, Final, NamedTuple
+from typing import IO, Any, Final, NamedTuple
 
 from keywise.documents.blocks import Block, Box, Quote
 from keywise.documents.conversion import extract_blocks
@@ -50,6 +50,7 @@ class Format(NamedTuple):
     packages: tuple[str, ...] = ()
 
 
+PLAIN_TEXT: Final = Format("plain", "text", True)
 _MARKDOWN: Final = Format("markdown", "Markdown", True, ("markdown_it",))
 _HTML: Final = Format("html", "HTML", packages=("lxml", "charset_normalizer"))
 _MAIL: Final = Format("mail", "mail", packages=("lxml", "charset_normalizer"))
@@ -208,12 +209,46 @@ def read_file(path: str | os.PathLike[str]) -> Source:
     if _ADDRESS.match(name):
         remedy = "keywise fetches nothing from the network: save the page and name its file"
         raise FormatError("path", "must name a file, not an address", got=name, remedy=remedy)
-    content = read_bytes(name)
+    return read_content(read_bytes(name), name)
+
+
+def read_content(content: bytes, name: str, *, isolated: bool = False) -> Source:
+    """Read a document from its bytes.
+
+    Parameters
+    ----------
+    content
+        The file.
+    name
+        What to call it; the suffix decides how it is read, as for `read_file`.
+    isolated
+        Whether sentences, and the blocks of plain text, are found in the process with limits of time and memory too:
+        for files of somebody else.
+
+    Returns
+    -------
+    Source
+        The file's text.
+
+    Raises
+    ------
+    FormatError
+        As for `read_file`.
+
+    Examples
+    --------
+    >>> from keywise.documents.files import read_content
+    >>> read_content(b"The lamp is lit.", "note.txt").sentences
+    ((0, 16),)
+    """
     file_format = FORMAT_BY_SUFFIX.get(Path(name).suffix.lower())
-    if file_format is None:
+    if not content:
+        raise FormatError("path", "must be a file with text in it", got=name, remedy="the file is empty")
+    if file_format is None and not isolated:
         source = _decode_source(content, name)
     else:
-        source = replace(_extract(content, file_format, name), file_sha256=hashlib.sha256(content).hexdigest())
+        source = _extract(content, file_format or PLAIN_TEXT, name, split=isolated)
+        source = replace_source(source, file_sha256=hashlib.sha256(content).hexdigest())
     _check_text(source, file_format)
     return source
 
@@ -424,7 +459,28 @@ def _decode(content: bytes, name: str) -> tuple[str, str]:
         raise FormatError("path", "must be a text file", got=name, remedy=remedy) from error
 
 
-def _extract(content: bytes, file_format: Format, name: str) -> Source:
+def replace_source(source: Source, **changes: Any) -> Source:
+    """Return a source with other values of some fields, and with the sentences that were found in it.
+
+    Parameters
+    ----------
+    source
+        A source.
+    **changes
+        Fields of `Source` other than its text and blocks.
+
+    Examples
+    --------
+    >>> replace_source(Source("note", "It rains."), name="weather").name
+    'weather'
+    """
+    changed = replace(source, **changes)
+    if "quotes" in source.__dict__:
+        changed.__dict__["quotes"] = source.quotes
+    return changed
+
+
+def _extract(content: bytes, file_format: Format, name: str, *, split: bool) -> Source:
     require_modules("app", "sentencex", *file_format.packages)
     text, encoding = "", "utf-8"
     if file_format.is_text:
@@ -432,9 +488,12 @@ def _extract(content: bytes, file_format: Format, name: str) -> Source:
         content = text.encode("utf-8", "surrogatepass")
     elif file_format.module == "html" and b"\0" in content and not content.startswith(WIDE_MARKS):
         raise FormatError("path", "must be HTML, not a binary file", got=name, remedy=SUPPORTED_FORMATS)
-    extracted: Extracted = extract_blocks(content, file_format.module, file_format.label, name)
+    extracted: Extracted = extract_blocks(content, file_format.module, file_format.label, name, split=split)
     warnings = (*_describe_encoding(encoding), *extracted.warnings)
-    return Source(name, text or extracted.text, extracted.blocks, encoding, warnings)
+    source = Source(name, text or extracted.text, extracted.blocks, encoding, warnings)
+    if extracted.quotes is not None:
+        source.__dict__["quotes"] = extracted.quotes
+    return source
 
 
 def _describe_encoding(encoding: str) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 if TYPE_CHECKING:
+    from keywise.documents.document import Document
     from keywise.documents.evidence import Evidence
     from keywise.documents.ranking import Ranking
 
@@ -188,6 +189,27 @@ def resolve_follow_up(question: str, turns: Sequence[Turn]) -> str:
 
 def _shorten(text: str) -> str:
     return " ".join(text.split())[:MAX_CONTEXT_CHARACTERS]
+
+
+def select_told(document: Document, question: str, told: Collection[Evidence]) -> Collection[Evidence]:
+    """Return the sentences that answer a follow-up no more, because earlier answers of its context told them.
+
+    None of them do if the question asks for a detail, or if one of them answers it by itself too.
+
+    Parameters
+    ----------
+    document
+        What is asked.
+    question
+        The follow-up.
+    told
+        The sentences that told the answers that it refers to.
+    """
+    if not told or asks_for_detail(question):
+        return []
+    best = document.evidence(question)[0]
+    is_told = any((item.source, item.start) == (best.source, best.start) for item in told)
+    return [] if is_told else told
 
 
 def put_last(ranking: Ranking, told: Collection[Evidence]) -> Ranking:

@@ -6,8 +6,9 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Final
@@ -20,10 +21,11 @@ Head = tuple[int, int]
 """A layer and one of its query heads."""
 
 FORMAT: Final = "keywise.heads"
-FORMAT_VERSION: Final = 3
+FORMAT_VERSION: Final = 4
 MAX_FILE_BYTES: Final = 1 << 24
 CHECKSUM: Final = "sha256"
 """Last entry of a file: the digest of all others."""
+_FOLDER: Final = "heads"
 
 ATTENTION: Final = "attention"
 LEXICAL: Final = "lexical"
@@ -76,6 +78,8 @@ class Heads:
         Number of sentences that an answer is quoted from; 0 if the model writes it from the whole document.
     tuned_on
         The data that the heads were tuned on; None for a guess from the model's depth.
+    moves_sentences
+        Whether the model's answers may change the order of the sentences; None if that was not measured.
 
     Examples
     --------
@@ -90,6 +94,7 @@ class Heads:
     answer_odds: Mapping[str, Mapping[str, float]]
     answer_sentences: int
     tuned_on: str | None
+    moves_sentences: bool | None = None
 
     @property
     def layers(self) -> list[int]:
@@ -117,13 +122,13 @@ class Heads:
         >>> from keywise.documents import Heads
         >>> heads = Heads(((3, 0),), ((5, 1),), {}, {}, answer_sentences=1, tuned_on="questions.json")
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     path = heads.save(folder + "/heads.json", model="tiny", weights="files: 1f")
+        ...     path = heads.save(folder + "/heads.json", model="tiny", weights="files: 1f", architecture="llama")
         ...     Heads.load(path) == heads
         True
         """
-        return _load(path)[0]
+        return _load(path).heads
 
-    def save(self, path: str | os.PathLike[str], *, model: str, weights: str) -> Path:
+    def save(self, path: str | os.PathLike[str], *, model: str, weights: str, architecture: str) -> Path:
         """Write the heads as JSON and return the path.
 
         Parameters
@@ -134,6 +139,8 @@ class Heads:
             The model's name, for people.
         weights
             The model's digest: ``keywise.models.fingerprint(...)["weights"]``.
+        architecture
+            The model's architecture and size, from `describe_architecture`.
 
         Returns
         -------
@@ -148,6 +155,7 @@ class Heads:
             "format": FORMAT,
             "version": FORMAT_VERSION,
             "model": model,
+            "architecture": architecture,
             "weights": [weights],
             "heads": asdict(self),
         }
@@ -190,6 +198,26 @@ def guess_heads(layers: int, heads: int) -> Heads:
     )
 
 
+def describe_architecture(config: Any) -> str:
+    """Return the architecture and the sizes that a model shares with its relatives.
+
+    Parameters
+    ----------
+    config
+        The configuration of a language model of transformers.
+
+    Examples
+    --------
+    >>> from transformers import LlamaConfig
+    >>> describe_architecture(LlamaConfig(num_hidden_layers=30, hidden_size=576, num_attention_heads=9))
+    'llama, 30 layers, 9 heads, 9 key heads, 576 wide'
+    """
+    heads = config.num_attention_heads
+    key_heads = getattr(config, "num_key_value_heads", None) or heads
+    sizes = f"{config.num_hidden_layers} layers, {heads} heads, {key_heads} key heads, {config.hidden_size} wide"
+    return f"{config.model_type}, {sizes}"
+
+
 def find_heads(fingerprint: Mapping[str, str], cache_dir: str | os.PathLike[str] | None = None) -> Heads | None:
     """Return the heads tuned for a model, or None if there are none.
 
@@ -209,24 +237,59 @@ def find_heads(fingerprint: Mapping[str, str], cache_dir: str | os.PathLike[str]
     """
     own = locate_own_heads(fingerprint, cache_dir)
     if os.path.isfile(own):  # Path.is_file raises an error for a folder that may not be searched
-        heads, models = _load(own)
-        if fingerprint["weights"] not in models:
+        tuned = _load(own)
+        if fingerprint["weights"] not in tuned.weights:
             remedy = "delete it or create it again with `keywise tune`"
             raise FormatError("path", f"{os.fspath(own)!r} has heads of another model", remedy=remedy)
-        return heads
-    for shipped in files("keywise.documents").joinpath("tuned").iterdir():
-        if not shipped.name.endswith(".json"):
-            continue
-        heads, models = _parse(shipped.read_bytes(), shipped.name)
-        if fingerprint["weights"] in models:
-            return heads
+        return tuned.heads
+    return next((tuned.heads for tuned in _load_shipped() if fingerprint["weights"] in tuned.weights), None)
+
+
+def find_related_heads(architecture: str, cache_dir: str | os.PathLike[str] | None = None) -> Heads | None:
+    """Return the heads tuned for a model of the same architecture and size, or None if there are none.
+
+    The user's own files come first, then those that keywise ships. ``tuned_on`` names the related model.
+
+    Parameters
+    ----------
+    architecture
+        From `describe_architecture`.
+    cache_dir
+        Folder of keywise's caches; see `keywise.documents.Reader`.
+    """
+    for tuned in (*_load_own(locate_cache_folder(cache_dir) / _FOLDER), *_load_shipped()):
+        if tuned.architecture == architecture:
+            return replace(tuned.heads, tuned_on=f"{tuned.heads.tuned_on}, with the related model {tuned.model}")
     return None
+
+
+@dataclass(frozen=True)
+class _TunedHeads:
+    """Heads with the model that they were tuned for."""
+
+    heads: Heads
+    model: str
+    architecture: str
+    weights: list[str]
+
+
+def _load_shipped() -> Iterator[_TunedHeads]:
+    for file in sorted(files("keywise.documents").joinpath("tuned").iterdir(), key=lambda file: file.name):
+        if file.name.endswith(".json"):
+            yield _parse(file.read_bytes(), file.name)
+
+
+def _load_own(folder: Path) -> Iterator[_TunedHeads]:
+    """Yield the user's own heads of other models; a damaged file is an error for its own model only."""
+    for path in sorted(folder.glob("*.json")):
+        with suppress(FormatError):
+            yield _load(path)
 
 
 def locate_own_heads(fingerprint: Mapping[str, str], cache_dir: str | os.PathLike[str] | None = None) -> Path:
     """Return the file in which `find_heads` looks for the user's own heads of a model."""
     digest = fingerprint["weights"].rpartition(" ")[2][:32]
-    return locate_cache_folder(cache_dir) / "heads" / f"{digest}.json"
+    return locate_cache_folder(cache_dir) / _FOLDER / f"{digest}.json"
 
 
 def _encode(content: Mapping[str, Any]) -> bytes:
@@ -235,7 +298,7 @@ def _encode(content: Mapping[str, Any]) -> bytes:
     return (json.dumps({**content, CHECKSUM: checksum}, indent=1) + "\n").encode()
 
 
-def _load(path: str | os.PathLike[str]) -> tuple[Heads, list[str]]:
+def _load(path: str | os.PathLike[str]) -> _TunedHeads:
     name = os.fspath(path)
     try:
         with Path(path).open("rb") as file:
@@ -247,8 +310,7 @@ def _load(path: str | os.PathLike[str]) -> tuple[Heads, list[str]]:
     return _parse(content, name)
 
 
-def _parse(encoded: bytes, name: str) -> tuple[Heads, list[str]]:
-    """Return the heads of a file, and the digests of the models that they were tuned for."""
+def _parse(encoded: bytes, name: str) -> _TunedHeads:
     rule = "must be a file of tuned heads"
     try:
         content = json.loads(encoded)
@@ -267,7 +329,8 @@ def _parse(encoded: bytes, name: str) -> tuple[Heads, list[str]]:
     if not is_intact:
         raise FormatError("path", rule, got=name, remedy="it is damaged; create it again with `keywise tune`")
     try:
-        return _make_heads(fields), [str(weights) for weights in content["weights"]]
+        weights = [str(weights) for weights in content["weights"]]
+        return _TunedHeads(_make_heads(fields), str(content["model"]), str(content["architecture"]), weights)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         remedy = f"{error!r}; create it again with `keywise tune`"
         raise FormatError("path", rule, got=name, remedy=remedy) from error
@@ -283,8 +346,8 @@ def _make_heads(fields: dict[str, Any]) -> Heads:
         ranking: {feature: _check_number(values[feature]) for feature in RANKINGS[ranking]}
         for ranking, values in fields["powers"].items()
     }
-    tuned_on = fields["tuned_on"]
-    if not groups["matching"] or not isinstance(tuned_on, str | None):
+    tuned_on, moves_sentences = fields["tuned_on"], fields["moves_sentences"]
+    if not groups["matching"] or not isinstance(tuned_on, str | None) or not isinstance(moves_sentences, bool | None):
         raise ValueError("no matching heads, or damaged text")
     return Heads(
         **groups,
@@ -296,6 +359,7 @@ def _make_heads(fields: dict[str, Any]) -> Heads:
         },
         answer_sentences=_check_count(fields["answer_sentences"]),
         tuned_on=tuned_on,
+        moves_sentences=moves_sentences,
     )
 
 

@@ -13,6 +13,7 @@ from keywise.documents.model import forward_tokens, record_sentence_mass
 from keywise.documents.scoring import NULL_QUESTION, EvidenceStats, evidence_from_stats
 from keywise.documents.store import QUOTE_MARK_IDS, SENTENCE_IDS
 from keywise.errors import FormatError
+from keywise.util.progress import InterruptedReading
 
 if TYPE_CHECKING:
     from keywise.documents.model import EvidenceModel
@@ -215,7 +216,7 @@ def prefill_document(
             discard_damaged(store, stored, error)
             stored = None
             continue
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, InterruptedReading):
             if store is not None and done_tokens > cache.reused_tokens:
                 cache.truncate(done_tokens)  # the chunk that was interrupted is in some layers
                 store.save(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 from keywise.documents.answer_model import AnswerModel
 from keywise.documents.document import Document
 from keywise.documents.files import Readable, Source, collect_sources
-from keywise.documents.heads import SEMANTIC, Heads, find_heads, guess_heads
+from keywise.documents.heads import SEMANTIC, Heads, describe_architecture, find_heads, find_related_heads, guess_heads
 from keywise.documents.model import EvidenceModel
 from keywise.documents.prefill import PrefilledContext
 from keywise.documents.prompt import DocumentTokens, Prompt
@@ -58,8 +58,9 @@ class Reader:
         The heads whose attention is evidence. Default: those tuned for the model (see `keywise tune`), else a guess
         from its depth.
     answer_model
-        A larger model that words answers from the best sentences, as for `model`; loaded at the first question. Where
-        it has a billion parameters or more, the sentence that holds its answer moves to the top. None takes that of
+        A larger model that words answers from the best sentences, as for `model`; loaded at the first question. The
+        sentence that holds its answer moves to the top, if `keywise tune` measured that this helps, or where it did not
+        measure it, if the model has a billion parameters or more. None takes that of
         ``KEYWISE_ANSWER_MODEL``; without one, answers are quoted by `model`.
     max_windows
         Most windows of a document longer than the model's context that are read for one question: those that its words
@@ -112,12 +113,14 @@ class Reader:
         loaded = model if isinstance(model, LoadedModel) else load_model(model, cache_dir=cache_dir, status=status)
         keywise.hf.use(loaded.model)
         prompt = Prompt(loaded)
-        fingerprint = keywise.models.fingerprint(
-            loaded.model, loaded.tokenizer, folder=loaded.folder, weights_file=loaded.weights_file, cache_dir=cache_dir
-        )
+        fingerprint = loaded.fingerprint(cache_dir)
+        config = loaded.model.config.get_text_config()
         if heads is None:
             heads = find_heads(fingerprint, cache_dir)
-        config = loaded.model.config.get_text_config()
+        if heads is None:
+            heads = find_related_heads(describe_architecture(config), cache_dir)
+            if heads is not None and status is not None:
+                status(f"No heads are tuned for {loaded.name}: using those tuned on {heads.tuned_on}")
         if heads is None:
             heads = guess_heads(config.num_hidden_layers, config.num_attention_heads)
         context_tokens: int | None = getattr(config, "max_position_embeddings", None)
@@ -143,7 +146,10 @@ class Reader:
             return None
         if not isinstance(source, LoadedModel):
             source = load_model(source, cache_dir=self._cache_dir, status=self._report)
-        return AnswerModel(source)
+        heads: Heads | None = self.heads
+        if source is not self.evidence_model.loaded:
+            heads = find_heads(source.fingerprint(self._cache_dir), self._cache_dir)
+        return AnswerModel(source, moves_sentences=None if heads is None else heads.moves_sentences)
 
     @property
     def heads(self) -> Heads:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any, Final
 
+from keywise.documents.document_html import read_style, render_documents
 from keywise.documents.page_images import picture_pages
 from keywise.documents.places import Places
+from keywise.documents.shading import find_cited_ranks, is_supported, make_shading
+from keywise.documents.view import make_view
 from keywise.errors import FormatError
 from keywise.util.atomic_write import atomic_write
 from keywise.util.checks import check_int
@@ -25,7 +30,6 @@ if TYPE_CHECKING:
     from keywise.documents.files import Source
 
 BAR_CELLS: Final = 16
-LIKELY_NO_ANSWER_SHARE: Final = 0.5
 MIN_PERCENTAGE_SHARE: Final = 0.005
 LISTED_SENTENCES: Final = 20
 
@@ -306,7 +310,7 @@ def describe_doubt(answer: Answer) -> str | None:
     >>> describe_doubt(Answer("Ann.", [], "Who?", "m", True, 9, 2, no_answer_share=0.9, tuned_on="questions"))
     'probably not in the document: the probability that no sentence answers is 90%'
     """
-    if answer.no_answer_share > LIKELY_NO_ANSWER_SHARE:
+    if not is_supported(answer):
         probability = f"{answer.no_answer_share:.0%}"
         return f"probably not in the document: the probability that no sentence answers is {probability}"
     if answer.tuned_on is None:
@@ -331,8 +335,10 @@ def to_html(answer: Answer, sources: Sequence[Source]) -> str:
     -------
     str
         A page without scripts and external files, and with a content security policy that forbids them. It opens at the
-        best sentence. Pages of PDF files that hold one of the best sentences are shown as pictures. Everything from
-        documents, question and model is escaped; control and bidirectional characters are replaced by U+FFFD.
+        best sentence. Cited sentences are marked strongly, others that may answer faintly; nothing is marked if
+        probably no sentence answers. Pages of PDF files that hold one of the best sentences are shown as pictures.
+        Everything from documents, question and model is escaped; control and bidirectional characters are replaced by
+        U+FFFD.
 
     Raises
     ------
@@ -348,7 +354,15 @@ def to_html(answer: Answer, sources: Sequence[Source]) -> str:
     """
     require_modules("app", "jinja2")
     import jinja2  # noqa: PLC0415 - optional
+    from markupsafe import Markup  # noqa: PLC0415
 
+    shading = make_shading(answer)
+    pictures = {source.name: picture_pages(source, answer.evidence, find_cited_ranks(answer)) for source in sources}
+    views = [make_view(source, shading, pictures[source.name]) for source in sources]
+    places = Places(sources)
+    largest_share = max((item.share for item in answer.evidence), default=0.0) or 1.0
+    folder = files("keywise.documents")
+    style = read_style() + folder.joinpath("report.css").read_text("utf-8")
     environment = jinja2.Environment(
         autoescape=True,
         undefined=jinja2.StrictUndefined,
@@ -356,22 +370,19 @@ def to_html(answer: Answer, sources: Sequence[Source]) -> str:
         lstrip_blocks=True,
         finalize=_replace_controls_in_text,
     )
-    template = environment.from_string(files("keywise.documents").joinpath("report.html.jinja").read_text("utf-8"))
-    largest_share = max((item.share for item in answer.evidence), default=0.0) or 1.0
-    pictures = {source.name: picture_pages(source, answer.evidence) for source in sources}
-    pictured = {mark.rank for images in pictures.values() for image in images for mark in image.marks}
-    places = Places(sources)
+    template = environment.from_string(folder.joinpath("report.html.jinja").read_text("utf-8"))
     return template.render(
         answer=answer,
         answer_parts=split_by_sources(answer),
-        documents=[
-            (source.name, pictures[source.name], _split_by_evidence(source, answer.evidence)) for source in sources
-        ],
-        pictured=pictured,
+        documents=Markup(render_documents(views, shading)),
+        shading=shading,
+        pictured={mark.rank for images in pictures.values() for image in images for mark in image.marks},
         places={item.rank: places.describe(item) for item in answer.evidence if item.share > 0},
-        strength={item.rank: round(item.share / largest_share, 3) for item in answer.evidence},
+        widths={item.rank: round(10 * item.share / largest_share) for item in answer.evidence},
         doubt=describe_doubt(answer),
         listed=[item for item in answer.evidence if item.share > 0][:LISTED_SENTENCES],
+        style=Markup(style),
+        style_hash=base64.b64encode(hashlib.sha256(style.encode()).digest()).decode(),
     )
 
 
@@ -429,16 +440,4 @@ def _select_best(evidence: Sequence[Evidence], top: int | None) -> Sequence[Evid
 
 
 def _replace_controls_in_text(value: object) -> object:
-    return replace_controls(value) if isinstance(value, str) else value
-
-
-def _split_by_evidence(source: Source, evidence: Sequence[Evidence]) -> list[tuple[str, Evidence | None]]:
-    """Split a text into its sentences, each with its evidence, and the text between them."""
-    evidence_at = {item.start: item for item in evidence if item.source == source.name}
-    parts: list[tuple[str, Evidence | None]] = []
-    position = 0
-    for start, end in source.sentences:
-        parts.append((source.text[position:start], None))
-        parts.append((source.text[start:end], evidence_at.get(start)))
-        position = end
-    return [*parts, (source.text[position:], None)]
+    return replace_controls(value) if type(value) is str else value  # markup stays markup

@@ -53,10 +53,10 @@ class EvidenceStats:
 
 @dataclass(frozen=True, eq=False)
 class Continuation:
-    """A cache with a document and a question, and the most probable next token."""
+    """A cache with a document and a question, and the logits [vocabulary] of the next token."""
 
     cache: Any
-    next_token: int
+    logits: Any
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,7 +109,7 @@ def score_question(
         copying_queries=question.answer_start,
         weights=weights,
     )
-    continuation = Continuation(cache, int(logits.argmax())) if keep_cache else None
+    continuation = Continuation(cache, logits) if keep_cache else None
     return QuestionScore(stats - context.null_stats, continuation)
 
 
@@ -117,7 +117,7 @@ def forward_question(model: EvidenceModel, context: PrefilledContext, question: 
     """Run a question after a document without recording attention."""
 
     def forward(cache: Any) -> Continuation:
-        return Continuation(cache, int(forward_tokens(model.loaded, cache, question.token_ids).argmax()))
+        return Continuation(cache, forward_tokens(model.loaded, cache, question.token_ids))
 
     return context.run(forward)
 

@@ -31,6 +31,7 @@ REQUIRED_FEATURES = {
         "sliding_window_overlay",
     ),
     "modeling_utils": ("AttentionInterface", "PreTrainedModel"),
+    "models.whisper.generation_whisper": ("WhisperGenerationMixin",),
     "models.auto.configuration_auto": ("CONFIG_MAPPING_NAMES", "model_type_to_module_name"),
     "models.auto.tokenization_auto": ("TOKENIZER_MAPPING_NAMES",),
     "utils.output_capturing": ("_active_collector",),

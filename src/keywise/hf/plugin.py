@@ -5,16 +5,18 @@ from __future__ import annotations
 import importlib.util
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from keywise.errors import ModelError
-from keywise.hf import support
+from keywise.hf import support, whisper
 from keywise.hf.compatibility import set_attention
 from keywise.hf.parts import ATTENTION_NAME, import_transformers, list_parts, unwrap_model
 
 Model = TypeVar("Model")
+
+_MODELS_MODULE = "transformers.modeling_utils"
 
 
 def register() -> None:
@@ -43,36 +45,52 @@ def register() -> None:
 
 
 class _TransformersFinder:
-    """Register keywise as soon as transformers' models are imported."""
+    """Change a module of transformers as soon as it is imported.
 
-    _MODULE = "transformers.modeling_utils"
+    Parameters
+    ----------
+    module : str
+        The module's name.
+    change : callable
+        Called with the module after its import.
+    """
+
+    def __init__(self, module: str, change: Callable[[Any], None]) -> None:
+        self.module = module
+        self._change = change
 
     def find_spec(self, name: str, _path: Any = None, _target: Any = None) -> Any:
-        """Return the module's own spec, whose loader also registers keywise."""
-        if name != self._MODULE:
+        """Return the module's own spec, whose loader also makes the change."""
+        if name != self.module:
             return None
         sys.meta_path.remove(self)
         spec = importlib.util.find_spec(name)
         if spec is not None and spec.loader is not None:
             execute = spec.loader.exec_module
 
-            def execute_and_register(module: Any) -> None:
+            def execute_and_change(module: Any) -> None:
                 execute(module)
-                _register_or_warn()
+                self._change(module)
 
-            spec.loader.exec_module = execute_and_register  # type: ignore[method-assign]
+            spec.loader.exec_module = execute_and_change  # type: ignore[method-assign]
         return spec
 
 
 def register_on_import() -> None:
     """Register keywise with transformers now if it is imported, otherwise as soon as it is."""
-    if _TransformersFinder._MODULE in sys.modules:
-        _register_or_warn()
-    elif not any(isinstance(finder, _TransformersFinder) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _TransformersFinder())
+    _change_on_import(_MODELS_MODULE, _register_or_warn)
+    _change_on_import(whisper.MODULE, whisper.adapt_generation)
 
 
-def _register_or_warn() -> None:
+def _change_on_import(name: str, change: Callable[[Any], None]) -> None:
+    """Change a module now if it is imported, otherwise as soon as it is."""
+    if name in sys.modules:
+        change(sys.modules[name])
+    elif not any(isinstance(finder, _TransformersFinder) and finder.module == name for finder in sys.meta_path):
+        sys.meta_path.insert(0, _TransformersFinder(name, change))
+
+
+def _register_or_warn(_module: Any) -> None:
     # transformers stays usable without keywise.
     try:
         register()

@@ -6,7 +6,7 @@ import re
 import threading
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, fields, replace
@@ -35,7 +35,7 @@ def record_stats(
     spec: StatsSpec | None = None,
     *,
     layers: Iterable[int] | None = None,
-    heads: Iterable[int] | None = None,
+    heads: Iterable[int] | Mapping[int, Iterable[int]] | None = None,
     queries: int | slice | range | None = None,
     top_k: int | None = None,
     segment_bounds: Any = None,
@@ -373,7 +373,7 @@ class StatsCollector:
         if plan.is_repeated:
             return output
         stats = replace(stats, output=None, segment_mass=self._number_segments(plan, stats))
-        heads, stats = _select_heads(stats, self._spec.heads, plan.place["name"])
+        heads, stats = _select_heads(stats, self._spec.select_heads(plan.place["layer"]), plan.place["name"])
         self.record._records.append(LayerStats(**plan.place, heads=heads, stats=stats))
         if self._missing_layers is not None:
             self._missing_layers.discard(plan.place["layer"])
@@ -395,7 +395,7 @@ class StatsCollector:
 
 
 def _select_heads(
-    stats: AttentionStats, heads: Iterable[int] | None, layer: str
+    stats: AttentionStats, heads: tuple[int, ...] | None, layer: str
 ) -> tuple[tuple[int, ...], AttentionStats]:
     """Return the numbers of the selected heads, and their statistics."""
     head_count = stats.lse.shape[1]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,9 +23,9 @@ class StatsSpec:
     Parameters
     ----------
     layers : iterable of int, optional
-        Numbers of the layers to record; default all.
-    heads : iterable of int, optional
-        Numbers of the query heads to record; default all.
+        Numbers of the layers to record; default all, or those that `heads` names.
+    heads : iterable of int, or mapping of int to iterable of int, optional
+        Numbers of the query heads to record, in every layer or for each layer by its number; default all.
     queries : int or slice or range, optional
         The queries to report: a number n for the last n of each call, or a slice or range of token positions,
         padding counted, in whichever call they occur. Default all. `key_mass` sums over these queries.
@@ -66,7 +66,7 @@ class StatsSpec:
     """
 
     layers: Iterable[int] | None = None
-    heads: Iterable[int] | None = None
+    heads: Iterable[int] | Mapping[int, Iterable[int]] | None = None
     queries: int | slice | range | None = None
     top_k: int = 8
     segment_bounds: Any = None
@@ -77,10 +77,17 @@ class StatsSpec:
     differentiable: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("layers", "heads"):
-            numbers = getattr(self, name)
-            if numbers is not None:
-                object.__setattr__(self, name, _check_numbers(name, numbers))
+        if isinstance(self.heads, Mapping):
+            heads = {check_int("heads", layer, minimum=0): numbers for layer, numbers in self.heads.items()}
+            heads = {layer: _check_numbers("heads", numbers) for layer, numbers in heads.items()}
+            object.__setattr__(self, "heads", heads)
+            if self.layers is not None:
+                raise OptionError("layers", "cannot be combined with heads of single layers", remedy="pass heads alone")
+            object.__setattr__(self, "layers", tuple(heads))
+        elif self.heads is not None:
+            object.__setattr__(self, "heads", _check_numbers("heads", self.heads))
+        if self.layers is not None:
+            object.__setattr__(self, "layers", _check_numbers("layers", self.layers))
         check_int("top_k", self.top_k, minimum=0)
         check_bool("key_mass", self.key_mass)
         check_bool("stop", self.stop)
@@ -120,6 +127,23 @@ class StatsSpec:
         if self.segment_bounds is not None:
             return TokenSegments.from_bounds(self.segment_bounds)
         return TokenSegments.from_ids(self.segment_ids)
+
+    def select_heads(self, layer: int | None) -> tuple[int, ...] | None:
+        """Return the numbers of the heads to record in a layer; None for all.
+
+        Parameters
+        ----------
+        layer : int or None
+            The layer's number.
+
+        Examples
+        --------
+        >>> StatsSpec(heads={3: [0, 5]}).select_heads(3)
+        (0, 5)
+        """
+        if isinstance(self.heads, Mapping):
+            return tuple(self.heads[layer]) if layer in self.heads else ()
+        return None if self.heads is None else tuple(self.heads)
 
     def select_queries(self, first_query: int, queries: int) -> tuple[int, int]:
         """Return the first selected query of a call, and the one after the last.

@@ -14,6 +14,7 @@ from keywise.errors import ModelError
 from keywise.hf.parts import check_model
 from keywise.models.file_digests import digest_file
 from keywise.models.folder import ModelFiles, list_model_files
+from keywise.models.gguf_parts import list_gguf_parts
 from keywise.models.safetensors_files import ModelFileError
 
 # Entries of a config that do not change keys and values, such as the model's origin and the form of results.
@@ -94,7 +95,7 @@ def fingerprint(
     files = None if path is None or weights_file is not None else _list_files(path)
     weights_files = [] if files is None else [file for _, file in sorted(files.weights.items())]
     if weights_file is not None:
-        weights_files = [Path(weights_file)]
+        weights_files = _list_parts(Path(weights_file))
     digests = {} if files is None else {"files": fingerprint_files(files.others, cache_dir=cache_dir)}
     return {
         "weights": _digest_weights(model, weights_files, cache_dir),
@@ -137,6 +138,13 @@ def _list_files(folder: Path) -> ModelFiles:
         return list_model_files(folder)
     except (ModelFileError, OSError) as error:
         raise ModelError("folder", f"{str(folder)!r} cannot be used: {error}") from error
+
+
+def _list_parts(path: Path) -> list[Path]:
+    try:
+        return [*list_gguf_parts(path)]
+    except ModelFileError as error:
+        raise ModelError("weights_file", f"{str(path)!r} cannot be used: {error}") from error
 
 
 def _digest_weights(model: Any, files: Sequence[Path], cache_dir: Folder | None) -> str:

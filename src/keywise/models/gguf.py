@@ -21,6 +21,7 @@ from keywise.errors import ModelError
 from keywise.hf.compatibility import has_own_tokenizer
 from keywise.models.file_digests import digest_file
 from keywise.models.gguf_header import GgufSummary, GgufTensor, check_gguf, summarise_places
+from keywise.models.gguf_parts import list_gguf_parts, name_gguf_model
 from keywise.models.output_streams import discard_output
 from keywise.models.quiet_transformers import quiet_transformers
 from keywise.models.safetensors_files import ModelFileError
@@ -41,15 +42,15 @@ class GgufModel:
 
     Attributes
     ----------
-    file
-        The file.
+    files
+        The file, or its parts in order.
     folder
         Has ``config.json`` and the tokenizer.
     header
         What the file holds.
     """
 
-    file: Path
+    files: tuple[Path, ...]
     folder: Path
     header: GgufSummary
 
@@ -60,7 +61,7 @@ def convert_gguf(gguf_file: Path, cache_dir: str | os.PathLike[str] | None, stat
     Parameters
     ----------
     gguf_file : pathlib.Path
-        The file.
+        The file, or any of its parts.
     cache_dir : path, optional
         keywise's cache folder; the folder goes to its folder ``models``. See `keywise.util.paths.locate_cache_folder`.
     status : callable
@@ -73,21 +74,27 @@ def convert_gguf(gguf_file: Path, cache_dir: str | os.PathLike[str] | None, stat
     """
     cache = locate_cache_folder(cache_dir)
     try:
-        sha256 = digest_file(gguf_file, cache_dir).hex()
+        files = list_gguf_parts(gguf_file)
+        digests = [digest_file(file, cache_dir) for file in files]
+        sizes = [file.stat().st_size for file in files]
+    except ModelFileError as error:
+        raise ModelError("source", f"must be a whole GGUF file; {gguf_file}: {error}") from error
     except OSError as error:
         raise ModelError("source", "must be a file that can be read", got=str(gguf_file), remedy=str(error)) from error
-    origin = {"source_bytes": gguf_file.stat().st_size, "source_sha256": sha256}
-    folder = cache / MODELS / f"{gguf_file.stem}-{sha256[:16]}"
+    sha256 = (digests[0] if len(digests) == 1 else hashlib.sha256(b"".join(digests)).digest()).hex()
+    origin = {"source_bytes": sum(sizes), "source_sha256": sha256}
+    name = name_gguf_model(gguf_file)
+    folder = cache / MODELS / f"{name}-{sha256[:16]}"
     header = _read_complete(folder, origin)
     if header is not None:
-        return GgufModel(gguf_file, folder, header)
+        return GgufModel(files, folder, header)
     require_modules("hf", "gguf", "accelerate")
-    status(f"Reading the configuration and the tokenizer of {gguf_file.name} once, to {folder}")
+    status(f"Reading the configuration and the tokenizer of {name}.gguf once, to {folder}")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         remove_abandoned_conversions(cache)
         with _make_unfinished_folder(folder.parent) as unfinished:
-            header = _write_model(gguf_file, unfinished)
+            header = _write_model(files, unfinished)
             _write_manifest(unfinished, origin, header)
             _install_folder(unfinished, folder, origin)
     except OSError as error:
@@ -96,7 +103,7 @@ def convert_gguf(gguf_file: Path, cache_dir: str | os.PathLike[str] | None, stat
             f"must be a folder that can store the model's tokenizer; in {str(cache)!r} it cannot be written: {error}",
             remedy="choose another folder with KEYWISE_CACHE_DIR",
         ) from error
-    return GgufModel(gguf_file, folder, header)
+    return GgufModel(files, folder, header)
 
 
 def remove_abandoned_conversions(cache: Path) -> int:
@@ -168,15 +175,15 @@ def _lock(folder: Path) -> int | None:
     return handle if is_locked else None
 
 
-def _write_model(gguf_file: Path, folder: Path) -> GgufSummary:
+def _write_model(files: tuple[Path, ...], folder: Path) -> GgufSummary:
     try:
         with translate_errors(ModelFileError, ModelFileError):
-            header = check_gguf(gguf_file)
-            config, tokenizer = _load_gguf(gguf_file, folder.parent / "source")
+            header = check_gguf(*files)
+            config, tokenizer = _load_gguf(files[0], folder.parent / "source")
     except ModelFileError as error:
         raise ModelError(
             "source",
-            f"must be a GGUF file of a language model; {gguf_file} cannot be read: {error}",
+            f"must be a GGUF file of a language model; {files[0]} cannot be read: {error}",
             remedy="check that the file is complete",
         ) from error
     with quiet_transformers():
@@ -200,7 +207,7 @@ def _load_gguf(gguf_file: Path, link_folder: Path) -> tuple[Any, Any]:
             # Some versions choose the tokenizer class of another family, which would read the folder in its own way.
             with discard_output():
                 tokenizer = PreTrainedTokenizerFast.from_pretrained(link_folder, **options)
-    config.name_or_path = tokenizer.name_or_path = gguf_file.stem
+    config.name_or_path = tokenizer.name_or_path = name_gguf_model(gguf_file)
     return config, tokenizer
 
 

@@ -60,6 +60,8 @@ class GgufTensor:
         Its shape, rows first.
     begin_bytes, size_bytes
         Its place in the file.
+    part
+        Number of the file, 0 for the first; see `keywise.models.gguf_parts`.
     """
 
     name: str
@@ -67,6 +69,7 @@ class GgufTensor:
     shape: tuple[int, ...]
     begin_bytes: int
     size_bytes: int
+    part: int = 0
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,7 @@ class _Header:
     file_bytes: int
     scalars: dict[str, Any] = field(default_factory=dict)
     names: set[str] = field(default_factory=set)
+    places: tuple[GgufTensor, ...] = ()
 
     def read(self, count: int) -> bytes:
         """Return the next bytes; raise an error at the end of the file."""
@@ -124,13 +128,13 @@ class _Header:
             raise ModelFileError(f"a string in its header is no UTF-8: {error}") from error
 
 
-def check_gguf(path: Path) -> GgufSummary:
-    """Check the header of a GGUF file and return what the file holds.
+def check_gguf(*paths: Path) -> GgufSummary:
+    """Check the headers of a GGUF file and return what the file holds.
 
     Parameters
     ----------
-    path : pathlib.Path
-        The file.
+    *paths : pathlib.Path
+        The file, or all its parts in order.
 
     Returns
     -------
@@ -145,27 +149,20 @@ def check_gguf(path: Path) -> GgufSummary:
     OSError
         The file cannot be read.
     """
-    with path.open("rb") as file:
-        file_bytes = file.seek(0, 2)
-        file.seek(0)
-        header = _Header(file, file_bytes)
-        if header.read(4) != MAGIC:
-            raise ModelFileError("it does not begin as a GGUF file")
-        version = header.read_word()
-        if version not in VERSIONS:
-            raise ModelFileError(f"its version must be 2 or 3, got {version}")
-        tensors, entries = header.read_long(), header.read_long()
-        if max(tensors, entries) > MAX_ENTRIES:
-            raise ModelFileError(
-                f"it must have at most {MAX_ENTRIES:,} tensors and entries, got {tensors:,}, {entries:,}"
-            )
-        for _ in range(entries):
-            _read_entry(header)
-        architecture = header.scalars.get("general.architecture")
-        if not isinstance(architecture, str):
-            raise ModelFileError("its header does not name the architecture")
-        summary = _read_tensors(header, tensors, architecture)
-    _check_blocks(header, summary)
+    first, *others = [_read_header(path, part, len(paths)) for part, path in enumerate(paths)]
+    architecture = first.scalars.get("general.architecture")
+    if not isinstance(architecture, str):
+        raise ModelFileError("its header does not name the architecture")
+    places = [*first.places]
+    for header in others:
+        places += header.places
+    summary = summarise_places(architecture, tuple(places))
+    if len(summary.dtypes) != len(places):
+        raise ModelFileError("two of its parts have a tensor of the same name")
+    expected = first.scalars.get("split.tensors.count", len(places)) if others else len(places)
+    if expected != len(places):
+        raise ModelFileError(f"its parts must have {expected!r:.40} tensors, got {len(places):,}")
+    _check_blocks(first, summary)
     return summary
 
 
@@ -183,6 +180,34 @@ def summarise_places(architecture: str, places: tuple[GgufTensor, ...]) -> GgufS
     elements = sum(prod(tensor.shape) for tensor in places)
     largest_size = max((max(tensor.shape) for tensor in places), default=0)
     return GgufSummary(dtypes, elements, largest_size, architecture, places)
+
+
+def _read_header(path: Path, part: int, parts: int) -> _Header:
+    """Read the header of a file, which must be this one of so many parts."""
+    with path.open("rb") as file:
+        file_bytes = file.seek(0, 2)
+        file.seek(0)
+        header = _Header(file, file_bytes)
+        if header.read(4) != MAGIC:
+            raise ModelFileError("it does not begin as a GGUF file")
+        version = header.read_word()
+        if version not in VERSIONS:
+            raise ModelFileError(f"its version must be 2 or 3, got {version}")
+        tensors, entries = header.read_long(), header.read_long()
+        if max(tensors, entries) > MAX_ENTRIES:
+            raise ModelFileError(
+                f"it must have at most {MAX_ENTRIES:,} tensors and entries, got {tensors:,}, {entries:,}"
+            )
+        for _ in range(entries):
+            _read_entry(header)
+        number, count = header.scalars.get("split.no", 0), header.scalars.get("split.count", 0) or 1
+        if (number, count) != (part, parts):
+            raise ModelFileError(
+                f"{path.name!r:.80} must be part {part} of {parts}, counted from 0, as its name says; "
+                f"its header says {number!r:.20} of {count!r:.20}"
+            )
+        header.places = _read_tensors(header, tensors, part)
+    return header
 
 
 def _read_entry(header: _Header) -> None:
@@ -222,7 +247,7 @@ def _skip_array(header: _Header, name: str) -> None:
         raise ModelFileError(f"{name!r:.80} in its header has elements of the unknown type {code}")
 
 
-def _read_tensors(header: _Header, count: int, architecture: str) -> GgufSummary:
+def _read_tensors(header: _Header, count: int, part: int) -> tuple[GgufTensor, ...]:
     """Read the description of each tensor, and check that all lie in the file without overlap."""
     from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
@@ -267,8 +292,7 @@ def _read_tensors(header: _Header, count: int, architecture: str) -> GgufSummary
         expected_begin = _align(end, alignment)
     if payload_bytes > expected_begin:
         raise ModelFileError(f"its tensors must have {payload_bytes:,} bytes, got {expected_begin:,}")
-    places = tuple(replace(tensor, begin_bytes=payload_begin + tensor.begin_bytes) for tensor in tensors)
-    return summarise_places(architecture, places)
+    return tuple(replace(tensor, begin_bytes=payload_begin + tensor.begin_bytes, part=part) for tensor in tensors)
 
 
 def _align(size: int, alignment: int) -> int:

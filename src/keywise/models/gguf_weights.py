@@ -32,7 +32,7 @@ _IGNORED: Final = ("rope_freqs.", "rope_factors_long.", "rope_factors_short.")
 
 
 def build_gguf_model(
-    path: Path,
+    files: tuple[Path, ...],
     header: GgufSummary,
     config: Any,
     dtype: torch.dtype,
@@ -43,8 +43,8 @@ def build_gguf_model(
 
     Parameters
     ----------
-    path
-        The file.
+    files
+        The file, or its parts in order.
     header
         From `check_gguf`.
     config
@@ -69,7 +69,7 @@ def build_gguf_model(
 
     with ThreadPoolExecutor(torch.get_num_threads()) as executor:
         # The file is read while transformers imports the model's code.
-        contents = executor.map(partial(_read_tensor, path), header.places)
+        contents = executor.map(partial(_read_tensor, files), header.places)
         with limit_construction(header), _without_memory():
             model = AutoModelForCausalLM.from_config(config, dtype=dtype)
         processor = find_gguf_processor(header.architecture, config)
@@ -81,9 +81,9 @@ def build_gguf_model(
     return model.eval()
 
 
-def _read_tensor(path: Path, tensor: GgufTensor) -> NDArray[np.uint8]:
+def _read_tensor(files: tuple[Path, ...], tensor: GgufTensor) -> NDArray[np.uint8]:
     """Return the bytes of a tensor [rows, bytes of a row]."""
-    content = np.fromfile(path, np.uint8, tensor.size_bytes, offset=tensor.begin_bytes)
+    content = np.fromfile(files[tensor.part], np.uint8, tensor.size_bytes, offset=tensor.begin_bytes)
     if content.size != tensor.size_bytes:
         raise ModelFileError(f"it is cut short: tensor {tensor.name!r:.80} lies behind its end")
     return content.reshape(math.prod(tensor.shape[:-1]), -1)

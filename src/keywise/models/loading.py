@@ -14,12 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from keywise.attention.quantised import BLOCK_FORMATS
 from keywise.attention.targets import targets
 from keywise.errors import ModelError, OptionError
 from keywise.models.construction import limit_construction
+from keywise.models.ctranslate2 import MODEL_FILE
+from keywise.models.fingerprints import fingerprint
 from keywise.models.folder import CONFIG, MAX_PARTS, check_config, list_model_files, read_json, stage_files
 from keywise.models.gguf import GgufModel, convert_gguf
 from keywise.models.loading_report import check_loading
+from keywise.models.memory import check_memory
 from keywise.models.output_streams import discard_output
 from keywise.models.packed_linear import pack_linear_layers
 from keywise.models.quiet_transformers import quiet_transformers
@@ -54,9 +58,11 @@ class LoadedModel:
     folder : pathlib.Path or None
         The folder that the tokenizer, and weights of safetensors, were loaded from; None for a model made in memory.
     weights_file : pathlib.Path or None
-        The GGUF file that the weights were loaded from.
+        The GGUF file, or its first part, or the file of CTranslate2, that the weights were loaded from.
     weights : str
         Form of the weights: ``"as-is"``, ``"expanded"``, ``"int4"`` or ``"int8"``; see `load_model`.
+    processor : transformers.ProcessorMixin or None
+        Makes the input of a model that hears; None for models of text.
 
     Examples
     --------
@@ -70,6 +76,7 @@ class LoadedModel:
     folder: Path | None
     weights_file: Path | None = None
     weights: str = "as-is"
+    processor: Any = None
 
     @property
     def parameters(self) -> int:
@@ -77,6 +84,18 @@ class LoadedModel:
         matrices = {id(layer.matrix): layer.matrix for layer in self.model.modules() if hasattr(layer, "matrix")}
         in_blocks = sum(math.prod(matrix.shape) for matrix in matrices.values())
         return int(self.model.num_parameters() + in_blocks)
+
+    def fingerprint(self, cache_dir: str | os.PathLike[str] | None = None) -> dict[str, str]:
+        """Return the digests of `keywise.models.fingerprint` for this model, its tokenizer and its files.
+
+        Parameters
+        ----------
+        cache_dir : path, optional
+            Where digests of files are stored.
+        """
+        return fingerprint(
+            self.model, self.tokenizer, folder=self.folder, weights_file=self.weights_file, cache_dir=cache_dir
+        )
 
 
 def load_model(
@@ -96,7 +115,8 @@ def load_model(
     Parameters
     ----------
     source : path or str, optional
-        A folder with safetensors, a ``.gguf`` file or a hub id. Default: see `find_model`.
+        A folder with safetensors or of faster-whisper (CTranslate2), a ``.gguf`` file or a hub id. Default: see
+        `find_model`. Besides causal language models, these are encoder-decoders for text and Whisper.
     dtype : str, optional
         Data type of the computation, for any file: ``"float32"``, or ``"bfloat16"`` in half the memory.
         Default: bfloat16 where the CPU multiplies it directly, and for models of over a billion parameters whose
@@ -121,8 +141,8 @@ def load_model(
     Raises
     ------
     ModelError
-        There is no model, it cannot be loaded safely, it has no fast tokenizer, or a layer's size is no multiple of the
-        32 weights of a block.
+        There is no model, it cannot be loaded safely, it needs more memory than is available, it has no fast tokenizer,
+        or a layer's size is no multiple of the 32 weights of a block.
     OptionError
         `dtype` or `weights` is not supported.
     DtypeError
@@ -148,6 +168,9 @@ def load_model(
         gguf_model = convert_gguf(model_source.path, cache_dir, report)
         report(f"Loading {model_source.name}")
         loaded = _load_gguf(model_source.name, gguf_model, dtype, form)
+    elif model_source.kind == "ctranslate2" and model_source.path is not None:
+        report(f"Loading {model_source.name}")
+        loaded = _load_ct2(model_source.name, model_source.path, dtype, form)
     else:
         folder = _find_folder(model_source, report)
         report(f"Loading {model_source.name}")
@@ -175,10 +198,13 @@ def _load_folder(name: str, folder: Path, dtype: str | None, weights: str, *, pa
     try:
         with (
             translate_errors(ModelFileError, ModelFileError),
-            stage_files(list_model_files(folder)) as (staged, headers),
+            stage_files(files := list_model_files(folder)) as (staged, headers),
             translate_errors(ModelFileError, ModelFileError),
             quiet_transformers(),
         ):
+            number = _resolve_dtype(dtype, is_small=headers.elements <= MAX_SMALL_PARAMETERS)
+            file_bytes = sum(file.stat().st_size for file in files.weights.values())
+            check_memory(name, max(file_bytes, _count_bytes(headers.elements, weights, number)))
             model = _load_weights(staged, headers)
             is_small = model.num_parameters() <= MAX_SMALL_PARAMETERS
             if weights in _FORMATS:
@@ -189,10 +215,37 @@ def _load_folder(name: str, folder: Path, dtype: str | None, weights: str, *, pa
             # Packing runs in torch, without the interpreter lock, while the tokenizer is loaded.
             with _pack_in_background(model) if pack_linear and is_small else nullcontext():
                 tokenizer = _load_tokenizer(staged)
+            processor = _load_processor(staged, model, tokenizer)
     except ModelFileError as error:
         raise _refuse(describe_model(name, folder), error) from error
     _rename_folder(model, tokenizer, staged, folder)
-    return LoadedModel(model, tokenizer, name, folder, weights=weights)
+    return LoadedModel(model, tokenizer, name, folder, weights=weights, processor=processor)
+
+
+def _load_ct2(name: str, folder: Path, dtype: str | None, weights: str) -> LoadedModel:
+    from transformers import AutoConfig, GenerationConfig
+
+    from keywise.models.ct2_whisper import build_ct2_whisper, stage_ct2_whisper
+
+    try:
+        with (
+            translate_errors(ModelFileError, ModelFileError),
+            stage_ct2_whisper(folder) as (staged, file),
+            quiet_transformers(),
+        ):
+            config = AutoConfig.from_pretrained(staged, local_files_only=True, trust_remote_code=False)
+            model = build_ct2_whisper(file, config, _resolve_dtype(dtype, is_small=True))
+            model.generation_config = GenerationConfig.from_pretrained(staged, local_files_only=True)
+            if weights in _FORMATS:
+                from keywise.models.quantised import quantise_layers
+
+                quantise_layers(model, _FORMATS[weights])
+            tokenizer = _load_tokenizer(staged)
+            processor = _load_processor(staged, model, tokenizer)
+    except ModelFileError as error:
+        raise _refuse(describe_model(name, folder), error) from error
+    _rename_folder(model, tokenizer, staged, folder)
+    return LoadedModel(model, tokenizer, name, folder, folder / MODEL_FILE, weights, processor)
 
 
 def _load_gguf(name: str, source: GgufModel, dtype: str | None, weights: str) -> LoadedModel:
@@ -200,35 +253,45 @@ def _load_gguf(name: str, source: GgufModel, dtype: str | None, weights: str) ->
 
     from keywise.models.gguf_weights import build_gguf_model
 
-    is_small = weights != "expanded" or source.header.elements <= MAX_SMALL_PARAMETERS
+    header = source.header
+    is_small = weights != "expanded" or header.elements <= MAX_SMALL_PARAMETERS
+    number = _resolve_dtype(dtype, is_small=is_small)
+    file_bytes = sum(tensor.size_bytes for tensor in header.places)
+    check_memory(name, file_bytes if weights == "as-is" else _count_bytes(header.elements, weights, number))
     try:
         with translate_errors(ModelFileError, ModelFileError), quiet_transformers():
-            check_config(read_json(source.folder / CONFIG), max_parts=max(MAX_PARTS, source.header.largest_size))
+            check_config(read_json(source.folder / CONFIG), max_parts=max(MAX_PARTS, header.largest_size))
             config = AutoConfig.from_pretrained(source.folder, local_files_only=True, trust_remote_code=False)
             with ThreadPoolExecutor(1) as executor:
                 tokenizer = executor.submit(_load_tokenizer, source.folder)
                 model = build_gguf_model(
-                    source.file,
-                    source.header,
+                    source.files,
+                    header,
                     config,
-                    _resolve_dtype(dtype, is_small=is_small),
+                    number,
                     block_format=weights if weights == "as-is" else _FORMATS.get(weights),
                 )
-                return LoadedModel(model, tokenizer.result(), name, source.folder, source.file, weights)
+                return LoadedModel(model, tokenizer.result(), name, source.folder, source.files[0], weights)
     except ModelFileError as error:
-        raise _refuse(repr(str(source.file)), error) from error
+        raise _refuse(repr(str(source.files[0])), error) from error
+
+
+def _count_bytes(elements: int, weights: str, number: Any) -> int:
+    """Return the memory of weights in a form."""
+    if weights in _FORMATS:
+        _, block_elements, block_bytes = BLOCK_FORMATS[_FORMATS[weights]]
+        return elements // block_elements * block_bytes
+    return elements * int(number.itemsize)
 
 
 def _refuse(model: str, error: ModelFileError) -> ModelError:
-    remedy = "use a causal language model with safetensors or GGUF weights that transformers knows without extra code"
+    remedy = "use a language model with safetensors or GGUF weights that transformers knows without extra code"
     return ModelError("source", f"{model} cannot be loaded: {error}", remedy=remedy)
 
 
 def _load_weights(staged: Path, headers: HeaderSummary) -> Any:
-    from transformers import AutoModelForCausalLM
-
     with limit_construction(headers):
-        model, report = AutoModelForCausalLM.from_pretrained(
+        model, report = _choose_class(read_json(staged / CONFIG)).from_pretrained(
             staged,
             dtype="auto",
             use_safetensors=True,
@@ -238,6 +301,27 @@ def _load_weights(staged: Path, headers: HeaderSummary) -> Any:
         )
     check_loading(model, report, headers.dtypes)
     return model
+
+
+def _choose_class(config: Any) -> Any:
+    """Return the class of transformers that loads a model for generation."""
+    import transformers
+
+    if config.get("model_type") == "whisper":
+        return transformers.WhisperForConditionalGeneration
+    if config.get("is_encoder_decoder") is True:
+        return transformers.AutoModelForSeq2SeqLM
+    return transformers.AutoModelForCausalLM
+
+
+def _load_processor(staged: Path, model: Any, tokenizer: Any) -> Any:
+    """Return the processor of a model that hears; None for models of text."""
+    if model.config.model_type != "whisper":
+        return None
+    from transformers import WhisperFeatureExtractor, WhisperProcessor
+
+    extractor = WhisperFeatureExtractor.from_pretrained(staged, local_files_only=True)
+    return WhisperProcessor(extractor, tokenizer)
 
 
 def _load_tokenizer(staged: Path) -> Any:

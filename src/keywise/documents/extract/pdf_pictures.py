@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import ctypes
 import io
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -38,9 +39,7 @@ def render(content: bytes, places: Mapping[int, Sequence[Corners]]) -> list[dict
     pictures = []
     for number, corners in places.items():
         page = document[number - 1]
-        width, height = page.get_size()
-        scale = min(PICTURE_WIDTH / width, MAX_PICTURE_HEIGHT / height)
-        bitmap = page.render(scale=scale)
+        bitmap = page.render(scale=_find_scale(*page.get_size()))
         image = bitmap.to_pil().convert("RGB").quantize(COLOURS)
         file = io.BytesIO()
         image.save(file, "PNG", optimize=True)
@@ -55,6 +54,29 @@ def render(content: bytes, places: Mapping[int, Sequence[Corners]]) -> list[dict
         )
         page.close()
     return pictures
+
+
+def measure(content: bytes) -> list[tuple[int, int]]:
+    """Return the width and height of the pictures that `render` makes of all pages, in pixels.
+
+    Parameters
+    ----------
+    content
+        The file.
+    """
+    import pypdfium2  # noqa: PLC0415 - optional
+
+    document = pypdfium2.PdfDocument(content)
+    sizes = []
+    for number in range(len(document)):
+        width, height = document.get_page_size(number)
+        scale = _find_scale(width, height)
+        sizes.append((math.ceil(width * scale), math.ceil(height * scale)))
+    return sizes
+
+
+def _find_scale(width: float, height: float) -> float:
+    return min(PICTURE_WIDTH / width, MAX_PICTURE_HEIGHT / height)
 
 
 def _locate(page: Any, width: int, height: int, corners: Corners) -> tuple[float, float, float, float]:

@@ -1,0 +1,1 @@
+"""A local server: questions in the browser, and the APIs that clients of language models speak."""
