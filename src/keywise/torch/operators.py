@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -73,7 +74,17 @@ def attention(query: Any, key: Any, value: Any, *settings: Any) -> tuple[Any, ..
         The output, the LSE of all queries, what rounding took from it, and the other statistics; those that were not
         asked for have no elements.
     """
-    return _compute(query, key, value, *settings)
+    results = _compute(query, key, value, *settings)
+    return tuple(
+        _make_absent(query, name) if result is None else result
+        for name, result in zip(_OUTPUT_NAMES, results, strict=True)
+    )
+
+
+def _make_absent(query: Any, name: str) -> Any:
+    """Return the result of an operator for a statistic that was not asked for: a tensor without elements."""
+    dtype = torch.int32 if name == "top_keys" else engine.get_stats_dtype(query.dtype)
+    return query.new_empty(0, dtype=dtype)
 
 
 def _compute(query: Any, key: Any, value: Any, *settings: Any) -> tuple[Any, ...]:
@@ -90,13 +101,13 @@ def _make_fake_results(query: Any, key: Any, value: Any, *settings: Any) -> tupl
     output = query.new_empty(shape)
     lse, lse_rest = (query.new_empty((batch, heads, queries), dtype=exact) for _ in range(2))
     if not numbers.has_stats:
-        return (output, lse, lse_rest, *engine.make_absent_stats(query))
+        return (output, lse, lse_rest, *(_make_absent(query, name) for name in _OUTPUT_NAMES[3:]))
     last_query = queries if numbers.last_query == -1 else numbers.last_query
     rows = (batch, heads, last_query - numbers.first_query)
     top_k = numbers.top_k
     if top_k > MAX_PADDED_TOP_K:
         top_k = torch.sym_min(top_k, keys)
-    absent = query.new_empty(0, dtype=exact)
+    has_segments = tensors.segments is not None
     return (
         output,
         lse,
@@ -105,8 +116,8 @@ def _make_fake_results(query: Any, key: Any, value: Any, *settings: Any) -> tupl
         query.new_empty((*rows, top_k), dtype=torch.int32),
         query.new_empty((*rows, top_k), dtype=exact),
         query.new_empty(rows, dtype=exact),
-        query.new_empty((batch, heads, keys), dtype=exact) if numbers.key_mass else absent,
-        absent.clone() if tensors.segments is None else query.new_empty((*rows, numbers.segment_count), dtype=exact),
+        query.new_empty((batch, heads, keys) if numbers.key_mass else (0,), dtype=exact),
+        query.new_empty((*rows, numbers.segment_count) if has_segments else (0,), dtype=exact),
     )
 
 
@@ -129,7 +140,8 @@ def attention_backward(*arguments: Any) -> tuple[Any, ...]:
     tuple of tensor
         Gradients of query, key, value, bias and sinks; those that are not needed have no elements.
     """
-    return _compute_gradients(*arguments)
+    query = arguments[_FIRST_INPUT]
+    return tuple(query.new_empty(0) if result is None else result for result in _compute_gradients(*arguments))
 
 
 def _compute_gradients(*arguments: Any) -> tuple[Any, ...]:
@@ -158,14 +170,15 @@ def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...
     tensors, numbers = _split(inputs[3:])
     attended, lse, lse_rest, entropy, *top, key_mass, segment_mass = output
     if numbers.has_stats_gradients:
-        absent = (statistic for statistic in (key_mass, segment_mass) if statistic.dim() == 1)
-        ctx.mark_non_differentiable(lse_rest, *top, *absent)
+        absent = [each for each in (key_mass, segment_mass) if each is not None and each.dim() == 1]
+        constants = [lse_rest, *top, *absent]
     else:
-        ctx.mark_non_differentiable(lse, lse_rest, entropy, *top, key_mass, segment_mass)
+        constants = [each for each in (lse, lse_rest, entropy, *top, key_mass, segment_mass) if each is not None]
         # Under gradient checkpointing, a call that is repeated without a record of statistics must save the same.
         entropy, segment_mass = None, None
         tensors = tensors._replace(query_weights=None, segments=None)
         numbers = numbers._replace(has_stats=False)
+    ctx.mark_non_differentiable(*constants)
     ctx.numbers = numbers
     # Saved tensors are checked: an in-place change of one before the backward pass is an error of torch.
     ctx.save_for_backward(*inputs[:3], *tensors, attended, lse, lse_rest, entropy, segment_mass)
@@ -212,7 +225,7 @@ class _Attention(torch.autograd.Function):  # type: ignore[misc]  # torch has no
 
     @staticmethod
     def forward(*arguments: Any) -> Any:
-        return attention(*arguments) if _needs_operator(arguments[0]) else _compute(*arguments)
+        return attention(*arguments) if _needs_operator(arguments[: 3 + _SIDE_COUNT]) else _compute(*arguments)
 
     setup_context = staticmethod(_save_for_backward)
     backward = staticmethod(_propagate)
@@ -240,12 +253,12 @@ class _AttentionBackward(torch.autograd.Function):  # type: ignore[misc]  # torc
         return batching.batch_backward(run_backward, info.batch_size, in_dims, arguments)
 
 
-def _needs_operator(query: Any) -> bool:
+def _needs_operator(tensors: Sequence[Any]) -> bool:
     """Return whether a tracer, a mode or a tensor subclass has to see the call as an operator of torch."""
     return (
         torch.compiler.is_compiling()
         or torch._C._len_torch_dispatch_stack() > 0
-        or type(query) not in _PLAIN_TENSORS
+        or any(tensor is not None and type(tensor) not in _PLAIN_TENSORS for tensor in tensors)
         or torch.jit.is_tracing()
     )
 
@@ -263,9 +276,11 @@ def run_attention(*arguments: Any) -> Any:
     """
     if torch._C._are_functorch_transforms_active():
         return _Attention.apply(*arguments)
-    if _needs_operator(arguments[0]):
+    if _needs_operator(arguments[: 3 + _SIDE_COUNT]):
         return attention(*arguments)
-    if torch.is_grad_enabled():
+    if torch.is_grad_enabled() and any(
+        each is not None and each.requires_grad for each in arguments[: 3 + _SIDE_COUNT]
+    ):
         return _Attention.apply(*arguments)
     return _compute(*arguments)
 
@@ -281,6 +296,6 @@ def run_backward(*arguments: Any) -> Any:
     if torch._C._are_functorch_transforms_active():
         return _AttentionBackward.apply(*arguments)
     # Gradients are enabled here if the backward pass itself is recorded.
-    if _needs_operator(arguments[_FIRST_INPUT]) or torch.is_grad_enabled():
+    if _needs_operator(arguments[: _BACKWARD_TENSORS + _SIDE_COUNT]) or torch.is_grad_enabled():
         return attention_backward(*arguments)
     return _compute_gradients(*arguments)
