@@ -173,7 +173,9 @@ def word_timestamps(
                     tokens = _encode_known_text(model, processor.tokenizer, text, request)
                 weights = _record_rows(model, window, request, tokens, heads)
                 spoken = group_tokens(processor.tokenizer, tokens, code)
-                words += _shift(time_words(weights, spoken, part[:used], lateness), start / SAMPLING_RATE_HERTZ)
+                frames = max(round(min(used, part.size) / SAMPLING_RATE_HERTZ / FRAME_SECONDS), 1)
+                timed = time_words(weights[:, :, :frames], spoken, part[:used], lateness)
+                words += _shift(timed, start / SAMPLING_RATE_HERTZ)
             start += used
             if progress is not None:
                 progress(min(start, samples.size) / SAMPLING_RATE_HERTZ, duration)
