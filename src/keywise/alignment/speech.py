@@ -21,6 +21,7 @@ from keywise.hf.generated_rows import group_heads
 from keywise.hf.plugin import use_temporarily
 from keywise.hf.recording import record_stats
 from keywise.hf.stats_spec import StatsSpec
+from keywise.models.quiet_transformers import quiet_transformers
 
 WINDOW_SECONDS: Final = 30
 _WINDOW_SAMPLES: Final = WINDOW_SECONDS * SAMPLING_RATE_HERTZ
@@ -173,7 +174,9 @@ def word_timestamps(
                     tokens = _encode_known_text(model, processor.tokenizer, text, request)
                 weights = _record_rows(model, window, request, tokens, heads)
                 spoken = group_tokens(processor.tokenizer, tokens, code)
-                words += _shift(time_words(weights, spoken, part[:used], lateness), start / SAMPLING_RATE_HERTZ)
+                frames = max(round(min(used, part.size) / SAMPLING_RATE_HERTZ / FRAME_SECONDS), 1)
+                timed = time_words(weights[:, :, :frames], spoken, part[:used], lateness)
+                words += _shift(timed, start / SAMPLING_RATE_HERTZ)
             start += used
             if progress is not None:
                 progress(min(start, samples.size) / SAMPLING_RATE_HERTZ, duration)
@@ -279,7 +282,8 @@ def _write(model: Any, window: _Window, request: _Request, *, is_last: bool) -> 
     """Return the tokens of a window's text, and the number of samples that they cover."""
     import torch
 
-    with torch.no_grad():
+    # transformers warns of the arguments with which its Whisper calls itself.
+    with torch.no_grad(), quiet_transformers():
         sequences = model.generate(
             encoder_outputs=window.encoded,
             attention_mask=window.mask,

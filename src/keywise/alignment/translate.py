@@ -139,7 +139,7 @@ def _translate(
         source = split_words("text", sentence, rule)
         written = _write(reader, tokenizer, source, known, options)
         if not written.text.strip():
-            yield Translation(sentence, written.text, None, written.complete)
+            yield Translation(sentence, "", None, written.complete)
             continue
         target = split_words("target", written.text, rule)
         if known is None:
@@ -148,7 +148,7 @@ def _translate(
         else:
             weights = _sum_rows(written, source, target, known)
         alignment = make_alignment(reader, source, target, known, (weights, None))
-        yield Translation(sentence, written.text, alignment, written.complete)
+        yield Translation(sentence, written.text.strip(), alignment, written.complete)
 
 
 def split_sentences(text: str, language: str) -> list[str]:
