@@ -314,5 +314,6 @@ def test_a_document_is_removed_after_a_question_and_its_conversation_says_so(ope
     page.on("dialog", lambda dialog: dialog.accept())
     page.get_by_role("button", name="Remove gone.txt").click()
     wait_until(page, "!document.querySelector('#documents').textContent.includes('gone.txt')")
-    page.locator("#conversations .open").first.click()
-    wait_until(page, "document.querySelector('#status').textContent.includes('There is no document')")
+    page.reload()
+    page.wait_for_selector("#turns .error")
+    assert "There is no document" in page.locator("#turns .error").inner_text()
