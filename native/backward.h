@@ -44,7 +44,7 @@ struct BackwardProblem {
   int64_t bias_gradient_stride[4] = {0, 0, 0, 0};
 
   KEYWISE_INLINE bool needs_scores() const {
-    return query_gradient || key_gradient || sinks_gradient || bias_gradient;
+    return query_gradient || key_gradient || bias_gradient;
   }
   // Returns whether the gradient of a score needs more than its weight, dP and one number per row.
   KEYWISE_INLINE bool has_extra_terms() const {

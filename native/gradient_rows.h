@@ -118,6 +118,12 @@ static void compute_row_terms(const BackwardProblem& backward, const GradientRow
   rows.shift[row] = shift;
 }
 
+static bool has_query_weights(const GradientRows& rows, const Tile& tile) {
+  for (int64_t r = 0; r < tile.row_count; ++r)
+    if (rows.query_weight[tile.first_row + r] != 0.0f) return true;
+  return false;
+}
+
 // Subtracts query weight x sum(weight x gradient of key mass) from the shifts of a task's rows.
 static void add_key_mass_terms(GradientContext& context) {
   const BackwardProblem& backward = context.backward;
@@ -137,7 +143,7 @@ static void add_key_mass_terms(GradientContext& context) {
     for (int64_t first_row = task.first_row; first_row < task.last_row; first_row += kTileRows) {
       const Tile tile{first_row, min(kTileRows, task.last_row - first_row)};
       const KeyRange keys = find_tile_keys(context, block, tile);
-      if (is_empty(keys)) continue;
+      if (is_empty(keys) || !has_query_weights(context.rows, tile)) continue;
       recompute_scores(context, block, tile, keys, workspace.weights);
       for (int64_t r = 0; r < tile.row_count; ++r) {
         const int64_t row = first_row + r;

@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+import transformers as hf
 
 import keywise.hf
 from keywise.alignment import AlignmentHead, AlignmentHeads, align
 from keywise.alignment.encoding import encode_pair
-from keywise.alignment.word_weights import record_word_weights
+from keywise.alignment.word_weights import record_packed_weights, record_word_weights
 from keywise.alignment.words import split_words
 from keywise.errors import DtypeError, ModelError, OptionError
 from tests.alignment.models import (
@@ -21,7 +22,7 @@ from tests.alignment.models import (
     make_tokenizer,
     make_translator,
 )
-from tests.support.models import make_model
+from tests.support.models import ENCODER_DECODER, make_model
 
 TOLERANCE = 2e-6
 HEADS = [AlignmentHead(0, 1), AlignmentHead(1, 2, "output"), AlignmentHead(1, 3), AlignmentHead(0, 0, "output")]
@@ -220,3 +221,66 @@ def test_memory_is_linear_in_rows_and_words():
         patch.setattr(keywise.hf.recording.StatsCollector, "add", watch)
         record_word_weights(model, pair, [AlignmentHead(0, 1), AlignmentHead(1, 2)], **counts, block_tokens=64)
     assert largest <= 2 * 65 * 500
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2", "mistral"])
+def test_directions_read_in_one_pass_equal_those_read_alone(name):
+    model, tokenizer = keywise.hf.use(make_model(name)), make_tokenizer(end=None)
+    source, target = split_words("source", SOURCE), split_words("target", "das alte Haus")
+    pairs = [encode_pair(model, tokenizer, source, target), encode_pair(model, tokenizer, target, source)]
+    heads = [HEADS[:2], HEADS[1:]]
+    packed = record_packed_weights(model, pairs, heads, [(5, 3), (3, 5)])
+    forward = record_word_weights(model, pairs[0], heads[0], source_words=5, target_words=3)
+    backward = record_word_weights(model, pairs[1], heads[1], source_words=3, target_words=5)
+    np.testing.assert_allclose(packed[0], forward, rtol=0, atol=TOLERANCE)
+    np.testing.assert_allclose(packed[1], backward, rtol=0, atol=TOLERANCE)
+
+
+def test_models_that_do_not_separate_packed_pairs_are_noticed(monkeypatch):
+    model, tokenizer = keywise.hf.use(make_model("llama")), make_tokenizer(end=None)
+    words = split_words("source", SOURCE), split_words("target", TARGET)
+    pairs = [encode_pair(model, tokenizer, *words), encode_pair(model, tokenizer, *words[::-1])]
+    forward = type(model).forward
+
+    def forget_positions(model, ids, position_ids=None, **options):
+        return forward(model, ids, **options)
+
+    monkeypatch.setattr(type(model), "forward", forget_positions)
+    assert record_packed_weights(model, pairs, [HEADS, HEADS], [(5, 5), (5, 5)]) is None
+
+
+def make_language_tokenizer():
+    vocabulary = {piece: number for number, piece in enumerate(["<s>", "<pad>", "</s>", "<unk>", "▁", *"thelas"])}
+    return hf.NllbTokenizer(vocab=vocabulary, merges=[], src_lang="deu_Latn", tgt_lang="deu_Latn")
+
+
+def test_languages_are_codes_of_a_tokenizer_with_several():
+    tokenizer = make_language_tokenizer()
+    sizes = {**ENCODER_DECODER, "vocab_size": len(tokenizer)}
+    model = hf.M2M100ForConditionalGeneration(hf.M2M100Config(**sizes, max_position_embeddings=64)).eval()
+    words = split_words("source", "the"), split_words("target", "la")
+    pair = encode_pair(model, tokenizer, *words, languages=("eng_Latn", "fra_Latn"))
+    english, french = (tokenizer.convert_tokens_to_ids(code) for code in ("eng_Latn", "fra_Latn"))
+    assert pair.encoder_ids[0] == english
+    assert pair.decoder_ids[:2] == (model.config.decoder_start_token_id, french)
+    assert (tokenizer.src_lang, tokenizer.tgt_lang) == ("deu_Latn", "deu_Latn")
+    alignment = align(
+        model, tokenizer, "the", "la", heads=[(0, 0)], languages=("eng_Latn", "fra_Latn"), reverse=(model, tokenizer)
+    )
+    assert alignment.weights.shape == (1, 1)
+    with pytest.raises(OptionError, match="such as ace_Arab") as raised:
+        encode_pair(model, tokenizer, *words, languages=("eng_Latn", "tlh"))
+    assert raised.value.argument == "languages"
+    assert (tokenizer.src_lang, tokenizer.tgt_lang) == ("deu_Latn", "deu_Latn")
+
+
+def test_heads_of_the_other_model_may_lie_in_layers_of_its_own():
+    tokenizer = make_tokenizer()
+    deep = hf.BartForConditionalGeneration(
+        hf.BartConfig(**{**ENCODER_DECODER, "decoder_layers": 4}, max_position_embeddings=64)
+    ).eval()
+    heads = AlignmentHeads((AlignmentHead(1, 0),), (AlignmentHead(3, 0),))
+    shallow = make_translator("marian")
+    assert align(shallow, tokenizer, SOURCE, TARGET, heads=heads, reverse=(deep, tokenizer)).heads == heads
+    with pytest.raises(OptionError):
+        align(deep, tokenizer, SOURCE, TARGET, heads=heads, reverse=(shallow, tokenizer))

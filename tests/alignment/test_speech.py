@@ -144,6 +144,7 @@ def test_silence_has_no_words(loaded):
         ({"audio": "gone.wav"}, "sampling_rate", OptionError),
         ({"text": " "}, "text", OptionError),
         ({"text": "ab", "audio": np.zeros(31 * RATE, np.float32)}, "text", OptionError),
+        ({"text": "ab " * 70}, "text", OptionError),
         ({"task": "sing"}, "task", OptionError),
         ({"language": "fr"}, "language", OptionError),
     ],

@@ -107,7 +107,7 @@ def test_sentences_end_at_lines_too():
         ({"num_beams": 0}, "num_beams", OptionError),
         ({"max_new_tokens": 0}, "max_new_tokens", OptionError),
         ({"heads": [(9, 0)]}, "heads", OptionError),
-        ({"text": "the " * 100}, "source", OptionError),
+        ({"text": "the " * 100}, "text", OptionError),
     ],
 )
 def test_wrong_arguments_are_named(arguments, argument, error):

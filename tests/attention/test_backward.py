@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import keywise as kw
+from keywise.attention.arrays import HostArray
 from keywise.attention.backward import (
     Dropout,
     Forward,
@@ -364,6 +365,12 @@ def test_arguments_that_do_not_fit_are_refused(
     with pytest.raises(error, match=re.escape(text)) as raised:
         attend_backward(**arguments)
     assert raised.value.argument == argument
+
+
+def test_int8_keys_are_refused(target: str) -> None:
+    stored = HostArray(np.ones((1, 2, 3, 4), np.int8), "int8", X, np.ones((1, 2, 3), np.float32))
+    with pytest.raises(kw.DtypeError, match="key must have a float dtype, got int8 with scales"):
+        attend_backward(X, X, stored, stored, output=X, lse=LSE)
 
 
 def test_a_gradient_that_does_not_fit_the_memory_is_a_memory_error(kernel: str) -> None:

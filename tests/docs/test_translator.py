@@ -59,11 +59,12 @@ def test_words_of_the_language_are_known(modules: dict[str, ModuleType]) -> None
 def test_guided_attention_lowers_the_alignment_error(
     modules: dict[str, ModuleType], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    errors = modules["translator"].main(["--pairs", "4000", "--held-out", "100", "--steps", "300"])
-    assert errors["plain"].exact_match > 0.6
-    assert errors["guided"].exact_match > 0.6
+    # A third of the steps of the example: a translation is seldom exact, but the alignment is learnt already.
+    errors = modules["translator"].main(["--pairs", "4000", "--held-out", "100", "--steps", "240"])
+    assert errors["plain"].exact_match > 0.15
+    assert errors["guided"].exact_match > 0.15
     assert errors["guided"].alignment_error < 0.05
-    assert errors["guided"].alignment_error < errors["plain"].alignment_error / 2
-    printed = capsys.readouterr().out
-    assert "exact match" in printed
-    assert "100%" in printed or "9" in printed
+    assert errors["guided"].alignment_error < errors["plain"].alignment_error / 3
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(line.startswith(("plain ", "guided ")) for line in lines) == 4
+    assert any(line.split()[-1].endswith("%") for line in lines if line.startswith("  "))

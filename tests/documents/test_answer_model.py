@@ -196,7 +196,7 @@ def test_moves_are_measured_on_questions_from_all_documents(
         )
         return GoldDocument(text, questions)
 
-    documents = [make_document("Ann Low"), make_document("Eve Hart")]
+    documents = [make_document("Ann Low"), make_document("Eve Moss")]
     moving = Reader(loaded, keep=False, heads=replace(reader.heads, moves_sentences=True), answer_model=loaded)
     say(monkeypatch, "The goats ate the roses")
     done: list[tuple[int, int]] = []

@@ -173,6 +173,17 @@ def test_trainer_trains_in_bfloat16(tmp_path):
     assert losses[-1] < losses[0]
 
 
+@pytest.mark.parametrize("is_training", [False, True])
+def test_autocast_computes_in_bfloat16(is_training):
+    """Rotated queries and keys are float32 there, values bfloat16."""
+    logits = {}
+    for attention in ("sdpa", "keywise"):
+        model = make_trained_model("llama", attention)
+        with torch.set_grad_enabled(is_training), torch.autocast("cpu", torch.bfloat16):
+            logits[attention] = model(**make_inputs("llama")).logits
+    assert_close(logits["keywise"], logits["sdpa"], atol=0.1, rtol=0.1)
+
+
 def test_lora_has_the_losses_of_sdpa():
     peft = pytest.importorskip("peft", reason="LoRA needs the package peft")
     losses = {}

@@ -126,6 +126,16 @@ def test_missing_files_are_named(tmp_path, missing):
         load_model(folder)
 
 
+def test_tokens_without_weights_are_refused(tmp_path):
+    folder = write_ct2_folder(tmp_path / "tiny", make_whisper())
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    for number in (-(10**12), 10**12):
+        tokenizer["added_tokens"][0]["id"] = number
+        (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+        with pytest.raises(ModelError, match="outside"):
+            load_model(folder)
+
+
 @pytest.mark.parametrize("content", [{}, {"added_tokens": 3}, {"added_tokens": [{"id": 1, "content": "x"}]}])
 def test_other_tokenizers_are_refused(tmp_path, content):
     folder = write_ct2_folder(tmp_path / "tiny", make_whisper())

@@ -231,6 +231,13 @@ def test_gradients_through_the_heaviest_keys_are_refused(name):
         (stats.output.sum() + getattr(stats, name).sum()).backward()
 
 
+def test_query_weights_with_gradients_are_refused():
+    query = draw(1, 1, 3, 8)
+    weights = torch.ones(3, requires_grad=True)
+    with pytest.raises(kw.TargetError, match="query_weights must not require gradients"):
+        kt.attention_stats(query, query, query, query_weights=weights)
+
+
 # ---- Dropout ----
 
 

@@ -133,6 +133,19 @@ def test_statistics_are_returned_and_differentiable():
     assert own.in_proj_weight.grad.abs().sum() > 0
 
 
+def test_statistics_are_chosen_by_a_specification_of_hf_too():
+    own = kt.MultiheadAttention(EMBED_DIM, HEADS, batch_first=True)
+    x = draw(BATCH, KEYS, EMBED_DIM)
+    _, expected = own(x, x, x, stats=kt.StatsRequest(top_k=2, queries=(KEYS - 2, KEYS)))
+    _, stats = own(x, x, x, stats=kw.hf.StatsSpec(top_k=2, queries=2))
+    assert_close(stats.key_mass, expected.key_mass)
+    assert stats.lse.shape == (BATCH, HEADS, 2)
+    with pytest.raises(kw.OptionError, match="layers must be None for a single call"):
+        own(x, x, x, stats=kw.hf.StatsSpec(layers=[0]))
+    with pytest.raises(kw.DtypeError, match=r"stats must be a keywise\.torch\.StatsRequest"):
+        own(x, x, x, stats=8)
+
+
 def make_bad_calls():
     x = torch.ones(3, 1, EMBED_DIM)
     nested = torch.nested.nested_tensor([torch.ones(2, EMBED_DIM), torch.ones(1, EMBED_DIM)])

@@ -31,7 +31,7 @@ from keywise.alignment.links import (
     symmetrise as combine_links,
 )
 from keywise.alignment.result import Alignment
-from keywise.alignment.word_weights import record_word_weights
+from keywise.alignment.word_weights import PACKED_TOKENS, record_packed_weights, record_word_weights
 from keywise.alignment.words import SPACE, Words, split_words
 from keywise.errors import ModelError, OptionError
 from keywise.hf.plugin import use_temporarily
@@ -95,21 +95,29 @@ class PairReader:
         """Whether pairs are also read from target to source."""
         return self._backward is not None
 
-    @property
-    def sizes(self) -> tuple[int, int]:
-        """Number of the layers that lead from target to source, and of their query heads."""
-        return get_sizes(self.model)
+    def find_known_heads(self, heads: Any) -> AlignmentHeads | None:
+        """Return the heads that were passed, or those that the model names, or None.
 
-    def find_named_heads(self) -> AlignmentHeads | None:
-        """Return the ``alignment_heads`` of the model's generation config, or None.
+        Parameters
+        ----------
+        heads : AlignmentHeads, iterable or None
+            As in `align`; None for the ``alignment_heads`` of the model's generation config.
 
         Raises
         ------
         OptionError
-            One is out of range.
+            A head is out of range, or there are none for the other direction.
         """
-        named = getattr(self.model.generation_config, "alignment_heads", None)
-        return None if named is None else check_heads("alignment_heads", named, *self.sizes)
+        argument = "heads"
+        if heads is None:
+            argument, heads = "alignment_heads", getattr(self.model.generation_config, "alignment_heads", None)
+        if heads is None:
+            return None
+        backward_sizes = None if self._backward is None else get_sizes(self._backward[0])
+        known = check_heads(argument, heads, get_sizes(self.model), backward_sizes)
+        if self.goes_both_ways and not known.backward:
+            raise OptionError("heads", "must have backward heads for reverse", remedy="tune them in both directions")
+        return known
 
     def encode(self, source: Words, target: Words) -> list[EncodedPair]:
         """Return the tokens of a pair, in one direction or both.
@@ -142,6 +150,9 @@ class PairReader:
         backward : float32 array [heads, source words, target words], or None
         """
         encoded = self.encode(source, target)
+        packed = self._read_packed(source, target, encoded, heads)
+        if packed is not None:
+            return packed[0], packed[1]
         counts = {"source_words": len(source.spans), "target_words": len(target.spans)}
         with use_temporarily(self.model):
             forward = record_word_weights(self.model, encoded[0], heads.forward, **counts)
@@ -151,6 +162,17 @@ class PairReader:
         other = self._backward[0]
         with use_temporarily(other):
             return forward, record_word_weights(other, encoded[1], heads.backward, **counts)
+
+    def _read_packed(
+        self, source: Words, target: Words, encoded: list[EncodedPair], heads: AlignmentHeads
+    ) -> list[Matrix] | None:
+        """Read both directions in one pass, where one model reads both and they are short; None otherwise."""
+        is_one_model = self._backward is not None and self._backward[0] is self.model and is_causal_model(self.model)
+        if not is_one_model or sum(len(pair.decoder_ids) for pair in encoded) > PACKED_TOKENS:
+            return None
+        words = [(len(source.spans), len(target.spans)), (len(target.spans), len(source.spans))]
+        with use_temporarily(self.model):
+            return record_packed_weights(self.model, encoded, [heads.forward, heads.backward], words)
 
     def list_all_heads(self) -> AlignmentHeads:
         """Return all heads and rows of each direction."""
@@ -313,11 +335,9 @@ def choose_heads(
     OptionError
         A head is out of range, or there are none for the other direction.
     """
-    chosen = reader.find_named_heads() if heads is None else check_heads("heads", heads, *reader.sizes)
-    if chosen is not None:
-        if reader.goes_both_ways and not chosen.backward:
-            raise OptionError("heads", "must have backward heads for reverse", remedy="tune them in both directions")
-        return chosen
+    known = reader.find_known_heads(heads)
+    if known is not None:
+        return known
     all_heads = list_candidates(reader)
     first_words = [Words(each.text, each.spans[:RANKED_WORDS]) for each in (source, target)]
     return rank_heads([reader.read(first_words[0], first_words[1], all_heads)], all_heads)

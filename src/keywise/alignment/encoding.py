@@ -89,7 +89,7 @@ def encode_pair(
     pair = replace(
         start, decoder_ids=(*start.decoder_ids, *tokens.ids), query_words=(*start.query_words, *tokens.owners)
     )
-    _check_lengths(model, pair)
+    _check_lengths(model, pair, "source")
     return pair
 
 
@@ -146,6 +146,7 @@ def encode_source(
     *,
     languages: tuple[str, str] | None = None,
     template: str | None = None,
+    argument: str = "source",
 ) -> EncodedPair:
     """Return the tokens in front of a target that a model shall write; no query belongs to a word yet.
 
@@ -153,6 +154,8 @@ def encode_source(
     ----------
     model, tokenizer, source, languages, template
         As in `encode_pair`.
+    argument : str
+        Name of the argument that holds the source, for errors.
 
     Raises
     ------
@@ -179,9 +182,9 @@ def encode_source(
         encoder_ids, decoder_ids = (), (*opening, *tokens.ids, *between)
         key_words = (*_no_words(opening), *tokens.owners)
     if not tokens.ids:
-        raise OptionError("source", "must have a word that the tokenizer keeps; it drops all of them")
+        raise OptionError(argument, "must have a word that the tokenizer keeps; it drops all of them")
     pair = EncodedPair(encoder_ids, decoder_ids, key_words, _no_words(decoder_ids))
-    _check_lengths(model, pair)
+    _check_lengths(model, pair, argument)
     return pair
 
 
@@ -243,12 +246,14 @@ def _no_words(tokens: Sequence[int]) -> tuple[int, ...]:
     return (NO_WORD,) * len(tokens)
 
 
-def _check_lengths(model: Any, pair: EncodedPair) -> None:
+def _check_lengths(model: Any, pair: EncodedPair, source_argument: str) -> None:
     # T5 has no such limit; Whisper's has another name and is checked where it hears.
     limit = getattr(model.config, "max_position_embeddings", None)
     if limit is None:
         return
-    for argument, ids in (("source", pair.encoder_ids), ("target", pair.decoder_ids)):
+    has_target = any(word != NO_WORD for word in pair.query_words)
+    decoder_argument = "target" if has_target else source_argument
+    for argument, ids in ((source_argument, pair.encoder_ids), (decoder_argument, pair.decoder_ids)):
         if len(ids) > limit:
             raise OptionError(
                 argument,

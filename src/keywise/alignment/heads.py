@@ -203,7 +203,10 @@ class AlignmentHeads:
 
 
 def check_heads(
-    argument: str, heads: AlignmentHeads | Iterable[AlignmentHead | Sequence[int]], layers: int, heads_per_layer: int
+    argument: str,
+    heads: AlignmentHeads | Iterable[AlignmentHead | Sequence[int]],
+    sizes: tuple[int, int],
+    backward_sizes: tuple[int, int] | None = None,
 ) -> AlignmentHeads:
     """Return the heads that a user names, or raise.
 
@@ -213,8 +216,10 @@ def check_heads(
         The argument's name, for errors.
     heads : AlignmentHeads or iterable of AlignmentHead or (int, int)
         Heads; pairs of a layer and a head mean the row of the token itself.
-    layers, heads_per_layer : int
-        Sizes of the model.
+    sizes : (int, int)
+        Number of the model's layers, and of the heads of each.
+    backward_sizes : (int, int), optional
+        Those of the model that reads in the other direction; default `sizes`.
 
     Raises
     ------
@@ -222,14 +227,15 @@ def check_heads(
         There are no heads, or one is out of range.
     """
     if not isinstance(heads, AlignmentHeads):
-        chosen = tuple(each if isinstance(each, AlignmentHead) else _make_head(argument, each) for each in heads)
-        heads = AlignmentHeads(chosen, chosen)
-    for each in (*heads.forward, *heads.backward):
-        if not (0 <= each.layer < layers and 0 <= each.head < heads_per_layer):
-            rule = f"must have layers below {layers} and heads below {heads_per_layer}"
-            raise OptionError(argument, rule, got=(each.layer, each.head))
-        if each.row not in ROWS:
-            raise OptionError(argument, f"must have one of the rows {', '.join(ROWS)}", got=each.row)
+        named = tuple(each if isinstance(each, AlignmentHead) else _make_head(argument, each) for each in heads)
+        heads = AlignmentHeads(named, named)
+    for chosen, (layers, per_layer) in ((heads.forward, sizes), (heads.backward, backward_sizes or sizes)):
+        for each in chosen:
+            if not (0 <= each.layer < layers and 0 <= each.head < per_layer):
+                rule = f"must have layers below {layers} and heads below {per_layer}"
+                raise OptionError(argument, rule, got=(each.layer, each.head))
+            if each.row not in ROWS:
+                raise OptionError(argument, f"must have one of the rows {', '.join(ROWS)}", got=each.row)
     if not heads.forward:
         raise OptionError(argument, "must have at least one head", got=[])
     return heads

@@ -152,10 +152,18 @@ def score_words(forward: Matrix | None, backward: Matrix | None, rule: LinkRule)
         return scores
     means = []
     if forward is not None:
-        means.append(normalise_rows(forward).mean(0))
+        means.append(_average_heads(forward))
     if backward is not None:
-        means.append(normalise_rows(backward).mean(0).T)
+        means.append(_average_heads(backward).T)
     return np.asarray(means[0] if len(means) == 1 else np.sqrt(means[0] * means[1]), np.float32)
+
+
+def _average_heads(weights: Matrix) -> Matrix:
+    """Return the mean of the normalised heads, without a copy of all of them."""
+    total = np.zeros(weights.shape[1:], np.float32)
+    for head in weights:
+        total += normalise_rows(head)
+    return np.asarray(total / len(weights), np.float32)
 
 
 def _apply_logistic(features: NDArray[np.float32], coefficients: Sequence[float], bias: float) -> Matrix:

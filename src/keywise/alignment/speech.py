@@ -21,6 +21,7 @@ from keywise.hf.generated_rows import group_heads
 from keywise.hf.plugin import use_temporarily
 from keywise.hf.recording import record_stats
 from keywise.hf.stats_spec import StatsSpec
+from keywise.models.quiet_transformers import quiet_transformers
 
 WINDOW_SECONDS: Final = 30
 _WINDOW_SAMPLES: Final = WINDOW_SECONDS * SAMPLING_RATE_HERTZ
@@ -170,10 +171,12 @@ def word_timestamps(
                 if text is None:
                     tokens, used = _write(model, window, request, is_last=is_last)
                 else:
-                    tokens = encode_text(processor.tokenizer, f" {text.strip()}")
+                    tokens = _encode_known_text(model, processor.tokenizer, text, request)
                 weights = _record_rows(model, window, request, tokens, heads)
                 spoken = group_tokens(processor.tokenizer, tokens, code)
-                words += _shift(time_words(weights, spoken, part[:used], lateness), start / SAMPLING_RATE_HERTZ)
+                frames = max(round(min(used, part.size) / SAMPLING_RATE_HERTZ / FRAME_SECONDS), 1)
+                timed = time_words(weights[:, :, :frames], spoken, part[:used], lateness)
+                words += _shift(timed, start / SAMPLING_RATE_HERTZ)
             start += used
             if progress is not None:
                 progress(min(start, samples.size) / SAMPLING_RATE_HERTZ, duration)
@@ -250,7 +253,7 @@ def _group_heads(model: Any) -> dict[int, list[int]]:
             "model", "must have alignment_heads in its generation config", remedy="set them, or load another"
         )
     sizes = model.config.decoder_layers, model.config.decoder_attention_heads
-    chosen = check_heads("alignment_heads", heads, *sizes)
+    chosen = check_heads("alignment_heads", heads, sizes)
     return group_heads((head.layer, head.head) for head in chosen.forward)
 
 
@@ -279,7 +282,8 @@ def _write(model: Any, window: _Window, request: _Request, *, is_last: bool) -> 
     """Return the tokens of a window's text, and the number of samples that they cover."""
     import torch
 
-    with torch.no_grad():
+    # transformers warns of the arguments with which its Whisper calls itself.
+    with torch.no_grad(), quiet_transformers():
         sequences = model.generate(
             encoder_outputs=window.encoded,
             attention_mask=window.mask,
@@ -321,6 +325,15 @@ def cut_text(tokens: Sequence[int], first_time: int, end: int, *, is_last: bool)
         kept = list(tokens[: pairs[-1]])
         used = round((tokens[pairs[-1]] - first_time) * FRAME_SECONDS * SAMPLING_RATE_HERTZ)
     return [token for token in kept if token < end], used
+
+
+def _encode_known_text(model: Any, tokenizer: Any, text: str, request: _Request) -> list[int]:
+    """Return the tokens of a text that is known, or raise if the decoder has too few positions for it."""
+    tokens = encode_text(tokenizer, f" {text.strip()}")
+    limit = model.config.max_target_positions - len(request.list_prompt(model))
+    if len(tokens) > limit:
+        raise OptionError("text", f"must be at most {limit} tokens long", got=len(tokens), remedy="align it in parts")
+    return tokens
 
 
 def _record_rows(

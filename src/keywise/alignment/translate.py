@@ -10,7 +10,7 @@ import numpy as np
 
 from keywise.alignment.align import PairReader, choose_heads, make_alignment
 from keywise.alignment.encoding import NO_WORD, EncodedPair, encode_source
-from keywise.alignment.heads import INPUT, AlignmentHead, AlignmentHeads, check_heads
+from keywise.alignment.heads import INPUT, AlignmentHead, AlignmentHeads
 from keywise.alignment.result import Alignment
 from keywise.alignment.word_weights import Weights
 from keywise.alignment.words import SPACE, Words, split_words
@@ -134,12 +134,12 @@ def _translate(
     by_sentence: bool,
 ) -> Iterator[Translation]:
     language = reader.languages[0] if reader.languages is not None else ""
-    known = check_heads("heads", heads, *reader.sizes) if heads is not None else reader.find_named_heads()
+    known = reader.find_known_heads(heads)
     for sentence in split_sentences(text, language) if by_sentence else [text.strip()]:
         source = split_words("text", sentence, rule)
         written = _write(reader, tokenizer, source, known, options)
         if not written.text.strip():
-            yield Translation(sentence, written.text, None, written.complete)
+            yield Translation(sentence, "", None, written.complete)
             continue
         target = split_words("target", written.text, rule)
         if known is None:
@@ -148,7 +148,7 @@ def _translate(
         else:
             weights = _sum_rows(written, source, target, known)
         alignment = make_alignment(reader, source, target, known, (weights, None))
-        yield Translation(sentence, written.text, alignment, written.complete)
+        yield Translation(sentence, written.text.strip(), alignment, written.complete)
 
 
 def split_sentences(text: str, language: str) -> list[str]:
@@ -210,7 +210,9 @@ def _write(
     import torch
 
     model = reader.model
-    start = encode_source(model, tokenizer, source, languages=reader.languages, template=reader.template)
+    start = encode_source(
+        model, tokenizer, source, languages=reader.languages, template=reader.template, argument="text"
+    )
     inputs = _make_inputs(model, start)
     if not model.config.is_encoder_decoder:
         options = {**options, "stopping_criteria": [_LineEnd(tokenizer, len(start.decoder_ids))]}

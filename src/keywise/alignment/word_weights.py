@@ -17,6 +17,12 @@ from keywise.hf.stats_spec import StatsSpec
 BLOCK_TOKENS: Final = 256
 """Target tokens that are read at once; it bounds the memory of the recorded rows."""
 
+PACKED_TOKENS: Final = 1024
+"""Tokens of pairs that are read in one pass."""
+
+# Larger sums of weights across pairs are no rounding.
+_LEAK: Final = 1e-6
+
 Weights = NDArray[np.float32]
 
 
@@ -68,8 +74,74 @@ def record_word_weights(
             _read_block(model, ids[:, done:stop], options)
         _add_rows(sums, record, heads, pair)
         done = stop
-    counts = np.bincount([word for word in pair.query_words if word != NO_WORD], minlength=target_words)
-    return np.asarray(sums / np.maximum(counts, 1)[:, None], np.float32)
+    return _average(sums, pair, target_words)
+
+
+def record_packed_weights(
+    model: Any, pairs: Sequence[EncodedPair], heads: Sequence[Sequence[AlignmentHead]], words: Sequence[tuple[int, int]]
+) -> list[Weights] | None:
+    """Return the weights of several pairs that a causal language model reads in one pass.
+
+    The pairs stand behind each other as documents of a packed sequence: positions restart, and no token sees another
+    pair. One pass reads the model's weights once.
+
+    Parameters
+    ----------
+    model : transformers.PreTrainedModel
+        A causal language model that attends with keywise.
+    pairs : sequence of EncodedPair
+        The tokens of each pair.
+    heads : sequence of sequences of AlignmentHead
+        The heads of each pair.
+    words : sequence of (int, int)
+        Numbers of source and target words of each pair.
+
+    Returns
+    -------
+    list of float32 arrays [heads, target words, source words], or None
+        None if the model's mask does not separate the pairs, which is seen in weights across them.
+    """
+    import torch
+
+    offsets = np.cumsum([0, *(sources for sources, _ in words)])
+    segment_ids = np.concatenate(
+        [_number_segments(pair, int(offset)) for pair, offset in zip(pairs, offsets, strict=False)]
+    )
+    spec = StatsSpec(
+        heads=group_heads((each.layer, each.head) for of_pair in heads for each in of_pair),
+        segment_ids=segment_ids,
+        top_k=0,
+        key_mass=False,
+        stop=True,
+    )
+    ids = torch.tensor([[token for pair in pairs for token in pair.decoder_ids]])
+    positions = torch.cat([torch.arange(len(pair.decoder_ids)) for pair in pairs])[None]
+    with torch.no_grad(), record_stats(model, spec) as record:
+        model(ids, position_ids=positions, use_cache=False)
+    layers = {each.layer: each for each in record}
+    weights = []
+    begin = 0
+    for pair, of_pair, offset, (sources, targets) in zip(pairs, heads, offsets, words, strict=False):
+        end = begin + len(pair.decoder_ids)
+        sums = np.zeros((len(of_pair), targets, sources), np.float32)
+        for number, each in enumerate(of_pair):
+            layer = layers[each.layer]
+            mass = layer.stats.segment_mass[0, layer.heads.index(each.head), begin:end].float().numpy()
+            own = mass[:, offset : offset + sources]
+            if float(mass[:, :offset].sum() + mass[:, offset + sources :].sum()) > _LEAK:
+                return None
+            _add_words(sums[number], own, 0, each, pair)
+        weights.append(_average(sums, pair, targets))
+        begin = end
+    return weights
+
+
+def _number_segments(pair: EncodedPair, offset: int) -> Any:
+    """Return the segment of each token of a pair in a packed sequence."""
+    keys = np.full(len(pair.decoder_ids), NO_WORD)
+    owners = np.array(pair.key_words)
+    keys[: owners.size] = np.where(owners == NO_WORD, NO_WORD, owners + offset)
+    return keys
 
 
 def _make_spec(model: Any, pair: EncodedPair, heads: Sequence[AlignmentHead]) -> StatsSpec:
@@ -107,11 +179,23 @@ def _add_rows(sums: Weights, record: Any, heads: Sequence[AlignmentHead], pair: 
     for number, each in enumerate(heads):
         layer = rows[each.layer]
         mass = layer.stats.segment_mass[0, layer.heads.index(each.head)].float().numpy()
-        begin, end = layer.queries
-        # The row of a token is its own, or that of the token before it.
-        offset = 0 if each.row == INPUT else 1
-        positions = np.arange(begin + offset, min(end + offset, len(pair.query_words)))
-        words = np.array([pair.query_words[position] for position in positions])
-        is_word = words != NO_WORD
-        selected = mass[: positions.size][is_word]
-        np.add.at(sums[number], words[is_word], np.pad(selected, ((0, 0), (0, sums.shape[2] - selected.shape[1]))))
+        _add_words(sums[number], mass, layer.queries[0], each, pair)
+
+
+def _add_words(sums: Weights, mass: Weights, begin: int, head: AlignmentHead, pair: EncodedPair) -> None:
+    """Add rows to the sums of their target words; `begin` is the position of the first row."""
+    # The row of a token is its own, or that of the token before it.
+    offset = 0 if head.row == INPUT else 1
+    positions = np.arange(begin + offset, min(begin + len(mass) + offset, len(pair.query_words)))
+    words = np.array([pair.query_words[position] for position in positions])
+    is_word = words != NO_WORD
+    selected = mass[: positions.size][is_word]
+    # The last source words may have no tokens, and then no segments.
+    np.add.at(sums, words[is_word], np.pad(selected, ((0, 0), (0, sums.shape[1] - selected.shape[1]))))
+
+
+def _average(sums: Weights, pair: EncodedPair, target_words: int) -> Weights:
+    """Divide sums over the tokens of target words by their numbers, in place, and return them."""
+    counts = np.bincount([word for word in pair.query_words if word != NO_WORD], minlength=target_words)
+    sums /= np.maximum(counts, 1).astype(np.float32)[:, None]
+    return sums

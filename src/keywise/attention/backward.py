@@ -165,10 +165,8 @@ def attend_backward(
     options = {"mask": mask, "bias": bias, "scale": scale, "softcap": softcap, "sinks": sinks}
     call = make_call(query, key, value, **options, stats=stats, dropout=dropout)
     wanted = _check_needs(needs, bias, sinks)
-    if call.inputs.dtype != "float64" and any(
-        as_host_array("key", chunk).scale is not None for chunk in call.inputs.key_arrays
-    ):
-        raise DtypeError("key", "must have a float dtype: int8 keys and values have no gradient")
+    if any(as_host_array("key", chunk).scale is not None for chunk in call.inputs.key_arrays):
+        raise DtypeError("key", "must have a float dtype, got int8 with scales", remedy="dequantise keys and values")
     backward = _make_backward_call(
         call,
         output_gradient,

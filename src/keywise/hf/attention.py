@@ -17,6 +17,7 @@ from keywise.hf.keywords import check_keywords, check_traced_keywords, make_keyw
 from keywise.hf.mask_arguments import add_biases, is_causal_without_mask, read_mask
 from keywise.hf.masks import LazyMask
 from keywise.hf.recording import find_collector, has_open_collectors
+from keywise.torch.arguments import cast_for_autocast
 from keywise.torch.functional import compute_attention
 
 
@@ -100,9 +101,11 @@ def forward(  # noqa: PLR0917  (transformers calls it this way)
     mask, mask_bias = read_mask(
         module, attention_mask, causal=causal and queries > 1, shape=(key.shape[0], queries, keys)
     )
+    bias = add_biases(position_bias, mask_bias, query.dtype)
+    query, key, value, bias = cast_for_autocast(query, key, value, bias)
     options = {
         "mask": mask,
-        "bias": add_biases(position_bias, mask_bias, query.dtype),
+        "bias": bias,
         "scale": None if scaling is None else float(scaling),
         "softcap": softcap,
         "sinks": sinks,

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from keywise.attention.stats_request import StatsRequest
 from keywise.errors import DtypeError, OptionError, ShapeError
 from keywise.util.checks import check_bool, check_int
 
@@ -165,6 +166,35 @@ class StatsSpec:
         first = min(max(start - first_query, 0), queries)
         last = queries if stop is None else min(max(stop - first_query, first), queries)
         return first, last
+
+    def make_request(self, queries: int) -> StatsRequest:
+        """Return the statistics of a single call of attention, whose queries are numbered from 0.
+
+        Parameters
+        ----------
+        queries : int
+            Number of queries of the call.
+
+        Raises
+        ------
+        OptionError
+            A field selects layers or heads, which a single call does not have.
+
+        Examples
+        --------
+        >>> StatsSpec(queries=2, top_k=3).make_request(10).queries
+        (8, 10)
+        """
+        for name in ("layers", "heads", "kind"):
+            if getattr(self, name) is not None:
+                raise OptionError(name, "must be None for a single call of attention", got=getattr(self, name))
+        return StatsRequest(
+            top_k=self.top_k,
+            segment_bounds=self.segment_bounds,
+            segment_ids=self.segment_ids,
+            key_mass=self.key_mass,
+            queries=self.select_queries(0, queries),
+        )
 
 
 class TokenSegments:

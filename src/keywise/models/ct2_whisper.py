@@ -174,6 +174,8 @@ def _complete_tokenizer(content: bytes, sizes: _Sizes) -> tuple[dict[str, Any], 
         first = ids["<|notimestamps|>"] + 1
         for name in ("<|endoftext|>", "<|startoftranscript|>", "<|startofprev|>"):
             _ = ids[name]
+        if not all(0 <= number < sizes.vocabulary for number in ids.values()):
+            raise ValueError(f"its tokens have numbers outside of the {sizes.vocabulary:,} of the weights")
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise ModelFileError(f"{TOKENIZER} must be a tokenizer of Whisper: {error!r}") from error
     # Tokenizers of the English models lack the tokens of times.

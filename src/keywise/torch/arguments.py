@@ -124,7 +124,9 @@ def cast_for_autocast(*tensors: Any) -> tuple[Any, ...]:
     dtype = torch.get_autocast_dtype("cpu")
     return tuple(
         tensor.to(dtype)
-        if isinstance(tensor, torch.Tensor) and tensor.is_floating_point() and tensor.dtype != torch.float64
+        if isinstance(tensor, torch.Tensor)
+        and tensor.is_floating_point()
+        and tensor.dtype not in (dtype, torch.float64)
         else tensor
         for tensor in tensors
     )

@@ -128,7 +128,7 @@ def _merge_sides(values: SideTensors, mapped: SideTensors, size: int, batch: int
 
 def _unmerge(results: tuple[Any, ...], size: int) -> tuple[Any, Any]:
     # Results that were not asked for have one axis without elements.
-    is_absent = [result.dim() == 1 for result in results]
+    is_absent = [result is None or result.dim() == 1 for result in results]
     unmerged = tuple(
         result if absent else result.reshape(size, result.shape[0] // size, *result.shape[1:])
         for result, absent in zip(results, is_absent, strict=True)
@@ -144,4 +144,5 @@ def _run_per_item(operator: Operator, size: int, in_dims: Sequence[Any], argumen
             for argument, axis in zip(arguments, in_dims, strict=True)
         ]
         items.append(operator(*selected))
-    return tuple(torch.stack(results) for results in zip(*items, strict=True)), (0,) * len(items[0])
+    stacked = tuple(None if results[0] is None else torch.stack(results) for results in zip(*items, strict=True))
+    return stacked, tuple(None if result is None else 0 for result in stacked)

@@ -28,9 +28,9 @@ def compute(query: Any, key: Any, value: Any, tensors: SideTensors, numbers: Num
 
     Returns
     -------
-    tuple of tensor
+    tuple of tensor or None
         Output, LSE of all queries, what rounding took from it, entropy, top keys, top weights, top mass, key mass and
-        segment mass; those that were not asked for have no elements.
+        segment mass; None for those that were not asked for.
 
     Raises
     ------
@@ -47,21 +47,9 @@ def compute(query: Any, key: Any, value: Any, tensors: SideTensors, numbers: Num
             stats=_make_request(tensors, numbers, queries),
             transposed_output=numbers.transposed_output,
         )
-        if result.stats is None:
-            return (result.output, result.lse, result.lse_rest, *make_absent_stats(query))
-        stats = result.stats
-        others = (stats.key_mass, stats.segment_mass)
-        absent = tuple(query.new_empty(0, dtype=get_stats_dtype(query.dtype)) for _ in others)
-        return (
-            result.output,
-            result.lse,
-            result.lse_rest,
-            stats.entropy,
-            stats.top_keys,
-            stats.top_weights,
-            stats.top_mass,
-            *(empty if array is None else array for array, empty in zip(others, absent, strict=True)),
-        )
+    stats = result.stats
+    names = ("entropy", "top_keys", "top_weights", "top_mass", "key_mass", "segment_mass")
+    return (result.output, result.lse, result.lse_rest, *(getattr(stats, name, None) for name in names))
 
 
 def compute_gradients(
@@ -90,8 +78,8 @@ def compute_gradients(
 
     Returns
     -------
-    tuple of tensor
-        The five gradients; those that are not needed have no elements.
+    tuple of tensor or None
+        The five gradients; None for those that are not needed.
     """
     query, key, value = inputs
     output_gradient, lse_gradient, entropy_gradient, key_mass_gradient, segment_mass_gradient = gradients
@@ -121,8 +109,7 @@ def compute_gradients(
             stats_gradients=StatsGradients(lse_gradient, entropy_gradient, key_mass_gradient, segment_mass_gradient),
             needs=names,
         )
-        found = (getattr(computed, name) for name in _GRADIENT_NAMES)
-        return tuple(query.new_empty(0) if gradient is None else gradient for gradient in found)
+    return tuple(getattr(computed, name) for name in _GRADIENT_NAMES)
 
 
 def get_stats_dtype(dtype: Any) -> Any:
@@ -139,18 +126,6 @@ def get_stats_dtype(dtype: Any) -> Any:
     torch.float32
     """
     return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def make_absent_stats(query: Any) -> tuple[Any, ...]:
-    """Return the statistics of a call without statistics: six tensors without elements.
-
-    Parameters
-    ----------
-    query : tensor
-        The query.
-    """
-    dtype = get_stats_dtype(query.dtype)
-    return tuple(query.new_empty(0, dtype=torch.int32 if index == 1 else dtype) for index in range(6))
 
 
 def _make_options(query: Any, tensors: SideTensors, numbers: Numbers) -> dict[str, Any]:

@@ -316,6 +316,8 @@ def _broadcast_leading_axes(query: Any, key: Any, value: Any, *, enable_gqa: boo
                 )
             lead = (*lead[:-1], query.shape[-3])
         leads.append(lead)
+    if leads[0] == leads[1] == leads[2]:
+        return leads[0]
     try:
         return tuple(torch.broadcast_shapes(*leads))
     except RuntimeError as error:
@@ -359,6 +361,8 @@ def _choose_key_heads(key: Any, value: Any, heads: Any) -> Any:
 
 def _flatten(tensor: Any, lead: tuple[Any, ...], heads: Any) -> Any:
     """Return a tensor as [batch, heads, tokens, width], broadcast to the leading axes."""
+    if tensor.dim() == 4 and tensor.shape[:2] == (*lead[:-1], heads):
+        return tensor
     own_heads = tensor.shape[-3] if tensor.dim() > 2 else 1
     if own_heads not in (1, heads):
         tensor = tensor.repeat_interleave(heads // own_heads, dim=-3)

@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from keywise.attention.stats_request import StatsRequest
 from keywise.errors import DtypeError
 from keywise.torch.projections import Projections, attend_with_projections
 
@@ -49,7 +48,7 @@ class MultiheadAttention(nn.MultiheadAttention):  # type: ignore[misc]  # torch 
         average_attn_weights: bool = True,
         is_causal: bool = False,
         *,
-        stats: StatsRequest | None = None,
+        stats: Any = None,
     ) -> tuple[Any, Any]:
         """Compute the layer's output.
 
@@ -67,7 +66,7 @@ class MultiheadAttention(nn.MultiheadAttention):  # type: ignore[misc]  # torch 
             Whether the weights are averaged over the heads.
         is_causal : bool
             Whether `attn_mask` is the causal mask; it is not read then.
-        stats : StatsRequest, optional
+        stats : StatsRequest or keywise.hf.StatsSpec, optional
             Which attention statistics to compute; not together with `need_weights`.
 
         Returns

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -22,8 +23,8 @@ _NUMBERS = (
 )
 _FORWARD_SCHEMA = (
     f"(Tensor query, Tensor key, Tensor value, {_SIDE_TENSORS}, {_NUMBERS}) -> "
-    "(Tensor output, Tensor lse, Tensor lse_rest, Tensor entropy, Tensor top_keys, Tensor top_weights, Tensor top_mass, "
-    "Tensor key_mass, Tensor segment_mass)"
+    "(Tensor output, Tensor lse, Tensor lse_rest, Tensor entropy, Tensor top_keys, Tensor top_weights, "
+    "Tensor top_mass, Tensor key_mass, Tensor segment_mass)"
 )
 _BACKWARD_SCHEMA = (
     "(Tensor? output_gradient, Tensor? lse_gradient, Tensor? entropy_gradient, Tensor? key_mass_gradient, "
@@ -45,6 +46,7 @@ _OUTPUT_NAMES = (
     "segment_mass",
 )
 _GRADIENT_COUNT = 5
+_FIRST_INPUT = 5
 _BACKWARD_TENSORS = 13
 
 
@@ -72,6 +74,20 @@ def attention(query: Any, key: Any, value: Any, *settings: Any) -> tuple[Any, ..
         The output, the LSE of all queries, what rounding took from it, and the other statistics; those that were not
         asked for have no elements.
     """
+    results = _compute(query, key, value, *settings)
+    return tuple(
+        _make_absent(query, name) if result is None else result
+        for name, result in zip(_OUTPUT_NAMES, results, strict=True)
+    )
+
+
+def _make_absent(query: Any, name: str) -> Any:
+    """Return the result of an operator for a statistic that was not asked for: a tensor without elements."""
+    dtype = torch.int32 if name == "top_keys" else engine.get_stats_dtype(query.dtype)
+    return query.new_empty(0, dtype=dtype)
+
+
+def _compute(query: Any, key: Any, value: Any, *settings: Any) -> tuple[Any, ...]:
     return engine.compute(query, key, value, *_split(settings))
 
 
@@ -85,13 +101,13 @@ def _make_fake_results(query: Any, key: Any, value: Any, *settings: Any) -> tupl
     output = query.new_empty(shape)
     lse, lse_rest = (query.new_empty((batch, heads, queries), dtype=exact) for _ in range(2))
     if not numbers.has_stats:
-        return (output, lse, lse_rest, *engine.make_absent_stats(query))
+        return (output, lse, lse_rest, *(_make_absent(query, name) for name in _OUTPUT_NAMES[3:]))
     last_query = queries if numbers.last_query == -1 else numbers.last_query
     rows = (batch, heads, last_query - numbers.first_query)
     top_k = numbers.top_k
     if top_k > MAX_PADDED_TOP_K:
         top_k = torch.sym_min(top_k, keys)
-    absent = query.new_empty(0, dtype=exact)
+    has_segments = tensors.segments is not None
     return (
         output,
         lse,
@@ -100,8 +116,8 @@ def _make_fake_results(query: Any, key: Any, value: Any, *settings: Any) -> tupl
         query.new_empty((*rows, top_k), dtype=torch.int32),
         query.new_empty((*rows, top_k), dtype=exact),
         query.new_empty(rows, dtype=exact),
-        query.new_empty((batch, heads, keys), dtype=exact) if numbers.key_mass else absent,
-        absent.clone() if tensors.segments is None else query.new_empty((*rows, numbers.segment_count), dtype=exact),
+        query.new_empty((batch, heads, keys) if numbers.key_mass else (0,), dtype=exact),
+        query.new_empty((*rows, numbers.segment_count) if has_segments else (0,), dtype=exact),
     )
 
 
@@ -116,14 +132,21 @@ def attention_backward(*arguments: Any) -> tuple[Any, ...]:
     ----------
     *arguments
         Gradients of output, LSE, entropy, key mass and segment mass (each may be None); query, key and value; output,
-        LSE, its rest, entropy and segment mass of the forward pass; the settings of `attention`; which of the results are needed.
+        LSE, its rest, entropy and segment mass of the forward pass; the settings of `attention`; which of the results
+        are needed.
 
     Returns
     -------
     tuple of tensor
         Gradients of query, key, value, bias and sinks; those that are not needed have no elements.
     """
-    gradients, inputs, results = arguments[:5], arguments[5:8], arguments[8:13]
+    query = arguments[_FIRST_INPUT]
+    return tuple(query.new_empty(0) if result is None else result for result in _compute_gradients(*arguments))
+
+
+def _compute_gradients(*arguments: Any) -> tuple[Any, ...]:
+    gradients, inputs = arguments[:_FIRST_INPUT], arguments[_FIRST_INPUT : _FIRST_INPUT + 3]
+    results = arguments[_FIRST_INPUT + 3 : _BACKWARD_TENSORS]
     return engine.compute_gradients(
         gradients, inputs, results, *_split(arguments[_BACKWARD_TENSORS:-1]), needs=arguments[-1]
     )
@@ -131,7 +154,7 @@ def attention_backward(*arguments: Any) -> tuple[Any, ...]:
 
 @attention_backward.register_fake  # type: ignore[untyped-decorator]
 def _make_fake_gradients(*arguments: Any) -> tuple[Any, ...]:
-    query, key, value = arguments[5:8]
+    query, key, value = arguments[_FIRST_INPUT : _FIRST_INPUT + 3]
     tensors, _ = _split(arguments[_BACKWARD_TENSORS:-1])
     sources = (query, key, value, tensors.bias, tensors.sinks)
     return tuple(
@@ -147,14 +170,15 @@ def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...
     tensors, numbers = _split(inputs[3:])
     attended, lse, lse_rest, entropy, *top, key_mass, segment_mass = output
     if numbers.has_stats_gradients:
-        absent = (statistic for statistic in (key_mass, segment_mass) if statistic.dim() == 1)
-        ctx.mark_non_differentiable(lse_rest, *top, *absent)
+        absent = [each for each in (key_mass, segment_mass) if each is not None and each.dim() == 1]
+        constants = [lse_rest, *top, *absent]
     else:
-        ctx.mark_non_differentiable(lse, lse_rest, entropy, *top, key_mass, segment_mass)
+        constants = [each for each in (lse, lse_rest, entropy, *top, key_mass, segment_mass) if each is not None]
         # Under gradient checkpointing, a call that is repeated without a record of statistics must save the same.
         entropy, segment_mass = None, None
         tensors = tensors._replace(query_weights=None, segments=None)
         numbers = numbers._replace(has_stats=False)
+    ctx.mark_non_differentiable(*constants)
     ctx.numbers = numbers
     # Saved tensors are checked: an in-place change of one before the backward pass is an error of torch.
     ctx.save_for_backward(*inputs[:3], *tensors, attended, lse, lse_rest, entropy, segment_mass)
@@ -189,15 +213,19 @@ attention.register_autograd(_propagate, setup_context=_save_for_backward)
 attention_backward.register_autograd(_refuse_second_derivative)
 
 
-# ---- torch.func ----
+# ---- torch.func, and calls without a dispatcher ----
 
 
 class _Attention(torch.autograd.Function):  # type: ignore[misc]  # torch has no types here
-    """The forward operator under transforms of torch.func, which cannot see the gradient of a custom operator."""
+    """The forward pass where the custom operator would be in the way.
+
+    Transforms of torch.func cannot see the gradient of a custom operator, and its dispatch takes longer than a small
+    call of attention.
+    """
 
     @staticmethod
     def forward(*arguments: Any) -> Any:
-        return attention(*arguments)
+        return attention(*arguments) if _needs_operator(arguments[: 3 + _SIDE_COUNT]) else _compute(*arguments)
 
     setup_context = staticmethod(_save_for_backward)
     backward = staticmethod(_propagate)
@@ -208,7 +236,7 @@ class _Attention(torch.autograd.Function):  # type: ignore[misc]  # torch has no
 
 
 class _AttentionBackward(torch.autograd.Function):  # type: ignore[misc]  # torch has no types here
-    """The backward operator under transforms of torch.func."""
+    """The backward pass under transforms of torch.func, and where it is recorded for a second derivative."""
 
     @staticmethod
     def forward(*arguments: Any) -> Any:
@@ -225,25 +253,49 @@ class _AttentionBackward(torch.autograd.Function):  # type: ignore[misc]  # torc
         return batching.batch_backward(run_backward, info.batch_size, in_dims, arguments)
 
 
+def _needs_operator(tensors: Sequence[Any]) -> bool:
+    """Return whether a tracer, a mode or a tensor subclass has to see the call as an operator of torch."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or any(tensor is not None and type(tensor) not in _PLAIN_TENSORS for tensor in tensors)
+        or torch.jit.is_tracing()
+    )
+
+
+_PLAIN_TENSORS = (torch.Tensor, torch.nn.Parameter)
+
+
 def run_attention(*arguments: Any) -> Any:
-    """Call the forward operator, also under transforms of ``torch.func``.
+    """Compute attention by the operator, or without it where nobody has to see it.
 
     Parameters
     ----------
     *arguments
         Those of `attention`.
     """
-    has_transforms = torch._C._are_functorch_transforms_active()
-    return _Attention.apply(*arguments) if has_transforms else attention(*arguments)
+    if torch._C._are_functorch_transforms_active():
+        return _Attention.apply(*arguments)
+    if _needs_operator(arguments[: 3 + _SIDE_COUNT]):
+        return attention(*arguments)
+    if torch.is_grad_enabled() and any(
+        each is not None and each.requires_grad for each in arguments[: 3 + _SIDE_COUNT]
+    ):
+        return _Attention.apply(*arguments)
+    return _compute(*arguments)
 
 
 def run_backward(*arguments: Any) -> Any:
-    """Call the backward operator, also under transforms of ``torch.func``.
+    """Compute gradients by the operator, or without it where nobody has to see it.
 
     Parameters
     ----------
     *arguments
         Those of `attention_backward`.
     """
-    has_transforms = torch._C._are_functorch_transforms_active()
-    return _AttentionBackward.apply(*arguments) if has_transforms else attention_backward(*arguments)
+    if torch._C._are_functorch_transforms_active():
+        return _AttentionBackward.apply(*arguments)
+    # Gradients are enabled here if the backward pass itself is recorded.
+    if _needs_operator(arguments[: _BACKWARD_TENSORS + _SIDE_COUNT]) or torch.is_grad_enabled():
+        return attention_backward(*arguments)
+    return _compute_gradients(*arguments)

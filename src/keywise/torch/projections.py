@@ -155,7 +155,7 @@ def attend_with_projections(
     is_causal: bool = False,
     need_weights: bool = False,
     average_attn_weights: bool = True,
-    stats: StatsRequest | None = None,
+    stats: Any = None,
 ) -> tuple[Any, Any]:
     """Project, attend and project back.
 
@@ -179,7 +179,7 @@ def attend_with_projections(
         Whether to compute the dense weights, of n x n elements.
     average_attn_weights : bool
         Whether these are averaged over the heads.
-    stats : StatsRequest, optional
+    stats : StatsRequest or keywise.hf.StatsSpec, optional
         Which statistics to compute; not together with `need_weights`.
 
     Returns
@@ -212,7 +212,7 @@ def attend_with_projections(
         extra_keys=extra_keys,
         dtype=query_heads.dtype,
     )
-    request = _request_weights(keys + extra_keys, query.device) if need_weights else stats
+    request = _request_weights(keys + extra_keys, query.device) if need_weights else _make_request(stats, queries)
     result = compute_attention(
         query_heads,
         key_heads,
@@ -344,6 +344,18 @@ def _check_mask(name: str, mask: Any, shape: tuple[int, int, int, int], extra_ke
     if is_padding:
         return padded[:, None, None, :]
     return padded[None, None] if padded.dim() == 2 else padded.unflatten(0, (batch, heads))
+
+
+def _make_request(stats: Any, queries: int) -> StatsRequest | None:
+    if stats is None or isinstance(stats, StatsRequest):
+        return stats
+    # A specification of keywise.hf, which this package does not import.
+    if not hasattr(stats, "make_request"):
+        raise DtypeError(
+            "stats", f"must be a keywise.torch.StatsRequest or a keywise.hf.StatsSpec, got a {type(stats).__name__}"
+        )
+    request: StatsRequest = stats.make_request(queries)
+    return request
 
 
 def _request_weights(keys: int, device: Any) -> StatsRequest:

@@ -8,7 +8,7 @@ import torch
 
 from keywise.attention.mask import Mask
 from keywise.attention.stats_request import StatsRequest
-from keywise.errors import DtypeError, OptionError
+from keywise.errors import DtypeError, OptionError, TargetError
 from keywise.util.checks import check_float
 
 
@@ -128,8 +128,8 @@ def split_settings(
 
     Raises
     ------
-    DtypeError, OptionError
-        A setting has the wrong type or is out of range.
+    DtypeError, OptionError, TargetError
+        A setting has the wrong type, is out of range or requires gradients that are not computed.
     """
     if mask is not None and not isinstance(mask, Mask):
         mask = Mask(allowed=mask)
@@ -137,6 +137,11 @@ def split_settings(
     left, right = (-1 if side is None else int(side) for side in mask.window or (None, None))
     segments, segment_count = (None, -1) if stats is None else _read_segments(stats)
     check_dropout(dropout_p)
+    query_weights = None if stats is None else _as_tensor("query_weights", stats.query_weights)
+    if query_weights is not None and query_weights.requires_grad:
+        raise TargetError(
+            "query_weights", "must not require gradients", remedy="pass query_weights.detach(), or weigh segment_mass"
+        )
     tensors = SideTensors(
         bias=_as_tensor("bias", bias),
         sinks=_as_tensor("sinks", sinks),
@@ -144,7 +149,7 @@ def split_settings(
         lengths=_as_integer_tensor("mask.lengths", mask.lengths),
         starts=_as_integer_tensor("mask.starts", mask.starts),
         documents=_as_integer_tensor("mask.documents", mask.documents),
-        query_weights=None if stats is None else _as_tensor("query_weights", stats.query_weights),
+        query_weights=query_weights,
         segments=segments,
         seed=draw_seed() if dropout_p else None,
     )

@@ -28,6 +28,8 @@ TARGETS = (
     "markdown",
     "terminal",
     "tuned_heads",
+    "alignment_heads",
+    "ct2_weights",
     "squad",
     "where",
 )
