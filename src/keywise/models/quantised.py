@@ -19,7 +19,8 @@ from keywise.attention.quantised import BLOCK_FORMATS, QuantisedMatrix
 from keywise.errors import DtypeError, ModelError
 from keywise.models.safetensors_files import ModelFileError
 
-# From so many rows on, torch multiplies bfloat16 where the CPU has instructions for it. Not measured on such a CPU.
+# From so many rows on, torch multiplies bfloat16 where the CPU has instructions for it. Layers of Qwen2.5 0.5B on a CPU
+# with AMX, two threads: 24 rows take 22 ms by torch and 17 by the kernel, 32 rows 20 and 34.
 MIN_TORCH_ROWS: Final = 32
 # Weights that are written out at a time; they stay in the last cache until they are multiplied.
 BUFFER_BYTES: Final = 1 << 24
