@@ -35,7 +35,6 @@ from keywise.alignment.word_weights import PACKED_TOKENS, record_packed_weights,
 from keywise.alignment.words import SPACE, Words, split_words
 from keywise.errors import ModelError, OptionError
 from keywise.hf.plugin import use_temporarily
-from keywise.models.fingerprints import fingerprint
 from keywise.models.loading import LoadedModel
 
 RANKED_WORDS: Final = 64
@@ -213,8 +212,7 @@ def find_heads(loaded: LoadedModel) -> AlignmentHeads | None:
     >>> find_heads(load_model("Qwen2.5-0.5B-Instruct.gguf")).is_tuned  # doctest: +SKIP
     True
     """
-    digests = fingerprint(loaded.model, loaded.tokenizer, folder=loaded.folder, weights_file=loaded.weights_file)
-    return find_tuned_heads(digests)
+    return find_tuned_heads(loaded.fingerprint())
 
 
 def align(

@@ -14,7 +14,6 @@ from keywise.cli.align import load_reader
 from keywise.cli.output_file import check_output_file
 from keywise.cli.terminal import show_progress, write, write_json
 from keywise.errors import OptionError
-from keywise.models import fingerprint
 
 MAX_RANKED_PAIRS = 100
 
@@ -55,7 +54,7 @@ def tune_alignments(
         with show_progress(notices, "Choosing", "fits") as progress:
             result = tune_heads(gold_pairs, all_heads, tuned_on=f"{pairs.name}, {len(read)} pairs", progress=progress)
         heads, rates = result.heads, result.error_rates
-    digests = fingerprint(loaded.model, loaded.tokenizer, folder=loaded.folder, weights_file=loaded.weights_file)
+    digests = loaded.fingerprint()
     path = out
     if path is None:
         path = locate_own_heads(digests)
