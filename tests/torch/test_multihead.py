@@ -186,7 +186,7 @@ def make_transformer(**options):
 def test_a_replaced_transformer_gives_the_same(is_training, norm_first):
     model = make_transformer(norm_first=norm_first).train(is_training)
     replaced = copy.deepcopy(model)
-    assert len(kt.replace_attention(replaced).replaced) == 6
+    assert len(kt.replace_attention(replaced).layers) == 6
     source, target = draw(2, 6, 16), draw(2, 5, 16)
     padding = torch.tensor([[False] * 6, [False] * 4 + [True] * 2])
     options = {
@@ -254,7 +254,7 @@ class Own(nn.MultiheadAttention):
 def test_subclasses_are_kept_and_named():
     model = nn.ModuleDict({"own": Own(8, 2), "plain": nn.MultiheadAttention(8, 2)})
     replacement = kt.replace_attention(model)
-    assert replacement.replaced == ["plain"]
+    assert replacement.layers == ["plain"]
     assert replacement.kept == {"own": "Own is a subclass of torch.nn.MultiheadAttention"}
     assert type(model["own"]) is Own
 

@@ -186,8 +186,8 @@ def _fit(pairs: Sequence[GoldPair], all_heads: AlignmentHeads, tuned_on: str) ->
 
 def _apply(heads: AlignmentHeads, all_heads: AlignmentHeads, pair: GoldPair) -> dict[str, NDArray[np.bool_]]:
     """Return the links of each direction of a pair."""
-    forward = _take(pair.forward, [all_heads.forward.index(head) for head in heads.forward])
-    backward = _take(pair.backward, [all_heads.backward.index(head) for head in heads.backward])
+    forward = _select_heads(pair.forward, [all_heads.forward.index(head) for head in heads.forward])
+    backward = _select_heads(pair.backward, [all_heads.backward.index(head) for head in heads.backward])
     weights = {FORWARD: (forward, None), BACKWARD: (None, backward), BOTH: (forward, backward)}
     links = {}
     for direction, rule in (heads.rules or {}).items():
@@ -196,7 +196,7 @@ def _apply(heads: AlignmentHeads, all_heads: AlignmentHeads, pair: GoldPair) -> 
     return links
 
 
-def _take(weights: Matrix | None, numbers: Sequence[int] | None) -> Any:
+def _select_heads(weights: Matrix | None, numbers: Sequence[int] | None) -> Any:
     return None if weights is None or numbers is None else weights[list(numbers)].astype(np.float32)
 
 
@@ -243,7 +243,7 @@ def _rate_thresholds(
 
 def _fit_rule(pairs: Sequence[GoldPair], forward: Sequence[int] | None, backward: Sequence[int] | None) -> LinkRule:
     """Fit a logistic regression in two steps; the mean of the heads is kept where it is as good."""
-    weights = [(_take(pair.forward, forward), _take(pair.backward, backward)) for pair in pairs]
+    weights = [(_select_heads(pair.forward, forward), _select_heads(pair.backward, backward)) for pair in pairs]
     features = [compute_features(*each) for each in weights]
     coefficients, bias = _fit_logistic(features, pairs)
     first = LinkRule(coefficients=coefficients, bias=bias)

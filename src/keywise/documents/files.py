@@ -223,7 +223,7 @@ def read_content(content: bytes, name: str, *, isolated: bool = False) -> Source
         What to call it; the suffix decides how it is read, as for `read_file`.
     isolated
         Whether sentences, and the blocks of plain text, are found in the process with limits of time and memory too:
-        for files of somebody else.
+        for untrusted files.
 
     Returns
     -------

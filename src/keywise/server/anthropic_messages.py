@@ -313,7 +313,7 @@ async def _make_events(service: Service, question: Question, message: MessageSha
                 elif isinstance(event, Finished):
                     for chunk in _write_end(blocks, message, event.result):
                         yield chunk
-                for chunk in blocks.take():
+                for chunk in blocks.pop_chunks():
                     yield chunk
     except ApiError as error:
         yield encode_event(error.to_anthropic(), "error")
@@ -322,7 +322,7 @@ async def _make_events(service: Service, question: Question, message: MessageSha
 def _write_end(blocks: BlockWriter, message: MessageShape, reply: Reply) -> list[bytes]:
     """Return the events after the last part of the text."""
     blocks.finish(message.make_blocks(reply))
-    chunks = blocks.take()
+    chunks = blocks.pop_chunks()
     end = {
         "type": "message_delta",
         "delta": message.make_end(reply),
@@ -367,7 +367,7 @@ class BlockWriter:
             self._add(number, block["text"])
             self._end(number, block["citations"] or [])
 
-    def take(self) -> list[bytes]:
+    def pop_chunks(self) -> list[bytes]:
         """Return the events since the last call."""
         chunks, self._chunks = self._chunks, []
         return chunks

@@ -11,7 +11,7 @@ from keywise.torch.settings import SideTensors
 
 _BATCH_AXES = {"bias": 4, "allowed": 4, "query_weights": 3}
 """Number of axes of the tensors that broadcast to the scores or the queries."""
-_PER_CALL = ("sinks", "segments", "seed")
+_PER_CALL = ("sinks", "segment_numbers", "seed")
 """Tensors without a batch axis."""
 _INPUTS = 3
 _BACKWARD_TENSORS = 13

@@ -171,8 +171,8 @@ def _make_request(tensors: SideTensors, numbers: Numbers, queries: int) -> Stats
     last_query = queries if numbers.last_query == -1 else numbers.last_query
     return StatsRequest(
         top_k=numbers.top_k,
-        segment_bounds=tensors.segments if numbers.has_bounds else None,
-        segment_ids=None if numbers.has_bounds else tensors.segments,
+        segment_bounds=tensors.segment_numbers if numbers.has_bounds else None,
+        segment_ids=None if numbers.has_bounds else tensors.segment_numbers,
         query_weights=tensors.query_weights,
         key_mass=numbers.key_mass,
         queries=(numbers.first_query, last_query),

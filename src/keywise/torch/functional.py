@@ -201,7 +201,7 @@ def compute_attention(
         top_weights=top_weights,
         top_mass=top_mass,
         key_mass=key_mass if stats.key_mass else None,
-        segment_mass=None if tensors.segments is None else segment_mass,
+        segment_mass=None if tensors.segment_numbers is None else segment_mass,
     )
 
 

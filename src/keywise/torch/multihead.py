@@ -114,18 +114,18 @@ class Replacement(NamedTuple):
 
     Attributes
     ----------
-    replaced : list of str
+    layers : list of str
         Names of the layers that attend with keywise now.
     kept : dict of str to str
         Names of the layers that keep their attention, and why.
 
     Examples
     --------
-    >>> Replacement(["layers.0.self_attn"], {}).replaced
+    >>> Replacement(["layers.0.self_attn"], {}).layers
     ['layers.0.self_attn']
     """
 
-    replaced: list[str]
+    layers: list[str]
     kept: dict[str, str]
 
 
@@ -154,7 +154,7 @@ def replace_attention(model: Any) -> Replacement:
     --------
     >>> import torch, keywise.torch
     >>> model = torch.nn.Transformer(16, 2, num_encoder_layers=1, num_decoder_layers=1, batch_first=True)
-    >>> for name in keywise.torch.replace_attention(model).replaced:
+    >>> for name in keywise.torch.replace_attention(model).layers:
     ...     print(name)
     encoder.layers.0.self_attn
     decoder.layers.0.self_attn
@@ -162,7 +162,7 @@ def replace_attention(model: Any) -> Replacement:
     """
     if not isinstance(model, nn.Module):
         raise DtypeError("model", f"must be a torch.nn.Module, got a {type(model).__name__}")
-    replaced: list[str] = []
+    layers: list[str] = []
     kept: dict[str, str] = {}
     for name, module in model.named_modules():
         if not isinstance(module, nn.MultiheadAttention) or isinstance(module, MultiheadAttention):
@@ -173,11 +173,11 @@ def replace_attention(model: Any) -> Replacement:
         # The class has no state of its own, so the object keeps everything that refers to it.
         module.__class__ = MultiheadAttention
         _require_forward(module)
-        replaced.append(name)
+        layers.append(name)
     for module in model.modules():
         if isinstance(module, nn.TransformerEncoder) and _has_replaced_layer(module):
             module.use_nested_tensor = False
-    return Replacement(replaced, kept)
+    return Replacement(layers, kept)
 
 
 def _has_replaced_layer(encoder: Any) -> bool:

@@ -14,7 +14,7 @@ from keywise.torch.settings import Numbers, SideTensors
 
 _SIDE_TENSORS = (
     "Tensor? bias, Tensor? sinks, Tensor? allowed, Tensor? lengths, Tensor? starts, Tensor? documents, "
-    "Tensor? query_weights, Tensor? segments, Tensor? seed"
+    "Tensor? query_weights, Tensor? segment_numbers, Tensor? seed"
 )
 _NUMBERS = (
     "bool causal, bool upper_left, SymInt left, SymInt right, SymInt keep_first, float? scale, float? softcap, "
@@ -107,7 +107,7 @@ def _make_fake_results(query: Any, key: Any, value: Any, *settings: Any) -> tupl
     top_k = numbers.top_k
     if top_k > MAX_PADDED_TOP_K:
         top_k = torch.sym_min(top_k, keys)
-    has_segments = tensors.segments is not None
+    has_segments = tensors.segment_numbers is not None
     return (
         output,
         lse,
@@ -176,7 +176,7 @@ def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...
         constants = [each for each in (lse, lse_rest, entropy, *top, key_mass, segment_mass) if each is not None]
         # Under gradient checkpointing, a call that is repeated without a record of statistics must save the same.
         entropy, segment_mass = None, None
-        tensors = tensors._replace(query_weights=None, segments=None)
+        tensors = tensors._replace(query_weights=None, segment_numbers=None)
         numbers = numbers._replace(has_stats=False)
     ctx.mark_non_differentiable(*constants)
     ctx.numbers = numbers

@@ -29,7 +29,7 @@ class SideTensors(NamedTuple):
         [B, P] integers, as in `keywise.Mask`.
     query_weights
         Weight of each query in the key mass; broadcasts to [B, Hq, Q].
-    segments
+    segment_numbers
         Bounds [S+1] or ids [N] of the segments.
     seed
         int64 of one element, the seed of the dropout.
@@ -42,7 +42,7 @@ class SideTensors(NamedTuple):
     starts: Any = None
     documents: Any = None
     query_weights: Any = None
-    segments: Any = None
+    segment_numbers: Any = None
     seed: Any = None
 
 
@@ -74,7 +74,7 @@ class Numbers(NamedTuple):
     segment_count
         Number of segments; -1 without segments.
     has_bounds
-        Whether `SideTensors.segments` holds bounds and not ids.
+        Whether `SideTensors.segment_numbers` holds bounds and not ids.
     has_stats_gradients
         Whether a loss may use the statistics; if not, none of them is kept for the backward pass.
     """
@@ -150,7 +150,7 @@ def split_settings(
         starts=_as_integer_tensor("mask.starts", mask.starts),
         documents=_as_integer_tensor("mask.documents", mask.documents),
         query_weights=query_weights,
-        segments=segments,
+        segment_numbers=segments,
         seed=draw_seed() if dropout_p else None,
     )
     numbers = Numbers(
