@@ -104,7 +104,7 @@ def list_transformers_imports(path: Path) -> list[str]:
     return [module for module in modules if module.startswith("transformers")]
 
 
-@pytest.mark.parametrize("layer", ["hf", "models", "documents"])
+@pytest.mark.parametrize("layer", ["hf", "models", "documents", "alignment", "server", "torch"])
 def test_other_modules_import_only_what_transformers_documents(layer: str) -> None:
     imports = {path.name: list_transformers_imports(path) for path in (PACKAGE / layer).glob("*.py")}
     assert len(imports) > 5

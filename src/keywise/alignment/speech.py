@@ -17,6 +17,7 @@ from keywise.alignment.transcript import TimedWord, Transcript
 from keywise.alignment.word_times import FRAME_SECONDS, Lateness, time_words
 from keywise.alignment.words import encode_text
 from keywise.errors import ModelError, OptionError
+from keywise.hf.compatibility import import_internals
 from keywise.hf.generated_rows import group_heads
 from keywise.hf.plugin import use_temporarily
 from keywise.hf.recording import record_stats
@@ -220,12 +221,10 @@ def find_language(model: Any, language: str | None) -> str | None:
     OptionError
         The model does not know the language.
     """
-    from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
-
     if language is None:
         return None
     name = language.strip().lower()
-    code = str(TO_LANGUAGE_CODE.get(name, name))
+    code = str(import_internals("models.whisper.tokenization_whisper").TO_LANGUAGE_CODE.get(name, name))
     if not model.generation_config.is_multilingual:
         if code != "en":
             raise OptionError("language", "must be 'en' for a model of English alone", got=language)

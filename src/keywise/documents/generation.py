@@ -68,11 +68,7 @@ def make_token_chooser(sampling: Sampling | None) -> ChooseToken:
     if sampling is None:
         return lambda logits, _token_ids: int(logits.argmax())
     import torch  # noqa: PLC0415 - heavy
-    from transformers.generation.logits_process import (  # noqa: PLC0415
-        TemperatureLogitsWarper,
-        TopKLogitsWarper,
-        TopPLogitsWarper,
-    )
+    from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper  # noqa: PLC0415
 
     warpers: list[Any] = [TemperatureLogitsWarper(float(sampling.temperature))]
     if sampling.top_k:

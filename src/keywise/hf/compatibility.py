@@ -32,6 +32,7 @@ REQUIRED_FEATURES = {
     ),
     "modeling_utils": ("AttentionInterface", "PreTrainedModel"),
     "models.whisper.generation_whisper": ("WhisperGenerationMixin",),
+    "models.whisper.tokenization_whisper": ("TO_LANGUAGE_CODE",),
     "models.auto.configuration_auto": ("CONFIG_MAPPING_NAMES", "model_type_to_module_name"),
     "models.auto.tokenization_auto": ("TOKENIZER_MAPPING_NAMES",),
     "utils.output_capturing": ("_active_collector",),
