@@ -86,7 +86,7 @@ def attend_forward(
     >>> import numpy as np
     >>> from keywise.attention.backward import attend_forward
     >>> x = np.zeros((1, 1, 2, 8), np.float32)
-    >>> attend_forward(x, x, x).lse.round(4).tolist()
+    >>> attend_forward(x, x, x).lse.astype(float).round(4).tolist()
     [[[0.6931, 0.6931]]]
     """
     options = {"mask": mask, "bias": bias, "scale": scale, "softcap": softcap, "sinks": sinks}
