@@ -20,8 +20,7 @@ from tests.support.server import LIGHTHOUSE, ServerProcess, find_free_port, need
 from tests.support.server_load import run_load
 
 pytestmark = [needs_model, pytest.mark.usefixtures("own_cache")]
-# Several times what an idle machine needs: the tests of others run beside it.
-START_SECONDS = 40.0
+START_SECONDS = 8.0
 
 
 def ask(server: ServerProcess, question: str, **options: Any) -> dict[str, Any]:
