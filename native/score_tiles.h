@@ -104,13 +104,13 @@ KEYWISE_INLINE Vec load_key(const char* key, int64_t d) {
 
 // Computes the scores of R rows against kPairwiseVectors keys, in partial sums per key.
 template <int R, Dtype kDtype, bool kPairs>
-KEYWISE_INLINE void sum_key_products(const Problem& problem, const char* const* keys,
-                                     bool prefetches, const float* queries, int64_t query_stride,
+KEYWISE_INLINE void sum_key_products(int64_t head_dim, const char* const* keys, bool prefetches,
+                                     const float* queries, int64_t query_stride,
                                      Vec (*sums)[kPairwiseVectors]) {
   constexpr int64_t kStep = kPairs ? 2 : 1;
   constexpr int64_t kLaneBytes = kStep * bytes_of(kDtype);
-  const int64_t depth = key_depth(problem, kPairs);
   if constexpr (kPairs && kDtype == Dtype::int8) {
+    const int64_t depth = ceil_div(head_dim, kStep);
     for (int64_t d = 0; d < depth; d += 2 * kLanes) {
       if (prefetches)
         prefetch_keys(keys[0] + d * kPairwiseVectors * kLaneBytes,
@@ -119,8 +119,7 @@ KEYWISE_INLINE void sum_key_products(const Problem& problem, const char* const* 
 #pragma GCC unroll 16
       for (int k = 0; k < kPairwiseVectors; ++k) {
         Vec pairs[2];
-        load_int8_pairs(reinterpret_cast<const int8_t*>(keys[k]) + 2 * d, problem.head_dim - 2 * d,
-                        pairs);
+        load_int8_pairs(reinterpret_cast<const int8_t*>(keys[k]) + 2 * d, head_dim - 2 * d, pairs);
         elements[0][k] = pairs[0];
         elements[1][k] = pairs[1];
       }
@@ -129,7 +128,7 @@ KEYWISE_INLINE void sum_key_products(const Problem& problem, const char* const* 
         add_key_products<R, kPairs>(queries + d + kLanes, query_stride, elements[1], sums);
     }
   } else {
-    const int64_t full_lanes = round_down(problem.head_dim / kStep, kLanes);
+    const int64_t full_lanes = round_down(head_dim / kStep, kLanes);
     Vec elements[kPairwiseVectors];
     const bool one_by_one = R == 1 && full_lanes * kLaneBytes >= kSequentialKeyBytes;
     // All at once: a branch in the loop over elements would keep the compiler from unrolling it.
@@ -157,7 +156,7 @@ KEYWISE_INLINE void sum_key_products(const Problem& problem, const char* const* 
         add_key_products<R, kPairs>(queries + d, query_stride, elements, sums);
       }
     }
-    const int64_t left = problem.head_dim - kStep * full_lanes;
+    const int64_t left = head_dim - kStep * full_lanes;
     if (left > 0) {
 #pragma GCC unroll 16
       for (int k = 0; k < kPairwiseVectors; ++k)
@@ -173,8 +172,10 @@ KEYWISE_INLINE void sum_key_products(const Problem& problem, const char* const* 
 template <int R, Dtype kDtype, bool kPairs>
 static void score_in_place(const Problem& problem, const char* key, int64_t stride_bytes,
                            const float* queries, int64_t count, float* scores) {
+  const int64_t head_dim =
+      problem.head_dim;  // a copy, because stores of scores may alias the problem
   const int64_t query_stride = round_up(key_depth(problem, kPairs), kLanes);
-  const bool prefetches = stride_bytes == problem.head_dim * bytes_of(kDtype) &&
+  const bool prefetches = stride_bytes == head_dim * bytes_of(kDtype) &&
                           problem.keys * stride_bytes > kMinPrefetchedBytes;
   for (int64_t j = 0; j < count; j += kLanes) {
     Vec partial_sums[R][kLanes / kPairwiseVectors];
@@ -183,16 +184,18 @@ static void score_in_place(const Problem& problem, const char* key, int64_t stri
         for (int r = 0; r < R; ++r) partial_sums[r][i / kPairwiseVectors] = zero();
         continue;
       }
-      // The last key stands in for those behind it, whose scores are not stored.
       const char* keys[kPairwiseVectors];
-      for (int k = 0; k < kPairwiseVectors; ++k)
-        keys[k] = key + min(j + i + k, count - 1) * stride_bytes;
+      // The last key stands in for those behind it, whose scores are not stored.
+      keys[0] = key + (j + i) * stride_bytes;
+#pragma GCC unroll 16
+      for (int k = 1; k < kPairwiseVectors; ++k)
+        keys[k] = keys[k - 1] + (j + i + k < count ? stride_bytes : 0);
       Vec sums[R][kPairwiseVectors];
 #pragma GCC unroll 16
       for (int r = 0; r < R; ++r)
 #pragma GCC unroll 16
         for (int k = 0; k < kPairwiseVectors; ++k) sums[r][k] = zero();
-      sum_key_products<R, kDtype, kPairs>(problem, keys, prefetches, queries, query_stride, sums);
+      sum_key_products<R, kDtype, kPairs>(head_dim, keys, prefetches, queries, query_stride, sums);
 #pragma GCC unroll 16
       for (int r = 0; r < R; ++r) partial_sums[r][i / kPairwiseVectors] = pairwise_add(sums[r]);
     }

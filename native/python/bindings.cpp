@@ -141,7 +141,7 @@ nb::dict attend(const Inputs& inputs, const CheckedMask& mask, const StatsPlan* 
                 const std::optional<AnyInput<4>>& bias, const std::optional<Input<float, 1>>& sinks,
                 std::optional<double> scale, double softcap, const DropoutPlan* dropout,
                 int64_t first_key, bool transposed_output, bool partial, bool for_training,
-                const std::string& target, int threads, bool interruptible) {
+                const std::string& target, int threads) {
   const Sizes& sizes = inputs.sizes();
   DefaultPositions positions;
   Problem problem =
@@ -161,15 +161,13 @@ nb::dict attend(const Inputs& inputs, const CheckedMask& mask, const StatsPlan* 
   if (stats) problem.statistics = make_statistics(*stats, sizes, results);
 
   if (threads > 1 && is_torch_imported()) find_torch_threads();
-  bool finished;
-  if (is_short(sizes)) {
-    finished = run(problem, find_target(target), threads, nullptr);
-  } else {
-    const WithoutGil released;
-    finished = run(problem, find_target(target), threads,
-                   interruptible ? WithoutGil::handle_signals : nullptr);
-  }
-  if (!finished) throw nb::python_error();
+  const auto run_on_target = [&](Interrupted interrupted) {
+    return run(problem, find_target(target), threads, interrupted);
+  };
+  if (is_short(sizes))
+    run_on_target(nullptr);
+  else
+    run_without_gil(run_on_target);
   return results.take();
 }
 
@@ -302,11 +300,12 @@ NB_MODULE(_native, module) {
   module.def("attend", &attend, "inputs"_a, "mask"_a, "stats"_a.none(), "bias"_a.none(),
              "sinks"_a.none(), "scale"_a.none(), "softcap"_a, "dropout"_a.none(), "first_key"_a,
              "transposed_output"_a, "partial"_a, "for_training"_a, "target"_a, "threads"_a,
-             "interruptible"_a,
              "Run one call and return its results by name: the output or the partial, the "
              "statistics, and for training the LSE of every query.");
   bind_gradients(module);
   bind_matrices(module);
+  module.def("set_main_thread", &set_main_thread, "thread"_a,
+             "Name the thread whose calls signals interrupt.");
   module.def("environment", &environment, "name"_a,
              "Return a variable of the environment as it is now, or None.");
   module.def("multiply_adds", &multiply_adds, "target"_a, "rounds"_a, "pairs"_a,

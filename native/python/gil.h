@@ -8,6 +8,11 @@
 
 namespace keywise::python {
 
+// The thread that runs Python's signal handlers; others would wait for the GIL without effect.
+// 0 until set_main_thread is called.
+inline unsigned long main_thread = 0;
+inline void set_main_thread(unsigned long thread) { main_thread = thread; }
+
 // Releases the GIL for as long as it lives. A signal handler that runs in between may call keywise:
 // such objects nest.
 class WithoutGil {
@@ -50,5 +55,18 @@ class WithoutGil {
   PyThreadState* state_;
   WithoutGil* const outer_;
 };
+
+// Calls run(interrupted) without the GIL. Raises what a signal handler raised; then run returned
+// false.
+template <typename Run>
+void run_without_gil(Run run) {
+  const bool receives_signals = PyThread_get_thread_ident() == main_thread;
+  bool finished;
+  {
+    const WithoutGil released;
+    finished = run(receives_signals ? WithoutGil::handle_signals : nullptr);
+  }
+  if (!finished) throw nb::python_error();
+}
 
 }  // namespace keywise::python

@@ -112,7 +112,7 @@ nb::dict attend_backward(const Inputs& inputs, const CheckedMask& mask, const St
                          double softcap, const DropoutPlan* dropout, const SavedResults& saved,
                          const std::vector<std::string>& needs,
                          const std::optional<std::vector<int64_t>>& bias_shape,
-                         const std::string& target, int threads, bool interruptible) {
+                         const std::string& target, int threads) {
   const Sizes& sizes = inputs.sizes();
   DefaultPositions positions;
   std::vector<Chunk> exchanged_chunks;
@@ -134,13 +134,9 @@ nb::dict attend_backward(const Inputs& inputs, const CheckedMask& mask, const St
   set_gradients(backward, needs, bias_shape, sizes, results);
 
   if (threads > 1 && is_torch_imported()) find_torch_threads();
-  bool finished;
-  {
-    const WithoutGil released;
-    finished = run_backward(backward, find_target(target), threads,
-                            interruptible ? WithoutGil::handle_signals : nullptr);
-  }
-  if (!finished) throw nb::python_error();
+  run_without_gil([&](Interrupted interrupted) {
+    return run_backward(backward, find_target(target), threads, interrupted);
+  });
   return results.take();
 }
 
@@ -176,7 +172,6 @@ void bind_gradients(nb::module_& module) {
   module.def("attend_backward", &attend_backward, "inputs"_a, "mask"_a, "stats"_a.none(),
              "bias"_a.none(), "sinks"_a.none(), "scale"_a.none(), "softcap"_a, "dropout"_a.none(),
              "saved"_a, "needs"_a, "bias_shape"_a.none(), "target"_a, "threads"_a,
-             "interruptible"_a,
              "Run one backward pass and return the gradients by name; that of the bias in its "
              "shape, of four axes.");
 }

@@ -42,19 +42,8 @@ HeldMatrix make_matrix(Bytes bytes, int format, int64_t columns) {
   return held;
 }
 
-// Runs without the GIL; raises what a signal handler raised.
-template <typename Run>
-void run_interruptibly(bool interruptible, Run run) {
-  bool finished;
-  {
-    const WithoutGil released;
-    finished = run(interruptible ? WithoutGil::handle_signals : nullptr);
-  }
-  if (!finished) throw nb::python_error();
-}
-
 nb::object multiply(const HeldMatrix& held, nb::handle inputs, const std::string& target_name,
-                    int threads, bool interruptible) {
+                    int threads) {
   const HeldArray input = ArrayReader().read("inputs", inputs);
   const InputArray& array = input.array;
   const QuantisedMatrix& matrix = held.matrix;
@@ -69,7 +58,7 @@ nb::object multiply(const HeldMatrix& held, nb::handle inputs, const std::string
   void* const output = results.add_output("output", {1, 1, count, matrix.rows});
   const Target& target = find_target(target_name);
   if (threads > 1 && is_torch_imported()) find_torch_threads();
-  run_interruptibly(interruptible, [&](Interrupted interrupted) {
+  run_without_gil([&](Interrupted interrupted) {
     return multiply_quantised(matrix, array.data, count, dtype, output, target, threads,
                               interrupted);
   });
@@ -85,7 +74,7 @@ Dtype read_dtype(const std::string& name) {
 
 void write_weights(const HeldMatrix& held, int64_t first_row, int64_t last_row,
                    const WritableBytes& output, const std::string& dtype_name,
-                   const std::string& target_name, int threads, bool interruptible) {
+                   const std::string& target_name, int threads) {
   const Dtype dtype = read_dtype(dtype_name);
   QuantisedMatrix matrix = held.matrix;
   if (first_row < 0 || last_row < first_row || last_row > matrix.rows)
@@ -96,7 +85,7 @@ void write_weights(const HeldMatrix& held, int64_t first_row, int64_t last_row,
     throw nb::value_error("the output must have room for the rows");
   const Target& target = find_target(target_name);
   if (threads > 1 && is_torch_imported()) find_torch_threads();
-  run_interruptibly(interruptible, [&](Interrupted interrupted) {
+  run_without_gil([&](Interrupted interrupted) {
     return dequantise(matrix, output.data(), dtype, target, threads, interrupted);
   });
 }
@@ -111,11 +100,10 @@ void bind_matrices(nb::module_& module) {
             new (matrix) HeldMatrix(make_matrix(std::move(bytes), format, columns));
           },
           "bytes"_a, "format"_a, "columns"_a)
-      .def("multiply", &multiply, "inputs"_a, "target"_a, "threads"_a, "interruptible"_a,
+      .def("multiply", &multiply, "inputs"_a, "target"_a, "threads"_a,
            "Multiply rows [1, 1, rows, columns] by the transpose of the matrix.")
       .def("write_weights", &write_weights, "first_row"_a, "last_row"_a, "output"_a, "dtype"_a,
-           "target"_a, "threads"_a, "interruptible"_a,
-           "Write the weights of some rows into a buffer of bytes.");
+           "target"_a, "threads"_a, "Write the weights of some rows into a buffer of bytes.");
 }
 
 }  // namespace keywise::python

@@ -102,7 +102,7 @@ def read_inputs(query: object | None, keys: tuple, values: tuple) -> Inputs | Re
     Read and check the arrays of a call; keys and values come in as many chunks as each other.
     """
 
-def attend(inputs: Inputs, mask: CheckedMask, stats: StatsPlan | None, bias: Annotated[NDArray, dict(shape=(None, None, None, None), device='cpu', writable=False)] | None, sinks: Annotated[NDArray[numpy.float32], dict(shape=(None,), device='cpu', writable=False)] | None, scale: float | None, softcap: float, dropout: DropoutPlan | None, first_key: int, transposed_output: bool, partial: bool, for_training: bool, target: str, threads: int, interruptible: bool) -> dict:
+def attend(inputs: Inputs, mask: CheckedMask, stats: StatsPlan | None, bias: Annotated[NDArray, dict(shape=(None, None, None, None), device='cpu', writable=False)] | None, sinks: Annotated[NDArray[numpy.float32], dict(shape=(None,), device='cpu', writable=False)] | None, scale: float | None, softcap: float, dropout: DropoutPlan | None, first_key: int, transposed_output: bool, partial: bool, for_training: bool, target: str, threads: int) -> dict:
     """
     Run one call and return its results by name: the output or the partial, the statistics, and for training the LSE of every query.
     """
@@ -112,7 +112,7 @@ class SavedResults:
 
     def __init__(self, output_gradient: Annotated[NDArray, dict(shape=(None, None, None, None), device='cpu', writable=False)], output: Annotated[NDArray, dict(shape=(None, None, None, None), device='cpu', writable=False)], lse: Annotated[NDArray[numpy.float32], dict(shape=(None, None, None), device='cpu', writable=False)], lse_rest: Annotated[NDArray[numpy.float32], dict(shape=(None, None, None), device='cpu', writable=False)] | None = None, entropy: Annotated[NDArray[numpy.float32], dict(shape=(None, None, None), device='cpu', writable=False)] | None = None, segment_mass: Annotated[NDArray[numpy.float32], dict(shape=(None, None, None, None), device='cpu', writable=False)] | None = None, lse_gradient: Annotated[NDArray[numpy.float32], dict(shape=(None, None, None), device='cpu', writable=False)] | None = None, entropy_gradient: Annotated[NDArray[numpy.float32], dict(shape=(None, None, None), device='cpu', writable=False)] | None = None, key_mass_gradient: Annotated[NDArray[numpy.float32], dict(shape=(None, None, None), device='cpu', writable=False)] | None = None, segment_mass_gradient: Annotated[NDArray[numpy.float32], dict(shape=(None, None, None, None), device='cpu', writable=False)] | None = None) -> None: ...
 
-def attend_backward(inputs: Inputs, mask: CheckedMask, stats: StatsPlan | None, bias: Annotated[NDArray, dict(shape=(None, None, None, None), device='cpu', writable=False)] | None, sinks: Annotated[NDArray[numpy.float32], dict(shape=(None,), device='cpu', writable=False)] | None, scale: float | None, softcap: float, dropout: DropoutPlan | None, saved: SavedResults, needs: Sequence[str], bias_shape: Sequence[int] | None, target: str, threads: int, interruptible: bool) -> dict:
+def attend_backward(inputs: Inputs, mask: CheckedMask, stats: StatsPlan | None, bias: Annotated[NDArray, dict(shape=(None, None, None, None), device='cpu', writable=False)] | None, sinks: Annotated[NDArray[numpy.float32], dict(shape=(None,), device='cpu', writable=False)] | None, scale: float | None, softcap: float, dropout: DropoutPlan | None, saved: SavedResults, needs: Sequence[str], bias_shape: Sequence[int] | None, target: str, threads: int) -> dict:
     """
     Run one backward pass and return the gradients by name; that of the bias in its shape, of four axes.
     """
@@ -122,11 +122,14 @@ class QuantisedMatrix:
 
     def __init__(self, bytes: Annotated[NDArray[numpy.uint8], dict(shape=(None, None), order='C', device='cpu', writable=False)], format: int, columns: int) -> None: ...
 
-    def multiply(self, inputs: object, target: str, threads: int, interruptible: bool) -> object:
+    def multiply(self, inputs: object, target: str, threads: int) -> object:
         """Multiply rows [1, 1, rows, columns] by the transpose of the matrix."""
 
-    def write_weights(self, first_row: int, last_row: int, output: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu')], dtype: str, target: str, threads: int, interruptible: bool) -> None:
+    def write_weights(self, first_row: int, last_row: int, output: Annotated[NDArray[numpy.uint8], dict(shape=(None,), order='C', device='cpu')], dtype: str, target: str, threads: int) -> None:
         """Write the weights of some rows into a buffer of bytes."""
+
+def set_main_thread(thread: int) -> None:
+    """Name the thread whose calls signals interrupt."""
 
 def environment(name: str) -> str | None:
     """Return a variable of the environment as it is now, or None."""

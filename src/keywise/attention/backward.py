@@ -342,5 +342,4 @@ def _compute(
         None if shape is None else [1] * (4 - len(shape)) + list(shape),
         target,
         get_num_threads(),
-        native.is_interruptible(),
     )

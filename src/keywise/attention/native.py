@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from threading import get_ident, main_thread
+from threading import main_thread
 
 from keywise.attention import _native
 from keywise.attention._native import (
@@ -36,7 +36,6 @@ __all__ = [
     "StatsPlan",
     "attend",
     "attend_backward",
-    "is_interruptible",
     "list_candidates",
     "multiply_adds",
     "read_environment",
@@ -52,22 +51,10 @@ _native.set_array_functions(
 )
 
 
-class _MainThread:
-    ident = main_thread().ident
-
-    @classmethod
-    def update(cls) -> None:
-        cls.ident = main_thread().ident
+def _set_main_thread() -> None:
+    _native.set_main_thread(main_thread().ident or 0)
 
 
-# main_thread() at every call would take three times as long, which is noticeable in a small call.
+_set_main_thread()
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_MainThread.update)
-
-
-def is_interruptible() -> bool:
-    """Return whether Ctrl-C can stop a call on this thread.
-
-    Python runs signal handlers on the main thread only; other threads would wait for the GIL without effect.
-    """
-    return get_ident() == _MainThread.ident
+    os.register_at_fork(after_in_child=_set_main_thread)

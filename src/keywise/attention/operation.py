@@ -336,7 +336,6 @@ def compute_call(
         for_training,
         target,
         get_num_threads(),
-        native.is_interruptible(),
     )
 
 

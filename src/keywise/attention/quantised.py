@@ -95,7 +95,7 @@ class QuantisedMatrix:
         -------
         array [1, 1, n, rows] of the dtype and library of `inputs`
         """
-        return self._native.multiply(inputs, _choose_target(), get_num_threads(), native.is_interruptible())
+        return self._native.multiply(inputs, _choose_target(), get_num_threads())
 
     def write_weights(self, first_row: int, last_row: int, output: NDArray[np.uint8], dtype: str) -> None:
         """Write the weights of some rows into a buffer.
@@ -109,9 +109,7 @@ class QuantisedMatrix:
         dtype
             ``"float32"``, ``"bfloat16"`` or ``"float16"``.
         """
-        self._native.write_weights(
-            first_row, last_row, output, dtype, _choose_target(), get_num_threads(), native.is_interruptible()
-        )
+        self._native.write_weights(first_row, last_row, output, dtype, _choose_target(), get_num_threads())
 
 
 def _choose_target() -> str:
