@@ -208,6 +208,44 @@ def test_a_body_that_grows_too_long_or_comes_too_slowly_is_an_error_of_the_api()
     assert caught.value.status == 408
 
 
+def test_bodies_of_many_requests_at_once_fit_into_memory() -> None:
+    from keywise.server.api_errors import ApiError
+
+    async def send_two(limit_bytes: int) -> list[Any]:
+        guard = Guard(echo, ServerSettings(limits=Limits(bodies_bytes=limit_bytes)))
+        scope = {
+            "type": "http",
+            "scheme": "http",
+            "method": "POST",
+            "path": "/v1/files",
+            "query_string": b"",
+            "headers": [(b"host", b"127.0.0.1")],
+        }
+
+        async def send_one() -> bytes:
+            parts = [b"12345", b"678"]
+            sent: list[bytes] = []
+
+            async def receive() -> dict[str, Any]:
+                await asyncio.sleep(0.01)
+                return {"type": "http.request", "body": parts.pop(0), "more_body": bool(parts)}
+
+            async def send(message: dict[str, Any]) -> None:
+                sent.append(message.get("body", b""))
+
+            await guard(scope, receive, send)
+            return sent[-1]
+
+        results = await asyncio.gather(send_one(), send_one(), return_exceptions=True)
+        return [*results, await send_one()]  # the memory of the requests before is free again
+
+    assert asyncio.run(send_two(16)) == [b"8", b"8", b"8"]
+    first, second, third = asyncio.run(send_two(9))
+    refused = [result for result in (first, second) if isinstance(result, ApiError)]
+    assert [error.status for error in refused] == [503]
+    assert third == b"8"
+
+
 def test_every_response_has_the_headers_of_safety() -> None:
     for headers in (ask()[1], ask(host="evil.example")[1]):
         policy = headers["content-security-policy"]

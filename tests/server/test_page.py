@@ -14,7 +14,7 @@ import pytest
 
 from tests.support.browser import explain_missing_browser, open_browser
 from tests.support.pdf import write_pages
-from tests.support.server import ServerProcess
+from tests.support.server import LIGHTHOUSE, ServerProcess
 
 REASON = explain_missing_browser()
 pytestmark = pytest.mark.skipif(REASON is not None, reason=REASON or "")
@@ -130,6 +130,29 @@ def test_an_answer_streams_in_and_its_sources_are_marked_in_the_document(open_pa
     wait_until(page, "document.activeElement.id === 'rank-1'")
     assert is_in_view(page, "#rank-1")
     assert get_active_ranks(page) == {"1"}
+
+
+def test_a_written_answer_grows_word_by_word(browser: Any, tmp_path: Path) -> None:
+    with ServerProcess(tmp_path, LIGHTHOUSE, "--no-cache", "--sentences", 0) as server:
+        page = browser.new_page()
+        page.set_default_timeout(TIMEOUT_MS)
+        page.goto(server.address)
+        page.wait_for_selector("#sheets .sentence", state="attached")
+        page.evaluate(
+            """() => {
+                window.seen = [];
+                new MutationObserver(() => {
+                    const answer = document.querySelector(".turn p.answer");
+                    if (answer && !document.querySelector("#stop").hidden) window.seen.push(answer.textContent);
+                }).observe(document.querySelector("#turns"), { childList: true, subtree: true });
+            }"""
+        )
+        answer = ask(page, "Tell me about the lamp.").locator(".answer").inner_text()
+        seen = [text for text in dict.fromkeys(page.evaluate("window.seen")) if text]
+        page.close()
+    growing = [text for text in seen if answer.startswith(text.rstrip())]
+    assert len(growing) > 5
+    assert [len(text) for text in growing] == sorted(len(text) for text in growing)
 
 
 def test_a_conversation_is_kept_and_a_follow_up_is_understood(open_page: Any) -> None:

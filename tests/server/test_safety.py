@@ -36,7 +36,8 @@ def upload(server: ServerProcess, name: str, content: bytes, **headers: str) -> 
 def send_raw(server: ServerProcess, request: bytes) -> bytes:
     with socket.create_connection(("127.0.0.1", server.port), timeout=30) as connection:
         connection.sendall(request)
-        return connection.recv(65536)
+        # An answer may arrive in several parts; the server closes the connection after an error.
+        return b"".join(iter(lambda: connection.recv(65536), b""))
 
 
 def test_the_server_listens_on_this_machine_alone(server: ServerProcess) -> None:

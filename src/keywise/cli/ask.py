@@ -10,7 +10,17 @@ import keywise
 from keywise.cli.conversation import converse, make_page
 from keywise.cli.exits import FAILURE
 from keywise.cli.inputs import STANDARD_INPUT, read_sources, split_question
-from keywise.cli.options import AnswerModelName, AsJson, Dtype, MaxTokens, Model, Threads, Top, use_threads
+from keywise.cli.options import (
+    AnswerModelName,
+    AsJson,
+    Dtype,
+    MaxTokens,
+    Model,
+    Sentences,
+    Threads,
+    Top,
+    use_threads,
+)
 from keywise.cli.output_file import check_output_file
 from keywise.cli.questions import ask_questions, read_questions
 from keywise.cli.replies import write_reply
@@ -85,14 +95,7 @@ def ask(  # noqa: PLR0917 - each is an argument or option of the command
     ] = None,
     top: Top = 5,
     max_tokens: MaxTokens = 128,
-    sentences: Annotated[
-        int | None,
-        typer.Option(
-            min=0,
-            help="Number of best sentences to quote the answer from; 0 writes it from the whole document. "
-            "Default: as tuned.",
-        ),
-    ] = None,
+    sentences: Sentences = None,
     ablate: Annotated[
         bool,
         typer.Option("--ablate", help="Also measure how much less likely the answer is without each top sentence."),

@@ -33,6 +33,14 @@ Dtype = Annotated[
         "Default: bfloat16 on these CPUs, and for safetensors of over a billion parameters; else float32.",
     ),
 ]
+Sentences = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        help="Number of best sentences to quote the answer from; 0 writes it from the whole document. "
+        "Default: as tuned.",
+    ),
+]
 Top = Annotated[int, typer.Option(min=1, help="Number of sentences to show.")]
 MaxTokens = Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")]
 Threads = Annotated[int | None, typer.Option(min=1, max=MAX_THREADS, help="Number of CPU threads. Default: all.")]

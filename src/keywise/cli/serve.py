@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import keywise
-from keywise.cli.options import AnswerModelName, Dtype, Model, Threads, use_threads
+from keywise.cli.options import AnswerModelName, Dtype, Model, Sentences, Threads, use_threads
 from keywise.cli.terminal import print_notice, write
 from keywise.documents import Reader
 from keywise.documents.reader import MAX_WINDOWS
@@ -58,6 +58,7 @@ def serve(  # noqa: PLR0917 - each is an argument or option of the command
     open_browser: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
     model: Model = None,
     answer_model: AnswerModelName = None,
+    sentences: Sentences = None,
     semantic: Annotated[
         bool | None,
         typer.Option(
@@ -118,7 +119,13 @@ def serve(  # noqa: PLR0917 - each is an argument or option of the command
     )
     folder = locate_data_folder(data_dir)
     service = make_service(
-        settings, reader, folder, paths=files or (), library=_open_library(library), status=print_notice
+        settings,
+        reader,
+        folder,
+        paths=files or (),
+        library=_open_library(library),
+        sentences=sentences,
+        status=print_notice,
     )
     address = find_address(settings, listener)
 

@@ -125,6 +125,8 @@ class AnsweringService:
         Identifiers of the documents that are asked where a question names none.
     library
         The library that is asked where there are no such documents; or None.
+    sentences
+        Number of best sentences to quote from where a question names none; 0 writes answers, None is as tuned.
     """
 
     def __init__(
@@ -135,12 +137,14 @@ class AnsweringService:
         *,
         documents: Sequence[str] = (),
         library: Library | None = None,
+        sentences: int | None = None,
     ) -> None:
         self.reader = reader
         self.store = store
         self.limits = limits
         self.documents = tuple(documents)
         self.library = library
+        self.sentences = sentences
         self._prefilled: OrderedDict[tuple[str, ...], Document] = OrderedDict()
 
     @property
@@ -274,7 +278,7 @@ class AnsweringService:
             ranked_as=resolved if context else None,
             told=told,
             max_tokens=self._limit_answer(document, resolved, question.max_tokens),
-            sentences=question.sentences,
+            sentences=self.sentences if question.sentences is None else question.sentences,
             sampling=question.sampling,
             stop=question.stop,
             on_token=make_text_filter(job.report_text),

@@ -44,6 +44,7 @@ class Guard:
     def __init__(self, application: Any, settings: ServerSettings) -> None:
         self._application = application
         self._settings = settings
+        self._held = HeldBytes(settings.limits.bodies_bytes)
 
     async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:
         """Serve a request, or refuse it."""
@@ -77,12 +78,15 @@ class Guard:
             if await self._take_token_of_address(scope, send_safely):
                 return
             self._check_token(headers)
-            limited = BodyLimit(receive, self._settings)
+            limited = BodyLimit(receive, self._settings, self._held)
             limited.check_length(headers)
         except ApiError as error:
             await send_error(error, scope, send_safely)
             return
-        await self._application(scope, limited.receive, send_safely)
+        try:
+            await self._application(scope, limited.receive, send_safely)
+        finally:
+            limited.release()
 
     def _check_host(self, headers: dict[str, str]) -> None:
         """Raise unless the request names this server: a page of another site may have let its name point here."""
@@ -135,6 +139,33 @@ class Guard:
         return True
 
 
+class HeldBytes:
+    """Counts the bytes of the bodies that are in memory.
+
+    Parameters
+    ----------
+    limit_bytes
+        Most of them.
+    """
+
+    def __init__(self, limit_bytes: int) -> None:
+        self._limit_bytes = limit_bytes
+        self._bytes = 0
+
+    def add(self, count: int) -> None:
+        """Count bytes that came in, or a negative number that is gone.
+
+        Raises
+        ------
+        ApiError
+            There are too many.
+        """
+        if count > 0 and self._bytes + count > self._limit_bytes:
+            message = f"The server holds as many requests as fit into {self._limit_bytes:,} bytes; try again soon."
+            raise ApiError(503, message, None, "server_busy")
+        self._bytes += count
+
+
 class BodyLimit:
     """Limits the length of a request's body, and the time in which it arrives.
 
@@ -144,11 +175,14 @@ class BodyLimit:
         Returns the next message of the client.
     settings
         The limits.
+    held
+        The bytes of all bodies.
     """
 
-    def __init__(self, receive: Any, settings: ServerSettings) -> None:
+    def __init__(self, receive: Any, settings: ServerSettings, held: HeldBytes) -> None:
         self._receive = receive
         self._limits = settings.limits
+        self._held = held
         self._received_bytes = 0
         self._is_complete = False
         self._deadline: float | None = None
@@ -178,11 +212,17 @@ class BodyLimit:
         except TimeoutError:
             raise ApiError(408, f"The request did not arrive in {self._limits.body_seconds:g} seconds.") from None
         if message["type"] == "http.request":
-            self._received_bytes += len(message.get("body", b""))
+            count = len(message.get("body", b""))
+            self._held.add(count)
+            self._received_bytes += count
             self._is_complete = not message.get("more_body", False)
             if self._received_bytes > self._limits.body_bytes:
                 raise self._make_error()
         return message
+
+    def release(self) -> None:
+        """Count the body as gone: its request was answered."""
+        self._held.add(-self._received_bytes)
 
     def _make_error(self) -> ApiError:
         limit = self._limits.body_bytes

@@ -38,6 +38,7 @@ def make_service(
     *,
     paths: Sequence[str] = (),
     library: Library | None = None,
+    sentences: int | None = None,
     status: Status | None = None,
 ) -> Service:
     """Return the state of a server.
@@ -54,6 +55,8 @@ def make_service(
         Files, folders and patterns that are asked where a question names no document.
     library
         The library that is asked where there are no such files.
+    sentences
+        As for `AnsweringService`.
     status
         Called with a line about each file in a folder that is passed over.
 
@@ -67,7 +70,9 @@ def make_service(
     store = DocumentStore(data_folder / "documents", settings.limits)
     documents = add_files(store, paths, status or (lambda _line: None))
     conversations = ConversationStore(data_folder / "conversations", settings.limits.conversations)
-    answering = AnsweringService(reader, store, settings.limits, documents=documents, library=library)
+    answering = AnsweringService(
+        reader, store, settings.limits, documents=documents, library=library, sentences=sentences
+    )
     queue = ModelQueue(settings.limits.waiting_requests)
     return Service(settings, answering, store, conversations, queue, PagePictures(store))
 

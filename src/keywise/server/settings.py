@@ -21,6 +21,8 @@ class Limits:
         Size of a document.
     body_bytes
         Size of a request; documents in JSON are a third longer than the file.
+    bodies_bytes
+        Size of all requests that are being received or answered.
     body_seconds
         Time in which a request has to arrive.
     files_per_request
@@ -55,6 +57,7 @@ class Limits:
 
     file_bytes: int = 64 * MEBIBYTE
     body_bytes: int = 96 * MEBIBYTE
+    bodies_bytes: int = 256 * MEBIBYTE
     body_seconds: float = 120.0
     files_per_request: int = 32
     documents: int = 1000
