@@ -13,8 +13,8 @@ from transformers import LlamaConfig
 from keywise.documents import Heads, Reader
 from keywise.documents.heads import (
     ANSWER_WEIGHTS,
+    FILES,
     RANKINGS,
-    _encode,
     describe_architecture,
     find_heads,
     find_related_heads,
@@ -100,8 +100,8 @@ def write_checked(path: Path, **changes: object) -> Path:
     """Write a file of heads with other entries and a right checksum."""
     content = json.loads(HEADS.save(path, model="tiny", weights=WEIGHTS, architecture="llama").read_text())
     content["heads"].update(changes)
-    del content["sha256"]
-    path.write_bytes(_encode(content))
+    entries = {name: content[name] for name in ("model", "architecture", "weights", "heads")}
+    path.write_bytes(FILES.encode(entries))
     return path
 
 

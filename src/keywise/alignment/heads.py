@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,14 +10,17 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Final, Literal, cast
 
-from keywise.errors import FormatError, MissingFileError, OptionError
-from keywise.util.atomic_write import atomic_write
+from keywise.errors import FormatError, OptionError
 from keywise.util.paths import locate_cache_folder
+from keywise.util.sealed_json import SealedJson
 
-FORMAT: Final = "keywise.alignment-heads"
-FORMAT_VERSION: Final = 1
-MAX_FILE_BYTES: Final = 1 << 20
-CHECKSUM: Final = "sha256"
+FILES: Final = SealedJson(
+    format="keywise.alignment-heads",
+    version=1,
+    description="a file of alignment heads",
+    remedy="delete it or create it again with `keywise tune --alignments`",
+    max_bytes=1 << 20,
+)
 
 FORWARD: Final = "forward"
 BACKWARD: Final = "backward"
@@ -29,8 +30,6 @@ DIRECTIONS: Final = (FORWARD, BACKWARD, BOTH)
 INPUT: Final = "input"
 OUTPUT: Final = "output"
 ROWS: Final = (INPUT, OUTPUT)
-
-_REMEDY: Final = "delete it or create it again with `keywise tune --alignments`"
 
 
 @dataclass(frozen=True, order=True)
@@ -186,20 +185,7 @@ class AlignmentHeads:
         FormatError
             The file cannot be written.
         """
-        content = {
-            "format": FORMAT,
-            "version": FORMAT_VERSION,
-            "model": model,
-            "weights": [weights],
-            "heads": asdict(self),
-        }
-        try:
-            with atomic_write(path, private=True) as file:
-                file.write(_encode(content))
-        except OSError as error:
-            rule = "must name a file that can be written"
-            raise FormatError("path", rule, got=os.fspath(path), remedy=str(error.strerror)) from error
-        return Path(path)
+        return FILES.write(path, {"model": model, "weights": [weights], "heads": asdict(self)})
 
 
 def check_heads(
@@ -270,11 +256,11 @@ def find_tuned_heads(
     if os.path.isfile(own):
         heads, models = _load(own)
         if fingerprint["weights"] not in models:
-            raise FormatError("path", f"{os.fspath(own)!r} has heads of another model", remedy=_REMEDY)
+            raise FormatError("path", f"{os.fspath(own)!r} has heads of another model", remedy=FILES.remedy)
         return heads
     for shipped in files("keywise.alignment").joinpath("tuned").iterdir():
         if shipped.name.endswith(".json"):
-            heads, models = _parse(shipped.read_bytes(), shipped.name)
+            heads, models = _make_heads(FILES.decode(shipped.read_bytes(), shipped.name), shipped.name)
             if fingerprint["weights"] in models:
                 return heads
     return None
@@ -286,43 +272,23 @@ def locate_own_heads(fingerprint: Mapping[str, str], cache_dir: str | os.PathLik
     return locate_cache_folder(cache_dir) / "alignment" / f"{digest}.json"
 
 
-def _encode(content: Mapping[str, Any]) -> bytes:
-    """Return the only form of a file with this content, its checksum included."""
-    checksum = hashlib.sha256(json.dumps(content).encode()).hexdigest()
-    return (json.dumps({**content, CHECKSUM: checksum}, indent=1) + "\n").encode()
-
-
 def _load(path: str | os.PathLike[str]) -> tuple[AlignmentHeads, list[str]]:
-    name = os.fspath(path)
-    try:
-        with Path(path).open("rb") as file:
-            content = file.read(MAX_FILE_BYTES)
-    except FileNotFoundError as error:
-        raise MissingFileError("path", "must name an existing file", got=name) from error
-    except OSError as error:
-        raise FormatError("path", "must name a file of alignment heads", got=name, remedy=str(error)) from error
-    return _parse(content, name)
+    return _make_heads(FILES.read(path), os.fspath(path))
 
 
-def _parse(encoded: bytes, name: str) -> tuple[AlignmentHeads, list[str]]:
+def _make_heads(entries: Mapping[str, Any], name: str) -> tuple[AlignmentHeads, list[str]]:
     """Return the heads of a file, and the digests of the models that they were tuned for."""
     try:
-        content = json.loads(encoded)
-        is_ours = content.get("format") == FORMAT and content.get("version") == FORMAT_VERSION
-        content.pop(CHECKSUM, None)
-        if not is_ours or _encode(content) != encoded:
-            raise ValueError("it is damaged, or of another format or version")
-        fields = content["heads"]
+        fields = entries["heads"]
         heads = AlignmentHeads(
             forward=_read_heads(fields["forward"]),
             backward=_read_heads(fields["backward"]),
             rules=None if fields["rules"] is None else _read_rules(fields["rules"]),
             tuned_on=None if fields["tuned_on"] is None else str(fields["tuned_on"]),
         )
-        return heads, [str(weights) for weights in content["weights"]]
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        remedy = f"{error}; {_REMEDY}"
-        raise FormatError("path", "must be a file of alignment heads", got=name, remedy=remedy) from error
+        return heads, [str(weights) for weights in entries["weights"]]
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise FILES.make_error(name, repr(error)) from error
 
 
 def _read_heads(values: Any) -> tuple[AlignmentHead, ...]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import os
 from collections.abc import Iterator, Mapping
@@ -13,18 +11,20 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Final
 
-from keywise.errors import FormatError, MissingFileError
-from keywise.util.atomic_write import atomic_write
+from keywise.errors import FormatError
 from keywise.util.paths import locate_cache_folder
+from keywise.util.sealed_json import SealedJson
 
 Head = tuple[int, int]
 """A layer and one of its query heads."""
 
-FORMAT: Final = "keywise.heads"
-FORMAT_VERSION: Final = 4
-MAX_FILE_BYTES: Final = 1 << 24
-CHECKSUM: Final = "sha256"
-"""Last entry of a file: the digest of all others."""
+FILES: Final = SealedJson(
+    format="keywise.heads",
+    version=4,
+    description="a file of tuned heads",
+    remedy="delete it or create it again with `keywise tune`",
+    max_bytes=1 << 24,
+)
 _FOLDER: Final = "heads"
 
 ATTENTION: Final = "attention"
@@ -151,21 +151,8 @@ class Heads:
         FormatError
             The file cannot be written.
         """
-        content = {
-            "format": FORMAT,
-            "version": FORMAT_VERSION,
-            "model": model,
-            "architecture": architecture,
-            "weights": [weights],
-            "heads": asdict(self),
-        }
-        try:
-            with atomic_write(path, private=True) as file:
-                file.write(_encode(content))
-        except OSError as error:
-            rule = "must name a file that can be written"
-            raise FormatError("path", rule, got=os.fspath(path), remedy=str(error.strerror)) from error
-        return Path(path)
+        entries = {"model": model, "architecture": architecture, "weights": [weights], "heads": asdict(self)}
+        return FILES.write(path, entries)
 
 
 def guess_heads(layers: int, heads: int) -> Heads:
@@ -239,8 +226,7 @@ def find_heads(fingerprint: Mapping[str, str], cache_dir: str | os.PathLike[str]
     if os.path.isfile(own):  # Path.is_file raises an error for a folder that may not be searched
         tuned = _load(own)
         if fingerprint["weights"] not in tuned.weights:
-            remedy = "delete it or create it again with `keywise tune`"
-            raise FormatError("path", f"{os.fspath(own)!r} has heads of another model", remedy=remedy)
+            raise FormatError("path", f"{os.fspath(own)!r} has heads of another model", remedy=FILES.remedy)
         return tuned.heads
     return next((tuned.heads for tuned in _load_shipped() if fingerprint["weights"] in tuned.weights), None)
 
@@ -276,7 +262,7 @@ class _TunedHeads:
 def _load_shipped() -> Iterator[_TunedHeads]:
     for file in sorted(files("keywise.documents").joinpath("tuned").iterdir(), key=lambda file: file.name):
         if file.name.endswith(".json"):
-            yield _parse(file.read_bytes(), file.name)
+            yield _make_tuned_heads(FILES.decode(file.read_bytes(), file.name), file.name)
 
 
 def _load_own(folder: Path) -> Iterator[_TunedHeads]:
@@ -292,48 +278,17 @@ def locate_own_heads(fingerprint: Mapping[str, str], cache_dir: str | os.PathLik
     return locate_cache_folder(cache_dir) / _FOLDER / f"{digest}.json"
 
 
-def _encode(content: Mapping[str, Any]) -> bytes:
-    """Return the only form of a file with this content, its checksum included."""
-    checksum = hashlib.sha256(json.dumps(content).encode()).hexdigest()
-    return (json.dumps({**content, CHECKSUM: checksum}, indent=1) + "\n").encode()
-
-
 def _load(path: str | os.PathLike[str]) -> _TunedHeads:
-    name = os.fspath(path)
-    try:
-        with Path(path).open("rb") as file:
-            content = file.read(MAX_FILE_BYTES)
-    except FileNotFoundError as error:
-        raise MissingFileError("path", "must name an existing file", got=name) from error
-    except OSError as error:
-        raise FormatError("path", "must name a file of tuned heads", got=name, remedy=str(error)) from error
-    return _parse(content, name)
+    return _make_tuned_heads(FILES.read(path), os.fspath(path))
 
 
-def _parse(encoded: bytes, name: str) -> _TunedHeads:
-    rule = "must be a file of tuned heads"
+def _make_tuned_heads(entries: Mapping[str, Any], name: str) -> _TunedHeads:
     try:
-        content = json.loads(encoded)
-        version = content.get("version", 1)
-        fields = content["heads"]
-        content.pop(CHECKSUM, None)
-        is_intact = _encode(content) == encoded
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        remedy = f"{type(error).__name__}: {error}; create it again with `keywise tune`"
-        raise FormatError("path", rule, got=name, remedy=remedy) from error
-    if version != FORMAT_VERSION:
-        # A file without a version has the field names of the first builds.
-        builds = "an earlier" if version in range(1, FORMAT_VERSION) else "another"
-        remedy = "delete it or create it again with `keywise tune`"
-        raise FormatError("path", f"{name!r} was made by {builds} build", remedy=remedy)
-    if not is_intact:
-        raise FormatError("path", rule, got=name, remedy="it is damaged; create it again with `keywise tune`")
-    try:
-        weights = [str(weights) for weights in content["weights"]]
-        return _TunedHeads(_make_heads(fields), str(content["model"]), str(content["architecture"]), weights)
+        weights = [str(weights) for weights in entries["weights"]]
+        heads = _make_heads(entries["heads"])
+        return _TunedHeads(heads, str(entries["model"]), str(entries["architecture"]), weights)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        remedy = f"{error!r}; create it again with `keywise tune`"
-        raise FormatError("path", rule, got=name, remedy=remedy) from error
+        raise FILES.make_error(name, repr(error)) from error
 
 
 def _make_heads(fields: dict[str, Any]) -> Heads:
