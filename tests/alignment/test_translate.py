@@ -92,8 +92,14 @@ def test_untuned_heads_are_ranked_once():
 
 def test_causal_model_stops_at_the_end_of_the_line():
     model, tokenizer = make_pair("llama")
-    (only,) = translate(model, tokenizer, "the house", heads=HEADS, max_new_tokens=6)
+    (only,) = translate(model, tokenizer, "the house", heads=HEADS, languages=("a", "b"), max_new_tokens=6)
     assert "\n" not in only.text
+
+
+def test_causal_model_needs_the_languages():
+    model, tokenizer = make_pair("llama")
+    with pytest.raises(OptionError, match="languages must be given for a causal language model"):
+        translate(model, tokenizer, "the house", heads=HEADS)
 
 
 def test_sentences_end_at_lines_too():

@@ -152,6 +152,8 @@ def test_pairs_and_gold_links_are_read(tmp_path):
 @pytest.mark.parametrize(
     ("loader", "content", "message"),
     [
+        (load_pairs, "", "at least one line"),
+        (load_pairs, "a ||| b\n\n", "line 2 of file is blank"),
         (load_pairs, "one text\n", "line 1"),
         (load_pairs, "a ||| b\na ||| b ||| c\n", "line 2"),
         (load_pairs, "a |||  \n", "line 1"),

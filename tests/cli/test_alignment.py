@@ -58,6 +58,9 @@ def test_planted_alignment_is_written_without_error(translator, files, tmp_path)
     assert done.exit_code == 0, done.stderr
     assert "untuned" not in done.stderr
     assert (tmp_path / "links").read_text() == (files / "expected").read_text()
+    lines = run("align", "--pairs", files / "pairs", "--model", translator, "--json").stdout.splitlines()
+    links = [" ".join(f"{source}-{target}" for source, target in json.loads(line)["links"]) for line in lines]
+    assert links == (files / "expected").read_text().splitlines()
 
 
 def test_tune_without_gold_links_says_that_heads_are_untuned(translator, files, tmp_path):
@@ -152,7 +155,13 @@ def test_transcribe_writes_every_format(whisper, sound, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["align"], "SOURCE must be given"),
         (["align", "the"], "TARGET must be given"),
+        (["align", "the", "la", "--symmetrise", "sum"], "--symmetrise must be one of"),
+        (["align", "the", "la", "--one-way", "--symmetrise", "union"], "--symmetrise must be 'score'"),
+        (["align", "the", "la", "--heads", "gone.json"], "--heads must name an existing file"),
+        (["translate", "the", "--heads", "gone.json"], "--heads must name an existing file"),
+        (["translate", " "], "text must have at least one word"),
         (["align", "the", "la", "--languages", "English"], "--languages must be two languages"),
         (["align", "", "la"], "source must have at least one word"),
         (["align", "the", "--pairs", "x"], "cannot be combined with --pairs"),
@@ -172,6 +181,11 @@ def test_mistakes_are_named_in_one_line(arguments, message):
 def test_wrong_formats_and_models_are_refused(whisper, translator, sound):
     refused = run("transcribe", sound, "--model", whisper, "--format", "ass")
     assert (refused.exit_code, "--format must be one of" in refused.stderr) == (2, True)
+    for option, value in (("--format", "vtt"), ("--text", " ")):
+        refused = run("transcribe", sound, "--model", whisper, "--json", option, value)
+        assert (refused.exit_code, f"{option} " in refused.stderr) == (2, True)
+    refused = run("transcribe", sound, "--model", whisper, "--task", "translate")
+    assert (refused.exit_code, "--task must be 'transcribe'" in refused.stderr) == (2, True)
     refused = run("transcribe", sound, "--model", translator)
     assert (refused.exit_code, "must be a Whisper model" in refused.stderr) == (2, True)
     refused = run("transcribe", sound, "--model", whisper, "--language", "fr")

@@ -61,6 +61,8 @@ class PairReader:
     ------
     ModelError
         ``reverse=True`` with an encoder-decoder.
+    OptionError
+        `languages` are not two names.
     """
 
     def __init__(
@@ -72,6 +74,8 @@ class PairReader:
         template: str | None = None,
         reverse: Any = None,
     ) -> None:
+        if languages is not None and (isinstance(languages, str) or len(languages) != 2):
+            raise OptionError("languages", "must be two names, such as ('English', 'French')", got=languages)
         self.model = model
         self.languages = languages
         self.template = template
@@ -285,13 +289,34 @@ def align(
     ...       heads=heads, languages=names, reverse=True).pharaoh()  # doctest: +SKIP
     '0-0 1-2 2-1'
     """
-    if symmetrise not in SYMMETRISATIONS:
-        raise OptionError("symmetrise", f"must be one of {', '.join(SYMMETRISATIONS)}", got=symmetrise)
     reader = PairReader(model, tokenizer, languages=languages, template=template, reverse=reverse)
+    check_symmetrisation(symmetrise, goes_both_ways=reader.goes_both_ways)
     source_words, target_words = split_words("source", source, words), split_words("target", target, words)
     chosen = choose_heads(reader, source_words, target_words, heads)
     weights = reader.read(source_words, target_words, chosen)
     return make_alignment(reader, source_words, target_words, chosen, weights, symmetrise=symmetrise)
+
+
+def check_symmetrisation(symmetrise: str, *, goes_both_ways: bool) -> None:
+    """Raise an error unless two directions can be combined so.
+
+    Parameters
+    ----------
+    symmetrise : str
+        As in `align`.
+    goes_both_ways : bool
+        Whether there are two directions.
+
+    Raises
+    ------
+    OptionError
+        The way is unknown, or there is one direction only.
+    """
+    if symmetrise not in SYMMETRISATIONS:
+        raise OptionError("symmetrise", f"must be one of {', '.join(SYMMETRISATIONS)}", got=symmetrise)
+    if symmetrise != "score" and not goes_both_ways:
+        rule = "must be 'score' where one direction is read"
+        raise OptionError("symmetrise", rule, got=symmetrise, remedy="read the other direction as well")
 
 
 def list_candidates(reader: PairReader) -> AlignmentHeads:

@@ -44,18 +44,19 @@ def load_pairs(path: Path) -> list[tuple[Words, Words]]:
     FormatError
         The file is missing or cannot be read, or a line has no two texts of at least one word.
     """
+    lines = _read_lines("pairs", path)
+    if lines == [""]:
+        raise FormatError("pairs", "must have at least one line 'source ||| target'", got=str(path))
     pairs = []
-    for number, line in enumerate(_read_lines("pairs", path), start=1):
+    for number, line in enumerate(lines, start=1):
         texts = line.split(SEPARATOR)
         if len(texts) != 2:
-            rule = f"must have lines 'source ||| target'; line {number} of {path.name} has {len(texts)} texts"
-            raise FormatError("pairs", rule)
+            fault = f"has {len(texts)} texts" if line.strip() else "is blank"
+            raise FormatError("pairs", f"must have lines 'source ||| target'; line {number} of {path.name} {fault}")
         try:
             pairs.append((split_words("source", texts[0].split()), split_words("target", texts[1].split())))
         except KeywiseError as error:
             raise FormatError("pairs", f"line {number} of {path.name}: {error}") from error
-    if not pairs:
-        raise FormatError("pairs", "must have at least one pair", got=str(path))
     return pairs
 
 

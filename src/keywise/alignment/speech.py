@@ -147,6 +147,8 @@ def word_timestamps(
     """
     if task not in TASKS:
         raise OptionError("task", f"must be one of {', '.join(TASKS)}", got=task)
+    if task == "translate" and getattr(model.generation_config, "is_multilingual", None) is False:
+        raise OptionError("task", "must be 'transcribe' for a model of English alone", got=task)
     heads = _group_heads(model)
     code = find_language(model, language)
     if text is not None and not text.strip():

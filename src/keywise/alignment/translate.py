@@ -9,11 +9,12 @@ from typing import Any, Final
 import numpy as np
 
 from keywise.alignment.align import PairReader, choose_heads, make_alignment
-from keywise.alignment.encoding import NO_WORD, EncodedPair, encode_source
+from keywise.alignment.encoding import NO_WORD, EncodedPair, encode_source, is_causal_model
 from keywise.alignment.heads import INPUT, AlignmentHead, AlignmentHeads
 from keywise.alignment.result import Alignment
 from keywise.alignment.word_weights import Weights
 from keywise.alignment.words import SPACE, Words, split_words
+from keywise.errors import OptionError
 from keywise.hf.generated_rows import group_heads, select_beams, stack_steps
 from keywise.hf.plugin import use_temporarily
 from keywise.hf.recording import record_stats
@@ -83,7 +84,8 @@ def translate(
     heads : AlignmentHeads, or iterable of AlignmentHead or (int, int), optional
         As in `keywise.alignment.align`. Untuned heads are ranked on the first sentence.
     languages : (str, str), optional
-        As in `keywise.alignment.align`; the first, if it is a code of two letters, tells how sentences end.
+        As in `keywise.alignment.align`; a causal language model needs them, or a template. The first, if it is a code
+        of two letters, tells how sentences end.
     num_beams : int
         Beams of the search.
     max_new_tokens : int
@@ -119,6 +121,9 @@ def translate(
     check_int("max_new_tokens", max_new_tokens, minimum=1)
     split_words("text", text, words)  # raises for an empty text before anything is written
     reader = PairReader(model, tokenizer, languages=languages, template=template)
+    if languages is None and template is None and is_causal_model(model):
+        rule = "must be given for a causal language model, which is not made for one pair of languages"
+        raise OptionError("languages", rule, remedy="name both, such as English and French")
     options = {"num_beams": num_beams, "max_new_tokens": max_new_tokens, "do_sample": False}
     return _translate(reader, tokenizer, text, heads=heads, rule=words, options=options, by_sentence=by_sentence)
 

@@ -7,7 +7,7 @@ import typer
 from rich.console import Console
 
 from keywise.alignment import Alignment, AlignmentHeads, find_heads
-from keywise.alignment.align import PairReader, choose_heads, make_alignment
+from keywise.alignment.align import PairReader, check_symmetrisation, choose_heads, make_alignment
 from keywise.alignment.encoding import is_causal_model
 from keywise.alignment.pairs import load_pairs
 from keywise.alignment.report import write_page
@@ -15,7 +15,7 @@ from keywise.alignment.words import SPACE, Words, split_words
 from keywise.cli.command import rename_argument
 from keywise.cli.options import AsJson, Dtype, Model, Threads, use_threads
 from keywise.cli.output_file import check_output_file
-from keywise.cli.terminal import show_progress, write, write_json
+from keywise.cli.terminal import show_progress, write, write_json, write_json_line
 from keywise.errors import OptionError
 from keywise.models.loading import LoadedModel, load_model
 from keywise.util.atomic_write import atomic_write
@@ -88,10 +88,13 @@ def align(  # noqa: PLR0917 - each is an option of the command
         if path is not None:
             check_output_file(name, str(path), inputs=inputs)
     read = _list_pairs(source, target, pairs, words)
+    own_heads = load_heads(heads)
+    check_symmetrisation(symmetrise, goes_both_ways=not one_way)
     notices = Console(stderr=True)
     use_threads(threads)
     loaded, reader = load_reader(notices, model, reverse_model, languages, dtype, one_way=one_way)
-    known = AlignmentHeads.load(heads) if heads is not None else find_heads(loaded)
+    check_symmetrisation(symmetrise, goes_both_ways=reader.goes_both_ways)
+    known = find_heads(loaded) if own_heads is None else own_heads
     alignments = []
     with show_progress(notices, "Aligning", "pairs", is_shown=len(read) > 1) as progress:
         for number, (source_words, target_words) in enumerate(read):
@@ -101,11 +104,24 @@ def align(  # noqa: PLR0917 - each is an option of the command
                 make_alignment(reader, source_words, target_words, chosen, weights, symmetrise=symmetrise)
             )
             progress(number + 1, len(read))
-    if not alignments[0].heads.is_tuned:
-        notices.print("keywise: the heads are untuned; see `keywise tune --alignments`", highlight=False)
+    tell_tuning(notices, alignments[0].heads)
     if html is not None:
         write_page(alignments, html)
     _write_alignments(alignments, out, as_json=as_json, as_lines=pairs is not None)
+
+
+def load_heads(path: Path | None) -> AlignmentHeads | None:
+    """Return the heads of a file that an option names, before a model is loaded; None without one."""
+    if path is None:
+        return None
+    with rename_argument("path", "heads"):
+        return AlignmentHeads.load(path)
+
+
+def tell_tuning(notices: Console, heads: AlignmentHeads) -> None:
+    """Print what the heads of a result were tuned on."""
+    tuning = f"tuned on {heads.tuned_on}" if heads.is_tuned else "untuned; see `keywise tune --alignments`"
+    notices.print(replace_controls(f"keywise: the heads are {tuning}"), markup=False, highlight=False)
 
 
 def load_reader(
@@ -152,9 +168,10 @@ def _list_pairs(source: str | None, target: str | None, pairs: Path | None, word
         if source is not None:
             raise OptionError("source", "cannot be combined with --pairs", got=source)
         return load_pairs(pairs)
-    if source is None or target is None:
-        raise OptionError("target", "must be given with SOURCE", remedy="or name a file with --pairs")
-    return [(split_words("source", source, words), split_words("target", target, words))]
+    for name, other, text in (("source", "TARGET", source), ("target", "SOURCE", target)):
+        if text is None:
+            raise OptionError(name, f"must be given with {other}", remedy="or name a file with --pairs")
+    return [(split_words("source", source or "", words), split_words("target", target or "", words))]
 
 
 def _write_alignments(alignments: list[Alignment], out: Path | None, *, as_json: bool, as_lines: bool) -> None:
@@ -164,7 +181,7 @@ def _write_alignments(alignments: list[Alignment], out: Path | None, *, as_json:
             file.write(lines.encode())
     if as_json:
         for alignment in alignments:
-            write_json(alignment.to_json())
+            (write_json_line if as_lines else write_json)(alignment.to_json())
     elif not as_lines:
         Console().print(alignments[0].table())
     elif out is None:

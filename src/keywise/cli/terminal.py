@@ -26,6 +26,13 @@ def write_json(value: dict[str, Any]) -> None:
     write(format_json(value))
 
 
+def write_json_line(value: dict[str, Any]) -> None:
+    """Write one of several results to stdout as a line of JSON."""
+    from keywise.util.terminal_text import format_json
+
+    write(format_json(value, indent=None))
+
+
 def print_notice(message: str) -> None:
     """Print a line on stderr, after the program's name."""
     from keywise.util.terminal_text import replace_controls

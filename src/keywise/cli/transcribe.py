@@ -61,6 +61,10 @@ def transcribe(  # noqa: PLR0917 - each is an option of the command
     """
     if form not in _FORMATS:
         raise OptionError("form", f"must be one of {', '.join(_FORMATS)}", got=form)
+    if as_json and form not in {_FORMATS[0], "json"}:
+        raise OptionError("form", "cannot be combined with --json", got=form)
+    if text is not None and not text.strip():
+        raise OptionError("text", "must have words", got=text)
     if out is not None:
         check_output_file("out", str(out), inputs=[str(audio)])
     samples = load_audio(audio)

@@ -7,14 +7,14 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from keywise.alignment import AlignmentHeads, Translation, find_heads
+from keywise.alignment import Translation, find_heads
 from keywise.alignment import translate as translate_text
 from keywise.alignment.report import write_page
-from keywise.alignment.words import SPACE
-from keywise.cli.align import HeadsFile, Languages, WordRule, parse_languages
+from keywise.alignment.words import SPACE, split_words
+from keywise.cli.align import HeadsFile, Languages, WordRule, load_heads, parse_languages, tell_tuning
 from keywise.cli.options import AsJson, Dtype, Model, Threads, use_threads
 from keywise.cli.output_file import check_output_file
-from keywise.cli.terminal import write, write_json
+from keywise.cli.terminal import write, write_json_line
 from keywise.models.loading import load_model
 from keywise.util.terminal_text import replace_controls
 
@@ -56,13 +56,15 @@ def translate(  # noqa: PLR0917 - each is an option of the command
         notices.print(replace_controls(line), markup=False, highlight=False)
 
     names = parse_languages(languages)
+    own_heads = load_heads(heads)
+    text = sys.stdin.read() if text is None else text
+    split_words("text", text, words)  # raises for an empty text before the model is loaded
     loaded = load_model(model, dtype=dtype, status=notify)
-    known = AlignmentHeads.load(heads) if heads is not None else find_heads(loaded)
     sentences = translate_text(
         loaded.model,
         loaded.tokenizer,
-        sys.stdin.read() if text is None else text,
-        heads=known,
+        text,
+        heads=find_heads(loaded) if own_heads is None else own_heads,
         languages=names,
         num_beams=beams,
         max_new_tokens=max_tokens,
@@ -73,8 +75,8 @@ def translate(  # noqa: PLR0917 - each is an option of the command
         _show(sentence, as_json=as_json)
         if sentence.alignment is not None:
             alignments.append(sentence.alignment)
-    if alignments and not alignments[0].heads.is_tuned:
-        notices.print("keywise: the heads are untuned; see `keywise tune --alignments`", highlight=False)
+    if alignments:
+        tell_tuning(notices, alignments[0].heads)
     if html is not None:
         write_page(alignments, html)
 
@@ -83,7 +85,7 @@ def _show(sentence: Translation, *, as_json: bool) -> None:
     if as_json:
         alignment = None if sentence.alignment is None else sentence.alignment.to_json()
         fields = {"source": sentence.source, "text": sentence.text, "complete": sentence.complete}
-        write_json({**fields, "alignment": alignment})
+        write_json_line({**fields, "alignment": alignment})
         return
     write(f"{sentence.text}{'' if sentence.complete else ' …'}\n")
     if sentence.alignment is not None:
