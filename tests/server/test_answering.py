@@ -113,7 +113,10 @@ def test_a_question_without_documents_asks_those_of_the_server_that_are_left(rea
     service.store.remove(documents[0])
     assert [each.id for each in ask(service).documents] == [documents[1]]
     service.store.remove(documents[1])
-    with pytest.raises(ApiError, match="No document is named"):
+    with pytest.raises(ApiError, match="those that the server was started with were removed"):
+        ask(service)
+    service.documents = ()
+    with pytest.raises(ApiError, match="the server was started without any"):
         ask(service)
 
 

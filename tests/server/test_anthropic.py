@@ -9,6 +9,7 @@ from typing import Any
 import anthropic
 import pytest
 
+from keywise.server.unsupported import CLOSEST, NOTE
 from tests.support.pdf import write_pages
 from tests.support.server import LIGHTHOUSE, ServerProcess
 
@@ -55,6 +56,30 @@ def test_a_text_is_cited_by_its_characters(client: anthropic.Anthropic, model: s
     assert again.usage.input_tokens + again.usage.cache_read_input_tokens == (
         message.usage.input_tokens + message.usage.cache_read_input_tokens
     )
+
+
+def test_a_document_has_the_title_of_its_client_everywhere(client: anthropic.Anthropic, model: str) -> None:
+    messages = ask("What is the dog's name?", make_document(title="K"))
+    whole = client.messages.create(model=model, max_tokens=50, messages=messages)
+    with client.messages.stream(model=model, max_tokens=50, messages=messages) as stream:
+        (ending,) = [event.to_dict() for event in stream if event.type == "message_delta"]
+    for citations, extension in (
+        (whole.content[0].citations, whole.model_extra["keywise"]),
+        (stream.get_final_message().content[0].citations, ending["keywise"]),
+    ):
+        assert [citation.document_title for citation in citations] == ["K"]
+        assert [citation["document_title"] for citation in extension["citations"]] == ["K"]
+        assert [document["title"] for document in extension["documents"]] == ["K"]
+
+
+def test_the_text_says_that_no_sentence_supports_it(client: anthropic.Anthropic, model: str) -> None:
+    options: dict[str, Any] = {"model": model, "max_tokens": 50, "messages": ask("Who is the president of France?")}
+    (block,) = client.messages.create(**options).content
+    assert block.text.startswith(f"{NOTE}{CLOSEST}")
+    assert block.citations is None
+    with client.messages.stream(**options) as stream:
+        assert "".join(stream.text_stream) == block.text
+    assert stream.get_final_message().content[0].text == block.text
 
 
 def test_a_pdf_is_cited_by_its_pages(client: anthropic.Anthropic, model: str) -> None:
@@ -149,6 +174,14 @@ def test_bad_requests_have_structured_errors(client: anthropic.Anthropic, model:
         client.messages.create(**{"model": model, "max_tokens": 50, "messages": ask(QUESTION), **options})
     assert caught.value.body["type"] == "error"
     assert caught.value.body["error"]["type"] == "invalid_request_error"
+
+
+def test_an_error_names_its_block_once(client: anthropic.Anthropic, model: str) -> None:
+    with pytest.raises(anthropic.BadRequestError) as caught:
+        client.messages.create(model=model, max_tokens=50, messages=ask("x", make_document("")))
+    message = caught.value.body["error"]["message"]
+    assert message.startswith("messages.0.content.0 must be a file with text in it")
+    assert message.count("messages.0") == 1
 
 
 def test_an_error_in_a_stream_is_raised_by_the_client(client: anthropic.Anthropic, model: str) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import openai
 import pytest
 
+from keywise.server.unsupported import CLOSEST, NOTE, WRITTEN
 from tests.support.pdf import write_pages
 from tests.support.server import LIGHTHOUSE, ServerProcess, send
 
@@ -138,6 +139,39 @@ def test_an_answer_that_no_sentence_supports_cites_nothing(client: openai.OpenAI
     assert extension["no_answer_share"] > 0.5
 
 
+def test_the_text_says_that_no_sentence_supports_it(client: openai.OpenAI, model: str) -> None:
+    """Most clients show the text alone."""
+    question = "Who is the president of France?"
+    options: dict[str, Any] = {"model": model, "messages": ask(question)}
+    whole = client.chat.completions.create(**options).choices[0].message.content
+    assert whole.startswith(f"{NOTE}{CLOSEST}")
+    assert len(whole) > len(f"{NOTE}{CLOSEST}")
+    with client.chat.completions.stream(**options) as stream:
+        assert stream.get_final_completion().choices[0].message.content == whole
+    response = client.responses.create(model=model, input=question)
+    assert response.output_text == whole
+    with client.responses.stream(model=model, input=question) as events:
+        parts = [event.delta for event in events if event.type == "response.output_text.delta"]
+    assert "".join(parts) == whole
+    written = {**options, "max_tokens": 6, "extra_body": {"keywise": {"sentences": 0}}}
+    end = client.chat.completions.create(**written).choices[0].message.content
+    assert end.endswith(f"{WRITTEN}{NOTE}")
+    chunks = client.chat.completions.create(**written, stream=True)
+    texts = [chunk.choices[0].delta.content for chunk in chunks if chunk.choices and chunk.choices[0].delta.content]
+    assert len(texts) > 3
+    assert "".join(texts) == end
+
+
+def test_a_follow_up_does_not_take_the_note_for_words_of_a_document(client: openai.OpenAI, model: str) -> None:
+    def follow(told: str) -> Any:
+        messages = [*ask("Which keeper stayed longest?"), {"role": "assistant", "content": told}]
+        messages += ask("And what did he write down?")
+        extension = client.chat.completions.create(model=model, messages=messages).model_extra["keywise"]
+        return extension["no_answer_share"], extension["citations"]
+
+    assert follow(f"{NOTE}{CLOSEST}Thomas Reed") == follow("Thomas Reed")
+
+
 def test_uploaded_files_are_asked_listed_and_removed(client: openai.OpenAI, model: str) -> None:
     file = client.files.create(file=("pets.txt", PETS), purpose="user_data")
     assert (file.filename, file.bytes) == ("pets.txt", len(PETS))
@@ -256,6 +290,53 @@ def test_files_that_cannot_be_read_are_refused_with_a_remedy(
     with pytest.raises(openai.BadRequestError, match=message) as caught:
         client.files.create(file=(name, content), purpose="user_data")
     assert caught.value.body["code"] == "invalid_file"
+    assert caught.value.body["param"] == "file"
+    assert caught.value.body["message"].startswith("file must ")
+
+
+@pytest.mark.parametrize(
+    ("body", "content_type", "param", "message"),
+    [
+        (b'{"model": x}', "application/json", None, "The body is not JSON: Expecting value, at character 11."),
+        (b'{"model": "x"}', "text/plain", None, "header Content-Type: application/json; got 'text/plain'"),
+        (b'{"model": "x"}', None, None, "header Content-Type: application/json; there is no such header"),
+        (b'["x"]', "application/json", None, "The body must be a JSON object."),
+        (b'{"model": "x", "messages": [], "foo": 1}', "application/json", "foo", "'foo' is not a field of this API"),
+        (
+            b'{"model": "x", "messages": [], "keywise": {"foo": 1}}',
+            "application/json",
+            "keywise.foo",
+            "'keywise.foo' is not a field of this API, or this server does not support it: leave it out.",
+        ),
+    ],
+)
+def test_a_body_of_another_shape_is_explained(
+    server: ServerProcess, body: bytes, content_type: str | None, param: str | None, message: str
+) -> None:
+    headers = {} if content_type is None else {"content_type": content_type}
+    status, _, text = send(server, "POST", "/v1/chat/completions", body, **headers)
+    error = json.loads(text)["error"]
+    assert (status, error["param"], error["code"]) == (400, param, "invalid_request")
+    assert message in error["message"]
+
+
+def test_a_wrong_document_is_reported_by_the_field_that_names_it(client: openai.OpenAI, model: str) -> None:
+    extra = {"keywise": {"documents": ["file-0"]}}
+    for ask_one in (
+        lambda: client.chat.completions.create(model=model, messages=ask(QUESTION), extra_body=extra),
+        lambda: client.responses.create(model=model, input=QUESTION, extra_body=extra),
+    ):
+        with pytest.raises(openai.NotFoundError, match="'file-0'") as caught:
+            ask_one()
+        assert caught.value.body["param"] == "keywise.documents"
+        assert caught.value.body["code"] == "file_not_found"
+
+
+def test_a_bad_file_inside_a_message_is_reported_by_its_part(client: openai.OpenAI, model: str) -> None:
+    content = [{"type": "file", "file": {"filename": "a.txt", "file_data": ""}}, {"type": "text", "text": "Who?"}]
+    with pytest.raises(openai.BadRequestError, match="the file is empty") as caught:
+        client.chat.completions.create(model=model, messages=ask(content))
+    assert caught.value.body["param"] == "messages[0].content[0]"
 
 
 def test_a_question_beyond_the_context_is_refused(client: openai.OpenAI, model: str) -> None:
@@ -389,6 +470,7 @@ def test_attention_statistics_have_no_matrix(client: openai.OpenAI, model: str) 
     body = {"model": model, "prompt": "The lamp stands in the tower.", "layers": [0, 3], "heads": [1], "top_k": 2}
     report: Any = client.post("/attention", cast_to=object, body=body)
     tokens = len(report["tokens"])
+    assert report["queries"] == [tokens - 1, tokens]
     assert [layer["layer"] for layer in report["layers"]] == [0, 3]
     for layer in report["layers"]:
         (head,) = layer["heads"]

@@ -178,15 +178,37 @@ def test_an_answer_without_support_says_so_and_marks_nothing(open_page: Any) -> 
 
 
 def test_ablation_is_measured_on_demand_and_kept(open_page: Any) -> None:
-    page = open_page()
+    page = open_page(viewport={"width": 1280, "height": 480})
     answer = ask(page, "Where is the old lens now?")
     answer.get_by_role("button", name="Measure what the answer depends on").click()
     lines = answer.locator(".ablation li")
     lines.first.wait_for()
-    assert re.fullmatch(r"Without sentence 1 the answer loses \d+\.\d nats\.", lines.first.inner_text())
-    assert "(control)" in lines.last.inner_text()
+    times = r"([\d.,]+|more than a million) times less likely"
+    assert re.fullmatch(rf"Without sentence 1 the answer is {times}\.", lines.first.inner_text())
+    assert "(control: from the middle of the ranking)" in lines.last.inner_text()
+    # The area of the question lies over the end of the conversation.
+    bottom = lines.last.bounding_box()["y"] + lines.last.bounding_box()["height"]
+    assert bottom <= page.locator("#ask").bounding_box()["y"]
     page.reload()
     page.wait_for_selector(".ablation li")
+
+
+def test_an_ablation_is_told_in_plain_words(open_page: Any) -> None:
+    page = open_page()
+    lines = page.evaluate(
+        """async () => {
+            const { describeAblation } = await import("/static/turns.js");
+            return [2.5, 1, 0.01, 0, -1, 20].map((drop) => describeAblation({ rank: 2, drop_nats: drop }));
+        }"""
+    )
+    assert lines == [
+        "Without sentence 2 the answer is 12 times less likely.",
+        "Without sentence 2 the answer is 2.7 times less likely.",
+        "The answer hardly depends on sentence 2.",
+        "The answer does not depend on sentence 2.",
+        "The answer does not depend on sentence 2.",
+        "Without sentence 2 the answer is more than a million times less likely.",
+    ]
 
 
 def test_a_pdf_is_shown_as_pages_with_the_cited_words_boxed(open_page: Any, tmp_path: Path) -> None:
@@ -267,6 +289,10 @@ def test_the_page_can_be_used_by_the_keyboard_alone(open_page: Any) -> None:
     page.evaluate("document.activeElement.blur()")
     page.keyboard.press("/")
     assert page.evaluate("document.activeElement.id") == "question"
+    page.locator("#documents input").first.focus()
+    page.keyboard.press("/")
+    assert page.evaluate("document.activeElement.id") == "question"
+    assert page.input_value("#question") == ""
     page.keyboard.type("Where is the old lens now?")
     page.keyboard.press("Enter")
     page.wait_for_selector(".sources")

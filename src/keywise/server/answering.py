@@ -15,6 +15,7 @@ from keywise.library.passages import locate_evidence
 from keywise.server.api_errors import ApiError
 from keywise.server.document_store import DocumentStore
 from keywise.server.settings import Limits
+from keywise.server.unsupported import remove_note
 
 if TYPE_CHECKING:
     from keywise.documents import Answer, Document, Evidence, Reader
@@ -196,7 +197,10 @@ class AnsweringService:
             return ()
         documents = tuple(dict.fromkeys(question.documents or self.store.select_kept(self.documents)))
         if not documents and self.library is None:
-            message = "No document is named, and the server was started without any: send one as a file."
+            reason = "the server was started without any"
+            if self.documents:
+                reason = "those that the server was started with were removed"
+            message = f"No document is named, and {reason}: send one as a file."
             raise ApiError(400, message, "messages", "no_document")
         return documents
 
@@ -261,8 +265,9 @@ class AnsweringService:
             The question cannot be answered.
         """
         documents = self.choose_documents(question)
-        context = find_context(question.text, question.turns)
-        resolved = resolve_follow_up(question.text, question.turns)
+        turns = [replace(turn, answer=remove_note(turn.answer)) for turn in question.turns]
+        context = find_context(question.text, turns)
+        resolved = resolve_follow_up(question.text, turns)
         passages: list[Passage] = []
         was_read = documents in self._prefilled
         if documents:

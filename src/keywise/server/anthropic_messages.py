@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Annotated, Any, Final, Literal
 
 from fastapi import APIRouter, Request
@@ -104,7 +105,7 @@ def make_router(service: Service) -> APIRouter:
         unused = [name for name in _WITHOUT_EFFECT if sent.get(name) is not None]
         message = MessageShape(service.answering.model_name, unused, reader)
         if not body.stream:
-            return message.make_response(await collect(request, service.stream(question)))
+            return message.make_response(await collect(request, service.stream_noted(question)))
         return respond_with_events(_make_events(service, question, message))
 
     return router
@@ -125,7 +126,7 @@ async def _read_question(service: Service, body: MessagesRequest, reader: Docume
     return Question(
         text,
         turns,
-        (*body.keywise.documents, *documents),
+        (*service.find_documents(body.keywise.documents), *documents),
         body.keywise.library,
         min(body.max_tokens, service.settings.limits.answer_tokens),
         body.keywise.sentences,
@@ -200,10 +201,10 @@ class DocumentReader:
             return self._service.store.get(source["file_id"]).id
         if kind == "text" and isinstance(data, str):
             name = f"{(block.title or 'document').removesuffix('.txt')}.txt"
-            return (await self._service.add_document(name, data.encode("utf-8", "replace"))).id
+            return (await self._service.add_document(name, data.encode("utf-8", "replace"), param=place)).id
         if kind == "base64" and source.get("media_type") == "application/pdf" and isinstance(data, str):
             name = f"{(block.title or 'document').removesuffix('.pdf')}.pdf"
-            return (await self._service.add_document(name, decode_file(data, place))).id
+            return (await self._service.add_document(name, decode_file(data, place), param=place)).id
         message = f"The source of a document must be text, a PDF in base64 or a file_id, got {kind!r}."
         raise ApiError(400, message, place, "unsupported_content")
 
@@ -233,6 +234,7 @@ class MessageShape:
 
     def make_response(self, reply: Reply) -> dict[str, Any]:
         """Return the whole message."""
+        reply = self.retitle(reply)
         return {
             **self._common,
             "content": self.make_blocks(reply),
@@ -240,6 +242,12 @@ class MessageShape:
             "usage": self.make_usage(reply),
             "keywise": self.make_extension(reply),
         }
+
+    def retitle(self, reply: Reply) -> Reply:
+        """Return an answer whose documents have the titles that the client gave them."""
+        titles = self._reader.titles
+        documents = [replace(each, title=titles.get(each.id or "") or each.title) for each in reply.documents]
+        return replace(reply, documents=documents)
 
     def make_extension(self, reply: Reply) -> dict[str, Any]:
         """Return the object `keywise`."""
@@ -254,7 +262,7 @@ class MessageShape:
         position = 0
         for text, _ in split_by_sources(reply.answer):
             position += len(text)
-            own = [describe_location(each, self._reader.titles) for each in citations if each.answer_end == position]
+            own = [describe_location(each) for each in citations if each.answer_end == position]
             blocks.append({"type": "text", "text": text, "citations": own or None})
         return blocks
 
@@ -276,20 +284,18 @@ class MessageShape:
         }
 
 
-def describe_location(citation: Citation, titles: dict[str, str | None]) -> dict[str, Any]:
+def describe_location(citation: Citation) -> dict[str, Any]:
     """Return a citation of a page, or of characters where the document has no pages.
 
     Parameters
     ----------
     citation
         The citation.
-    titles
-        The titles that the client gave to documents, by their identifiers.
     """
     common = {
         "cited_text": citation.cited_text,
         "document_index": citation.document_index,
-        "document_title": titles.get(citation.document_id or "", citation.document_title),
+        "document_title": citation.document_title,
         "file_id": citation.document_id,
     }
     first, end = citation.pages
@@ -303,7 +309,7 @@ async def _make_events(service: Service, question: Question, message: MessageSha
     yield encode_event({"type": "message_start", "message": message.begin()}, "message_start")
     blocks = BlockWriter()
     try:
-        async with aclosing(service.stream(question)) as events:
+        async with aclosing(service.stream_noted(question)) as events:
             async for event in events:
                 if isinstance(event, Delta):
                     blocks.add_text(event.text)
@@ -321,6 +327,7 @@ async def _make_events(service: Service, question: Question, message: MessageSha
 
 def _write_end(blocks: BlockWriter, message: MessageShape, reply: Reply) -> list[bytes]:
     """Return the events after the last part of the text."""
+    reply = message.retitle(reply)
     blocks.finish(message.make_blocks(reply))
     chunks = blocks.pop_chunks()
     end = {

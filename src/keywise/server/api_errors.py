@@ -62,7 +62,8 @@ class ApiError(HTTPException):
     def to_anthropic(self) -> dict[str, Any]:
         """Return the body of an error as Anthropic's API writes it."""
         kind = _ANTHROPIC_TYPES.get(self.status, "api_error")
-        message = self.message if self.param is None else f"{self.param}: {self.message}"
+        is_named = self.param is None or self.message.startswith(f"{self.param} ")
+        message = self.message if is_named else f"{self.param}: {self.message}"
         return {"type": "error", "error": {"type": kind, "message": message}}
 
 
@@ -70,13 +71,15 @@ class ClientLeftError(Exception):
     """Report that nobody waits for an answer any more."""
 
 
-def convert_error(error: KeywiseError) -> ApiError:
+def convert_error(error: KeywiseError, param: str | None = None) -> ApiError:
     """Return an error of keywise as an error of the APIs.
 
     Parameters
     ----------
     error
         The error.
+    param
+        The part of the request at fault, where it has another name than the argument.
 
     Examples
     --------
@@ -90,4 +93,5 @@ def convert_error(error: KeywiseError) -> ApiError:
         code = "context_length_exceeded"
     elif isinstance(error, FormatError):
         code = "invalid_file"
-    return ApiError(400, str(error), error.argument, code)
+    name = error.argument if param is None else param
+    return ApiError(400, error.describe(name), name, code)

@@ -91,10 +91,56 @@ async def _handle_keywise_error(request: Request, error: Exception) -> Response:
 async def _handle_invalid_request(request: Request, error: Exception) -> Response:
     if not isinstance(error, RequestValidationError):
         raise error
-    first = error.errors()[0]
-    places = [str(place) for place in first["loc"] if place != "body"]
+    return _respond(request, describe_invalid_request(error.errors()[0], request.headers.get("content-type")))
+
+
+def describe_invalid_request(problem: dict[str, Any], content_type: str | None) -> ApiError:
+    """Return the error of a request whose body has another shape than it should.
+
+    Parameters
+    ----------
+    problem
+        What is wrong, from Pydantic or FastAPI.
+    content_type
+        The header of the request; None without it.
+
+    Examples
+    --------
+    >>> describe_invalid_request({"type": "extra_forbidden", "loc": ("body", "foo")}, "application/json").message
+    "'foo' is not a field of this API, or this server does not support it: leave it out."
+    """
+    places = [str(place) for place in problem["loc"][1:]]
     param = ".".join(places) or None
-    return _respond(request, ApiError(400, f"{first['msg']}.", param, "invalid_request"))
+    message = f"{problem['msg']}." if "msg" in problem else ""
+    if problem["type"] == "json_invalid":
+        # The place is a number of characters here.
+        reason = problem["ctx"]["error"]
+        message, param = f"The body is not JSON: {reason}, at character {int(places[0]) + 1}.", None
+    elif problem["type"] == "extra_forbidden":
+        message = f"{param!r} is not a field of this API, or this server does not support it: leave it out."
+    elif param is None and not is_json(content_type):
+        got = "there is no such header" if content_type is None else f"got {content_type!r}"
+        message = f"The body must be JSON with the header Content-Type: application/json; {got}."
+    elif param is None:
+        message = "The body must be a JSON object."
+    return ApiError(400, message, param, "invalid_request")
+
+
+def is_json(content_type: str | None) -> bool:
+    """Return whether a header names JSON.
+
+    Parameters
+    ----------
+    content_type
+        The header; None without it.
+
+    Examples
+    --------
+    >>> is_json("application/json; charset=utf-8"), is_json("text/plain"), is_json(None)
+    (True, False, False)
+    """
+    kind = (content_type or "").partition(";")[0].strip().lower()
+    return kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json"))
 
 
 async def _handle_http_error(request: Request, error: Exception) -> Response:

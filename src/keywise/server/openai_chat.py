@@ -142,7 +142,7 @@ def make_router(service: Service) -> APIRouter:
         service.answering.check_question(question)
         completion = ChatCompletion(service.answering.model_name, find_base(request), unused)
         if not body.stream:
-            return completion.make_response(await collect(request, service.stream(question)))
+            return completion.make_response(await collect(request, service.stream_noted(question)))
         has_usage = body.stream_options is not None and body.stream_options.include_usage
         has_sources = body.keywise.open_webui_sources
         if has_sources is None:
@@ -176,7 +176,7 @@ async def _read_question(service: Service, body: ChatRequest) -> tuple[Question,
     question = Question(
         text,
         turns,
-        (*body.keywise.documents, *documents),
+        (*service.find_documents(body.keywise.documents), *documents),
         body.keywise.library,
         ANSWER_TOKENS if max_tokens is None else max_tokens,
         body.keywise.sentences,
@@ -267,7 +267,7 @@ def _stream(
     async def make_chunks() -> AsyncGenerator[bytes, None]:
         yield completion.make_chunk({"role": "assistant", "content": ""})
         try:
-            async with aclosing(service.stream(question)) as events:
+            async with aclosing(service.stream_noted(question)) as events:
                 async for event in events:
                     if isinstance(event, Delta):
                         yield completion.make_chunk({"content": event.text})

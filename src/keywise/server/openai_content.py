@@ -87,4 +87,4 @@ async def _read_file(service: Service, part: ContentPart, place: str) -> str:
         )
     if not isinstance(name, str) or not name:
         raise ApiError(400, "A file must have a filename: its suffix tells the format.", place, "invalid_value")
-    return (await service.add_document(name, decode_file(data, place))).id
+    return (await service.add_document(name, decode_file(data, place), param=place)).id

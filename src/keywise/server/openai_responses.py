@@ -173,7 +173,7 @@ def make_router(service: Service) -> APIRouter:
         kept = past_responses if body.store is not False else None
         response = ResponseShape(service.answering.model_name, body, question, unused, kept)
         if not body.stream:
-            return response.finish(await collect(request, service.stream(question)))
+            return response.finish(await collect(request, service.stream_noted(question)))
         return respond_with_events(_make_events(service, question, response))
 
     return router
@@ -210,7 +210,7 @@ async def _read_question(
     question = Question(
         text,
         turns,
-        (*body.keywise.documents, *documents),
+        (*service.find_documents(body.keywise.documents), *documents),
         body.keywise.library,
         ANSWER_TOKENS if body.max_output_tokens is None else body.max_output_tokens,
         body.keywise.sentences,
@@ -348,7 +348,7 @@ async def _make_events(service: Service, question: Question, response: ResponseS
     yield writer.write("response.output_item.added", output_index=0, item=response.make_item(None))
     yield writer.write("response.content_part.added", **place, part=response.make_part("", []))
     try:
-        async with aclosing(service.stream(question)) as events:
+        async with aclosing(service.stream_noted(question)) as events:
             async for event in events:
                 if isinstance(event, Delta):
                     yield writer.write("response.output_text.delta", **place, delta=event.text, logprobs=[])

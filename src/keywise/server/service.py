@@ -6,7 +6,7 @@ import asyncio
 import base64
 import binascii
 import json
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -21,6 +21,7 @@ from keywise.server.conversation_store import ConversationStore
 from keywise.server.document_store import SENT, DocumentStore, StoredDocument
 from keywise.server.model_queue import Event, Finished, Job, ModelQueue
 from keywise.server.settings import ServerSettings
+from keywise.server.unsupported import note_unsupported
 
 if TYPE_CHECKING:
     from keywise.server.page_pictures import PagePictures
@@ -73,8 +74,36 @@ class Service:
                 404, f"There is no model {model!r} here; this server has {name!r}.", "model", "model_not_found"
             )
 
-    async def add_document(self, name: str, content: bytes, *, origin: str = SENT) -> StoredDocument:
+    def find_documents(self, document_ids: Sequence[str]) -> tuple[str, ...]:
+        """Return the identifiers in the field ``keywise.documents`` of a request.
+
+        Raises
+        ------
+        ApiError
+            There is no document of an identifier.
+        """
+        for document_id in document_ids:
+            try:
+                self.store.get(document_id)
+            except ApiError as error:
+                raise ApiError(error.status, error.message, "keywise.documents", error.code) from None
+        return tuple(document_ids)
+
+    async def add_document(
+        self, name: str, content: bytes, *, origin: str = SENT, param: str = "file"
+    ) -> StoredDocument:
         """Convert a file and keep it, without holding up other requests.
+
+        Parameters
+        ----------
+        name
+            What its sender calls it.
+        content
+            The file.
+        origin
+            Where it comes from.
+        param
+            The part of the request that has it, for errors.
 
         Raises
         ------
@@ -85,10 +114,12 @@ class Service:
             try:
                 return await asyncio.to_thread(self.store.add, name, content, origin=origin)
             except KeywiseError as error:
-                raise convert_error(error) from error
+                raise convert_error(error, param) from error
+            except ApiError as error:
+                raise ApiError(error.status, error.message, param, error.code) from error
             except OSError as error:
                 message = f"The document cannot be kept: {error.strerror}."
-                raise ApiError(507, message, "file", "cannot_be_kept") from error
+                raise ApiError(507, message, param, "cannot_be_kept") from error
 
     async def stream(self, question: Question) -> AsyncGenerator[Event, None]:
         """Answer a question and yield what happens; last `Finished` with a `Reply`.
@@ -101,6 +132,10 @@ class Service:
         async with aclosing(self.run(lambda job: self.answering.answer(question, job))) as events:
             async for event in events:
                 yield event
+
+    def stream_noted(self, question: Question) -> AsyncGenerator[Event, None]:
+        """Answer a question as `stream` does, for a client that sees only the text: it says if no sentence answers."""
+        return note_unsupported(self.stream(question))
 
     async def run(self, function: Callable[[Job], Any]) -> AsyncGenerator[Event, None]:
         """Run a function in the model's thread and yield what happens; errors become those of the APIs.

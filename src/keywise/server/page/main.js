@@ -137,7 +137,7 @@ function listen() {
     if (panel) showPanel(panel);
   });
   document.addEventListener("keydown", (event) => {
-    const isTyping = event.target.matches("textarea, input");
+    const isTyping = event.target.matches("textarea");
     if (event.key === "Escape" && asking !== null) asking.abort();
     if (event.key === "/" && !isTyping) {
       event.preventDefault();

@@ -6,6 +6,9 @@ import { activate, scrollToRank, showDocuments } from "./viewer.js";
 
 const SHOWN_SENTENCES = 5;
 const LEAST_SHARE = 0.005;
+const LEAST_TIMES = 1.05;
+const MOST_TIMES = 1e6;
+const GAP_PIXELS = 8;
 
 // Returns an article for a question whose answer is still to come.
 export function addQuestion(question) {
@@ -112,6 +115,9 @@ function makeTools(conversation, turn, open) {
     try {
       const path = `/api/conversations/${conversation.id}/turns/${turn.number}/ablation`;
       showAblations(results, (await request("POST", path)).ablations);
+      // The area of the question covers the end of the conversation.
+      results.style.scrollMarginBottom = `${find("ask").offsetHeight + GAP_PIXELS}px`;
+      results.scrollIntoView({ block: "nearest" });
       tell("Measured");
     } catch (error) {
       button.disabled = false;
@@ -126,9 +132,18 @@ function makeTools(conversation, turn, open) {
   return make("div", {}, make("div", { class: "tools" }, view, button), results);
 }
 
+// Tells how many times less likely the answer is without a sentence.
+export function describeAblation({ rank, drop_nats: drop, control }) {
+  const sentence = `sentence ${rank}${control ? " (control: from the middle of the ranking)" : ""}`;
+  if (drop <= 0) return `The answer does not depend on ${sentence}.`;
+  const times = Math.exp(drop);
+  if (times < LEAST_TIMES) return `The answer hardly depends on ${sentence}.`;
+  if (times > MOST_TIMES) return `Without ${sentence} the answer is more than a million times less likely.`;
+  const rounded = times.toLocaleString("en", { maximumSignificantDigits: 2 });
+  return `Without ${sentence} the answer is ${rounded} times less likely.`;
+}
+
 function showAblations(results, ablations) {
-  const items = ablations.map(({ rank, drop_nats: drop, control }) =>
-    make("li", {}, `Without sentence ${rank}${control ? " (control)" : ""} the answer loses ${drop.toFixed(1)} nats.`),
-  );
+  const items = ablations.map((ablation) => make("li", {}, describeAblation(ablation)));
   results.replaceChildren(make("ul", { "aria-label": "Ablation" }, ...items));
 }
