@@ -87,6 +87,7 @@ def test_align_shows_table_json_and_page(translator, tmp_path):
     content = page.read_text()
     assert "Content-Security-Policy" in content
     assert content.count('class="link"') == 3
+    assert '<span dir="auto">the red house</span><span dir="auto">la maison rouge</span>' in content
     shown = run("align", "the red house", "la maison rouge", "--model", translator, "--json")
     report = json.loads(shown.stdout)
     assert report["links"] == [[0, 0], [1, 2], [2, 1]]
