@@ -172,8 +172,8 @@ KEYWISE_INLINE void sum_key_products(int64_t head_dim, const char* const* keys, 
 template <int R, Dtype kDtype, bool kPairs>
 static void score_in_place(const Problem& problem, const char* key, int64_t stride_bytes,
                            const float* queries, int64_t count, float* scores) {
-  const int64_t head_dim =
-      problem.head_dim;  // a copy, because stores of scores may alias the problem
+  // A copy, because stores of scores may alias the problem.
+  const int64_t head_dim = problem.head_dim;
   const int64_t query_stride = round_up(key_depth(problem, kPairs), kLanes);
   const bool prefetches = stride_bytes == head_dim * bytes_of(kDtype) &&
                           problem.keys * stride_bytes > kMinPrefetchedBytes;
