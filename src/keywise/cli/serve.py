@@ -1,6 +1,7 @@
 """`keywise serve`: a local server with a page and the APIs of language models."""
 
 import webbrowser
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -98,7 +99,8 @@ def serve(  # noqa: PLR0917 - each is an argument or option of the command
     Answers cite the sentences that support them. Everything stays on this machine. Ctrl-C ends the server.
     """
     require_modules("serve", "fastapi", "uvicorn", "multipart")
-    from keywise.server.run import find_address, make_service, open_socket, run_server  # noqa: PLC0415 - optional
+    from keywise.server.document_store import DocumentStore  # noqa: PLC0415 - optional
+    from keywise.server.run import add_files, find_address, make_service, open_socket, run_server  # noqa: PLC0415
     from keywise.server.settings import ServerSettings  # noqa: PLC0415
 
     if files and library is not None:
@@ -108,7 +110,12 @@ def serve(  # noqa: PLR0917 - each is an argument or option of the command
     )
     listener = open_socket(settings)
     use_threads(threads)
-    loaded = load_model(model, dtype=dtype, pack_linear=True, status=print_notice)
+    folder = locate_data_folder(data_dir)
+    store = DocumentStore(folder / "documents", settings.limits)
+    with ThreadPoolExecutor(1) as executor:
+        # A process of its own converts the files while this one imports torch and loads the model.
+        documents = executor.submit(add_files, store, files or (), print_notice)
+        loaded = load_model(model, dtype=dtype, pack_linear=True, status=print_notice)
     reader = Reader(
         loaded,
         keep=not no_cache,
@@ -117,15 +124,14 @@ def serve(  # noqa: PLR0917 - each is an argument or option of the command
         max_windows=windows,
         status=print_notice,
     )
-    folder = locate_data_folder(data_dir)
     service = make_service(
         settings,
         reader,
+        store,
         folder,
-        paths=files or (),
+        documents=documents.result(),
         library=_open_library(library),
         sentences=sentences,
-        status=print_notice,
     )
     address = find_address(settings, listener)
 

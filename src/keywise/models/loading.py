@@ -32,6 +32,7 @@ from keywise.models.sources import ModelSource, describe_model, download_model, 
 from keywise.models.tokenizer_check import check_tokenizer
 from keywise.util.checks import check_bool
 from keywise.util.foreign_errors import translate_errors
+from keywise.util.garbage import pause_garbage_collection
 from keywise.util.optional_imports import require_modules
 from keywise.util.progress import Status
 
@@ -162,23 +163,33 @@ def load_model(
     check_bool("pack_linear", pack_linear)
     require_modules("hf", "torch", "transformers", "safetensors", "huggingface_hub")
     report = status or _ignore_status
-    model_source = find_model(source)
-    form = weights or "as-is"
-    if model_source.kind == "gguf" and model_source.path is not None:
-        gguf_model = convert_gguf(model_source.path, cache_dir, report)
-        report(f"Loading {model_source.name}")
-        loaded = _load_gguf(model_source.name, gguf_model, dtype, form)
-    elif model_source.kind == "ctranslate2" and model_source.path is not None:
-        report(f"Loading {model_source.name}")
-        loaded = _load_ct2(model_source.name, model_source.path, dtype, form)
-    else:
-        folder = _find_folder(model_source, report)
-        report(f"Loading {model_source.name}")
-        loaded = _load_folder(model_source.name, folder, dtype, form, pack_linear=pack_linear)
+    with pause_garbage_collection():
+        loaded = _load(find_model(source), dtype, weights or "as-is", cache_dir, report, pack_linear=pack_linear)
     if not loaded.tokenizer.is_fast:
         rule = "must have a fast tokenizer (tokenizer.json), which character offsets need"
-        raise ModelError("source", f"{rule}; {model_source.name!r} has none")
+        raise ModelError("source", f"{rule}; {loaded.name!r} has none")
     return loaded
+
+
+def _load(
+    source: ModelSource,
+    dtype: str | None,
+    weights: str,
+    cache_dir: str | os.PathLike[str] | None,
+    report: Status,
+    *,
+    pack_linear: bool,
+) -> LoadedModel:
+    if source.kind == "gguf" and source.path is not None:
+        gguf_model = convert_gguf(source.path, cache_dir, report)
+        report(f"Loading {source.name}")
+        return _load_gguf(source.name, gguf_model, dtype, weights)
+    if source.kind == "ctranslate2" and source.path is not None:
+        report(f"Loading {source.name}")
+        return _load_ct2(source.name, source.path, dtype, weights)
+    folder = _find_folder(source, report)
+    report(f"Loading {source.name}")
+    return _load_folder(source.name, folder, dtype, weights, pack_linear=pack_linear)
 
 
 def _ignore_status(_line: str) -> None:

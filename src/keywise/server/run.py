@@ -34,12 +34,12 @@ BACKLOG: Final = 512
 def make_service(
     settings: ServerSettings,
     reader: Reader,
+    store: DocumentStore,
     data_folder: Path,
     *,
-    paths: Sequence[str] = (),
+    documents: Sequence[str] = (),
     library: Library | None = None,
     sentences: int | None = None,
-    status: Status | None = None,
 ) -> Service:
     """Return the state of a server.
 
@@ -49,26 +49,22 @@ def make_service(
         Where it listens, and its limits.
     reader
         The model.
+    store
+        The documents.
     data_folder
-        Where documents and conversations are kept.
-    paths
-        Files, folders and patterns that are asked where a question names no document.
+        Where conversations are kept.
+    documents
+        Identifiers of those that are asked where a question names no document.
     library
-        The library that is asked where there are no such files.
+        The library that is asked where there are no such documents.
     sentences
         As for `AnsweringService`.
-    status
-        Called with a line about each file in a folder that is passed over.
 
     Raises
     ------
-    FormatError
-        A named file cannot be read, or no file can be read.
     OptionError
         The data folder cannot be used.
     """
-    store = DocumentStore(data_folder / "documents", settings.limits)
-    documents = add_files(store, paths, status or (lambda _line: None))
     conversations = ConversationStore(data_folder / "conversations", settings.limits.conversations)
     answering = AnsweringService(
         reader, store, settings.limits, documents=documents, library=library, sentences=sentences

@@ -1,0 +1,31 @@
+"""Python's garbage collector."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def pause_garbage_collection() -> Iterator[None]:
+    """Collect no cyclic garbage inside a ``with`` block that creates many objects which stay.
+
+    Importing torch and transformers and reading a vocabulary create millions of objects. The collector would go through
+    all of them several times and find nothing: a fifth of the time that a small model needs to load.
+
+    Examples
+    --------
+    >>> import gc
+    >>> from keywise.util.garbage import pause_garbage_collection
+    >>> with pause_garbage_collection():
+    ...     gc.isenabled()
+    False
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
