@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("gguf", reason="knows GGML's types; it comes with keywise[hf]")
 
-from keywise.models.gguf_header import check_gguf
+from keywise.models.gguf_header import check_gguf, write_without_vocabulary
 from keywise.models.safetensors_files import ModelFileError
 
 TEXT, ARRAY, WORD = 8, 9, 4
@@ -58,6 +58,27 @@ def test_a_valid_header_is_summarised(tmp_path: Path) -> None:
     summary = check_gguf(write(tmp_path / "model.gguf"))
     assert dict(summary.dtypes) == {"blk.0.attn_norm.weight": "F32", "output_norm.weight": "F32"}
     assert (summary.tensors, summary.elements, summary.largest_size) == (2, 8, 4)
+
+
+def test_a_header_is_written_without_its_vocabulary(tmp_path: Path) -> None:
+    strings = struct.pack("<IQ", TEXT, 3) + b"".join(map(encode_text, ("a", "bc", "def")))
+    path = write(
+        tmp_path / "model.gguf",
+        entry0=encode_entry("tokenizer.ggml.tokens", ARRAY, strings),
+        entry1=encode_entry("llama.sizes", ARRAY, struct.pack("<IQ2I", WORD, 2, 7, 9)),
+        entry2=encode_entry("tokenizer.ggml.merges", ARRAY, struct.pack("<IQ", TEXT, 1) + encode_text("a b")),
+        entry3=encode_entry("tokenizer.ggml.eos_token_id", WORD, struct.pack("<I", 2)),
+    )
+    short = tmp_path / "short.gguf"
+    assert write_without_vocabulary(path, short) == (3, None)
+    expected = write(
+        tmp_path / "expected.gguf",
+        entry1=encode_entry("llama.sizes", ARRAY, struct.pack("<IQ2I", WORD, 2, 7, 9)),
+        entry3=encode_entry("tokenizer.ggml.eos_token_id", WORD, struct.pack("<I", 2)),
+    )
+    assert short.read_bytes() == expected.read_bytes()
+    promising = write(tmp_path / "promising.gguf", entry=encode_entry("llama.vocab_size", WORD, struct.pack("<I", 5)))
+    assert write_without_vocabulary(promising, short) == (0, 5)
 
 
 HUGE = 2**63

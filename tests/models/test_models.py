@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+import transformers
 
 from keywise.errors import DtypeError, ModelError, OptionError
 from keywise.models import find_model, fingerprint, list_models, load_model, loading
@@ -18,7 +19,7 @@ from keywise.util.paths import locate_cache_folder
 
 pytest.importorskip("gguf", reason="reads GGUF files; it comes with keywise[hf]")
 
-from tests.support.gguf_models import load_with_transformers, write_gguf
+from tests.support.gguf_models import ARCHITECTURES, load_with_transformers, write_gguf
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +85,20 @@ def test_converted_tokenizer_round_trips(converted):
     assert tokenizer.decode(ids) == text
     rendered = tokenizer.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False)
     assert rendered == "<|im_start|>hi<|im_end|><|im_start|>"
+
+
+@pytest.mark.parametrize("has_vocab_size", [True, False])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_gguf_model_has_the_configuration_and_the_tokenizer_of_transformers(tmp_path, architecture, has_vocab_size):
+    path = write_gguf(tmp_path / "tiny.gguf", architecture=architecture, has_vocab_size=has_vocab_size)
+    folder = conversion.convert_gguf(path, tmp_path / "cache", lambda _line: None).folder
+    config = transformers.AutoConfig.from_pretrained(tmp_path, gguf_file="tiny.gguf").to_dict()
+    converted = transformers.AutoConfig.from_pretrained(folder).to_dict()
+    del config["_name_or_path"], converted["_name_or_path"]
+    assert {**converted, "dtype": None} == {**config, "dtype": None}
+    transformers.AutoTokenizer.from_pretrained(tmp_path, gguf_file="tiny.gguf").save_pretrained(tmp_path / "saved")
+    for name in ("tokenizer.json", "chat_template.jinja"):
+        assert (folder / name).read_text() == (tmp_path / "saved" / name).read_text()
 
 
 def test_a_gguf_file_is_converted_once(gguf_file, converted):

@@ -16,7 +16,9 @@ def list_byte_letters():
     return [chr(byte) for byte in plain] + [chr(256 + i) for i in range(256 - len(plain))]
 
 
-def write_gguf(path, seed=0, *, architecture="llama", block_format="F32", extra=None, tensors_per_part=0):
+def write_gguf(
+    path, seed=0, *, architecture="llama", block_format="F32", extra=None, tensors_per_part=0, has_vocab_size=True
+):
     """Write a tiny model with a byte-level tokenizer; matrices have the format, and other tensors are float32.
 
     With tensors_per_part, the file is split into parts, whose names are returned by `list_gguf_parts`.
@@ -36,7 +38,8 @@ def write_gguf(path, seed=0, *, architecture="llama", block_format="F32", extra=
     writer.add_rope_freq_base(10000.0)
     writer.add_rope_dimension_count(_find_head_dim(architecture))
     writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_vocab_size(len(tokens))
+    if has_vocab_size:
+        writer.add_vocab_size(len(tokens))
     if architecture in {"qwen3", "gemma2", "gemma3"}:
         writer.add_key_length(_find_head_dim(architecture))
         writer.add_value_length(_find_head_dim(architecture))

@@ -34,7 +34,7 @@ REQUIRED_FEATURES = {
     "models.whisper.generation_whisper": ("WhisperGenerationMixin",),
     "models.whisper.tokenization_whisper": ("TO_LANGUAGE_CODE",),
     "models.auto.configuration_auto": ("CONFIG_MAPPING_NAMES", "model_type_to_module_name"),
-    "models.auto.tokenization_auto": ("TOKENIZER_MAPPING_NAMES",),
+    "models.auto.tokenization_auto": ("TOKENIZER_MAPPING_NAMES", "tokenizer_class_from_name"),
     "utils.output_capturing": ("_active_collector",),
 }
 """What every supported version has, by module; of sdpa_mask, the argument q_offset too."""
@@ -192,8 +192,8 @@ def list_model_types() -> dict[str, Path]:
     return {name: models / auto.model_type_to_module_name(name) for name in auto.CONFIG_MAPPING_NAMES}
 
 
-def has_own_tokenizer(model_type: str) -> bool:
-    """Return whether transformers has a tokenizer class for the models of a type.
+def find_tokenizer_class(model_type: str) -> Any:
+    """Return the class of fast tokenizers for the models of a type.
 
     Parameters
     ----------
@@ -202,11 +202,13 @@ def has_own_tokenizer(model_type: str) -> bool:
 
     Examples
     --------
-    >>> has_own_tokenizer("qwen2"), has_own_tokenizer("llama")
-    (True, False)
+    >>> find_tokenizer_class("qwen2").__name__, find_tokenizer_class("llama").__name__
+    ('Qwen2Tokenizer', 'TokenizersBackend')
     """
-    names = import_internals("models.auto.tokenization_auto").TOKENIZER_MAPPING_NAMES
-    return names.get(model_type) is not None
+    auto = import_internals("models.auto.tokenization_auto")
+    found = auto.tokenizer_class_from_name(auto.TOKENIZER_MAPPING_NAMES.get(model_type) or "")
+    general = importlib.import_module("transformers").PreTrainedTokenizerFast
+    return found if found is not None and issubclass(found, general) else general
 
 
 def find_gguf_processor(architecture: str, config: Any) -> Any:

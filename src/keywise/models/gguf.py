@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from keywise.errors import ModelError
-from keywise.hf.compatibility import has_own_tokenizer
+from keywise.hf.compatibility import find_tokenizer_class
 from keywise.models.file_digests import digest_file
-from keywise.models.gguf_header import GgufSummary, GgufTensor, check_gguf, summarise_places
+from keywise.models.gguf_header import GgufSummary, GgufTensor, check_gguf, summarise_places, write_without_vocabulary
 from keywise.models.gguf_parts import list_gguf_parts, name_gguf_model
 from keywise.models.output_streams import discard_output
 from keywise.models.quiet_transformers import quiet_transformers
@@ -179,7 +179,7 @@ def _write_model(files: tuple[Path, ...], folder: Path) -> GgufSummary:
     try:
         with translate_errors(ModelFileError, ModelFileError):
             header = check_gguf(*files)
-            config, tokenizer = _load_gguf(files[0], folder.parent / "source")
+            config, tokenizer = _load_gguf(files, folder.parent / "source")
     except ModelFileError as error:
         raise ModelError(
             "source",
@@ -192,22 +192,22 @@ def _write_model(files: tuple[Path, ...], folder: Path) -> GgufSummary:
     return header
 
 
-def _load_gguf(gguf_file: Path, link_folder: Path) -> tuple[Any, Any]:
+def _load_gguf(files: tuple[Path, ...], link_folder: Path) -> tuple[Any, Any]:
     """Load through a link in a new folder: transformers would read the configurations beside the file too."""
-    from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerFast
+    from transformers import AutoConfig
 
     link_folder.mkdir()
-    (link_folder / "model.gguf").symlink_to(gguf_file.resolve())
+    (link_folder / "model.gguf").symlink_to(files[0].resolve())
+    tokens, promised = write_without_vocabulary(files[0], link_folder / "header.gguf", len(files))
+    options = {"local_files_only": True, "trust_remote_code": False}
     with quiet_transformers():
-        options = {"gguf_file": "model.gguf", "local_files_only": True, "trust_remote_code": False}
-        config = AutoConfig.from_pretrained(link_folder, **options)
+        config = AutoConfig.from_pretrained(link_folder, gguf_file="header.gguf", **options)
+        if config.vocab_size != promised:
+            config.vocab_size = tokens
         with discard_output():
-            tokenizer = AutoTokenizer.from_pretrained(link_folder, **options)
-        if type(tokenizer) is not PreTrainedTokenizerFast and not has_own_tokenizer(config.model_type):
-            # Some versions choose the tokenizer class of another family, which would read the folder in its own way.
-            with discard_output():
-                tokenizer = PreTrainedTokenizerFast.from_pretrained(link_folder, **options)
-    config.name_or_path = tokenizer.name_or_path = name_gguf_model(gguf_file)
+            tokenizer_class = find_tokenizer_class(config.model_type)
+            tokenizer = tokenizer_class.from_pretrained(link_folder, gguf_file="model.gguf", **options)
+    config.name_or_path = tokenizer.name_or_path = name_gguf_model(files[0])
     return config, tokenizer
 
 

@@ -97,6 +97,9 @@ class _Header:
     scalars: dict[str, Any] = field(default_factory=dict)
     names: set[str] = field(default_factory=set)
     places: tuple[GgufTensor, ...] = ()
+    # Begin and end of the entry of each array, and its elements.
+    arrays: dict[str, tuple[int, int, int]] = field(default_factory=dict)
+    size_bytes: int = 0
 
     def read(self, count: int) -> bytes:
         """Return the next bytes; raise an error at the end of the file."""
@@ -166,6 +169,52 @@ def check_gguf(*paths: Path) -> GgufSummary:
     return summary
 
 
+def write_without_vocabulary(path: Path, target: Path, parts: int = 1) -> tuple[int, int | None]:
+    """Write the header of a GGUF file without its vocabulary, and a hole in place of the tensors.
+
+    Readers that make an object of every token need a second for 10,000 of them.
+
+    Parameters
+    ----------
+    path : pathlib.Path
+        The file, or its first part.
+    target : pathlib.Path
+        The file to write.
+    parts : int
+        Number of the file's parts.
+
+    Returns
+    -------
+    int
+        Number of tokens in the vocabulary.
+    int or None
+        Number of tokens that the header promises.
+
+    Raises
+    ------
+    ModelFileError
+        As for `check_gguf`.
+    OSError
+        A file cannot be read or written.
+    """
+    header = _read_header(path, 0, parts)
+    vocabulary = {name: array for name, array in header.arrays.items() if name.startswith("tokenizer.")}
+    with path.open("rb") as file:
+        content = file.read(header.size_bytes)
+    alignment = header.scalars.get("general.alignment", DEFAULT_ALIGNMENT)
+    payload_bytes = header.file_bytes - _align(header.size_bytes, alignment)
+    for begin, end, _ in sorted(vocabulary.values(), reverse=True):
+        content = content[:begin] + content[end:]
+    # Magic, version, number of tensors, number of entries.
+    entries = _LONG.unpack_from(content, 16)[0] - len(vocabulary)
+    with target.open("wb") as file:
+        file.write(content[:16] + _LONG.pack(entries) + content[24:])
+        file.truncate(_align(len(content), alignment) + payload_bytes)
+    tokens = vocabulary.get("tokenizer.ggml.tokens", (0, 0, 0))[2]
+    promised = header.scalars.get(f"{header.scalars.get('general.architecture')}.vocab_size")
+    return tokens, promised if isinstance(promised, int) else None
+
+
 def summarise_places(architecture: str, places: tuple[GgufTensor, ...]) -> GgufSummary:
     """Return what a GGUF file with some tensors holds.
 
@@ -207,17 +256,20 @@ def _read_header(path: Path, part: int, parts: int) -> _Header:
                 f"its header says {number!r:.20} of {count!r:.20}"
             )
         header.places = _read_tensors(header, tensors, part)
+        header.size_bytes = file.tell()
     return header
 
 
 def _read_entry(header: _Header) -> None:
+    begin = header.file.tell()
     name = header.read_text(MAX_NAME_BYTES)
     if name in header.names:
         raise ModelFileError(f"its header repeats {name!r:.80}")
     header.names.add(name)
     code = header.read_word()
     if code == _ARRAY:
-        _skip_array(header, name)
+        count = _skip_array(header, name)
+        header.arrays[name] = (begin, header.file.tell(), count)
     else:
         header.scalars[name] = _read_scalar(header, name, code)
 
@@ -234,7 +286,8 @@ def _read_scalar(header: _Header, name: str, code: int) -> Any:
     return value
 
 
-def _skip_array(header: _Header, name: str) -> None:
+def _skip_array(header: _Header, name: str) -> int:
+    """Go to the end of an array and return the number of its elements."""
     code, count = header.read_word(), header.read_long()
     if count > MAX_ELEMENTS:
         raise ModelFileError(f"{name!r:.80} in its header must have at most {MAX_ELEMENTS:,} elements, got {count:,}")
@@ -245,6 +298,7 @@ def _skip_array(header: _Header, name: str) -> None:
         header.read(count * _SCALARS[code].size)
     else:
         raise ModelFileError(f"{name!r:.80} in its header has elements of the unknown type {code}")
+    return count
 
 
 def _read_tensors(header: _Header, count: int, part: int) -> tuple[GgufTensor, ...]:
