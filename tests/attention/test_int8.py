@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,15 @@ from keywise.errors import DtypeError, OptionError
 from tests.attention.test_accuracy import RESULTS
 from tests.cache.test_kvcache import draw_tokens
 from tests.support.cases import DTYPES, MASKS, Case
-from tests.support.judging import CAUSAL, as_float64, check_output, check_stats, find_largest_error, make_expectation
+from tests.support.judging import (
+    CAUSAL,
+    Expectation,
+    as_float64,
+    check_output,
+    check_stats,
+    find_largest_error,
+    make_expectation,
+)
 from tests.support.plain import attend_plainly
 
 
@@ -62,15 +71,35 @@ CASES += [
 ]
 
 
+@functools.lru_cache(maxsize=2)
+def expect_rounded(case: Case, cuts: tuple[int, ...]) -> Expectation:
+    arguments = round_to_int8(case.arguments(), cuts)
+    return make_expectation(make_problem(**arguments, stats=StatsRequest(**case.stats_arguments())))
+
+
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.mask}-{case.dtype}-{case.keys}")
 def test_kernels_over_int8_equal_the_definition_over_rounded_numbers(case: Case, kernel: str) -> None:
     unsplit = run(**round_to_int8(case.arguments()))
     for cuts in ((), (1, 37, 290)):
         arguments = round_to_int8(case.arguments(), cuts)
         assert torch.equal(run(**arguments), unsplit)
-        expectation = make_expectation(make_problem(**arguments, stats=StatsRequest(**case.stats_arguments())))
+        expectation = expect_rounded(case, cuts)
         check_output(run(**arguments), expectation)
         check_stats(run(**arguments, stats=StatsRequest(**case.stats_arguments())), expectation)
+
+
+@functools.lru_cache(maxsize=10)
+def compute_allowed_errors(case: Case) -> tuple[Any, dict[str, float]]:
+    """Return the definition over the rounded numbers, and twice the errors of plain computation."""
+    problem = make_problem(**round_to_int8(case.arguments()), stats=StatsRequest())
+    definition = reference.evaluate(problem)
+    single = attend_plainly(problem, torch.float32, scale_first=False)
+    same = attend_plainly(problem, getattr(torch, case.dtype), scale_first=False)
+    allowed = {
+        name: 2 * find_largest_error(getattr(same if name == "output" else single, name), getattr(definition, name))
+        for name in RESULTS
+    }
+    return definition, allowed
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -81,16 +110,11 @@ def test_errors_are_at_most_twice_plain_ones(kernel: str, dtype: str, queries: i
     errors, allowed = dict.fromkeys(RESULTS, 0.0), dict.fromkeys(RESULTS, 0.0)
     for seed in range(10):
         case = Case(dtype, 2, 4, queries=queries, group=3, keys=300, value_dim=80, peaky=peaky, seed=seed)
-        arguments = round_to_int8(case.arguments())
-        problem = make_problem(**arguments, stats=StatsRequest())
-        reference_result, stats = reference.evaluate(problem), run(**arguments, stats=StatsRequest())
-        single = attend_plainly(problem, torch.float32, scale_first=False)
-        same = attend_plainly(problem, getattr(torch, dtype), scale_first=False)
+        definition, allowed_once = compute_allowed_errors(case)
+        stats = run(**round_to_int8(case.arguments()), stats=StatsRequest())
         for name in RESULTS:
-            errors[name] += find_largest_error(as_float64(getattr(stats, name)), getattr(reference_result, name))
-            allowed[name] += 2 * find_largest_error(
-                getattr(same if name == "output" else single, name), getattr(reference_result, name)
-            )
+            errors[name] += find_largest_error(as_float64(getattr(stats, name)), getattr(definition, name))
+            allowed[name] += allowed_once[name]
     over = {name: f"{error:.3g} > {allowed[name]:.3g}" for name, error in errors.items() if error > allowed[name]}
     assert not over
 
