@@ -7,9 +7,10 @@ from typing import Any
 
 from keywise.hf.compatibility import check_features
 from keywise.hf.families import FamilySupport, supported
+from keywise.hf.layer_stats import LayerStats
 from keywise.hf.plugin import register, register_on_import, use
 from keywise.hf.recording import record_stats
-from keywise.hf.stats_record import LayerStats, StatsRecord
+from keywise.hf.stats_record import StatsRecord
 from keywise.hf.stats_spec import StatsSpec
 
 __all__ = [

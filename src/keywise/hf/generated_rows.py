@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from keywise.hf.stats_record import LayerStats
+from keywise.hf.layer_stats import LayerStats
 
 
 def group_heads(heads: Iterable[Sequence[int]]) -> dict[int, list[int]]:

@@ -15,8 +15,9 @@ from typing import Any
 from keywise.attention.stats import AttentionStats
 from keywise.attention.stats_request import StatsRequest
 from keywise.errors import DtypeError, ModelError, OptionError
+from keywise.hf.layer_stats import LayerStats
 from keywise.hf.parts import ATTENTION_NAME, name_modules, select_parts
-from keywise.hf.stats_record import LayerStats, StatsRecord
+from keywise.hf.stats_record import StatsRecord
 from keywise.hf.stats_spec import StatsSpec
 
 _CROSS_ATTENTION = re.compile(r"cross|encoder_attn|encdec", re.IGNORECASE)

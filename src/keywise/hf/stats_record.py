@@ -1,56 +1,38 @@
-"""Recorded attention statistics: one record per layer and call, and a sequence of them."""
+"""A sequence of recorded attention statistics, one per layer and call."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import overload
+from typing import Any, NamedTuple, overload
 
-from keywise.attention.stats import AttentionStats
+import numpy as np
+from numpy.typing import NDArray
+
+from keywise.errors import OptionError, ShapeError
+from keywise.hf.layer_stats import STATISTICS, LayerStats, get_statistic
+from keywise.hf.record_file import read_calls, write_calls
+from keywise.hf.record_page import draw_maps, write_page
+from keywise.hf.record_table import make_table
 from keywise.hf.stats_spec import check_kind
 
 
-@dataclass(frozen=True, eq=False)
-class LayerStats:
-    """Attention statistics of one call of one attention layer.
+class TopToken(NamedTuple):
+    """A key that a query attended to.
 
     Attributes
     ----------
-    name : str
-        The layer's qualified name in the model (``"model.layers.3.self_attn"``).
-    layer : int or None
-        The layer's number in its stack; encoder, decoder and cross-attention count separately.
-    kind : str
-        ``"self"`` or ``"cross"``.
-    step : int
-        0 for the layer's first call since recording began (prefill), then 1, 2, ... (chunks, decoding steps).
-    queries : (int, int)
-        Token positions of the first query and of the one after the last, padding counted.
-    heads : tuple of int
-        Numbers of the query heads along the head axis of `stats`.
-    first_key : int
-        Token position of key 0 of `stats`; above 0 where a sliding-window cache has dropped earlier keys.
-    stats : keywise.AttentionStats
-        The statistics of these queries and heads. `output` is None: it went to the model.
-
-    Examples
-    --------
-    >>> import numpy as np, keywise as kw
-    >>> key = np.eye(4, dtype=np.float32)[None, None]
-    >>> stats = kw.attention_stats(key, key, key)
-    >>> record = LayerStats("layers.0.attention", 0, "self", 0, (0, 4), (0,), 0, stats)
-    >>> record.layer, record.stats.key_mass.shape
-    (0, (1, 1, 4))
+    token
+        Text of the key's token.
+    key
+        Token position of the key.
+    weight
+        Weight of the key.
     """
 
-    name: str
-    layer: int | None
-    kind: str
-    step: int
-    queries: tuple[int, int]
-    heads: tuple[int, ...]
-    first_key: int
-    stats: AttentionStats
+    token: str
+    key: int
+    weight: float
 
 
 class StatsRecord(Sequence[LayerStats]):
@@ -134,3 +116,197 @@ class StatsRecord(Sequence[LayerStats]):
         """
         check_kind("name", name)
         return StatsRecord(record for record in self if record.kind == name)
+
+    def stack(self, name: str) -> NDArray[Any]:
+        """Return one statistic of all layers and steps as an array.
+
+        Parameters
+        ----------
+        name : str
+            A field of `keywise.AttentionStats` other than `output`.
+
+        Returns
+        -------
+        array [steps, layers, B, Hq, ...]
+            Steps and layers in the order in which they ran.
+
+        Raises
+        ------
+        OptionError
+            There is no such statistic, or it was not recorded, or nothing was recorded.
+        ShapeError
+            Steps or layers have different shapes or are missing: select some with `step`, `layer` or `kind`.
+
+        Examples
+        --------
+        >>> record.step(0).stack("entropy").shape  # doctest: +SKIP
+        (1, 30, 1, 9, 128)
+        """
+        if name not in STATISTICS:
+            raise OptionError("name", f"must be one of {', '.join(STATISTICS)}", got=name)
+        if not self._records:
+            raise OptionError("record", "must hold a call", got=self, remedy="run the model inside record_stats")
+        calls = {(record.step, record.name): get_statistic(record, name) for record in self}
+        steps = list(dict.fromkeys(step for step, _ in calls))
+        layers = list(dict.fromkeys(layer for _, layer in calls))
+        shapes = sorted({values.shape for values in calls.values()})
+        if len(shapes) != 1 or len(calls) != len(steps) * len(layers):
+            raise ShapeError(
+                "name",
+                f"must have one shape in {len(steps)} steps of {len(layers)} layers",
+                got=[list(shape) for shape in shapes],
+                remedy="select some with step(0), layer(3) or kind('self')",
+            )
+        return np.stack([np.stack([calls[step, layer] for layer in layers]) for step in steps])
+
+    def top_tokens(
+        self, tokens: Sequence[str], layer: int, head: int, *, step: int = 0, item: int = 0
+    ) -> dict[int, list[TopToken]]:
+        """Return the tokens that each query of one head attended to most.
+
+        Parameters
+        ----------
+        tokens : sequence of str
+            The text of every token, such as ``tokenizer.convert_ids_to_tokens(ids[0])``.
+        layer, head : int
+            Number of the layer and of the query head.
+        step : int
+            0 for the prefill, then one per chunk or decoding step.
+        item : int
+            Batch item.
+
+        Returns
+        -------
+        dict of int to list of TopToken
+            By token position of the query, the heaviest first; as many as `top_k` of the record.
+
+        Raises
+        ------
+        OptionError
+            There is no such call, head or item, or several kinds of attention: select one with `kind`.
+        ShapeError
+            A key lies behind the last of `tokens`.
+
+        Examples
+        --------
+        >>> record.top_tokens(["The", " lamp", " was", " lit"], layer=3, head=1)[3]  # doctest: +SKIP
+        [TopToken(token=' lamp', key=1, weight=0.62), ...]
+        """
+        calls = [record for record in self if (record.layer, record.step) == (layer, step)]
+        if len(calls) != 1:
+            rule = f"and step must name one call, got {len(calls)} calls at step {step}"
+            raise OptionError("layer", rule, got=layer, remedy="see record.layer(...) and record.kind(...)")
+        (call,) = calls
+        if head not in call.heads:
+            raise OptionError("head", f"must be one of the recorded heads {list(call.heads)}", got=head)
+        keys, weights = get_statistic(call, "top_keys"), get_statistic(call, "top_weights")
+        if not 0 <= item < len(keys):
+            raise OptionError("item", f"must be between 0 and {len(keys) - 1}", got=item)
+        place = item, call.heads.index(head)
+        last = int(keys[place].max(initial=-1)) + call.first_key
+        if last >= len(tokens):
+            raise ShapeError("tokens", f"must have the text of every key, of the last at {last} too", got=len(tokens))
+        return {
+            call.queries[0] + query: [
+                TopToken(tokens[key + call.first_key], int(key) + call.first_key, float(weight))
+                for key, weight in zip(keys[place][query], weights[place][query], strict=True)
+                if key >= 0
+            ]
+            for query in range(keys.shape[2])
+        }
+
+    def to_dataframe(self, name: str = "entropy") -> Any:
+        """Return one statistic as a pandas table with a row for every number.
+
+        Parameters
+        ----------
+        name : str
+            A field of `keywise.AttentionStats` other than `output`. ``"top_keys"`` and ``"top_weights"`` are the same
+            table.
+
+        Returns
+        -------
+        pandas.DataFrame
+            The columns ``name``, ``layer``, ``kind``, ``step``, ``item``, ``head``; ``query``, ``key`` (token
+            positions), ``rank`` or ``segment`` where the statistic has them; and the statistic.
+
+        Raises
+        ------
+        OptionError
+            There is no such statistic, or it was not recorded, or nothing was recorded.
+        ModelError
+            pandas is not installed.
+
+        Examples
+        --------
+        >>> record.to_dataframe("entropy").groupby(["layer", "head"]).entropy.mean()  # doctest: +SKIP
+        """
+        return make_table(self, name)
+
+    def to_html(self, path: str | os.PathLike[str]) -> None:
+        """Write a page with a map of every recorded statistic by layer and head.
+
+        Parameters
+        ----------
+        path : path
+            The file to write or replace.
+
+        Raises
+        ------
+        FormatError
+            The file cannot be written.
+        OptionError
+            Nothing was recorded.
+
+        Examples
+        --------
+        >>> record.to_html("attention.html")  # doctest: +SKIP
+        """
+        write_page(self, path)
+
+    def _repr_html_(self) -> str:
+        return draw_maps(self)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Save the record as a safetensors file.
+
+        Parameters
+        ----------
+        path : path
+            The file to write or replace.
+
+        Raises
+        ------
+        FormatError
+            The file cannot be written.
+        ModelError
+            safetensors is not installed.
+
+        Examples
+        --------
+        >>> record.save("attention.safetensors")  # doctest: +SKIP
+        """
+        write_calls(self, path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> StatsRecord:
+        """Load a record that `save` has written; its arrays are NumPy's.
+
+        Parameters
+        ----------
+        path : path
+            The file.
+
+        Raises
+        ------
+        MissingFileError, FormatError
+            The file is missing, damaged or no record.
+        ModelError
+            safetensors is not installed.
+
+        Examples
+        --------
+        >>> keywise.hf.StatsRecord.load("attention.safetensors")  # doctest: +SKIP
+        StatsRecord(30 calls of 30 layers)
+        """
+        return cls(read_calls(path))
