@@ -10,6 +10,7 @@ from keywise.attention.operation import attend, attention_stats, partial
 from keywise.attention.partial import Partial, merge
 from keywise.attention.stats import AttentionStats
 from keywise.attention.targets import explain, get_num_threads, set_num_threads, targets, using
+from keywise.attention.weights import WeightsBlock, attention_weights
 from keywise.cache.kvcache import KVCache
 from keywise.errors import (
     DtypeError,
@@ -45,8 +46,10 @@ __all__ = [
     "Partial",
     "ShapeError",
     "TargetError",
+    "WeightsBlock",
     "attend",
     "attention_stats",
+    "attention_weights",
     "diagnosis",
     "documents",
     "explain",

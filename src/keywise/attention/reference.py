@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from keywise.attention.arrays import Array, round_to, to_library
+from keywise.attention.arrays import Array, HostArray, round_to, to_library
 from keywise.attention.dropout import compute_dropout_factors
 from keywise.attention.problem import Problem
 from keywise.attention.stats_request import ResolvedStats
@@ -190,6 +190,45 @@ def compute_scores(problem: Problem) -> Array:
     if problem.bias is not None:
         score = score + problem.bias.floats(np.float64)
     return np.where(find_visible_keys(problem), score, -np.inf)
+
+
+def evaluate_block(problem: Problem, queries: slice, keys: slice, lse: Array) -> tuple[Array, Array, Array]:
+    """Compute the scores and weights of some queries on some keys in float64.
+
+    Parameters
+    ----------
+    problem
+        A call whose keys are one chunk.
+    queries, keys
+        The block.
+    lse
+        [B, Hq, q] log-sum-exp of the scores of these queries on all keys, sinks included.
+
+    Returns
+    -------
+    [B, Hq, q, k]
+        Scores before softcap, bias and mask.
+    [B, Hq, q, k]
+        Scores, -inf for hidden keys.
+    [B, Hq, q, k]
+        Weights, 0 for hidden keys.
+    """
+    (chunk,) = problem.chunks
+    key = np.repeat(_select_tokens(chunk.key, keys), problem.shape.query_heads // problem.shape.key_heads, axis=1)
+    with np.errstate(invalid="ignore", over="ignore"):
+        raw_scores = np.matmul(_select_tokens(problem.query, queries), key.swapaxes(2, 3)) * problem.scale
+    scores = raw_scores if problem.softcap is None else problem.softcap * np.tanh(raw_scores / problem.softcap)
+    if problem.bias is not None:
+        scores = scores + problem.bias._replace(data=problem.bias.data[:, :, queries, keys]).floats(np.float64)
+    visible = find_visible_keys(problem, np.arange(queries.start, queries.stop))[..., keys]
+    scores = np.where(visible, scores, -np.inf)
+    with np.errstate(invalid="ignore"):
+        weights = np.where(np.isneginf(scores), 0.0, np.exp(scores - lse[..., None]))
+    return raw_scores, scores, weights
+
+
+def _select_tokens(array: HostArray, tokens: slice) -> Array:
+    return np.asarray(array._replace(data=array.data[:, :, tokens]).floats(np.float64))
 
 
 def _find_hidden_keys(problem: Problem, score: Array) -> Array:

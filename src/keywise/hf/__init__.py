@@ -5,6 +5,7 @@ Importing this package loads neither torch nor transformers; they are imported b
 
 from typing import Any
 
+from keywise.hf.block_recording import record_weights
 from keywise.hf.compatibility import check_features
 from keywise.hf.families import FamilySupport, supported
 from keywise.hf.layer_stats import LayerStats
@@ -20,6 +21,7 @@ __all__ = [
     "StatsRecord",
     "StatsSpec",
     "record_stats",
+    "record_weights",
     "register",
     "supported",
     "use",

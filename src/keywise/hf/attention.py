@@ -11,6 +11,7 @@ import torch
 from keywise.attention.operation import run
 from keywise.attention.stats_request import StatsRequest
 from keywise.errors import ModelError
+from keywise.hf.block_recording import find_recorders, has_open_recorders
 from keywise.hf.compatibility import is_collecting_weights
 from keywise.hf.joined import JoinedTensor, get_dense, split_chunks
 from keywise.hf.keywords import check_keywords, check_traced_keywords, make_keyword_error
@@ -112,8 +113,9 @@ def forward(  # noqa: PLR0917  (transformers calls it this way)
     }
     compute = _choose_computation(query, key, value, options, dropout)
     collector = None if torch.compiler.is_compiling() else find_collector(module)
+    recorders = () if torch.compiler.is_compiling() else find_recorders(module)
     plan = None
-    if collector is not None:
+    if collector is not None or recorders:
         if isinstance(attention_mask, LazyMask):
             first_query = attention_mask.mask_layout.first_query
             first_key = attention_mask.mask_layout.first_key
@@ -122,7 +124,10 @@ def forward(  # noqa: PLR0917  (transformers calls it this way)
             is_decoder = getattr(module, "is_causal", True) if is_causal is None else is_causal
             first_query = max(keys - queries, 0) if is_decoder else 0
             first_key = 0
-        plan = collector.plan_call(module, queries=queries, keys=keys, first_query=first_query, first_key=first_key)
+        for recorder in recorders:
+            recorder.add(query, key, options, first_query=first_query, first_key=first_key)
+        if collector is not None:
+            plan = collector.plan_call(module, queries=queries, keys=keys, first_query=first_query, first_key=first_key)
     if collector is None or plan is None:
         return compute(), None
     return collector.add(plan, compute(stats=plan.request, is_differentiable=collector.is_differentiable)), None
@@ -183,7 +188,7 @@ def _compute_for_training(
 
 def _is_traceable(key: Any) -> bool:
     """Return whether a compiled graph can hold this call: no record of statistics, and keys with storage."""
-    return not has_open_collectors() and not isinstance(key, JoinedTensor)
+    return not (has_open_collectors() or has_open_recorders()) and not isinstance(key, JoinedTensor)
 
 
 # torch.compile breaks the graph here: neither records nor chunks of keys can be traced.
