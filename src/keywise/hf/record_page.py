@@ -14,10 +14,10 @@ from keywise.errors import FormatError, OptionError
 from keywise.hf.layer_stats import LayerStats, get_statistic
 from keywise.util.atomic_write import atomic_write
 
-# A statistic of each query, its title, and what a dark cell means.
+# A statistic of each query, its title, and what a cell of deep blue means.
 _MAPS: Final = (
-    ("entropy", "Entropy", "nats; dark: attention is spread over many keys"),
-    ("top_mass", "Mass of the top keys", "share; dark: few keys receive nearly all attention"),
+    ("entropy", "Entropy", "nats; deeper blue: attention is spread over many keys"),
+    ("top_mass", "Mass of the top keys", "share; deeper blue: few keys receive nearly all attention"),
 )
 _STYLE: Final = """
 .keywise-map { border-collapse: collapse; font: 12px system-ui, sans-serif; margin: 0.5em 0 1.5em; }
@@ -89,7 +89,7 @@ def draw_maps(record: Sequence[LayerStats]) -> str:
         with_mass = [call for call in calls if call.stats.key_mass is not None]
         if with_mass:
             values = {id(call): _find_first_share(call) for call in with_mass}
-            caption = f"Share of the first key, {kind}-attention (dark: an attention sink)"
+            caption = f"Share of the first key, {kind}-attention (deeper blue: an attention sink)"
             tables.append(_draw_table(caption, with_mass, values))
     return "".join(tables)
 
