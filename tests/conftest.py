@@ -15,7 +15,7 @@ import keywise as kw
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Pass over files without serial tests where only those run: importing all files takes half of their time."""
+    """Pass over files without serial tests where only those run: importing all files takes long."""
     if config.option.markexpr != "serial" or not collection_path.is_file():
         return None
     return True if "mark.serial" not in collection_path.read_text(encoding="utf-8") else None

@@ -19,7 +19,7 @@ TOLERANCES = {"float32": (1e-3, 1e-7), "float16": (2e-3, 1e-3), "bfloat16": (1.6
 
 @functools.cache
 def collect_conformance_cases() -> dict[str, Any]:
-    # The module makes its cases on import; collect_testcases would make those of every operator, which takes 10 s.
+    # The module makes its cases on import; collect_testcases would make those of every operator.
     importlib.import_module("onnx.backend.test.case.node.attention")
     return {
         case.name: case

@@ -172,7 +172,7 @@ def check_gguf(*paths: Path) -> GgufSummary:
 def write_without_vocabulary(path: Path, target: Path, parts: int = 1) -> tuple[int, int | None]:
     """Write the header of a GGUF file without its vocabulary, and a hole in place of the tensors.
 
-    Readers that make an object of every token need a second for 10,000 of them.
+    Readers that make several objects of every token take most of a model's first start otherwise.
 
     Parameters
     ----------

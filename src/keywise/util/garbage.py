@@ -11,8 +11,8 @@ from contextlib import contextmanager
 def pause_garbage_collection() -> Iterator[None]:
     """Collect no cyclic garbage inside a ``with`` block that creates many objects which stay.
 
-    Importing torch and transformers and reading a vocabulary create millions of objects. The collector would go through
-    all of them several times and find nothing: a fifth of the time that a small model needs to load.
+    Importing torch and transformers and reading a vocabulary create many objects that stay. The collector would go
+    through all of them several times and find nothing.
 
     Examples
     --------
