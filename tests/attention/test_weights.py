@@ -91,7 +91,7 @@ def test_memory_is_that_of_the_block() -> None:
     kw.attention_weights(**arguments, queries=slice(100, 110), keys=slice(0, 50))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 1_000_000, "the matrix has 36,000,000 bytes"
+    assert peak < 3_000_000, "the matrix has 36,000,000 bytes"
 
 
 @pytest.mark.parametrize(

@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from keywise.attention.arrays import Array, HostArray, round_to, to_library
+from keywise.attention.arrays import Array, round_to, to_library
 from keywise.attention.dropout import compute_dropout_factors
 from keywise.attention.problem import Problem
 from keywise.attention.stats_request import ResolvedStats
 
+ALL = slice(None)
 _PARTIAL_NAMES = ("running_max", "running_sum", "values")
 _STATS_NAMES = ("lse", "entropy", "top_keys", "top_weights", "top_mass", "key_mass", "segment_mass")
 
@@ -153,82 +154,68 @@ def _find_same_document(documents: Array, query_position: Array, key_position: A
     return np.asarray(has_document & (documents[key_position] == query_document))
 
 
-def compute_raw_scores(problem: Problem) -> Array:
+def compute_raw_scores(problem: Problem, queries: slice = ALL, keys: slice = ALL) -> Array:
     """Compute query · key * scale in float64, before softcap, bias and mask.
 
     Parameters
     ----------
     problem
         The call.
+    queries, keys
+        Those to compute.
 
     Returns
     -------
-    [B, Hq, Q, N]
+    [B, Hq, q, k]
     """
     group = problem.shape[1] // problem.shape[2]
-    key = np.repeat(problem.key_floats(np.float64), group, axis=1)
+    key = np.repeat(problem.key_floats(np.float64)[:, :, keys], group, axis=1)
+    query = problem.query.floats(np.float64)[:, :, queries]
     with np.errstate(invalid="ignore", over="ignore"):
-        return np.asarray(np.matmul(problem.query.floats(np.float64), key.swapaxes(2, 3)) * problem.scale)
+        return np.asarray(np.matmul(query, key.swapaxes(2, 3)) * problem.scale)
 
 
-def compute_scores(problem: Problem) -> Array:
+def compute_scores(problem: Problem, queries: slice = ALL, keys: slice = ALL) -> Array:
     """Compute the scores after softcap, bias and mask.
 
     Parameters
     ----------
     problem
         The call.
+    queries, keys
+        Those to compute.
 
     Returns
     -------
-    [B, Hq, Q, N]
+    [B, Hq, q, k]
         A hidden key has score -inf.
     """
-    score = compute_raw_scores(problem)
+    score = compute_raw_scores(problem, queries, keys)
     if problem.softcap is not None:
         score = problem.softcap * np.tanh(score / problem.softcap)
     if problem.bias is not None:
-        score = score + problem.bias.floats(np.float64)
-    return np.where(find_visible_keys(problem), score, -np.inf)
+        score = score + problem.bias._replace(data=problem.bias.data[:, :, queries, keys]).floats(np.float64)
+    numbers = np.arange(problem.shape.queries)[queries]
+    return np.where(find_visible_keys(problem, numbers)[..., keys], score, -np.inf)
 
 
-def evaluate_block(problem: Problem, queries: slice, keys: slice, lse: Array) -> tuple[Array, Array, Array]:
-    """Compute the scores and weights of some queries on some keys in float64.
+def compute_weights(scores: Array, lse: Array) -> Array:
+    """Compute the weights of some keys from their scores and the log-sum-exp over all keys.
 
     Parameters
     ----------
-    problem
-        A call whose keys are one chunk.
-    queries, keys
-        The block.
+    scores
+        [B, Hq, q, k] -inf for hidden keys.
     lse
-        [B, Hq, q] log-sum-exp of the scores of these queries on all keys, sinks included.
+        [B, Hq, q] sinks included.
 
     Returns
     -------
     [B, Hq, q, k]
-        Scores before softcap, bias and mask.
-    [B, Hq, q, k]
-        Scores, -inf for hidden keys.
-    [B, Hq, q, k]
-        Weights, 0 for hidden keys.
+        0 for hidden keys.
     """
-    (chunk,) = problem.chunks
-    key = np.repeat(_select_tokens(chunk.key, keys), problem.shape.query_heads // problem.shape.key_heads, axis=1)
-    with np.errstate(invalid="ignore", over="ignore"):
-        raw_scores = np.matmul(_select_tokens(problem.query, queries), key.swapaxes(2, 3)) * problem.scale
-    scores = raw_scores if problem.softcap is None else problem.softcap * np.tanh(raw_scores / problem.softcap)
-    if problem.bias is not None:
-        scores = scores + problem.bias._replace(data=problem.bias.data[:, :, queries, keys]).floats(np.float64)
-    visible = find_visible_keys(problem, np.arange(queries.start, queries.stop))[..., keys]
-    scores = np.where(visible, scores, -np.inf)
     with np.errstate(invalid="ignore"):
-        weights = np.where(np.isneginf(scores), 0.0, np.exp(scores - lse[..., None]))
-    return raw_scores, scores, weights
-
-
-def _select_tokens(array: HostArray, tokens: slice) -> Array:
-    return np.asarray(array._replace(data=array.data[:, :, tokens]).floats(np.float64))
+        return np.where(np.isneginf(scores), 0.0, np.exp(scores - lse[..., None]))
 
 
 def _find_hidden_keys(problem: Problem, score: Array) -> Array:

@@ -11,7 +11,7 @@ from keywise.attention.arrays import to_library
 from keywise.attention.call import make_call
 from keywise.attention.operation import compute_call
 from keywise.attention.problem import resolve_problem
-from keywise.attention.reference import evaluate_block
+from keywise.attention.reference import compute_raw_scores, compute_scores, compute_weights
 from keywise.attention.stats_request import StatsRequest
 from keywise.errors import DtypeError, OptionError
 
@@ -66,7 +66,7 @@ def attention_weights(
     """Compute the weights of chosen queries on chosen keys.
 
     One pass over all keys gives the log-sum-exp of each query, and the scores of the block alone are computed again.
-    Memory is that of the block, and a byte per chosen query and key of the whole row while it is computed.
+    Memory is that of the block, of query and key in float64, and a byte per chosen query and key of the whole row.
 
     Parameters
     ----------
@@ -105,10 +105,13 @@ def attention_weights(
     stats = StatsRequest(top_k=0, key_mass=False, queries=query_range)
     lse = compute_call(make_call(query, key, value, **options, stats=stats))["lse"]
     problem = resolve_problem(call)
-    raw_scores, scores, weights = evaluate_block(
-        problem, slice(*query_range), slice(*key_range), np.asarray(lse, np.float64)
-    )
-    arrays = {"weights": weights, "scores": scores, "raw_scores": raw_scores}
+    block = slice(*query_range), slice(*key_range)
+    scores = compute_scores(problem, *block)
+    arrays = {
+        "weights": compute_weights(scores, np.asarray(lse, np.float64)),
+        "scores": scores,
+        "raw_scores": compute_raw_scores(problem, *block),
+    }
     converted = {name: to_library(array.astype(np.float32), problem.query.like) for name, array in arrays.items()}
     return WeightsBlock(query_range, key_range, **converted, lse=lse)
 
