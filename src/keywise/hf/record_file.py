@@ -107,7 +107,7 @@ def read_calls(path: str | os.PathLike[str]) -> list[LayerStats]:
     if metadata.get("format") != FORMAT:
         raise _refuse(path, "it is another safetensors file")
     if metadata.get("version") != VERSION:
-        raise FormatError("path", f"{os.fspath(path)!r} was made by another build", remedy="record it anew")
+        raise FormatError("path", f"{os.fspath(path)!r} was made by another build", remedy="record it again")
     try:
         if _digest(metadata["calls"], arrays) != metadata["sha256"]:
             raise _refuse(path, "it is damaged")
