@@ -146,6 +146,37 @@ def test_recording_leaves_the_model_and_its_statistics_as_they_are() -> None:
     assert blocks == []
 
 
+def test_a_repeated_call_of_a_checkpointed_layer_is_recorded_once() -> None:
+    model = keywise.hf.use(make_model("llama")).train()
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    with record_weights(model, name_layer("llama", 1)) as blocks:
+        model(IDS, use_cache=False).logits.sum().backward()
+    assert len(blocks) == 1
+
+
+def test_a_block_without_a_call_ends_with_a_warning() -> None:
+    model = keywise.hf.use(make_model("llama"))
+    with (
+        pytest.warns(UserWarning, match=r"model\.layers\.0\.mlp did not call keywise inside record_weights"),
+        torch.no_grad(),
+        record_weights(model, "model.layers.0.mlp"),
+    ):
+        model(IDS)
+
+
+def test_a_compiled_model_is_recorded() -> None:
+    torch.compiler.reset()
+    model = keywise.hf.use(make_model("llama"))
+    compiled = torch.compile(model, backend="eager")
+    with torch.no_grad():
+        compiled(IDS)
+        with record_weights(model, name_layer("llama", 1)) as compiled_blocks:
+            compiled(IDS)
+        with record_weights(model, name_layer("llama", 1)) as blocks:
+            model(IDS)
+    torch.testing.assert_close(compiled_blocks[0].weights, blocks[0].weights)
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM, WhisperConfig
 from transformers.models.whisper.modeling_whisper import WhisperForConditionalGeneration
 
@@ -245,6 +246,23 @@ def test_damaged_and_other_files_are_refused(generated: StatsRecord, tmp_path: P
         StatsRecord.load(tmp_path / "gone.safetensors")
     with pytest.raises(FormatError, match="path must name a file"):
         StatsRecord.load(tmp_path)
+
+
+def test_a_model_is_no_record(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    save_file({"weight": torch.zeros(3, dtype=torch.bfloat16)}, path)
+    with pytest.raises(FormatError, match="it is another safetensors file; write it with StatsRecord"):
+        StatsRecord.load(path)
+
+
+def test_an_array_without_axes_is_refused(
+    generated: StatsRecord, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "record.safetensors"
+    monkeypatch.setattr("keywise.hf.record_file.get_statistic", lambda _call, _name: np.float32(1.0))
+    generated.save(path)
+    with pytest.raises(FormatError, match="its calls do not fit its arrays"):
+        StatsRecord.load(path)
 
 
 def test_a_well_formed_file_with_calls_that_do_not_fit_is_refused(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -13,6 +14,7 @@ from keywise.attention.mask import Mask
 from keywise.attention.weights import WeightsBlock, attention_weights
 from keywise.errors import DtypeError, ModelError, OptionError
 from keywise.hf.parts import ATTENTION_NAME, name_modules, select_parts
+from keywise.hf.recording import is_in_backward
 from keywise.util.checks import check_int
 
 _active: ContextVar[tuple[BlockRecorder, ...]] = ContextVar("keywise_active_block_recorders", default=())
@@ -34,7 +36,8 @@ def record_weights(
     """Record the weights of one layer on chosen keys while the ``with`` block runs.
 
     Weights are exact under the softmax over all keys, and memory is that of the block: see `keywise.attention_weights`.
-    Only calls made in the thread (or task) that opened the block are recorded. Weights are those before dropout.
+    Only calls made in the thread (or task) that opened the block are recorded; a warning tells of a block without any.
+    Weights are those before dropout.
 
     Parameters
     ----------
@@ -82,6 +85,11 @@ def record_weights(
         _active.reset(token)
         with _open_recorders_lock:
             _open_recorders.remove(recorder)
+    if not recorder.calls:
+        reason = "it did not run in this thread, or is no attention layer"
+        warnings.warn(
+            f"keywise recorded nothing: {layer} did not call keywise inside record_weights; {reason}", stacklevel=3
+        )
 
 
 def has_open_recorders() -> bool:
@@ -100,7 +108,7 @@ def find_recorders(module: Any) -> list[BlockRecorder]:
     return [recorder for recorder in _active.get() if recorder.module is module]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class BlockRecorder:
     """Collects the weights of one layer.
 
@@ -116,6 +124,8 @@ class BlockRecorder:
         The first token position and the one after the last; None for no limit.
     blocks
         What was recorded.
+    calls
+        Number of calls of the layer, with queries and keys of the block or without.
     """
 
     module: Any
@@ -124,6 +134,7 @@ class BlockRecorder:
     queries: tuple[int, int | None]
     keys: tuple[int, int | None]
     blocks: list[WeightsBlock] = field(default_factory=list)
+    calls: int = 0
 
     def add(self, query: Any, key: Any, options: dict[str, Any], *, first_query: int, first_key: int) -> None:
         """Record one call of the layer.
@@ -144,6 +155,9 @@ class BlockRecorder:
         """
         from keywise.hf.joined import get_dense
 
+        if is_in_backward():
+            return  # checkpointed gradients repeat a call that is recorded already
+        self.calls += 1
         queries = _select(self.queries, first_query, query.shape[2])
         keys = _select(self.keys, first_key, key.shape[2])
         if queries is None or keys is None:

@@ -6,13 +6,13 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final
+from typing import IO, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from keywise.attention.stats import AttentionStats
-from keywise.cache.safetensors_header import LENGTH_WORD, MAX_HEADER_BYTES, HeaderError, parse_header
+from keywise.cache.safetensors_header import LENGTH_WORD, MAX_HEADER_BYTES, parse_header
 from keywise.errors import FormatError, MissingFileError
 from keywise.hf.layer_stats import STATISTICS, LayerStats, get_statistic
 from keywise.util.atomic_write import atomic_write
@@ -94,28 +94,32 @@ def read_calls(path: str | os.PathLike[str]) -> list[LayerStats]:
 
     try:
         with open_regular(path) as file:
-            content = file.read()
+            metadata, header = _read_header(file)
+            # Other files may be models of many gigabytes.
+            content = header + file.read() if metadata.get("format") == FORMAT else b""
     except FileNotFoundError as error:
         raise MissingFileError("path", "must name an existing file", got=os.fspath(path)) from error
     except OSError as error:
         raise _refuse(path, str(error.strerror or error)) from error
-    try:
-        metadata = _read_metadata(content)
-        arrays = load(content)
-    except (SafetensorError, HeaderError, ValueError) as error:
+    except ValueError as error:
         raise _refuse(path, f"it is no safetensors file, or damaged: {error}") from error
-    if metadata.get("format") != FORMAT:
+    if not content:
         raise _refuse(path, "it is another safetensors file")
     if metadata.get("version") != VERSION:
         raise FormatError("path", f"{os.fspath(path)!r} was made by another build", remedy="record it again")
     try:
-        if _digest(metadata["calls"], arrays) != metadata["sha256"]:
-            raise _refuse(path, "it is damaged")
+        arrays = load(content)
+        is_intact = _digest(metadata["calls"], arrays) == metadata["sha256"]
+    except (SafetensorError, LookupError, TypeError, ValueError) as error:
+        raise _refuse(path, f"it is damaged: {error}") from error
+    if not is_intact:
+        raise _refuse(path, "it is damaged")
+    try:
         return [
             _make_call(call, {name: arrays[key] for name in STATISTICS if (key := f"{number}.{name}") in arrays})
             for number, call in enumerate(json.loads(metadata["calls"]))
         ]
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
+    except (LookupError, TypeError, ValueError, RecursionError) as error:
         raise _refuse(path, f"its calls do not fit its arrays: {error}") from error
 
 
@@ -124,11 +128,14 @@ def _refuse(path: str | os.PathLike[str], reason: str) -> FormatError:
     return FormatError("path", rule, got=os.fspath(path), remedy=f"{reason}; write it with StatsRecord.save")
 
 
-def _read_metadata(content: bytes) -> dict[str, str]:
-    header_bytes = LENGTH_WORD.unpack_from(content)[0] if len(content) >= LENGTH_WORD.size else 0
-    if not 0 < header_bytes <= min(MAX_HEADER_BYTES, len(content) - LENGTH_WORD.size):
-        raise ValueError("it is cut short")
-    return parse_header(content[LENGTH_WORD.size : LENGTH_WORD.size + header_bytes])[0]
+def _read_header(file: IO[bytes]) -> tuple[dict[str, str], bytes]:
+    """Return the metadata of a safetensors file, and the bytes up to the end of its header."""
+    length = file.read(LENGTH_WORD.size)
+    header_bytes = LENGTH_WORD.unpack(length)[0] if len(length) == LENGTH_WORD.size else 0
+    header = file.read(header_bytes) if header_bytes <= MAX_HEADER_BYTES else b""
+    if not header or len(header) < header_bytes:
+        raise ValueError("it is cut short, or its length is")
+    return parse_header(header)[0], length + header
 
 
 def _digest(calls: str, arrays: Mapping[str, NDArray[Any]]) -> str:
